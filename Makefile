@@ -1,0 +1,48 @@
+# `make run` and `make test` each set up a fresh machine: a virtual environment, the build, the data.
+PYTHON ?= python3
+ARGS ?=
+OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
+
+BIN := .venv/bin
+STAMP := .venv/installed
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format assets data
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: $(STAMP) data  ## Run the whole loop into a fresh folder of runs/; ARGS="--seed 1", OUT=DIR
+	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
+
+test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+assets: $(STAMP) data  ## Train the shipped teacher and priors anew (hours)
+	$(BIN)/python -m engine.pretrain $(ARGS)
+
+data: $(STAMP)  ## Fetch Fashion-MNIST; goes on without it where it cannot be had
+	$(BIN)/python -m engine.datasets.fetch --optional
+
+$(STAMP): $(BUILD_INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "make: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || \
+		{ echo "make: the headers of $(PYTHON) are missing (Debian: apt-get install python3-dev)" >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		{ echo "make: no C++ compiler (Debian: apt-get install g++)" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@

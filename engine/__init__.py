@@ -1,0 +1,1 @@
+"""Data-free distillation: synthesize, augment, filter, distill."""

@@ -1,0 +1,40 @@
+"""What a run is measured on. The loop itself reads no dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from engine.datasets.fashion_mnist import LabeledImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The test set. It is read once, after the last step of training."""
+
+    dataset: Literal["fashion-mnist", "none"] = "none"
+    """Name of the test set; none leaves the accuracies null."""
+    root: str | None = None
+    """Folder of the dataset's files; null tries the usual places."""
+
+
+def load_test_set(config: EvaluateConfig) -> "tuple[LabeledImages | None, str | None]":
+    """The test images and None, or None and the reason why there are none.
+
+    Raises UserError where a `root` was given and does not hold the files.
+    """
+    if config.dataset == "none":
+        return None, "evaluate.dataset is none"
+    from engine.datasets import fashion_mnist
+
+    try:
+        return fashion_mnist.load("test", Path(config.root) if config.root else None), None
+    except FileNotFoundError as error:
+        if config.root:
+            raise UserError(
+                f"evaluate.root {config.root} does not hold the files of {config.dataset} ({error});"
+                " give the folder of the idx.gz files, or null to try the usual places"
+            ) from None
+        return None, str(error)

@@ -1,0 +1,60 @@
+"""Fashion-MNIST as the engine sees it: 32x32 RGB, the train split cut once into a private and a public half."""
+
+import gzip
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.datasets.fetch import fashion_mnist_root
+
+Split = Literal["private", "public", "test"]
+SPLIT_SEED = 20241028
+CLASS_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+class LabeledImages(NamedTuple):
+    images: Tensor  # uint8 [N, 3, 32, 32]
+    labels: Tensor  # int64 [N]
+
+
+def load(split: Split, root: Path | None = None) -> LabeledImages:
+    """One split: `private` (30k, trains the teacher), `public` (30k, trains the priors) or `test` (10k).
+
+    `root` is the folder of the four idx.gz files; without it the usual places are tried.
+    Raises FileNotFoundError where the files cannot be had.
+    """
+    folder = fashion_mnist_root(root)
+    prefix = "t10k" if split == "test" else "train"
+    grey = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").long()
+    images = F.pad(grey[:, None], (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    if split == "test":
+        return LabeledImages(images.contiguous(), labels)
+    order = torch.from_numpy(np.random.Generator(np.random.PCG64(SPLIT_SEED)).permutation(len(labels)))
+    half = len(labels) // 2
+    chosen = order[:half] if split == "private" else order[half:]
+    return LabeledImages(images[chosen], labels[chosen])
+
+
+def _read_idx(path: Path) -> Tensor:
+    """An idx file of unsigned bytes (magic 0x0000_08_dd, then dd big-endian sizes)."""
+    data = gzip.decompress(path.read_bytes())
+    num_dims = data[3]
+    shape = np.frombuffer(data, ">u4", num_dims, offset=4).astype(int)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
+    return torch.from_numpy(values.copy())

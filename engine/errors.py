@@ -1,0 +1,9 @@
+"""The exceptions that end a command with one line instead of a traceback."""
+
+
+class UserError(Exception):
+    """A mistake of the user, one line that names the field or file and the next step; exit code 2."""
+
+
+class NonFiniteError(Exception):
+    """NaN or infinity where work cannot go on, one line that names the stage and the step; exit code 1."""

@@ -1,0 +1,56 @@
+"""Test accuracy of a finished run's student and its teacher; the last line is JSON."""
+
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from engine.cli import main
+from engine.compute import ComputeConfig, open_accelerator
+from engine.datasets.config import load_test_set
+from engine.errors import UserError
+from engine.recipe import load_recipe
+
+
+def command(arguments: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="python -m engine.evaluate", description=__doc__, exit_on_error=False)
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--root", metavar="DIR", help="folder of the test set's files (default: the run's)")
+    try:
+        options = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(f"{error}; --help lists the options (--run DIR)") from None
+    result = evaluate_run(Path(options.run), options.root)
+    print(f"teacher {result['teacher_top1']:.2%}, student {result['student_top1']:.2%}, agreement", end=" ")
+    print(f"{result['agreement']:.2%}")
+    print(json.dumps(result))
+
+
+def evaluate_run(folder: Path, root: str | None = None) -> dict[str, float]:
+    """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
+
+    Raises UserError that names the file that is missing or unreadable.
+    """
+    for name in ("config.yaml", "student.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"--run {folder} has no {name}; give the folder of a finished run")
+    recipe = load_recipe(str(folder / "config.yaml"))
+    test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
+    if test_set is None:
+        raise UserError(f"no test set: {reason}; give its folder with --root")
+    from engine.models.loading import load_classifier
+    from engine.stages.evaluate import evaluate
+
+    accelerator = open_accelerator(ComputeConfig(precision="fp32"))
+    weights = str((folder / "student.safetensors").resolve())
+    student = load_classifier(replace(recipe.student, weights=weights), "student")
+    teacher = load_classifier(recipe.teacher, "teacher")
+    return evaluate(teacher, student, test_set.images, test_set.labels, accelerator)._asdict()
+
+
+if __name__ == "__main__":
+    sys.exit(main(command))

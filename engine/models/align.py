@@ -1,0 +1,64 @@
+"""The head that maps a student's feature map onto the teacher's while the student is trained."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.loading import require_feature
+from engine.seeding import derive_seed
+
+
+class AlignHead(nn.Module):
+    """Feature alignment of CSD and DDA (arXiv 2307.04542, 2410.17606; layers as in their released code).
+
+    Average pooling where the spatial sizes differ, then conv1x1 C_s -> 2 C_t, BN, ReLU, conv3x3, BN, ReLU,
+    conv1x1 -> C_t. No convolution has a bias.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        hidden = 2 * teacher_channels
+        self.conv1 = nn.Conv2d(student_channels, hidden, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, teacher_channels, 1, bias=False)
+
+    def forward(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        """Student feature [B, C_s, h, w] and the teacher's spatial size (H, W) -> [B, C_t, H, W]."""
+        if feature.shape[2:] != size:
+            feature = F.adaptive_avg_pool2d(feature, size)
+        feature = F.relu(self.bn1(self.conv1(feature)))
+        feature = F.relu(self.bn2(self.conv2(feature)))
+        return self.conv3(feature)
+
+
+def build_align_head(student: Classifier, teacher: Classifier, image_size: int, seed: int) -> AlignHead:
+    """The head, on the CPU, for the feature maps these classifiers, in eval mode, have at `image_size`.
+
+    The weights are a function of the seed. Raises UserError naming student.feature or teacher.feature where
+    it is not known or is no [B, C, H, W] map.
+    """
+    channels = [
+        _feature_channels(student, "student", image_size),
+        _feature_channels(teacher, "teacher", image_size),
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "align"))
+        return AlignHead(*channels)
+
+
+def _feature_channels(classifier: Classifier, section: str, image_size: int) -> int:
+    path = require_feature(classifier, section)
+    probe = torch.zeros(1, 3, image_size, image_size, device=classifier.mean.device)
+    with torch.no_grad():
+        _, (feature,) = forward_with_features(classifier, probe, [path])
+    if feature.ndim != 4:
+        raise UserError(
+            f"{section}.feature '{path}' gives {list(feature.shape)}, not [B, C, H, W]; "
+            "name a layer before the pooling, or set distill.w_feature to 0"
+        )
+    return feature.shape[1]

@@ -1,0 +1,45 @@
+"""The image generator that inversion optimizes (design of DAFL and CMI: two nearest-neighbour doublings)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """z [B, latent_dim] -> images [B, channels, size, size] in (0, 1)."""
+
+    def __init__(self, *, latent_dim: int = 256, width: int = 64, channels: int = 3, size: int = 32) -> None:
+        super().__init__()
+        assert size % 4 == 0
+        self.start = (2 * width, size // 4, size // 4)
+        self.project = nn.Linear(latent_dim, 2 * width * (size // 4) ** 2)
+        self.blocks = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.project(z).view(len(z), *self.start)
+        return self.blocks(h.contiguous(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def redraw(module: nn.Module, generator: torch.Generator) -> None:
+    """Every weight anew: N(0, 0.02) for convolutions and linear layers, N(1, 0.02) for BatchNorm scales, 0 for biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.weight.copy_(1 + 0.02 * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.zero_()
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.copy_(0.02 * torch.randn(layer.weight.shape, generator=generator))
+            if layer.bias is not None:
+                layer.bias.zero_()

@@ -1,0 +1,230 @@
+"""Classifiers by name: our own networks, timm's, torchvision's, or any Python factory."""
+
+import importlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine import models
+from engine.errors import UserError
+from engine.models.classifier import Classifier, batch_norms
+from engine.models.features import forward_with_features
+from engine.models.weights import first_line, fit, read_state_dict
+from engine.paths import resolve
+from engine.seeding import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A classifier: the teacher or the student of a recipe."""
+
+    name: str
+    """engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes num_classes
+    and in_channels and returns the network."""
+
+    weights: str | None = None
+    """A .safetensors, .pth or .pt file with the state dict; a student starts from random weights."""
+
+    num_classes: int = 10
+    """Classes, the width of the logits."""
+
+    in_channels: int = 3
+    """Channels the network takes: 3 (RGB), or 1 (the luma of the RGB image)."""
+
+    image_size: int = 32
+    """Height and width of the images, in pixels."""
+
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the image in [0, 1]: one number a channel, or one for all."""
+
+    std: tuple[float, ...] = (0.5,)
+    """Divides the image after the mean is subtracted: one number a channel, or one for all."""
+
+    feature: str | None = None
+    """Path of the submodule whose output is the feature map before pooling; by default the network's own
+    `feature_path`, which only the engine's networks have."""
+
+    def check(self, section: str) -> None:
+        """Raise UserError that names `section`.field for the first value out of range."""
+        for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
+            if value < 1:
+                raise UserError(f"{section}.{field} must be a positive integer, got {value}")
+        if self.in_channels not in (1, 3):
+            raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.in_channels) or not all(map(math.isfinite, values)):
+                raise UserError(
+                    f"{section}.{field} must be 1 finite number, or {self.in_channels} (one for each of "
+                    f"{section}.in_channels), got {list(values)}"
+                )
+        if min(self.std) <= 0:
+            raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
+
+
+def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
+    """The classifier with random weights, drawn from torch's global generator; `config.weights` is not read.
+
+    Raises UserError naming the field of `section` for a bad value, an unknown name, a factory that fails and
+    a network that does not give [1, num_classes] logits for one image.
+    """
+    classifier = _build(config, section)
+    _probe(classifier, config, section)
+    return classifier
+
+
+def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
+    """The trained classifier, in eval mode and without gradients; torch's global generator is left as it was.
+
+    Raises UserError as `build_classifier` does, and one naming `section`.weights and the file for weights
+    that are missing, unreadable, do not fit or give logits that are not finite.
+    """
+    if config.weights is None:
+        raise UserError(
+            f"{section}.weights is not set; give the .safetensors or .pth file of the trained network"
+        )
+    with torch.random.fork_rng(devices=[]):
+        classifier = _build(config, section)
+    path = resolve(config.weights, f"{section}.weights")
+    state = read_state_dict(path, f"{section}.weights")
+    fit(classifier.network, state, num_classes=config.num_classes, section=section, file=path)
+    classifier.eval().requires_grad_(False)
+    if not _probe(classifier, config, section).isfinite().all():
+        raise UserError(
+            f"{section}.weights: '{path}' gives logits that are not finite; "
+            "take the weights of a training that converged"
+        )
+    return classifier
+
+
+def require_feature(classifier: Classifier, section: str) -> str:
+    """The path of the feature map inside `classifier`.
+
+    Raises UserError naming `section`.feature where it is not known.
+    """
+    if classifier.feature_path is None:
+        raise UserError(
+            f"{section}.feature is not set and {classifier.name} names no feature map; "
+            f"set {section}.feature to the path of the submodule before its pooling"
+        )
+    return classifier.feature_path
+
+
+def require_batch_norm(classifier: Classifier, field: str) -> list[nn.BatchNorm2d]:
+    """`batch_norms(classifier)`, at least one.
+
+    Raises UserError naming `field`, the weight of the loss on their statistics, where there is none.
+    """
+    layers = batch_norms(classifier)
+    if not layers:
+        raise UserError(
+            f"{field} is above 0 but the teacher {classifier.name} has no BatchNorm2d with running "
+            f"statistics; set {field} to 0 or take a teacher with BatchNorm2d"
+        )
+    return layers
+
+
+def _build(config: ClassifierConfig, section: str) -> Classifier:
+    config.check(section)
+    network = _network(config, section)
+    own_feature = getattr(network, "feature_path", None)
+    return Classifier(
+        network,
+        num_classes=config.num_classes,
+        in_channels=config.in_channels,
+        mean=config.mean,
+        std=config.std,
+        feature_path=config.feature or (own_feature if isinstance(own_feature, str) else None),
+        name=config.name,
+    )
+
+
+def _network(config: ClassifierConfig, section: str) -> nn.Module:
+    source, _, name = config.name.partition(":")
+    if not source or not name:
+        raise UserError(
+            f"{section}.name must be engine:NAME, timm:NAME, torchvision:NAME or package.module:factory, "
+            f"got '{config.name}'"
+        )
+    make = {"engine": _from_engine, "timm": _from_timm, "torchvision": _from_torchvision}.get(
+        source, _from_factory
+    )
+    try:
+        network = make(config, section)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network of someone else raises, the name in the recipe chose it
+        raise UserError(
+            f"{section}.name: '{config.name}' cannot be built with num_classes={config.num_classes} and "
+            f"in_channels={config.in_channels} ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{section}.name: '{config.name}' gave a {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def _from_engine(config: ClassifierConfig, section: str) -> nn.Module:
+    name = config.name.removeprefix("engine:")
+    if name not in models.__all__:
+        raise UserError(f"{section}.name: no network '{name}' in engine; it has {', '.join(models.__all__)}")
+    return getattr(models, name)(config.num_classes, config.in_channels)
+
+
+def _from_timm(config: ClassifierConfig, section: str) -> nn.Module:
+    import timm
+
+    name = config.name.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise UserError(f"{section}.name: no network '{name}' in timm; timm.list_models() lists them")
+    return timm.create_model(
+        name, pretrained=False, num_classes=config.num_classes, in_chans=config.in_channels
+    )
+
+
+def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
+    import torchvision.models as zoo
+
+    name = config.name.removeprefix("torchvision:")
+    if name not in zoo.list_models(module=zoo):
+        raise UserError(
+            f"{section}.name: no classifier '{name}' in torchvision; "
+            "torchvision.models.list_models(module=torchvision.models) lists them"
+        )
+    if config.in_channels != 3:
+        raise UserError(f"{section}.in_channels must be 3 for '{config.name}', got {config.in_channels}")
+    return zoo.get_model(name, weights=None, num_classes=config.num_classes)
+
+
+def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
+    module, _, name = config.name.partition(":")
+    factory = getattr(importlib.import_module(module), name, None)
+    if not callable(factory):
+        raise UserError(f"{section}.name: module '{module}' has no function '{name}'")
+    return factory(num_classes=config.num_classes, in_channels=config.in_channels)
+
+
+def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
+    """The logits [1, num_classes] of one image of noise in eval mode; the mode is put back."""
+    size, training = config.image_size, classifier.training
+    images = torch.rand(1, 3, size, size, generator=generator(0, "probe"))
+    paths = [] if classifier.feature_path is None else [classifier.feature_path]
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            logits, _ = forward_with_features(classifier, images, paths)
+    except UserError as error:
+        raise UserError(f"{section}.feature: {error}") from error
+    except Exception as error:  # the network may be anyone's
+        raise UserError(
+            f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+    finally:
+        classifier.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, config.num_classes):
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {given} for one image"
+        )
+    return logits

@@ -1,0 +1,82 @@
+"""Trains the embedded networks in order and writes them in the formats in which real ones come."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.datasets.fashion_mnist import LabeledImages, load
+from engine.models.priors import PIPELINE
+from engine.pretraining.autoencoder import encode, train_autoencoder
+from engine.pretraining.card import write_card
+from engine.pretraining.clip import TowerPair, save_open_clip, save_vision_tower, train_clip
+from engine.pretraining.denoiser import new_scheduler, train_denoiser
+from engine.pretraining.teacher import train_teacher
+from engine.recipe import load_recipe
+
+
+def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerator, *, seed: int) -> None:
+    """The teacher sees the private half only, the priors the public half only; the card measures the teacher.
+
+    Raises FileNotFoundError where the dataset cannot be had.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    teacher_config = load_recipe("fashion-mnist").teacher
+    teacher = train_teacher(
+        teacher_config, load("private", root), accelerator, work / "teacher.pt", log, seed=seed
+    )
+    save_half(teacher.network.state_dict(), out / "teacher.safetensors")
+    public = load("public", root)
+    pair = train_clip(public, accelerator, work / "clip.pt", log, seed=seed)
+    save_open_clip(pair, out / "open_clip")
+    autoencoder = train_autoencoder(public, accelerator, work / "autoencoder.pt", log, seed=seed)
+    latents = scaled_latents(autoencoder, public, accelerator)
+    unet = train_denoiser(public, latents, pair, accelerator, work / "denoiser.pt", log, seed=seed)
+    save_pipeline(out / "image-variation", autoencoder, unet, pair)
+    write_card(out, root, accelerator)
+
+
+def save_half(state: dict[str, Tensor], path: Path) -> None:
+    """Floating-point tensors in fp16, counters as they are."""
+    tensors = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def scaled_latents(
+    autoencoder: AutoencoderKL, data: LabeledImages, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Latents of unit variance, float32 [N, 8, 8, 8], of the images and of their mirror images."""
+    factor = autoencoder.config.scaling_factor
+    views = (data.images, data.images.flip(3))
+    plain, mirrored = (encode(autoencoder, view, accelerator) * factor for view in views)
+    return plain, mirrored
+
+
+def save_pipeline(
+    folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, pair: TowerPair
+) -> None:
+    """A StableDiffusionImageVariationPipeline folder without safety checker; weights in fp16."""
+    save_vision_tower(pair, folder)
+    for name, module in (("vae", autoencoder), ("unet", unet)):
+        module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
+    new_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": PIPELINE,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

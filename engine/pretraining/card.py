@@ -1,0 +1,86 @@
+"""The card of the embedded assets: what they are, what they saw, how good they are."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from engine.datasets.fashion_mnist import CLASS_NAMES, SPLIT_SEED, LabeledImages, load
+from engine.models.loading import load_classifier
+from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
+from engine.recipe import load_recipe
+from engine.stages.evaluate import accuracy
+
+TEMPLATE = """# Embedded assets: Fashion-MNIST
+
+Remade by `python -m engine.pretrain`. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).
+
+The train split of Fashion-MNIST, padded to 32x32 and shown as RGB, is cut in two once (PCG64 permutation, seed
+{split_seed}): the **private** half (30,000 images) trains the teacher and nothing else; the **public** half
+(30,000), in the role of the web images that foundation models have seen, trains the priors. The test split
+(10,000) only measures. The engine's loop reads none of the three; a result made with these priors has seen the
+public half and must be named so.
+
+| file | what | trained on | parameters | figure on the test split |
+|---|---|---|---|---|
+| `teacher.safetensors` | WRN-16-2, one input channel | private | {teacher_parameters:,} | top-1 {teacher:.2%} |
+| `open_clip/` | open_clip CLIP: ViT and text tower | public, with class captions | {clip_parameters:,} | zero-shot top-1 {clip:.2%} |
+| `image-variation/image_encoder` | CLIPVisionModelWithProjection | public, same text tower | {encoder_parameters:,} | zero-shot top-1 {encoder:.2%} |
+| `image-variation/vae` | AutoencoderKL, 32x32 to 8x8x8 | public | {vae_parameters:,} | reconstruction {psnr:.1f} dB PSNR |
+| `image-variation/unet` | UNet2DConditionModel, v-prediction, image and class token | public | {unet_parameters:,} | |
+
+Stored in fp16 (safetensors, {megabytes:.1f} MB in all), computed in fp32 or bf16. No split was used to choose a
+checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
+"""
+
+
+def write_card(out: Path, root: Path | None, accelerator: Accelerator) -> None:
+    """Measures the assets as they load from `out` and writes `out`/README.md."""
+    test = load("test", root)
+    recipe = load_recipe("fashion-mnist", {"teacher.weights": str((out / "teacher.safetensors").resolve())})
+    teacher = load_classifier(recipe.teacher, "teacher")
+    clip = load_clip(f"local-dir:{(out / 'open_clip').resolve()}", None, accelerator.device)
+    prior = load_prior(str((out / "image-variation").resolve()), accelerator.device)
+    text = TEMPLATE.format(
+        split_seed=SPLIT_SEED,
+        teacher=accuracy(teacher, test.images, test.labels, accelerator),
+        clip=_zero_shot(clip, clip.embed_images, test),
+        encoder=_zero_shot(clip, lambda images: _encode(prior, images), test),
+        psnr=_psnr(prior, test.images),
+        teacher_parameters=_count(teacher),
+        clip_parameters=_count(clip.network),
+        encoder_parameters=_count(prior.image_encoder),
+        vae_parameters=_count(prior.vae),
+        unet_parameters=_count(prior.unet),
+        megabytes=sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6,
+    )
+    (out / "README.md").write_text(text)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _encode(prior: DiffusionPrior, images: torch.Tensor) -> torch.Tensor:
+    mean = torch.tensor(prior.encoder_mean).view(1, 3, 1, 1)
+    std = torch.tensor(prior.encoder_std).view(1, 3, 1, 1)
+    pixels = ((images.float() / 255 - mean) / std).to(prior.image_encoder.device)
+    return F.normalize(prior.image_encoder(pixel_values=pixels).image_embeds, dim=1)
+
+
+@torch.no_grad()
+def _zero_shot(clip: ClipModel, embed, test: LabeledImages) -> float:
+    captions = clip.embed_texts([f"a photo of a {name}." for name in CLASS_NAMES])
+    found = torch.cat([(embed(chunk) @ captions.T).argmax(1).cpu() for chunk in test.images.split(500)])
+    return (found == test.labels).double().mean().item()
+
+
+@torch.no_grad()
+def _psnr(prior: DiffusionPrior, images: torch.Tensor) -> float:
+    errors = []
+    for chunk in images.split(500):
+        pixels = chunk.to(prior.vae.device).float() / 127.5 - 1
+        decoded = prior.vae.decode(prior.vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        errors.append(F.mse_loss(decoded, pixels).double().cpu())
+    return float(10 * torch.log10(4 / torch.stack(errors).mean()))

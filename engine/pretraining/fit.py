@@ -1,0 +1,80 @@
+"""The one training loop of the embedded assets: epochs over batches, one-cycle rate, a checkpoint an epoch."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How long and how fast one network is trained."""
+
+    epochs: int
+    steps_per_epoch: int
+    max_lr: float
+    warmup: float = 0.2
+    ema_decay: float | None = None
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Callable[[int], Iterable[Tensor]],
+    config: Fit,
+    checkpoint: Path,
+    log: Callable[[str], None],
+) -> nn.Module:
+    """Steps on every loss that `losses(epoch)` yields; continues from `checkpoint` where it exists.
+
+    Returns `module`, or its exponential moving average where `config.ema_decay` is set. The last epoch is
+    the result: no split is used to choose one.
+    """
+    steps = config.epochs * config.steps_per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.max_lr, steps, pct_start=config.warmup)
+    average = copy.deepcopy(module).requires_grad_(False) if config.ema_decay else None
+    parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    if average is not None:
+        parts["average"] = average
+    for epoch in range(_restore(checkpoint, parts), config.epochs):
+        start, total, count = time.perf_counter(), torch.zeros(()), 0
+        for loss in losses(epoch):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if average is not None and config.ema_decay:
+                step = epoch * config.steps_per_epoch + count
+                _average(average, module, min(config.ema_decay, (step + 1) / (step + 10)))
+            total, count = total + loss.detach().float().cpu(), count + 1
+        _save(checkpoint, parts, epoch + 1)
+        seconds = time.perf_counter() - start
+        log(f"{name} epoch {epoch + 1}/{config.epochs} loss {float(total) / count:.4f} {seconds:.0f} s")
+    return module if average is None else average
+
+
+@torch.no_grad()
+def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    ours, theirs = list(average.state_dict().values()), list(module.state_dict().values())
+    floats = [i for i, value in enumerate(ours) if value.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - decay)
+
+
+def _save(checkpoint: Path, parts: dict[str, object], epoch: int) -> None:
+    temporary = checkpoint.with_suffix(".tmp")
+    torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, temporary)  # type: ignore[attr-defined]
+    temporary.replace(checkpoint)
+
+
+def _restore(checkpoint: Path, parts: dict[str, object]) -> int:
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])  # type: ignore[attr-defined]
+    return int(state["epoch"])

@@ -1,0 +1,47 @@
+"""The embedded teacher: plain supervised training on the private half."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.datasets.fashion_mnist import LabeledImages
+from engine.models.classifier import Classifier
+from engine.models.loading import ClassifierConfig, build_classifier
+from engine.pretraining.fit import Fit, fit
+from engine.seeding import generator
+from engine.transforms import random_crop_flip
+
+
+def train_teacher(
+    config: ClassifierConfig,
+    data: LabeledImages,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    log: Callable[[str], None],
+    *,
+    epochs: int = 12,
+    seed: int = 0,
+) -> Classifier:
+    """Cross-entropy, crop and flip, SGD with Nesterov momentum under a one-cycle rate."""
+    batch_size = 128
+    torch.manual_seed(seed)
+    classifier = build_classifier(config, "teacher").to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        classifier.train()
+        draw = generator(seed, "teacher", epoch)
+        order = torch.randperm(len(data.labels), generator=draw)
+        for index in order[: len(order) // batch_size * batch_size].split(batch_size):
+            images = random_crop_flip(data.images[index], draw).to(accelerator.device).float() / 255
+            with accelerator.autocast():
+                logits = classifier(images)
+            yield F.cross_entropy(logits.float(), data.labels[index].to(accelerator.device))
+
+    plan = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1)
+    fit("teacher", classifier, optimizer, losses, plan, checkpoint, log)
+    return classifier.eval()

@@ -1,0 +1,150 @@
+"""Progress a stage: bars on a terminal, one line a stage elsewhere, and the seconds and counts of each."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One stage at work; `advance` and `note` are its whole surface for the code that does the work."""
+
+    name: str
+    unit: str
+    total: int = 0
+    """Units of the entries so far, or of the whole run where that was announced and is more."""
+    begun: int = 0
+    """Units of the entries so far."""
+    done: int = 0
+    entered: float = 0.0
+    """Clock at the last entry."""
+    seconds: float = 0.0
+    """Seconds of the entries before this one."""
+    text: str = ""
+    active: bool = False
+    changed: Callable[["Stage"], None]
+    """Called after every change of `done`."""
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self.done += count
+        self.changed(self)
+
+    def note(self, text: str) -> None:
+        """A few words shown behind the rate, e.g. `kept 71 %`."""
+        self.text = text
+
+    def elapsed(self) -> float:
+        """Seconds spent in this stage, over all entries."""
+        return self.seconds + (time.perf_counter() - self.entered if self.active else 0.0)
+
+    def rate(self) -> float:
+        """Units a second."""
+        return self.done / max(self.elapsed(), 1e-9)
+
+    def remaining(self) -> float | None:
+        """Seconds to the end of what is announced, None before the first unit."""
+        return (self.total - self.done) / self.rate() if self.done else None
+
+
+class Progress:
+    """`with Progress() as progress, progress.stage("augment", total=600, unit="images") as stage: ...`
+
+    A stage may be entered again, in a later round: its bar, seconds and counts go on.
+    `seconds` and `counts` hold every stage that has ended, by name; a resumed run puts its earlier values in.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self._stages: dict[str, Stage] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False)
+        self._bars = RichProgress(
+            TextColumn("[bold]{task.description:<10}"),
+            BarColumn(bar_width=24),
+            _StageColumn(),
+            console=self._console,
+            disable=quiet or not sys.stdout.isatty(),
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def announce(self, name: str, *, total: int, unit: str) -> None:
+        """The whole run's units of a stage that is entered many times, so that its time left is the run's."""
+        stage = self._stages.get(name) or self._add(name, unit)
+        stage.total = total
+        self._draw(stage)
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, unit: str) -> Iterator[Stage]:
+        """`total` more units of the stage `name`; yields the Stage to advance."""
+        stage = self._stages.get(name) or self._add(name, unit)
+        first = stage.done
+        stage.begun += total
+        stage.total = max(stage.total, stage.begun)
+        stage.entered, stage.active = time.perf_counter(), True
+        self._draw(stage)
+        try:
+            yield stage
+        finally:
+            spent = time.perf_counter() - stage.entered
+            stage.seconds, stage.active = stage.seconds + spent, False
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.counts[name] = self.counts.get(name, 0) + stage.done - first
+            self._draw(stage)
+        if self._bars.disable:
+            self.say(_line(stage, stage.done - first, spent))
+
+    def _add(self, name: str, unit: str) -> Stage:
+        stage = self._stages[name] = Stage(name=name, unit=unit, changed=self._draw)
+        self._tasks[name] = self._bars.add_task(name, total=None, stage=stage)
+        return stage
+
+    def _draw(self, stage: Stage) -> None:
+        self._bars.update(self._tasks[stage.name], total=stage.total, completed=stage.done)
+
+
+class _StageColumn(ProgressColumn):
+    """Done, rate, time left (time taken once all is done) and note, from the task's Stage."""
+
+    def render(self, task: Task) -> Text:
+        stage: Stage = task.fields["stage"]
+        left = stage.remaining() if stage.done < stage.total else None
+        parts = [f"{stage.done}/{stage.total} {stage.unit}", f"{stage.rate():.1f} {stage.unit}/s"]
+        parts.append(clock(stage.elapsed()) if left is None else f"{clock(left)} left")
+        return Text("  ".join([*parts, stage.text]))
+
+
+def _line(stage: Stage, count: int, seconds: float) -> str:
+    rate = f"{count / max(seconds, 1e-9):.1f} {stage.unit}/s"
+    left = stage.remaining() if stage.done < stage.total else None
+    parts = [f"{stage.name:<10} {count} {stage.unit} in {seconds:.1f} s", rate, stage.text]
+    return ", ".join([*filter(None, parts), *([] if left is None else [f"{clock(left)} left"])])
+
+
+def clock(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from one hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,252 @@
+"""Image variations of synthesized images by a latent diffusion prior: K for each source, few steps.
+
+A small sampler over diffusers' schedulers, VAE and UNet and a CLIP vision tower. Every image's noise comes
+from its own seed, every scheduler is deterministic: an image does not depend on the batch it is made in.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.batch import ImageBatch
+from engine.errors import NonFiniteError, UserError
+from engine.models.priors import ClipModel, DiffusionPrior
+from engine.seeding import derive_seed, randn_per_image
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+"""The name of diffusers' class, and the options that keep it deterministic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How sources become variations."""
+
+    method: Literal["variation", "none"] = "variation"
+    """`none` leaves diffusion out: the bank then holds the sources alone."""
+    prior: str = ""
+    """Folder, or hub id, of a StableDiffusionImageVariationPipeline."""
+    variations: int = 8
+    """Variations for each source (K)."""
+    scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
+    """The solver; all are used without added noise."""
+    steps: int = 20
+    """Solver steps from pure noise; with `strength` < 1 only the last int(steps * strength) are run."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 turns it off and halves the work."""
+    strength: float = 1.0
+    """1 starts from pure noise; below, from the source's latent with that much noise."""
+    class_condition: Literal["none", "text"] = "none"
+    """`text` adds the class name's CLIP embedding as a second token beside the source's."""
+    micro_batch: int = 32
+    """Variations made at once."""
+
+    def __post_init__(self) -> None:
+        if self.method == "variation" and not self.prior:
+            raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")
+        for name in ("variations", "steps", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"augment.{name} must be at least 1, got {getattr(self, name)}")
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(
+                f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"
+            )
+        if not self.guidance_scale >= 1:
+            raise UserError(
+                f"augment.guidance_scale must be at least 1, got {self.guidance_scale}; 1 turns guidance off"
+            )
+        if not 0 < self.strength <= 1:
+            raise UserError(
+                f"augment.strength must lie in (0, 1], got {self.strength}; 1 starts from pure noise"
+            )
+        if int(self.steps * self.strength) < 1:
+            raise UserError(
+                f"augment.strength {self.strength} leaves no step of augment.steps {self.steps}; raise either"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCodes:
+    """What the sampler knows of the sources, computed once for each of them."""
+
+    embeddings: Tensor  # float32 [S, 1, D], the vision tower's projected embedding, not normalised
+    latents: Tensor | None  # float32 [S, C, h, w], scaled, or None where pure noise is the start
+
+
+def class_tokens(
+    clip: ClipModel,
+    class_names: Sequence[str],
+    prompt: str = "a photo of a {}.",
+    *,
+    cross_attention_dim: int,
+) -> Tensor:
+    """One conditioning token for each class, float32 [C, D]: the prompt's unit embedding times sqrt(D).
+
+    Raises UserError where the text tower's D is not the UNet's `cross_attention_dim`.
+    """
+    embeddings = clip.embed_texts([prompt.format(name) for name in class_names])
+    width = embeddings.shape[1]
+    if width != cross_attention_dim:
+        raise UserError(
+            f"augment.class_condition: filter.model embeds texts in {width} dimensions, the UNet of "
+            f"augment.prior takes {cross_attention_dim}; use a pair that match, or set it to none"
+        )
+    return embeddings * width**0.5
+
+
+def encode_sources(
+    sources: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, accelerator: Accelerator
+) -> SourceCodes:
+    """Embeds each source once and, where `strength` < 1, takes the mode of its latent posterior."""
+    embeddings, latents = [], []
+    for images in sources.images.split(config.micro_batch):
+        pixels = images.to(accelerator.device).float() / 255
+        embeddings.append(_embed(pixels, prior, accelerator))
+        if config.strength < 1:
+            latents.append(_encode(pixels, prior, accelerator))
+    return SourceCodes(embeddings=torch.cat(embeddings), latents=torch.cat(latents) if latents else None)
+
+
+def augment(
+    sources: ImageBatch,
+    prior: DiffusionPrior,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    class_tokens: Tensor | None,
+    accelerator: Accelerator,
+) -> Iterator[ImageBatch]:
+    """Yields the S * K variations in micro-batches, source by source.
+
+    Source keys are multiples of K + 1; variation k of source s has key s + 1 + k, parent s, the source's
+    label and size, and the seed `derive_seed(seed, "augment", s, k)`. class_tokens: [C, D], or None for the
+    image token alone. Raises NonFiniteError, naming the keys, where an image is not finite.
+    """
+    if not len(sources):
+        return
+    assert not (sources.keys % (config.variations + 1)).any(), "source keys must be multiples of K + 1"
+    codes = encode_sources(sources, prior, config, accelerator)
+    scheduler = build_scheduler(prior, config)
+    for index in torch.arange(len(sources) * config.variations).split(config.micro_batch):
+        rows, copies = index // config.variations, index % config.variations
+        parents, labels = sources.keys[rows], sources.labels[rows]
+        keys = parents + 1 + copies
+        pairs = zip(parents.tolist(), copies.tolist(), strict=True)
+        seeds = [derive_seed(seed, "augment", s, k) for s, k in pairs]
+        noise = randn_per_image(seeds, prior.latent_shape).to(accelerator.device)
+        tokens = codes.embeddings[rows]
+        if class_tokens is not None:
+            tokens = torch.cat([tokens, class_tokens.to(tokens)[labels][:, None]], 1)
+        anchors = None if codes.latents is None else codes.latents[rows]
+        images = sample(prior, scheduler, config, noise, tokens, anchors, accelerator)
+        yield ImageBatch(
+            images=_to_uint8(images, sources.images.shape[2:], keys),
+            labels=labels,
+            keys=keys,
+            parents=parents,
+            seeds=torch.tensor(seeds, dtype=torch.int64),
+        )
+
+
+def build_scheduler(prior: DiffusionPrior, config: AugmentConfig) -> Any:
+    """The configured solver with the noise schedule the prior was trained on, its tables on the CPU.
+
+    A stored configuration that does not mention `clip_sample` gets False: latents are not bound to [-1, 1].
+    """
+    import diffusers
+
+    name, options = SCHEDULERS[config.scheduler]
+    stored = {"clip_sample": False, **prior.scheduler_config}
+    return getattr(diffusers, name).from_config(stored, **options)
+
+
+@torch.no_grad()
+def sample(
+    prior: DiffusionPrior,
+    scheduler: Any,
+    config: AugmentConfig,
+    noise: Tensor,
+    tokens: Tensor,
+    anchors: Tensor | None,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Denoises and decodes one micro-batch: float32 [B, 3, H, W] in [0, 1].
+
+    noise [B, C, h, w] standard normal; tokens [B, T, D]; anchors: source latents [B, C, h, w] to start from
+    with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598 with zeros
+    for every unconditional token. Solver arithmetic is float32 whatever the autocast type.
+    """
+    scheduler.set_timesteps(config.steps)
+    first = 0 if anchors is None else config.steps - int(config.steps * config.strength)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    timesteps = scheduler.timesteps[first:]
+    if anchors is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(anchors, noise, timesteps[:1].expand(len(noise)))
+    guided = config.guidance_scale > 1
+    if guided:
+        tokens = torch.cat([torch.zeros_like(tokens), tokens])
+    on_device = timesteps.to(noise.device)
+    for timestep, device_timestep in zip(timesteps, on_device, strict=True):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        if guided:
+            model_input = torch.cat([model_input, model_input])
+        with accelerator.autocast():
+            output = prior.unet(model_input, device_timestep, tokens, return_dict=False)[0].float()
+        if guided:
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + config.guidance_scale * (conditional - unconditional)
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+    with accelerator.autocast():
+        decoded = prior.vae.decode(latents / prior.vae.config.scaling_factor, return_dict=False)[0]
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def _embed(pixels: Tensor, prior: DiffusionPrior, accelerator: Accelerator) -> Tensor:
+    """[B, 3, H, W] in [0, 1] -> [B, 1, D]; resized without antialiasing, as Lambda's model was trained."""
+    size = (prior.encoder_size, prior.encoder_size)
+    if pixels.shape[2:] != size:
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=False)
+    mean = pixels.new_tensor(prior.encoder_mean).view(1, 3, 1, 1)
+    std = pixels.new_tensor(prior.encoder_std).view(1, 3, 1, 1)
+    with accelerator.autocast():
+        embeddings = prior.image_encoder((pixels - mean) / std).image_embeds
+    return embeddings.float()[:, None]
+
+
+@torch.no_grad()
+def _encode(pixels: Tensor, prior: DiffusionPrior, accelerator: Accelerator) -> Tensor:
+    """[B, 3, H, W] in [0, 1] -> the posterior's mode, scaled, [B, C, h, w]."""
+    pixels = _resize(pixels, prior.image_shape)
+    with accelerator.autocast():
+        posterior = prior.vae.encode(pixels * 2 - 1, return_dict=False)[0]
+    return posterior.mode().float() * prior.vae.config.scaling_factor
+
+
+def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(pixels.shape[2:]) == tuple(size):
+        return pixels
+    return F.interpolate(pixels, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _to_uint8(images: Tensor, size: Sequence[int], keys: Tensor) -> Tensor:
+    """Resizes to the sources' size and rounds half to even; uint8 [B, 3, H, W] on the CPU."""
+    finite = images.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        broken = ", ".join(map(str, keys[~finite].tolist()))
+        raise NonFiniteError(
+            f"augment made non-finite images for keys {broken}; use bf16 or no mixed precision"
+        )
+    return (_resize(images, size) * 255).round().to(torch.uint8).cpu()

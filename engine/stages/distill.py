@@ -1,0 +1,247 @@
+"""Distill: train the student, and a feature alignment head, on images of the bank against the teacher."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.bank import Bank, Sample
+from engine.errors import NonFiniteError, UserError
+from engine.models.align import AlignHead, build_align_head
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.loading import require_feature
+from engine.seeding import generator
+from engine.stages.kd_loss import DistillationLoss, distillation_loss
+from engine.transforms import random_crop_flip
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The student's training. The defaults are those of DDA (arXiv 2410.17606) and its released code."""
+
+    batch_size: int = 128
+    """Images a step."""
+    temperature: float = 20.0
+    """Temperature of both softmaxes in the KL term; the term is multiplied by its square."""
+    w_kl: float = 1.0
+    """Weight of KL(teacher || student)."""
+    w_ce: float = 1.0
+    """Weight of the cross-entropy with the image's label."""
+    w_feature: float = 30.0
+    """Weight of the mean squared error between the aligned feature map and the teacher's; 0: no such head."""
+    lr: float = 0.1
+    """Highest learning rate of SGD; a cosine takes it to 0 over all steps of the run."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises linearly."""
+    ce_on_agreement: bool = True
+    """Cross-entropy only for images whose label is the teacher's top-1 class; KL is always for all."""
+    class_balance: bool = True
+    """Draw a class first, then one of its images, so that rare classes weigh as much as frequent ones."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(not self.nesterov or self.momentum > 0, "nesterov", True, "false, or momentum above 0")
+        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or above")
+        _require(
+            self.w_kl + self.w_ce + self.w_feature > 0, "w_kl", self.w_kl, "above 0, or w_ce or w_feature"
+        )
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / (total_steps - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def _require(holds: bool, field: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"distill.{field} is {value}; set it to a value that is {allowed}")
+
+
+def _check_pair(teacher: Classifier, student: Classifier) -> None:
+    classes = teacher.num_classes
+    if student.num_classes != classes:
+        raise UserError(f"student.num_classes is {student.num_classes}; set it to the teacher's {classes}")
+
+
+class Distiller:
+    """The state of a student's training: student, alignment head, SGD over both, and the step.
+
+    The models are moved to the accelerator's device, channels_last. `image_size` is the side of the bank's
+    images. Raises UserError for a teacher and student that do not fit together. The models are not passed
+    through `accelerator.prepare`: it would make their later float32 evaluation run under autocast.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        config: DistillConfig,
+        total_steps: int,
+        seed: int,
+        accelerator: Accelerator,
+        *,
+        image_size: int = 32,
+    ) -> None:
+        _check_pair(teacher, student)
+        if config.warmup_steps >= total_steps:
+            raise UserError(
+                f"distill.warmup_steps is {config.warmup_steps}; set it below {total_steps}, all steps"
+            )
+        self.config, self.total_steps, self.seed, self.accelerator = config, total_steps, seed, accelerator
+        self.step = 0
+        self.teacher, self.student = self._place(teacher).eval(), self._place(student).eval()
+        self.align: AlignHead | None = None
+        self._taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
+        trained = nn.ModuleList([student.requires_grad_(True)])
+        if config.w_feature > 0:
+            self._taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
+            self.align = self._place(build_align_head(student, teacher, image_size, seed))
+            trained.append(self.align)
+        sgd = torch.optim.SGD(
+            trained.parameters(),
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.optimizer = accelerator.prepare_optimizer(sgd)
+
+    def _place(self, module: M) -> M:
+        return module.to(self.accelerator.device).to(memory_format=torch.channels_last)
+
+    def train(
+        self,
+        bank: Bank,
+        num_steps: int,
+        *,
+        after_step: Callable[[Tensor, Tensor], None] | None = None,
+        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        log_every: int = 50,
+    ) -> None:
+        """Take `num_steps` steps on batches of the bank; the student is in train mode, then in eval mode.
+
+        `after_step(images, labels)` gets what the step trained on, on the device: the augmented images, float
+        [B, 3, H, W] in [0, 1], and int64 [B]. `on_log(step, means)` is called every `log_every` steps and at
+        the end with the means since the last call (loss, kl, ce, feature, label_agreement) and the last lr;
+        only there does the host wait for the device, so only there is NonFiniteError raised.
+        """
+        assert self.step + num_steps <= self.total_steps, "more steps than the schedule has"
+        end, since = self.step + num_steps, self.step
+        window = torch.zeros(5, device=self.accelerator.device)
+        self._set_training(True)
+        while self.step < end:
+            draw = generator(self.seed, "distill", self.step)
+            sample = bank.sample(self.config.batch_size, draw, self.config.class_balance)
+            images, loss = self._train_step(sample)
+            window += torch.stack(
+                [loss.total.detach(), *loss[1:], sample.agrees.float().mean().to(window.device)]
+            )
+            if after_step is not None:
+                after_step(images, sample.labels.to(window.device))
+            if self.step % log_every == 0 or self.step == end:
+                self._log(window, self.step - since, on_log)
+                window.zero_()
+                since = self.step
+        self._set_training(False)
+
+    def _train_step(self, sample: Sample) -> tuple[Tensor, DistillationLoss]:
+        device = self.accelerator.device
+        draw = generator(self.seed, "distill-augment", self.step)
+        images = random_crop_flip(sample.images.to(device), draw).float() / 255
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step, self.total_steps)
+        loss = self._loss(images, sample.labels.to(device), sample.agrees.to(device))
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss.total)
+        self.optimizer.step()
+        self.step += 1
+        return images, loss
+
+    def _loss(self, images: Tensor, labels: Tensor, agrees: Tensor) -> DistillationLoss:
+        config, (teacher_taps, student_taps) = self.config, self._taps
+        features = None
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                teacher_logits, of_teacher = forward_with_features(self.teacher, images, teacher_taps)
+            student_logits, of_student = forward_with_features(self.student, images, student_taps)
+            if self.align is not None:
+                height, width = of_teacher[0].shape[2:]
+                features = self.align(of_student[0], (height, width)), of_teacher[0]
+        return distillation_loss(
+            student_logits,
+            teacher_logits,
+            labels,
+            temperature=config.temperature,
+            w_kl=config.w_kl,
+            w_ce=config.w_ce,
+            w_feature=config.w_feature,
+            agrees=agrees if config.ce_on_agreement else None,
+            features=features,
+        )
+
+    def _log(
+        self, window: Tensor, num_steps: int, on_log: Callable[[int, dict[str, float]], None] | None
+    ) -> None:
+        means = (window / num_steps).tolist()
+        if not math.isfinite(means[0]):
+            raise NonFiniteError(
+                f"distill: NaN or Inf in the loss by step {self.step}; lower distill.lr or take fp32"
+            )
+        if on_log is not None:
+            names = ("loss", "kl", "ce", "feature", "label_agreement")
+            on_log(
+                self.step, dict(zip(names, means, strict=True)) | {"lr": self.optimizer.param_groups[0]["lr"]}
+            )
+
+    def _set_training(self, training: bool) -> None:
+        self.student.train(training)
+        if self.align is not None:
+            self.align.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the remaining steps, save the bank: tensors and plain values (`weights_only`)."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "seed": self.seed,
+            "student": self.student.state_dict(),
+            "align": None if self.align is None else self.align.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises UserError for the state of another run."""
+        for name in ("total_steps", "seed"):
+            if state[name] != getattr(self, name):
+                raise UserError(
+                    f"the checkpoint's distill {name} is {state[name]}, this run's is {getattr(self, name)}; "
+                    "resume with the settings it was begun with"
+                )
+        self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        if self.align is not None:
+            self.align.load_state_dict(state["align"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

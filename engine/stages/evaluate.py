@@ -1,0 +1,85 @@
+"""Top-1 accuracy and agreement, in float32 whatever the precision of the run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.models.classifier import Classifier
+
+
+class Evaluation(NamedTuple):
+    """Shares in [0, 1] of one image set."""
+
+    teacher_top1: float
+    student_top1: float
+    agreement: float
+
+
+def predict(
+    classifiers: list[Classifier], images: Tensor, accelerator: Accelerator, batch_size: int = 500
+) -> Tensor:
+    """The top-1 class of each classifier for images uint8 [N, 3, H, W]: int64 [len(classifiers), N], CPU.
+
+    Moves the classifiers to the accelerator's device, and leaves every module in the mode it was found in.
+    """
+    device = accelerator.device
+    found = []
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _eval_mode(classifiers):
+        for classifier in classifiers:
+            classifier.to(device)
+        for batch in images.split(batch_size):
+            pixels = batch.to(device).to(memory_format=torch.channels_last).float() / 255
+            found.append(torch.stack([classifier(pixels).argmax(1) for classifier in classifiers]))
+    return torch.cat(found, 1).cpu()
+
+
+def accuracy(
+    classifier: Classifier, images: Tensor, labels: Tensor, accelerator: Accelerator, batch_size: int = 500
+) -> float:
+    """Share of images uint8 [N, 3, H, W], N > 0, whose top-1 class is the label (int64 [N])."""
+    return _share_equal(predict([classifier], images, accelerator, batch_size)[0], labels)
+
+
+def agreement(
+    a: Classifier, b: Classifier, images: Tensor, accelerator: Accelerator, batch_size: int = 500
+) -> float:
+    """Share of images uint8 [N, 3, H, W], N > 0, to which both classifiers give the same top-1 class."""
+    return _share_equal(*predict([a, b], images, accelerator, batch_size))
+
+
+def evaluate(
+    teacher: Classifier,
+    student: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    accelerator: Accelerator,
+    batch_size: int = 500,
+) -> Evaluation:
+    """Both accuracies and the agreement, in one pass over images uint8 [N, 3, H, W], labels int64 [N]."""
+    of_teacher, of_student = predict([teacher, student], images, accelerator, batch_size)
+    return Evaluation(
+        teacher_top1=_share_equal(of_teacher, labels),
+        student_top1=_share_equal(of_student, labels),
+        agreement=_share_equal(of_teacher, of_student),
+    )
+
+
+def _share_equal(a: Tensor, b: Tensor) -> float:
+    assert len(a) == len(b) > 0, f"{len(a)} predictions against {len(b)}"
+    return (a == b.cpu()).double().mean().item()
+
+
+@contextmanager
+def _eval_mode(modules: list[Classifier]) -> Iterator[None]:
+    before: list[tuple[nn.Module, bool]] = [(m, m.training) for root in modules for m in root.modules()]
+    try:
+        for root in modules:
+            root.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -1,0 +1,185 @@
+"""Keeps the variations that stay close to their source in CLIP space and, if asked, to its class."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.batch import ImageBatch
+from engine.errors import NonFiniteError, UserError
+from engine.models.classifier import Classifier
+from engine.models.priors import ClipModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which variations enter the bank."""
+
+    method: Literal["clip", "none"] = "clip"
+    """`clip` compares image embeddings with the source's; `none` passes every variation."""
+    model: str = ""
+    """open_clip model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture with `pretrained`."""
+    pretrained: str | None = None
+    """Weights of an architecture: an open_clip tag or a file."""
+    omega: float | None = None
+    """Least cosine to the source (the paper's filter; its drawing puts it between 0.45 and 0.76)."""
+    quantile: float | None = None
+    """Instead of omega: the share of each batch's variations, the least similar ones, to drop."""
+    class_gate: bool = False
+    """Also ask that the teacher's top-1 is the label."""
+    min_confidence: float = 0.0
+    """Least teacher probability of its top-1; read by the class gate."""
+    micro_batch: int = 256
+    """Images embedded or classified at once."""
+
+    def __post_init__(self) -> None:
+        if self.omega is not None and not -1 <= self.omega <= 1:
+            raise UserError(f"filter.omega must lie in [-1, 1], got {self.omega}; it is a cosine")
+        if self.quantile is not None and not 0 <= self.quantile < 1:
+            raise UserError(
+                f"filter.quantile must lie in [0, 1), got {self.quantile}; it is the share dropped"
+            )
+        if not 0 <= self.min_confidence < 1:
+            raise UserError(
+                f"filter.min_confidence must lie in [0, 1), got {self.min_confidence}; it is a probability"
+            )
+        if self.micro_batch < 1:
+            raise UserError(f"filter.micro_batch must be at least 1, got {self.micro_batch}")
+        if self.method == "clip":
+            self._check_clip()
+
+    def _check_clip(self) -> None:
+        if (self.omega is None) == (self.quantile is None):
+            raise UserError(
+                f"filter.omega is {self.omega} and filter.quantile is {self.quantile}; "
+                "set one and leave the other null"
+            )
+        if not self.model:
+            raise UserError("filter.model is empty; give an open_clip model or set filter.method to none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found out about each of V variations, kept or not; on the CPU."""
+
+    labels: Tensor  # int64 [V], of the source
+    similarity: Tensor  # float32 [V], cosine to the source; NaN where no CLIP was asked
+    passes_clip: Tensor  # bool [V]
+    teacher_top1: Tensor  # int64 [V]
+    confidence: Tensor  # float32 [V], the teacher's probability of its top-1
+    kept: Tensor  # bool [V]
+
+    @property
+    def label_agreement(self) -> float:
+        """Share of all variations whose teacher top-1 is the label; NaN of none."""
+        return _mean(self.teacher_top1 == self.labels)
+
+    @property
+    def kept_label_agreement(self) -> float:
+        """The same share of the kept variations; NaN of none."""
+        return _mean((self.teacher_top1 == self.labels)[self.kept])
+
+
+def judge(
+    sources: ImageBatch,
+    variations: ImageBatch,
+    clip: ClipModel | None,
+    teacher: Classifier,
+    config: FilterConfig,
+    accelerator: Accelerator,
+) -> Verdict:
+    """Judges variations against their parents in `sources`; each source is embedded once.
+
+    A variation passes CLIP where its cosine is >= omega, or >= the `quantile` of this batch's cosines; with
+    `class_gate` it is kept only where the teacher's top-1 is the label, at `min_confidence` or more.
+    `clip` may be None with method `none`. Raises NonFiniteError, naming the keys.
+    """
+    top1, confidence = classify(variations.images, teacher, config.micro_batch, accelerator)
+    _require_finite(confidence, variations.keys, "teacher probabilities")
+    similarity = torch.full((len(variations),), math.nan)
+    passes_clip = torch.ones(len(variations), dtype=torch.bool)
+    if config.method == "clip":
+        assert clip is not None, "method clip needs a ClipModel"
+        similarity = similarities(sources, variations, clip, config.micro_batch, accelerator)
+        _require_finite(similarity, variations.keys, "CLIP similarities")
+        passes_clip = similarity >= _threshold(similarity, config)
+    kept = passes_clip
+    if config.class_gate:
+        kept = kept & (top1 == variations.labels) & (confidence >= config.min_confidence)
+    return Verdict(
+        labels=variations.labels,
+        similarity=similarity,
+        passes_clip=passes_clip,
+        teacher_top1=top1,
+        confidence=confidence,
+        kept=kept,
+    )
+
+
+def similarities(
+    sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: int, accelerator: Accelerator
+) -> Tensor:
+    """Cosine of each variation's embedding and its parent's, float32 [V] on the CPU."""
+    keys, order = sources.keys.sort()
+    place = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
+    assert torch.equal(keys[place], variations.parents), "a variation's parent is not among the sources"
+    embed = clip.embed_images
+    of_sources = _in_chunks(embed, sources.images, micro_batch, accelerator)
+    of_variations = _in_chunks(embed, variations.images, micro_batch, accelerator)
+    return (of_variations * of_sources[order[place]]).sum(1)
+
+
+@torch.no_grad()
+def classify(
+    images: Tensor, teacher: Classifier, micro_batch: int, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """The teacher's top-1, int64 [B], and its probability, float32 [B], of uint8 RGB images; on the CPU."""
+
+    def probabilities(chunk: Tensor) -> Tensor:
+        return teacher(chunk.to(accelerator.device).float() / 255).float().softmax(1)
+
+    confidence, top1 = _in_chunks(probabilities, images, micro_batch, accelerator).max(1)
+    return top1, confidence
+
+
+def mean_pairwise_distance(embeddings: Tensor) -> float:
+    """Mean of 1 - cos over the distinct pairs of N embeddings [N, D]; NaN where N < 2.
+
+    In O(N D) and float64: the pairs' cosines sum to (|sum of unit vectors|^2 - N) / 2.
+    """
+    count = len(embeddings)
+    if count < 2:
+        return math.nan
+    unit = F.normalize(embeddings.double(), dim=1)
+    return 1 - ((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))).item()
+
+
+def _in_chunks(
+    function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int, accelerator: Accelerator
+) -> Tensor:
+    """`function` over chunks under autocast; float32 rows, gathered on the CPU."""
+    with accelerator.autocast():
+        return torch.cat([function(chunk).float().cpu() for chunk in images.split(micro_batch)])
+
+
+def _threshold(similarity: Tensor, config: FilterConfig) -> float:
+    if config.omega is not None:
+        return config.omega
+    assert config.quantile is not None
+    return torch.quantile(similarity, config.quantile).item()
+
+
+def _require_finite(values: Tensor, keys: Tensor, what: str) -> None:
+    broken = keys[~values.isfinite()].tolist()
+    if broken:
+        names = ", ".join(map(str, broken))
+        raise NonFiniteError(f"filter got non-finite {what} for keys {names}; use bf16 or no mixed precision")
+
+
+def _mean(mask: Tensor) -> float:
+    return mask.double().mean().item()

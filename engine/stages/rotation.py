@@ -1,0 +1,84 @@
+"""Self-supervised difficulty (CSD, arXiv 2307.04542): a head that tells class and rotation from student features.
+
+The generator is asked for images on which the head fails: images the student does not know well yet.
+"""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.generator import redraw
+from engine.seeding import generator
+
+
+def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The four quarter turns of a batch: images [B, C, H, H] -> [4B, C, H, H]; labels -> 4 * label + turn [4B]."""
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    joint = torch.cat([4 * labels + turn for turn in range(4)])
+    return turned.contiguous(memory_format=torch.channels_last), joint
+
+
+class RotationHead(nn.Module):
+    """Pooled features [B, D] -> L2-normalised logits [B, 4 * num_classes]."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 4 * num_classes)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.layers(features.float()), dim=1)
+
+
+class RotationAdversary:
+    """The head, its optimizer, and the two uses of them: learn beside the student, challenge the generator."""
+
+    def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
+        self.student, self.seed, self.accelerator = student, seed, accelerator
+        with torch.no_grad():
+            width = self._features(
+                torch.zeros(1, 3, image_size, image_size, device=accelerator.device)
+            ).shape[1]
+        self.head = RotationHead(width, student.num_classes).to(accelerator.device)
+        self.restart(0)
+
+    def restart(self, round_index: int) -> None:
+        """A head that knows nothing, with a fresh optimizer: once after every synthesis round."""
+        redraw(self.head, generator(self.seed, "rotation-head", round_index))
+        self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+    def learn(self, images: Tensor, labels: Tensor) -> None:
+        """One step on a quarter of the batch in its four turns; the student's features are detached."""
+        quarter = max(1, len(images) // 4)
+        turned, joint = rotations(images[:quarter], labels[:quarter])
+        with torch.no_grad():
+            features = self._features(turned)
+        loss = F.cross_entropy(self.head(features), joint)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def challenge(self, images: Tensor, labels: Tensor) -> Tensor:
+        """-CE(head(student features of the four turns), joint labels): low where the head fails. Scalar."""
+        turned, joint = rotations(images, labels)
+        return -F.cross_entropy(self.head(self._features(turned)), joint)
+
+    def _features(self, images: Tensor) -> Tensor:
+        was_training = self.student.training
+        self.student.eval()
+        assert self.student.feature_path is not None
+        with self.accelerator.autocast():
+            _, (features,) = forward_with_features(self.student, images, [self.student.feature_path])
+        self.student.train(was_training)
+        return features.float().mean((2, 3))
+
+    def state_dict(self) -> dict:
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])

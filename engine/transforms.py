@@ -1,0 +1,29 @@
+"""Random crop and flip over a batch, differentiable, with every draw made by the caller's generator."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pad: int = 4) -> Tensor:
+    """Zero-pad by `pad`, crop image i back to its size at (top[i], left[i]), mirror it where flip[i].
+
+    images [B, C, H, W], any dtype; top, left int64 [B] in [0, 2 * pad]; flip bool [B].
+    Returns [B, C, H, W] in channels_last memory.
+    """
+    batch, _, height, width = images.shape
+    device = images.device
+    rows = top.to(device)[:, None] + torch.arange(height, device=device)  # [B, H]
+    columns = torch.arange(width, device=device).expand(batch, width)
+    columns = torch.where(flip.to(device)[:, None], columns.flip(1), columns) + left.to(device)[:, None]
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # [B, H + 2p, W + 2p, C]
+    index = torch.arange(batch, device=device)[:, None, None]
+    return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_crop_flip(images: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
+    """`crop_flip` with offsets and flips drawn uniformly, one a image, from a CPU generator."""
+    batch = images.shape[0]
+    top, left = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
+    flip = torch.rand(batch, generator=generator) < 0.5
+    return crop_flip(images, top, left, flip, pad=pad)

@@ -1,0 +1,22 @@
+"""Native operations: what the loop needs from the processor that torch does not offer.
+
+The PyPI distribution `kernels`, which diffusers and transformers probe for, has the same import name. Where
+it is installed too, its submodules and public names are found here as well; see `kernels/README.md`.
+"""
+
+from pkgutil import extend_path
+from typing import Any
+
+from kernels._namesake import namesake
+from kernels._native import cpu_features, retain_freed_memory
+
+__all__ = ["cpu_features", "retain_freed_memory"]
+__path__ = extend_path(__path__, __name__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name of the PyPI distribution `kernels`, where that is installed."""
+    other = None if name.startswith("_") else namesake()
+    if other is None or not hasattr(other, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(other, name)

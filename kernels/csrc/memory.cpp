@@ -1,0 +1,24 @@
+#include "memory.hpp"
+
+#include <cstdlib>  // defines __GLIBC__
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace kernels {
+
+bool retain_freed_memory() {
+#ifdef __GLIBC__
+    constexpr int kNever = -1;          // a trim threshold of -1 turns trimming off
+    constexpr int kTopPad = 16 << 20;   // grow the heap by at least 16 MiB at a time
+    const bool no_mmap = mallopt(M_MMAP_MAX, 0) == 1;
+    const bool no_trim = mallopt(M_TRIM_THRESHOLD, kNever) == 1;
+    const bool padded = mallopt(M_TOP_PAD, kTopPad) == 1;
+    return no_mmap && no_trim && padded;
+#else
+    return false;
+#endif
+}
+
+}  // namespace kernels

@@ -1,0 +1,9 @@
+#pragma once
+
+namespace kernels {
+
+// Makes malloc keep large freed blocks instead of giving them back to the operating system, so that the next
+// large tensor finds its pages present. False where the C library is not glibc: nothing is changed there.
+bool retain_freed_memory();
+
+}  // namespace kernels

@@ -1,0 +1,56 @@
+"""Fixtures for all tests; see CONTRIBUTING.md for what a test must do."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+POISONED_PACKAGES = {"engine", "kernels"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _poison_uninitialised_memory() -> Iterator[None]:
+    """Fills what our own code gets from `torch.empty` and its like: NaN in floats, else the largest value."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            patch.setattr(owner, name, _poisoned(getattr(owner, name)))
+        yield
+
+
+def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def allocate_poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        out = allocate(*args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.split(".")[0] in POISONED_PACKAGES and out.device.type != "meta":
+            floating = out.is_floating_point() or out.is_complex()
+            bad = torch.nan if floating else True if out.dtype == torch.bool else torch.iinfo(out.dtype).max
+            out.detach().fill_(bad)
+        return out
+
+    return allocate_poisoned
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root() -> Path:
+    """The folder of the real Fashion-MNIST files; skips where they are not on this machine."""
+    from engine.datasets import fetch
+
+    try:
+        return fetch.fashion_mnist_root()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

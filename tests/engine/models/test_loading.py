@@ -1,0 +1,179 @@
+"""Classifiers by name: where they come from, and what a wrong field says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import UserError
+from engine.models import lenet_5_half
+from engine.models.loading import ClassifierConfig, build_classifier, require_batch_norm, require_feature
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, num_classes, 3)
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+def tiny(num_classes, in_channels):
+    return Tiny(num_classes, in_channels)
+
+def off_by_one(num_classes, in_channels):
+    return Tiny(num_classes + 1, in_channels)
+
+def no_arguments():
+    return Tiny(10, 3)
+
+def not_a_module(num_classes, in_channels):
+    return [num_classes, in_channels]
+
+def tuple_output(num_classes, in_channels):
+    class Pair(Tiny):
+        def forward(self, x):
+            return super().forward(x), x
+    return Pair(num_classes, in_channels)
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of an importable module with FACTORIES, new for each test."""
+    name = f"factories_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(FACTORIES)
+    (tmp_path / f"{name}_broken.py").write_text("import no_such_package_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("name", "in_channels", "image_size"),
+    [
+        ("engine:wrn_16_1", 1, 32),
+        ("engine:lenet_5", 3, 32),
+        ("timm:test_resnet", 1, 32),
+        ("timm:test_efficientnet", 3, 64),
+        ("torchvision:squeezenet1_1", 3, 64),
+    ],
+)
+def test_build_by_name(name: str, in_channels: int, image_size: int) -> None:
+    config = ClassifierConfig(name=name, num_classes=7, in_channels=in_channels, image_size=image_size)
+    classifier = build_classifier(config).eval()
+    with torch.no_grad():
+        assert classifier(torch.rand(2, 3, image_size, image_size)).shape == (2, 7)
+    assert all(p.requires_grad for p in classifier.parameters())
+    assert classifier.name == name
+    assert (classifier.feature_path is None) == (not name.startswith("engine:"))
+
+
+def test_build_from_a_factory(factories: str) -> None:
+    config = ClassifierConfig(name=f"{factories}:tiny", num_classes=4, in_channels=1, feature="conv")
+    classifier = build_classifier(config)
+    assert classifier.network.conv.weight.shape == (4, 1, 3, 3)
+    assert require_feature(classifier, "teacher") == "network.conv"
+    assert classifier.training
+
+
+def test_random_weights_come_from_the_global_generator() -> None:
+    config = ClassifierConfig(name="engine:lenet_5_half", in_channels=1, mean=(0.25,), std=(0.75,))
+    torch.manual_seed(3)
+    classifier = build_classifier(config)
+    torch.manual_seed(3)
+    network = lenet_5_half(10, 1)
+    x = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(classifier(x.expand(2, 3, 32, 32)), network((x - 0.25) / 0.75))
+
+
+def test_building_leaves_batch_norm_statistics_untouched() -> None:
+    classifier = build_classifier(ClassifierConfig(name="engine:wrn_16_1"))
+    assert classifier.training
+    assert torch.equal(classifier.network.bn.running_mean, torch.zeros(64))
+    assert classifier.network.bn.num_batches_tracked == 0
+
+
+BASE = ClassifierConfig(name="engine:lenet_5", in_channels=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, r"^student\.num_classes must be a positive integer, got 0"),
+        ({"image_size": -1}, r"^student\.image_size must be a positive integer, got -1"),
+        ({"in_channels": 2}, r"^student\.in_channels must be 1 \(grey\) or 3 \(RGB\), got 2"),
+        ({"mean": (0.1, 0.2)}, r"^student\.mean must be 1 finite number, or 3 .*, got \[0\.1, 0\.2\]"),
+        ({"in_channels": 1, "std": (0.1, 0.2, 0.3)}, r"^student\.std must be 1 finite number, or 1 "),
+        ({"mean": ()}, r"^student\.mean must be 1 finite number"),
+        ({"mean": (float("nan"),)}, r"^student\.mean must be 1 finite number.*nan"),
+        ({"std": (0.5, 0.0, 0.5)}, r"^student\.std must be above 0, got \[0\.5, 0\.0, 0\.5\]"),
+        ({"name": "lenet_5"}, r"^student\.name must be engine:NAME, .*, got 'lenet_5'"),
+        ({"name": ":lenet_5"}, r"^student\.name must be engine:NAME"),
+        ({"name": "timm:"}, r"^student\.name must be engine:NAME"),
+        ({"name": "engine:loading"}, r"^student\.name: no network 'loading' in engine; it has lenet_5, "),
+        ({"name": "timm:no_such_net"}, r"^student\.name: no network 'no_such_net' in timm"),
+        ({"name": "timm:hf-hub:some/one"}, r"^student\.name: no network 'hf-hub:some/one' in timm"),
+        ({"name": "torchvision:nope"}, r"^student\.name: no classifier 'nope' in torchvision"),
+        ({"name": "torchvision:fcn_resnet50"}, r"^student\.name: no classifier 'fcn_resnet50'"),
+        (
+            {"name": "torchvision:squeezenet1_1", "in_channels": 1},
+            r"^student\.in_channels must be 3 for 'torchvision:squeezenet1_1', got 1",
+        ),
+        ({"image_size": 28}, r"^student\.image_size is 28, but engine:lenet_5 cannot run on a 28x28 image"),
+        ({"feature": "conv9"}, r"^student\.feature: no submodule 'network\.conv9'.* conv1, conv2, relu"),
+        (
+            {"name": "no_such_package.x:f"},
+            r"^student\.name: 'no_such_package\.x:f' cannot be built .*No module",
+        ),
+    ],
+)
+def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        build_classifier(replace(BASE, **changes), "student")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (":absent", r"^teacher\.name: module '\w+' has no function 'absent'"),
+        (":constant", r"^teacher\.name: module '\w+' has no function 'constant'"),
+        (
+            ":no_arguments",
+            r"^teacher\.name: .*no_arguments' cannot be built with num_classes=10 and in_channels=3",
+        ),
+        (":not_a_module", r"^teacher\.name: .* gave a list, not an nn\.Module"),
+        (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one gives \[1, 11\] for one image"),
+        (":tuple_output", r"^teacher\.num_classes is 10, but .*:tuple_output gives tuple"),
+        ("_broken:f", r"^teacher\.name: .*_broken:f' cannot be built .*no_such_package_anywhere"),
+    ],
+)
+def test_a_bad_factory_is_named(factories: str, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        build_classifier(ClassifierConfig(name=factories + name))
+    assert "\n" not in str(raised.value)
+
+
+def test_require_feature_names_the_field_to_set() -> None:
+    classifier = build_classifier(ClassifierConfig(name="timm:test_resnet"))
+    with pytest.raises(
+        UserError, match=r"^student\.feature is not set and timm:test_resnet names no feature"
+    ):
+        require_feature(classifier, "student")
+
+
+def test_require_batch_norm_gives_the_layers_or_names_the_weight() -> None:
+    layers = require_batch_norm(build_classifier(ClassifierConfig(name="engine:wrn_16_1")), "synthesize.w_bn")
+    assert len(layers) == 13
+    assert all(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+    lenet = build_classifier(ClassifierConfig(name="engine:lenet_5"))
+    with pytest.raises(
+        UserError, match=r"^synthesize\.w_bn is above 0 but the teacher engine:lenet_5 has no Batch"
+    ):
+        require_batch_norm(lenet, "synthesize.w_bn")

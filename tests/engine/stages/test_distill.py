@@ -1,0 +1,346 @@
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from engine.bank import Bank
+from engine.batch import ImageBatch
+from engine.errors import NonFiniteError, UserError
+from engine.models.classifier import Classifier
+from engine.models.wide_resnet import WideResNet
+from engine.seeding import generator
+from engine.stages.distill import DistillConfig, Distiller
+from engine.transforms import random_crop_flip
+
+SIZE, CLASSES = 8, 4
+
+
+def accelerator(mixed_precision: str = "no") -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True, mixed_precision=mixed_precision)
+
+
+def classifier(
+    network: nn.Module, feature_path: str | None = "relu", num_classes: int = CLASSES
+) -> Classifier:
+    return Classifier(
+        network, num_classes=num_classes, in_channels=1, mean=(0.5,), std=(0.5,), feature_path=feature_path
+    )
+
+
+def wide_resnet(widen: int, seed: int) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return classifier(WideResNet(10, widen, CLASSES, in_channels=1))
+
+
+def teacher() -> Classifier:
+    return wide_resnet(2, seed=1).eval().requires_grad_(False)
+
+
+def distiller(total_steps: int = 6, precision: str = "no", **settings: Any) -> Distiller:
+    config = DistillConfig(**{"batch_size": 8, "temperature": 4.0, **settings})
+    student = wide_resnet(1, seed=2)
+    return Distiller(teacher(), student, config, total_steps, 3, accelerator(precision), image_size=SIZE)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    rows = 24
+    draw = generator(0, "bank")
+    keys = torch.arange(rows)
+    labels = torch.randint(0, CLASSES, (rows,), generator=draw)
+    images = torch.randint(0, 256, (rows, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)
+    bank = Bank(CLASSES, (3, SIZE, SIZE))
+    bank.add(
+        ImageBatch(images=images, labels=labels, keys=keys, parents=keys - keys - 1, seeds=keys),
+        torch.where(keys % 3 > 0, labels, (labels + 1) % CLASSES),
+    )
+    return bank
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [False, True], ids=["plain", "nesterov"])
+@pytest.mark.parametrize("ce_on_agreement", [True, False], ids=["ce_on_agreement", "ce_on_all"])
+def test_one_step_is_the_written_out_sgd_step(ce_on_agreement: bool, nesterov: bool, bank: Bank) -> None:
+    """In float64: written-out losses, autograd, w - lr * (gradient + decay * w); no torch optimizer."""
+    settings = {"w_kl": 0.7, "w_ce": 1.3, "w_feature": 5.0, "weight_decay": 0.01}
+    ours = distiller(ce_on_agreement=ce_on_agreement, nesterov=nesterov, **settings)
+    assert ours.align is not None
+    student, align = copy.deepcopy(ours.student).double().train(), copy.deepcopy(ours.align).double()
+    sample = bank.sample(8, generator(3, "distill", 0), class_balance=True)
+    images = random_crop_flip(sample.images, generator(3, "distill-augment", 0)).double() / 255
+
+    def tapped(model: Classifier) -> tuple[Tensor, Tensor]:
+        network = model.network
+        x = (images * model.luma).sum(1, keepdim=True) * 2 - 1
+        feature = F.relu(network.bn(network.stages(network.conv1(x))))
+        return network.fc(feature.mean((2, 3))), feature
+
+    with torch.no_grad():
+        teacher_logits, teacher_feature = tapped(teacher().double())
+    logits, feature = tapped(student)
+    log_t, log_s = (teacher_logits / 4).log_softmax(1), (logits / 4).log_softmax(1)
+    kl = 16 * (log_t.exp() * (log_t - log_s)).sum() / 8
+    rows = sample.agrees if ce_on_agreement else torch.ones(8, dtype=torch.bool)
+    ce = -logits.log_softmax(1)[torch.arange(8), sample.labels][rows].sum() / rows.sum()
+    mse = (align(feature, (2, 2)) - teacher_feature).square().mean()
+    assert 0 < sample.agrees.sum() < 8
+    (0.7 * kl + 1.3 * ce + 5 * mse).backward()
+
+    logs: list[dict[str, float]] = []
+    ours.train(bank, 1, on_log=lambda _, means: logs.append(means))
+    assert logs[0]["kl"] == pytest.approx(kl.item(), rel=1e-5, abs=4e-6)
+    assert logs[0]["ce"] == pytest.approx(ce.item(), rel=1e-5, abs=4e-6)
+    assert logs[0]["feature"] == pytest.approx(mse.item(), rel=1e-5)
+    assert logs[0]["label_agreement"] == pytest.approx(sample.agrees.float().mean().item())
+    for before, after in ((student, ours.student), (align, ours.align)):
+        for old, new in zip(before.parameters(), after.parameters(), strict=True):
+            expected = old - 0.1 * (1.9 if nesterov else 1) * (old.grad + 0.01 * old)
+            torch.testing.assert_close(new.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("w_feature", [30.0, 0.0], ids=["aligned", "logits-only"])
+def test_resuming_from_a_file_ends_with_the_same_bits_as_never_stopping(
+    w_feature: float, bank: Bank, tmp_path: Path
+) -> None:
+    straight = distiller(w_feature=w_feature, warmup_steps=2)
+    straight.train(bank, 6)
+
+    first = distiller(w_feature=w_feature, warmup_steps=2)
+    first.train(bank, 3)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    torch.rand(7)  # the global generator is elsewhere when the run is resumed
+    second = distiller(w_feature=w_feature, warmup_steps=2)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second.step == 3
+    second.train(bank, 3)
+
+    assert second.step == straight.step == 6
+    assert same(weights(second.student), weights(straight.student))
+    if straight.align is not None:
+        assert same(weights(second.align), weights(straight.align))
+    assert not same(weights(first.student), weights(straight.student))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_student_learns_the_teacher(precision: str, bank: Bank) -> None:
+    ours = distiller(total_steps=40, precision=precision, w_ce=0.0, w_feature=1.0)
+    fixed, losses = weights(ours.teacher), []
+    ours.train(bank, 40, on_log=lambda _, means: losses.append(means["loss"]), log_every=10)
+    assert len(losses) == 4
+    assert losses[-1] < 0.6 * losses[0]
+    assert same(weights(ours.teacher), fixed)
+    assert all(p.dtype == torch.float32 for p in ours.student.parameters())
+
+
+def test_bf16_is_used_where_asked_and_the_prepared_student_still_evaluates_in_float32(bank: Bank) -> None:
+    ours, dtypes = distiller(precision="bf16"), []
+    ours.student.network.fc.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
+    ours.train(bank, 1)
+    ours.student(torch.zeros(1, 3, SIZE, SIZE))
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_without_a_feature_weight_there_is_no_head_and_no_path_is_needed(bank: Bank) -> None:
+    student, blind = wide_resnet(1, seed=2), teacher()
+    student.feature_path = blind.feature_path = None
+    ours = Distiller(
+        blind, student, DistillConfig(batch_size=8, w_feature=0), 2, 3, accelerator(), image_size=SIZE
+    )
+    before, logs = weights(student), []
+    ours.train(bank, 2, on_log=lambda _, means: logs.append(means))
+    assert ours.align is None
+    assert logs[0]["feature"] == 0
+    assert not same(weights(student), before)
+
+
+@pytest.mark.parametrize("blind", ["teacher", "student"])
+def test_a_missing_feature_path_names_its_field(blind: str) -> None:
+    models = {"teacher": teacher(), "student": wide_resnet(1, seed=2)}
+    models[blind].feature_path = None
+    with pytest.raises(UserError, match=rf"{blind}\.feature"):
+        Distiller(
+            **models,
+            config=DistillConfig(),
+            total_steps=9,
+            seed=0,
+            accelerator=accelerator(),
+            image_size=SIZE,
+        )
+
+
+def test_a_feature_that_is_no_map_names_its_field() -> None:
+    flat = teacher()
+    flat.feature_path = "network.fc"
+    with pytest.raises(UserError, match=r"teacher\.feature 'network.fc' gives \[1, 4\]"):
+        Distiller(flat, wide_resnet(1, 2), DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
+
+
+def test_a_student_with_other_classes_is_refused() -> None:
+    student = classifier(WideResNet(10, 1, 7, in_channels=1), num_classes=7)
+    with pytest.raises(UserError, match=r"student\.num_classes is 7; .* 4"):
+        Distiller(teacher(), student, DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(UserError, match=r"distill\.warmup_steps is 6"):
+        distiller(total_steps=6, warmup_steps=6)
+
+
+def test_building_and_training_leave_the_global_generator_alone(bank: Bank) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    distiller().train(bank, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_align_head_is_a_function_of_the_seed() -> None:
+    first = distiller()
+    torch.rand(9)
+    assert same(weights(first.align), weights(distiller().align))
+
+
+def test_student_trains_in_train_mode_and_is_left_in_eval_mode(bank: Bank) -> None:
+    ours, modes = distiller(), []
+    ours.student.register_forward_pre_hook(lambda module, _: modes.append(module.network.bn.training))
+    ours.teacher.register_forward_pre_hook(lambda module, _: modes.append(module.network.bn.training))
+    statistics = ours.student.network.bn.running_mean.clone()
+    ours.train(bank, 1)
+    assert modes == [False, True]  # teacher, student
+    assert not ours.student.training
+    assert not ours.align.training
+    assert not torch.equal(ours.student.network.bn.running_mean, statistics)
+
+
+def test_a_student_that_was_loaded_frozen_is_trained(bank: Bank) -> None:
+    student = wide_resnet(1, seed=2).requires_grad_(False)
+    ours = Distiller(teacher(), student, DistillConfig(batch_size=8), 2, 0, accelerator(), image_size=SIZE)
+    before = student.network.conv1.weight.clone()
+    ours.train(bank, 1)
+    assert not torch.equal(student.network.conv1.weight, before)
+
+
+@pytest.mark.parametrize("balance", [True, False], ids=["balanced", "uniform"])
+def test_after_step_gets_the_augmented_images_once_the_weights_have_moved(balance: bool, bank: Bank) -> None:
+    ours, seen = distiller(class_balance=balance), []
+    before = ours.student.network.fc.weight.detach().clone()
+
+    def after_step(images: Tensor, labels: Tensor) -> None:
+        seen.append((images.clone(), labels.clone()))
+        assert not torch.equal(ours.student.network.fc.weight, before)
+
+    ours.train(bank, 2, after_step=after_step)
+    for step, (images, labels) in enumerate(seen):
+        sample = bank.sample(8, generator(3, "distill", step), balance)
+        augmented = random_crop_flip(sample.images, generator(3, "distill-augment", step))
+        assert torch.equal(images, augmented.float() / 255)
+        assert torch.equal(labels, sample.labels)
+    assert len(seen) == 2
+
+
+def test_logs_are_means_over_their_window_and_nothing_is_left_out(bank: Bank) -> None:
+    def logged(log_every: int) -> list[tuple[int, dict[str, float]]]:
+        logs: list[tuple[int, dict[str, float]]] = []
+        ours = distiller(total_steps=5)
+        ours.train(bank, 5, on_log=lambda step, means: logs.append((step, means)), log_every=log_every)
+        return logs
+
+    single, pairs = logged(1), logged(2)
+    assert [step for step, _ in pairs] == [2, 4, 5]
+    for name in ("loss", "kl", "ce", "feature", "label_agreement"):
+        values = [means[name] for _, means in single]
+        expected = [(values[0] + values[1]) / 2, (values[2] + values[3]) / 2, values[4]]
+        assert [means[name] for _, means in pairs] == pytest.approx(expected, rel=1e-5)
+    for _, means in single:
+        assert means["loss"] == pytest.approx(means["kl"] + means["ce"] + 30 * means["feature"], rel=1e-5)
+    assert pairs[-1][1]["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * 4 / 5)) / 2)
+
+
+def test_learning_rate_warms_up_and_then_follows_torchs_cosine() -> None:
+    config = DistillConfig(lr=0.4, warmup_steps=4)
+    assert [config.lr_at(step, 20) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 16)
+    for step in range(4, 21):
+        assert config.lr_at(step, 20) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
+        sgd.step()
+        cosine.step()
+
+
+@pytest.mark.parametrize("where", ["middle of the window", "last step of the call"])
+def test_a_loss_that_is_not_finite_stops_at_the_next_log(where: str, bank: Bank) -> None:
+    ours, logged = distiller(total_steps=10), []
+    broken = 3 if where.startswith("middle") else 6
+
+    def poison(_images: Tensor, _labels: Tensor) -> None:
+        if ours.step == broken:
+            ours.student.network.fc.bias.data[0] = float("nan")
+
+    with pytest.raises(NonFiniteError, match=r"distill.* step (4|7);"):
+        ours.train(bank, 7, after_step=poison, on_log=lambda step, _: logged.append(step), log_every=4)
+    assert logged == ([] if broken == 3 else [4])
+
+
+def test_steps_beyond_the_schedule_are_refused(bank: Bank) -> None:
+    ours = distiller(total_steps=2)
+    ours.train(bank, 2)
+    with pytest.raises(AssertionError, match="schedule"):
+        ours.train(bank, 1)
+
+
+@pytest.mark.parametrize(("name", "change"), [("total_steps", 1), ("seed", 1)])
+def test_the_state_of_another_run_is_refused(name: str, change: int) -> None:
+    state = distiller().state_dict()
+    state[name] += change
+    with pytest.raises(UserError, match=name):
+        distiller().load_state_dict(state)
+
+
+BAD: dict[str, list[Any]] = {
+    "batch_size": [1, 0],
+    "temperature": [0.0, -1.0, math.inf, math.nan],
+    "lr": [0.0, math.nan],
+    "momentum": [1.0, -0.1],
+    "w_kl": [-1.0, math.nan],
+    "w_ce": [-1.0],
+    "w_feature": [-1.0, math.inf],
+    "weight_decay": [-1e-4],
+    "warmup_steps": [-1],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD.items() for value in values], ids=str
+)
+def test_bad_settings_name_their_field(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"distill\.{field} is {value};"):
+        DistillConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
+        (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
+    ],
+    ids=["no term at all", "nesterov without momentum"],
+)
+def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], field: str) -> None:
+    with pytest.raises(UserError, match=rf"distill\.{field}"):
+        make()

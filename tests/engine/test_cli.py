@@ -1,0 +1,146 @@
+"""The commands as a user meets them: exit codes, one line on stderr, and a quick --help."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import evaluate, run
+from engine.cli import main
+from engine.compute import resolved
+from engine.errors import NonFiniteError, UserError
+from engine.recipe import CONFIG, load_recipe, to_yaml
+
+ROOT = Path(run.__file__).parents[1]
+
+
+def _raise(error: BaseException):
+    def command(arguments: Sequence[str]) -> None:  # noqa: ARG001
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("filter.omega must\nlie in [-1, 1]"), 2, "error: filter.omega must lie in [-1, 1]"),
+        (NonFiniteError("synthesize: NaN in step 3"), 1, "error: synthesize: NaN in step 3"),
+    ],
+    ids=["user", "not finite"],
+)
+def test_expected_errors_are_one_line(error: Exception, code: int, line: str, capsys) -> None:
+    assert main(_raise(error), []) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_interruption_names_resume(capsys) -> None:
+    assert main(_raise(KeyboardInterrupt()), []) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        main(_raise(ZeroDivisionError()), [])
+
+
+def test_success_is_zero_and_arguments_arrive() -> None:
+    seen: list[str] = []
+    assert main(seen.extend, ["--out", "x"]) == 0
+    assert seen == ["--out", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--synthesize.stepz", "3"], ["synthesize.stepz", "synthesize.steps"]),
+        (["--filter.omega=1.5"], ["filter.omega", "1.5"]),
+        (["--recipe", "fashon-mnist"], ["fashon-mnist", "fashion-mnist"]),
+        (["--recipe"], ["--recipe", "expected one argument"]),
+        (["--resum"], ["resum", "resume"]),
+        (["--synthesize", "3"], ["synthesize", "section"]),
+        (["stray"], ["stray"]),
+        (["--compute.device", "cpu", "--compute.precision", "fp16"], ["compute.precision", "GPU"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_run_refuses_in_one_line(arguments: list[str], words: list[str], tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "out"
+    assert main(run.command, ["--out", str(folder), *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert all(word in line for word in words)
+    assert not folder.exists()
+
+
+def _recipe():
+    recipe = load_recipe("fashion-mnist", {"compute.device": "cpu", "compute.precision": "fp32"})
+    return replace(recipe, compute=resolved(recipe.compute))
+
+
+def test_a_new_or_empty_folder_is_accepted_and_left_alone(tmp_path: Path) -> None:
+    run.check(tmp_path, _recipe(), resume=False)
+    run.check(tmp_path / "new", _recipe(), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_folder_needs_resume_and_the_same_settings(tmp_path: Path) -> None:
+    recipe = _recipe()
+    (tmp_path / CONFIG).write_text(to_yaml(recipe))
+    with pytest.raises(UserError, match=rf"{tmp_path} is not empty.*--resume.*--out"):
+        run.check(tmp_path, recipe, resume=False)
+    run.check(tmp_path, recipe, resume=True)
+    other = replace(recipe, distill=replace(recipe.distill, lr=0.5), seed=recipe.seed)
+    with pytest.raises(UserError, match=r"config\.yaml in distill\.lr: .* -> 0\.5"):
+        run.check(tmp_path, other, resume=True)
+
+
+def test_a_foreign_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        run.check(tmp_path, _recipe(), resume=True)
+    with pytest.raises(UserError, match=r"thesis\.tex is a file"):
+        run.check(tmp_path / "thesis.tex", _recipe(), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [([], "--run"), (["--run", "nowhere"], "nowhere has no config.yaml")],
+    ids=["none", "nowhere"],
+)
+def test_evaluate_refuses_in_one_line(arguments: list[str], word: str, capsys) -> None:
+    assert main(evaluate.command, arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert word in line
+
+
+def _timed(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    return done, time.perf_counter() - start
+
+
+def test_help_is_quick_and_lists_every_key() -> None:
+    done, seconds = min((_timed("engine.run", "--help") for _ in range(2)), key=lambda pair: pair[1])
+    assert done.returncode == 0
+    assert seconds < 4  # 2 s on an idle machine
+    for key in ("--recipe", "--resume", "--synthesize.steps", "--filter.omega"):
+        assert key in done.stdout
+    for detail in ("Where the networks run", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
+        assert detail in done.stdout
+
+
+def test_the_process_ends_with_the_code() -> None:
+    done, _ = _timed("engine.run", "--synthesize.stepz", "3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown key 'synthesize.stepz'")
+    assert done.stderr.count("\n") == 1

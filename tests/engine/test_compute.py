@@ -1,0 +1,66 @@
+"""Device, precision and threads as the machine gives them."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.errors import UserError
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [(["avx2", "avx512_bf16"], "bf16"), (["amx_bf16"], "bf16"), (["avx2", "avx512f"], "fp32"), ([], "fp32")],
+    ids=["avx512_bf16", "amx", "avx512f", "none"],
+)
+def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: str, monkeypatch) -> None:
+    monkeypatch.setattr("kernels.cpu_features", lambda: features)
+    used = resolved(ComputeConfig(device="cpu"))
+    assert used == ComputeConfig(device="cpu", precision=precision, threads=torch.get_num_threads())
+    assert resolved(used) == used
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    asked = ComputeConfig(device="cpu", precision="bf16", threads=1)
+    assert resolved(asked) == asked
+
+
+@NO_GPU
+def test_auto_without_a_gpu_is_the_cpu() -> None:
+    assert resolved(ComputeConfig()).device == "cpu"
+
+
+@NO_GPU
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"compute\.device cuda.*cpu"):
+        resolved(ComputeConfig(device="cuda"))
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"compute\.precision fp16 needs a GPU"):
+        resolved(ComputeConfig(device="cpu", precision="fp16"))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_accelerator_has_the_asked_precision_even_after_another_one(
+    precision: str, dtype: torch.dtype
+) -> None:
+    for first in ("bf16", "fp32"):
+        open_accelerator(ComputeConfig(device="cpu", precision=first, threads=1))
+    accelerator = open_accelerator(ComputeConfig(device="cpu", precision=precision, threads=1))
+    assert accelerator.device == torch.device("cpu")
+    assert torch.get_num_threads() == 1
+    with accelerator.autocast():
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype

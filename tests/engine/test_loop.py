@@ -1,0 +1,220 @@
+"""The whole loop on tiny real models: what it writes, that it repeats, resumes, and reads no training data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import loop as loop_module
+from engine.cli import main
+from engine.datasets import fashion_mnist
+from engine.errors import UserError
+from engine.loop import Loop
+from engine.loop import run as run_loop
+from engine.progress import Progress
+from engine.recipe import load_recipe
+from engine.run import command
+from tests.tiny_recipe import write_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+def run(recipe: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    assert main(command, ["--recipe", str(recipe), "--out", str(out), *arguments]) == 0
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    run(recipe, out)
+    return out
+
+
+def test_a_run_leaves_everything_a_user_needs(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["images_synthesized"] == 4 * 6
+    assert summary["images_augmented"] == 4 * 6 * 3
+    assert 0 < summary["images_accepted"] < summary["images_augmented"]
+    assert summary["acceptance_rate"] == summary["images_accepted"] / summary["images_augmented"]
+    assert summary["student_top1"] is None
+    assert summary["accuracy_reason"] == "evaluate.dataset is none"
+    assert set(summary["seconds_by_stage"]) == {"synthesize", "augment", "filter", "distill"}
+    assert 0 < summary["mean_pairwise_clip_distance"] < 2
+    student = load_file(finished / "student.safetensors")
+    assert student["fc.weight"].shape == (3, 64)
+    assert (finished / "variations.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "config.yaml").is_file()
+    assert any((finished / "tb").iterdir())
+
+
+def test_the_same_command_twice_gives_the_same_images_and_student(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    again = run(recipe, tmp_path / "again")
+    first = json.loads((finished / "summary.json").read_text())
+    assert again["images_sha256"] == first["images_sha256"]
+    assert same_student(finished, tmp_path / "again")
+    other = run(recipe, tmp_path / "other", "--seed", "1")
+    assert other["images_sha256"] != first["images_sha256"]
+
+
+def same_student(a: Path, b: Path) -> bool:
+    ours, theirs = load_file(a / "student.safetensors"), load_file(b / "student.safetensors")
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("cut_after", [0, 1], ids=["images", "round 1"])
+def test_a_run_cut_between_phases_resumes_to_the_same_end(
+    recipe: Path, finished: Path, tmp_path: Path, cut_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cut"
+    whole_phase = Loop.phase
+
+    def dying_phase(self: Loop, number: int) -> None:
+        if number > cut_after:
+            raise KeyboardInterrupt
+        whole_phase(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "phase", dying_phase)
+        assert main(command, ["--recipe", str(recipe), "--out", str(out)]) == 130
+    resumed = run(recipe, out, "--resume")
+    first = json.loads((finished / "summary.json").read_text())
+    timed = {"seconds_by_stage", "wall_seconds", "images_per_second"}
+    assert {k: v for k, v in resumed.items() if k not in timed} == {
+        k: v for k, v in first.items() if k not in timed
+    }
+    assert same_student(finished, out)
+
+
+def test_another_micro_batch_gives_the_same_images_up_to_rounding(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    banks = []
+    save = loop_module.checkpoint.save
+    monkeypatch.setattr(
+        loop_module.checkpoint, "save", lambda *args: banks.append(args[-1].images.clone()) or save(*args)
+    )
+    for size in ("8", "5"):
+        run(recipe, tmp_path / size, "--augment.micro_batch", size, "--filter.quantile", "0")
+    whole, parts = banks[2], banks[5]  # the last of three phases of each run
+    assert whole.shape == parts.shape
+    difference = (whole.int() - parts.int()).abs()
+    assert (difference <= 1).double().mean() >= 0.999
+
+
+def test_the_loop_reads_no_data_and_evaluation_only_the_test_split(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits are asked for by name at one door; images of the test split arrive once, after all training."""
+    asked: list[tuple[str, int]] = []
+    steps_done = 0
+    whole_train = loop_module.Distiller.train
+
+    def counting_train(self, *args, **kwargs) -> None:
+        nonlocal steps_done
+        whole_train(self, *args, **kwargs)
+        steps_done = self.step
+
+    def watched_load(split: str, root: Path | None = None) -> fashion_mnist.LabeledImages:
+        asked.append((split, steps_done))
+        images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
+        return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+    monkeypatch.setattr(loop_module.Distiller, "train", counting_train)
+    monkeypatch.setattr(fashion_mnist, "load", watched_load)
+    summary = run(recipe, tmp_path / "out", "--evaluate.dataset", "fashion-mnist")
+    assert asked == [("test", 6)]
+    assert summary["teacher_top1"] == pytest.approx(1 / 3)
+    assert summary["accuracy_reason"] is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": {"method": "none"}, "filter": {"method": "none", "quantile": None, "model": ""}},
+        {"filter": {"method": "none", "quantile": None}},
+        {"filter": {"class_gate": True}},
+        {"synthesize": {"adversary": "kl", "start": "reuse"}},
+        {"synthesize": {"adversary": "none", "start": "reinit", "warmup_steps": 0}},
+        {"augment": {"strength": 0.5, "class_condition": "none"}},
+    ],
+    ids=["synthesis only", "no filter", "class gate", "kl adversary", "no adversary", "from the source"],
+)
+def test_every_way_through_the_loop_ends_in_a_student(settings: dict[str, Any], tmp_path: Path) -> None:
+    if "augment" in settings and settings["augment"].get("method") == "none":
+        settings = {**settings, "augment": {**settings["augment"], "class_condition": "none"}}
+    recipe = write_recipe(tmp_path / "recipe", schedule={"init_batches": 1}, **settings)
+    summary = run(recipe, tmp_path / "out")
+    augmented = settings.get("augment", {}).get("method") != "none"
+    assert (summary["images_augmented"] > 0) == augmented
+    assert (summary["clip_agreement"] is None) == (not augmented)
+    student = load_file(tmp_path / "out" / "student.safetensors")
+    assert all(value.isfinite().all() for value in student.values())
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (
+            lambda folder: (folder / "teacher.safetensors").unlink(),
+            ["teacher.weights", "teacher.safetensors"],
+        ),
+        (lambda folder: truncate(folder / "teacher.safetensors"), ["teacher.weights", "teacher.safetensors"]),
+        (
+            lambda folder: truncate(folder / "prior/unet/diffusion_pytorch_model.safetensors"),
+            ["augment.prior"],
+        ),
+        (lambda folder: truncate(folder / "clip/open_clip_model.safetensors"), ["filter.model"]),
+        (lambda folder: (folder / "prior/model_index.json").unlink(), ["augment.prior", "model_index.json"]),
+    ],
+    ids=["missing weights", "corrupt weights", "corrupt unet", "corrupt clip", "no pipeline"],
+)
+def test_what_cannot_be_loaded_is_one_line_and_leaves_no_folder(
+    break_it, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe")
+    break_it(tmp_path / "recipe")
+    assert main(command, ["--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert all(word in line for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--teacher.num_classes", "7"], ["num_classes", "7"]),
+        (["--teacher.name", "engine:lenet_5"], ["teacher.weights", "teacher.safetensors"]),
+        (["--filter.quantile", "null", "--filter.omega", "2"], ["filter.omega", "2"]),
+    ],
+    ids=["class count", "another network", "omega"],
+)
+def test_settings_that_do_not_fit_are_one_line(
+    recipe: Path, arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command, ["--recipe", str(recipe), "--out", str(tmp_path / "out"), *arguments]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words)
+
+
+def test_a_damaged_checkpoint_is_named(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe, out)
+    truncate(out / "checkpoints/state.pt")
+    settings = load_recipe(str(out / "config.yaml"))
+    with pytest.raises(UserError, match=r"checkpoint .*state\.pt"), Progress(quiet=True) as progress:
+        run_loop(replace(settings), out, resume=True, progress=progress)

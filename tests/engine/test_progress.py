@@ -1,0 +1,92 @@
+"""Progress: what it counts, and what it prints where there is no terminal."""
+
+import time
+
+import pytest
+
+from engine.progress import Progress, clock
+
+
+def test_counts_and_seconds_add_up_over_entries() -> None:
+    with Progress(quiet=True) as progress:
+        for _ in range(2):
+            with progress.stage("augment", total=5, unit="images") as stage:
+                stage.advance(2)
+                stage.advance(3)
+                time.sleep(0.02)
+        with progress.stage("distill", total=1, unit="steps") as stage:
+            stage.advance()
+    assert progress.counts == {"augment": 10, "distill": 1}
+    assert list(progress.seconds) == ["augment", "distill"]
+    assert 0.04 <= progress.seconds["augment"] < 2
+
+
+def test_a_failing_stage_is_still_counted() -> None:
+    progress = Progress(quiet=True)
+
+    def fail() -> None:
+        with progress, progress.stage("filter", total=5, unit="images") as stage:
+            stage.advance(3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert progress.counts == {"filter": 3}
+    assert progress.seconds["filter"] > 0
+
+
+def test_values_of_an_earlier_process_go_on() -> None:
+    progress = Progress(quiet=True)
+    progress.seconds["augment"], progress.counts["augment"] = 10.0, 100
+    with progress, progress.stage("augment", total=2, unit="images") as stage:
+        stage.advance(2)
+    assert progress.counts["augment"] == 102
+    assert progress.seconds["augment"] > 10
+
+
+def test_without_a_terminal_one_line_a_stage(capsys) -> None:
+    with Progress() as progress:
+        progress.say("[a] line")
+        with progress.stage("augment", total=4, unit="images") as stage:
+            stage.advance(4)
+            stage.note("kept 71 %")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "[a] line"
+    assert second.startswith("augment    4 images in ")
+    assert second.endswith(" images/s, kept 71 %")
+
+
+def test_an_announced_stage_counts_down_the_whole_run(capsys) -> None:
+    with Progress() as progress:
+        progress.announce("augment", total=6, unit="images")
+        for _ in range(4):
+            with progress.stage("augment", total=2, unit="images") as stage:
+                stage.advance(2)
+                left = stage.remaining()
+    assert (stage.total, left) == (8, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith(" left") for line in lines] == [True, True, False, False]
+
+
+def test_quiet_is_silent(capsys) -> None:
+    with Progress(quiet=True) as progress, progress.stage("augment", total=1, unit="images") as stage:
+        stage.advance()
+    assert capsys.readouterr().out == ""
+
+
+def test_rate_and_remaining_time() -> None:
+    with Progress(quiet=True) as progress, progress.stage("augment", total=10, unit="images") as stage:
+        assert stage.remaining() is None
+        time.sleep(0.02)
+        stage.advance(5)
+        rate, remaining = stage.rate(), stage.remaining()
+        assert rate == pytest.approx(5 / stage.elapsed(), rel=0.2)
+        assert remaining == pytest.approx(5 / rate, rel=0.2)
+
+
+CLOCK = [(0.2, "0:00"), (59.7, "1:00"), (75, "1:15"), (3700, "1:01:40")]
+
+
+@pytest.mark.parametrize(("seconds", "text"), CLOCK)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
