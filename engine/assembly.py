@@ -44,8 +44,8 @@ def assemble(recipe: Recipe, accelerator: Accelerator) -> Assembly:
         width = prior.unet.config.cross_attention_dim
         tokens = class_tokens(clip, recipe.class_names, cross_attention_dim=width)
     return Assembly(
-        teacher=teacher.to(device, memory_format=torch.channels_last),
-        student=student.to(device, memory_format=torch.channels_last),
+        teacher=teacher.to(device).to(memory_format=torch.channels_last),
+        student=student.to(device).to(memory_format=torch.channels_last),
         prior=prior,
         clip=clip,
         class_tokens=tokens,

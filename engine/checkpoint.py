@@ -11,7 +11,7 @@ from engine.files import replacing
 
 
 def save(folder: Path, phase: int, state: dict[str, Any], bank: Bank) -> None:
-    """Commits phase `phase`. `state` holds tensors and plain values only; older phases are removed after it."""
+    """Commits phase `phase`, then removes older ones. `state` holds tensors and plain values only."""
     bank.save(_made(folder) / _bank_name(phase))
     with replacing(folder / "state.pt") as temporary:
         torch.save({"phase": phase, **state}, temporary)

@@ -22,8 +22,8 @@ from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.recipe import CONFIG, Recipe, to_yaml
 from engine.report.examples import Examples
-from engine.report.summary import Summary
 from engine.report.summarize import summarize
+from engine.report.summary import Summary
 from engine.stages.augment import augment
 from engine.stages.distill import Distiller
 from engine.stages.filter import classify, judge
@@ -36,8 +36,8 @@ from engine.tally import Tally
 def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
     """The whole recipe into the folder `out`; with `resume` from its last checkpoint.
 
-    Writes config.yaml once everything has loaded, then student.safetensors, summary.json, variations.png, tb/ and checkpoints/. Raises UserError for what
-    the user can mend and NonFiniteError where numbers break.
+    Writes config.yaml once everything has loaded, then tb/, checkpoints/, student.safetensors, variations.png
+    and summary.json. Raises UserError for what the user can mend and NonFiniteError where numbers break.
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)

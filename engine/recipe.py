@@ -61,6 +61,7 @@ class Recipe:
     def __post_init__(self) -> None:
         num_classes = len(self.class_names)
         for section in ("teacher", "student"):
+            getattr(self, section).check(section)
             given = getattr(self, section).num_classes
             if given != num_classes:
                 raise UserError(
@@ -70,6 +71,15 @@ class Recipe:
             raise UserError(
                 f"student.image_size is {self.student.image_size} but teacher.image_size is"
                 f" {self.teacher.image_size}; student and teacher see the same images, make them agree"
+            )
+        if self.student.weights is not None:
+            raise UserError(
+                f"student.weights is {self.student.weights}; a student starts from random weights, set null"
+            )
+        if self.augment.class_condition == "text" and not self.filter.model:
+            raise UserError(
+                "augment.class_condition text needs the text tower of filter.model, which is empty; "
+                "give an open_clip model, or set augment.class_condition to none"
             )
 
 
@@ -147,7 +157,7 @@ def _unknown(key: str, source: str, keys: set[str]) -> UserError:
     return UserError(f"unknown key '{key}' in {source}; {guess}")
 
 
-def _keys(owner: type = Recipe, prefix: str = "") -> dict[str, Any]:
+def _keys(owner: Any = Recipe, prefix: str = "") -> dict[str, Any]:
     """Type of every setting by dotted key."""
     keys: dict[str, Any] = {}
     for name, kind in get_type_hints(owner).items():

@@ -23,7 +23,12 @@ class ScheduleConfig:
             value = getattr(self, field.name)
             if value < 0:
                 raise UserError(f"schedule.{field.name} must not be negative, got {value}")
-        if self.init_batches + min(self.rounds, 1) * self.batches_per_round < 1:
+        for name in ("rounds", "kd_steps"):
+            if getattr(self, name) == 0:
+                raise UserError(
+                    f"schedule.{name} is 0, which leaves the student untrained; set it to 1 or more"
+                )
+        if self.init_batches + self.batches_per_round < 1:
             raise UserError(
                 "schedule.init_batches and schedule.batches_per_round are both 0, nothing to train on;"
                 " set schedule.init_batches to 1 or more"

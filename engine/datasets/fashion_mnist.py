@@ -1,6 +1,5 @@
-"""Fashion-MNIST as the engine sees it: 32x32 RGB, the train split cut once into a private and a public half."""
+"""Fashion-MNIST as the engine sees it: 32x32 RGB, the train split cut into a private and a public half."""
 
-import gzip
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.datasets.fetch import fashion_mnist_root
+from engine.datasets.fetch import fashion_mnist_root, read_verified
 
 Split = Literal["private", "public", "test"]
 SPLIT_SEED = 20241028
@@ -36,7 +35,7 @@ def load(split: Split, root: Path | None = None) -> LabeledImages:
     """One split: `private` (30k, trains the teacher), `public` (30k, trains the priors) or `test` (10k).
 
     `root` is the folder of the four idx.gz files; without it the usual places are tried.
-    Raises FileNotFoundError where the files cannot be had.
+    Raises FileNotFoundError where the files are not there, UserError where one is not as published.
     """
     folder = fashion_mnist_root(root)
     prefix = "t10k" if split == "test" else "train"
@@ -53,7 +52,7 @@ def load(split: Split, root: Path | None = None) -> LabeledImages:
 
 def _read_idx(path: Path) -> Tensor:
     """An idx file of unsigned bytes (magic 0x0000_08_dd, then dd big-endian sizes)."""
-    data = gzip.decompress(path.read_bytes())
+    data = read_verified(path)
     num_dims = data[3]
     shape = np.frombuffer(data, ">u4", num_dims, offset=4).astype(int)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims).reshape(shape)

@@ -33,7 +33,7 @@ class Generator(nn.Module):
 
 @torch.no_grad()
 def redraw(module: nn.Module, generator: torch.Generator) -> None:
-    """Every weight anew: N(0, 0.02) for convolutions and linear layers, N(1, 0.02) for BatchNorm scales, 0 for biases."""
+    """Every weight anew: N(0, 0.02) of convolutions and linear layers, N(1, 0.02) of BatchNorm; biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()

@@ -1,10 +1,12 @@
 """The card of the embedded assets: what they are, what they saw, how good they are."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import Tensor
 
 from engine.datasets.fashion_mnist import CLASS_NAMES, SPLIT_SEED, LabeledImages, load
 from engine.models.loading import load_classifier
@@ -12,7 +14,8 @@ from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prio
 from engine.recipe import load_recipe
 from engine.stages.evaluate import accuracy
 
-TEMPLATE = """# Embedded assets: Fashion-MNIST
+TEMPLATE = """\
+# Embedded assets: Fashion-MNIST
 
 Remade by `python -m engine.pretrain`. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).
 
@@ -62,7 +65,7 @@ def _count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _encode(prior: DiffusionPrior, images: torch.Tensor) -> torch.Tensor:
+def _encode(prior: DiffusionPrior, images: Tensor) -> Tensor:
     mean = torch.tensor(prior.encoder_mean).view(1, 3, 1, 1)
     std = torch.tensor(prior.encoder_std).view(1, 3, 1, 1)
     pixels = ((images.float() / 255 - mean) / std).to(prior.image_encoder.device)
@@ -70,14 +73,14 @@ def _encode(prior: DiffusionPrior, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _zero_shot(clip: ClipModel, embed, test: LabeledImages) -> float:
+def _zero_shot(clip: ClipModel, embed: Callable[[Tensor], Tensor], test: LabeledImages) -> float:
     captions = clip.embed_texts([f"a photo of a {name}." for name in CLASS_NAMES])
     found = torch.cat([(embed(chunk) @ captions.T).argmax(1).cpu() for chunk in test.images.split(500)])
     return (found == test.labels).double().mean().item()
 
 
 @torch.no_grad()
-def _psnr(prior: DiffusionPrior, images: torch.Tensor) -> float:
+def _psnr(prior: DiffusionPrior, images: Tensor) -> float:
     errors = []
     for chunk in images.split(500):
         pixels = chunk.to(prior.vae.device).float() / 127.5 - 1

@@ -1,9 +1,9 @@
 """The two tiny image towers and their text tower, trained together on the public half.
 
 One open_clip model (the filter) and one CLIPVisionModelWithProjection (the condition of the diffusion model)
-share a text tower, so their embeddings live in one space as those of the real pair do. Each image is pulled to
-its class caption, and to the other tower's embedding of another view of the same image: the first makes the
-class visible, the second keeps images of one class apart.
+share a text tower, so their embeddings live in one space as those of the real pair do. Each image is pulled
+to its class caption, and to the other tower's embedding of another view of the same image: the first makes
+the class visible, the second keeps images of one class apart.
 """
 
 import json
@@ -61,6 +61,9 @@ VISION_CONFIG = {
 class TowerPair(nn.Module):
     """Normalised image embeddings of both towers and of the class captions, all float32 [*, EMBED_DIM]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.open_clip = open_clip.CLIP(**OPEN_CLIP_CONFIG["model_cfg"])
@@ -116,7 +119,10 @@ def train_clip(
         draw = generator(seed, "clip", cycle, epoch)
         for index in torch.randperm(len(data.labels), generator=draw).split(batch_size):
             images, labels = data.images[index], data.labels[index].to(accelerator.device)
-            views = tuple(strong_view(images, draw).to(accelerator.device) for _ in range(2))
+            views = (
+                strong_view(images, draw).to(accelerator.device),
+                strong_view(images, draw).to(accelerator.device),
+            )
             prompt = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=draw))]
             with accelerator.autocast():
                 yield pair_loss(pair, views, labels, prompt)

@@ -89,7 +89,7 @@ def train_denoiser(
     checkpoint: Path,
     log: Callable[[str], None],
     *,
-    epochs: int = 16,
+    epochs: int = 13,
     seed: int = 0,
 ) -> UNet2DConditionModel:
     """v-prediction MSE (Salimans and Ho 2022) over `latents`: scaled [N, 8, 8, 8] of the images and of their

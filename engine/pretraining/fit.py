@@ -1,4 +1,4 @@
-"""The one training loop of the embedded assets: epochs over batches, one-cycle rate, a checkpoint an epoch."""
+"""The training loop of the embedded assets: epochs over batches, one-cycle rate, a checkpoint an epoch."""
 
 import copy
 import time

@@ -1,4 +1,4 @@
-"""Strongly augmented views: what lets an encoder of clean images see a class in an inverted one (design §7)."""
+"""Strongly augmented views: what lets an encoder of clean images see a class in an inverted one."""
 
 import torch
 import torch.nn.functional as F

@@ -63,7 +63,7 @@ def summarize(
 
 
 def _seen_by_clip(recipe: Recipe, bank: Bank, clip: ClipModel) -> tuple[float, float]:
-    """Zero-shot agreement with the labels, and mean pairwise distance, over at most MEASURED_IMAGES of the bank."""
+    """Zero-shot agreement with the labels and mean pairwise distance, of at most MEASURED_IMAGES images."""
     draw = generator(recipe.seed, "measured-images")
     rows = torch.randperm(len(bank), generator=draw)[:MEASURED_IMAGES]
     chunks = bank.images[rows].split(recipe.filter.micro_batch)

@@ -1,6 +1,7 @@
-"""Self-supervised difficulty (CSD, arXiv 2307.04542): a head that tells class and rotation from student features.
+"""Self-supervised difficulty (CSD, arXiv 2307.04542).
 
-The generator is asked for images on which the head fails: images the student does not know well yet.
+A head learns to tell class and rotation from the student's features; the generator is asked for
+images on which the head fails: images the student does not know well yet.
 """
 
 import torch
@@ -15,7 +16,7 @@ from engine.seeding import generator
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The four quarter turns of a batch: images [B, C, H, H] -> [4B, C, H, H]; labels -> 4 * label + turn [4B]."""
+    """The four quarter turns of images [B, C, H, H]: [4B, C, H, H] and joint labels 4 * label + turn [4B]."""
     turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
     joint = torch.cat([4 * labels + turn for turn in range(4)])
     return turned.contiguous(memory_format=torch.channels_last), joint
@@ -35,7 +36,7 @@ class RotationHead(nn.Module):
 
 
 class RotationAdversary:
-    """The head, its optimizer, and the two uses of them: learn beside the student, challenge the generator."""
+    """The head, its optimizer and its two uses: learn beside the student, challenge the generator."""
 
     def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
         self.student, self.seed, self.accelerator = student, seed, accelerator

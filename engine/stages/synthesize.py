@@ -63,8 +63,8 @@ class SynthesizeConfig:
             raise UserError(f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}")
         if self.start == "reinit" and self.warmup_steps:
             raise UserError(
-                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start reinit redraws the weights "
-                "of every batch; set it to 0, or start to reuse or meta"
+                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start reinit redraws the "
+                "weights of every batch; set it to 0, or start to reuse or meta"
             )
 
 
@@ -86,7 +86,7 @@ class Synthesizer:
     ) -> None:
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
-        self.generator = network.to(accelerator.device, memory_format=torch.channels_last)
+        self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         redraw(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.warmup_steps > 0
 
@@ -133,7 +133,7 @@ class Synthesizer:
     def _invert(
         self, index: int, steps: int, adversary: Adversary | None, on_step: Callable[[int], None] | None
     ) -> tuple[Tensor, Tensor]:
-        """Runs one inversion; images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
+        """One inversion: images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
         device, config = self.accelerator.device, self.config
         draw = generator(self.seed, "synthesize", index)
         labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw).to(device)
@@ -158,8 +158,8 @@ class Synthesizer:
                 on_step(1)
         if not best_loss.isfinite():
             raise NonFiniteError(
-                f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr or take "
-                "--compute.precision fp32"
+                f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr "
+                "or take --compute.precision fp32"
             )
         assert best_images is not None
         pixels = (best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -1,8 +1,8 @@
 """The commands as a user meets them: exit codes, one line on stderr, and a quick --help."""
 
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,18 +121,21 @@ def test_evaluate_refuses_in_one_line(arguments: list[str], word: str, capsys) -
     assert word in line
 
 
-def _timed(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    start = time.perf_counter()
+def _started(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """The finished process, and its CPU seconds: its time on an idle machine, whatever else runs on this one."""
+    before = os.times()
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
-    return done, time.perf_counter() - start
+    after = os.times()
+    used = after.children_user - before.children_user + after.children_system - before.children_system
+    return done, used
 
 
-def test_help_is_quick_and_lists_every_key() -> None:
-    done, seconds = min((_timed("engine.run", "--help") for _ in range(2)), key=lambda pair: pair[1])
+def test_help_takes_less_than_two_seconds_and_lists_every_key() -> None:
+    done, seconds = _started("engine.run", "--help")
     assert done.returncode == 0
-    assert seconds < 4  # 2 s on an idle machine
+    assert seconds < 2
     for key in ("--recipe", "--resume", "--synthesize.steps", "--filter.omega"):
         assert key in done.stdout
     for detail in ("Where the networks run", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
@@ -140,7 +143,7 @@ def test_help_is_quick_and_lists_every_key() -> None:
 
 
 def test_the_process_ends_with_the_code() -> None:
-    done, _ = _timed("engine.run", "--synthesize.stepz", "3")
+    done, _ = _started("engine.run", "--synthesize.stepz", "3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown key 'synthesize.stepz'")
     assert done.stderr.count("\n") == 1

@@ -1,13 +1,15 @@
-"""The whole loop on tiny real models: what it writes, that it repeats, resumes, and reads no training data."""
+"""The whole loop on tiny real models: what it writes, that it repeats and resumes, and what data it reads."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
 from engine import loop as loop_module
 from engine.cli import main
@@ -15,6 +17,7 @@ from engine.datasets import fashion_mnist
 from engine.errors import UserError
 from engine.loop import Loop
 from engine.loop import run as run_loop
+from engine.models import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
 from engine.run import command
@@ -124,7 +127,7 @@ def test_the_loop_reads_no_data_and_evaluation_only_the_test_split(
         whole_train(self, *args, **kwargs)
         steps_done = self.step
 
-    def watched_load(split: str, root: Path | None = None) -> fashion_mnist.LabeledImages:
+    def watched_load(split: str, _root: Path | None = None) -> fashion_mnist.LabeledImages:
         asked.append((split, steps_done))
         images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
         return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -161,6 +164,35 @@ def test_every_way_through_the_loop_ends_in_a_student(settings: dict[str, Any], 
     assert all(value.isfinite().all() for value in student.values())
 
 
+def save_seven_classes(folder: Path) -> None:
+    save_file(wrn_16_1(7, 1).state_dict(), folder / "teacher.safetensors")
+
+
+def point_at(name: str, content: object) -> Callable[[Path], None]:
+    """The recipe names the pickle file `name`, which holds `content`."""
+
+    def break_it(folder: Path) -> None:
+        torch.save(content, folder / name)
+        recipe = folder / "tiny.yaml"
+        recipe.write_text(recipe.read_text().replace("teacher.safetensors", name))
+
+    return break_it
+
+
+def take_lenet(folder: Path) -> None:
+    save_file(lenet_5(3, 1).state_dict(), folder / "teacher.safetensors")
+    recipe = folder / "tiny.yaml"
+    settings = yaml.safe_load(recipe.read_text())
+    settings["teacher"].update(name="engine:lenet_5", image_size=32)
+    settings["student"].update(image_size=32)
+    recipe.write_text(yaml.safe_dump(settings))
+
+
+def add_unknown_key(folder: Path) -> None:
+    with (folder / "tiny.yaml").open("a") as file:
+        file.write("distil:\n  lr: 0.1\n")
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
@@ -169,6 +201,11 @@ def test_every_way_through_the_loop_ends_in_a_student(settings: dict[str, Any], 
             ["teacher.weights", "teacher.safetensors"],
         ),
         (lambda folder: truncate(folder / "teacher.safetensors"), ["teacher.weights", "teacher.safetensors"]),
+        (save_seven_classes, ["teacher.weights", "7", "teacher.num_classes", "3"]),
+        (point_at("list.pth", [1, 2]), ["teacher.weights", "list.pth", "state dict"]),
+        (point_at("code.pth", Path("x")), ["teacher.weights", "code.pth"]),
+        (take_lenet, ["synthesize.w_bn", "engine:lenet_5", "BatchNorm"]),
+        (add_unknown_key, ["distil", "tiny.yaml"]),
         (
             lambda folder: truncate(folder / "prior/unet/diffusion_pytorch_model.safetensors"),
             ["augment.prior"],
@@ -176,17 +213,28 @@ def test_every_way_through_the_loop_ends_in_a_student(settings: dict[str, Any], 
         (lambda folder: truncate(folder / "clip/open_clip_model.safetensors"), ["filter.model"]),
         (lambda folder: (folder / "prior/model_index.json").unlink(), ["augment.prior", "model_index.json"]),
     ],
-    ids=["missing weights", "corrupt weights", "corrupt unet", "corrupt clip", "no pipeline"],
+    ids=[
+        "missing weights",
+        "corrupt weights",
+        "wrong class count",
+        "not a state dict",
+        "pickled code",
+        "no BatchNorm",
+        "unknown key",
+        "corrupt unet",
+        "corrupt clip",
+        "no pipeline",
+    ],
 )
-def test_what_cannot_be_loaded_is_one_line_and_leaves_no_folder(
-    break_it, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_used_is_one_line_and_leaves_no_folder(
+    break_it: Callable[[Path], None], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path / "recipe")
     break_it(tmp_path / "recipe")
     assert main(command, ["--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    assert all(word in line for word in words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in words)
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +259,7 @@ def test_settings_that_do_not_fit_are_one_line(
     assert all(word in line for word in words)
 
 
-def test_a_damaged_checkpoint_is_named(recipe: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(recipe, out)
     truncate(out / "checkpoints/state.pt")

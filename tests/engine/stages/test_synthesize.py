@@ -22,6 +22,7 @@ def teacher() -> Classifier:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean = 0.1 * torch.randn_like(module.bias)
+    network.fc.weight.data *= 20
     classifier = Classifier(
         network, num_classes=3, in_channels=1, mean=[0.2], std=[0.3], feature_path="relu", name="tiny"
     )
@@ -102,13 +103,11 @@ def test_the_images_of_the_lowest_loss_are_kept(teacher: Classifier) -> None:
     offsets = iter([0.0, -1e6, 0.0, 0.0, 0.0])
     config = replace(TINY, steps=5, w_adv=1.0)
     kept = synthesizer(teacher, config).batch(
-        0, key_stride=1, adversary=lambda images, labels, logits: torch.tensor(next(offsets))
+        0, key_stride=1, adversary=lambda *_: torch.tensor(next(offsets))
     )
     second = synthesizer(teacher, replace(config, steps=2))
     offsets_of_two = iter([0.0, -1e6])
-    expected = second.batch(
-        0, key_stride=1, adversary=lambda images, labels, logits: torch.tensor(next(offsets_of_two))
-    )
+    expected = second.batch(0, key_stride=1, adversary=lambda *_: torch.tensor(next(offsets_of_two)))
     assert torch.equal(kept.images, expected.images)
 
 
@@ -135,9 +134,7 @@ def test_inversion_makes_the_teacher_see_the_labels(teacher: Classifier) -> None
 
 def test_no_finite_loss_is_an_error_that_names_the_batch(teacher: Classifier) -> None:
     with pytest.raises(NonFiniteError, match="synthesize: no finite loss in the 3 steps of batch 7"):
-        synthesizer(teacher).batch(
-            7, key_stride=1, adversary=lambda images, labels, logits: images.mean() * float("nan")
-        )
+        synthesizer(teacher).batch(7, key_stride=1, adversary=lambda images, *_: images.mean() * torch.nan)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Measurements: every figure beside a baseline that ran in the same process."""

@@ -1,0 +1,138 @@
+"""The loop's arms at equal wall-clock: synthesis alone, then diffusion, CLIP filter and class gate added.
+
+Every arm is the default recipe with a part taken out. A short run of each measures its stages; then each gets
+the same seconds, half of them for images and half for the student, whatever its parts cost. `no-prior` is
+beside them: the default recipe's own counts, without any prior and without filling the time saved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.rows import Row, commit
+from engine.compute import resolved
+from engine.errors import UserError
+from engine.loop import run
+from engine.progress import Progress
+from engine.recipe import Recipe, load_recipe
+from engine.report.summary import Summary
+from engine.schedule import ScheduleConfig
+
+NO_PRIOR = {"augment.method": "none", "filter.method": "none", "filter.class_gate": False}
+NO_FILTER = {"filter.method": "none", "filter.class_gate": False}
+ARMS: dict[str, dict[str, Any]] = {
+    "synthesis": NO_PRIOR,
+    "diffusion": NO_FILTER,
+    "diffusion+clip": {"filter.class_gate": False},
+    "diffusion+clip+class": {},
+    "no-prior": NO_PRIOR,
+}
+IMAGE_SHARE = 0.5
+CALIBRATION = ScheduleConfig(init_batches=2, rounds=1, batches_per_round=1, kd_steps=40)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    name: str
+    schedule: ScheduleConfig
+    summary: Summary
+
+
+def measure(names: Sequence[str], seconds: float, out: Path) -> list[Arm]:
+    """Runs the arms one after the other into folders of `out`. Raises UserError where `out` is not empty."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; give a folder for these runs alone")
+    arms = []
+    for name in names:
+        recipe = load_recipe("fashion-mnist", ARMS[name])
+        recipe = replace(recipe, name=name, compute=resolved(recipe.compute))
+        if name != "no-prior":
+            recipe = replace(recipe, schedule=plan(recipe, seconds, out / f"{name}-calibration"))
+        with Progress() as progress:
+            summary = run(recipe, out / name, resume=False, progress=progress)
+        arms.append(Arm(name=name, schedule=recipe.schedule, summary=summary))
+    return arms
+
+
+def plan(recipe: Recipe, seconds: float, out: Path) -> ScheduleConfig:
+    """The schedule that takes `seconds` in all, from a short run of the recipe."""
+    with Progress() as progress:
+        summary = run(replace(recipe, schedule=CALIBRATION), out, resume=False, progress=progress)
+    return allot(recipe, summary.seconds_by_stage, summary.wall_seconds, seconds)
+
+
+def allot(recipe: Recipe, spent: dict[str, float], wall_seconds: float, seconds: float) -> ScheduleConfig:
+    """The schedule of `seconds` for a recipe whose CALIBRATION run `spent` so much, stage by stage.
+
+    What no stage accounts for, evaluation and the generator's warm-up are fixed; of the rest IMAGE_SHARE goes
+    to images. The rounds stay the recipe's.
+    """
+    config, batches, rounds = recipe.synthesize, CALIBRATION.total_batches, recipe.schedule.rounds
+    warmup = spent["synthesize"] * config.warmup_steps / (config.warmup_steps + batches * config.steps)
+    images = sum(spent.get(stage, 0.0) for stage in ("synthesize", "augment", "filter")) - warmup
+    fixed = wall_seconds - images - spent["distill"]
+    free = max(seconds - fixed, 0.0)
+    a_batch, a_step = images / batches, spent["distill"] / CALIBRATION.total_kd_steps
+    total_batches = max(1, round(IMAGE_SHARE * free / a_batch))
+    per_round = total_batches // (2 * rounds)
+    return ScheduleConfig(
+        init_batches=total_batches - rounds * per_round,
+        rounds=rounds,
+        batches_per_round=per_round,
+        kd_steps=max(1, round((1 - IMAGE_SHARE) * free / a_step / rounds)),
+    )
+
+
+def table(arms: list[Arm]) -> str:
+    """Markdown, one line an arm."""
+    lines = [
+        "| arm | wall s | sources | variations | accepted | KD steps | teacher agrees before / after "
+        "| CLIP agrees | CLIP distance | student top-1 | student = teacher |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        s, agrees = arm.summary, arm.summary.label_agreement
+        cells = [
+            arm.name,
+            f"{s.wall_seconds:.0f}",
+            str(s.images_synthesized),
+            str(s.images_augmented),
+            str(s.images_accepted),
+            str(arm.schedule.total_kd_steps),
+            f"{_percent(agrees['before'])} / {_percent(agrees['after'])}",
+            _percent(s.clip_agreement),
+            "-" if s.mean_pairwise_clip_distance is None else f"{s.mean_pairwise_clip_distance:.3f}",
+            _percent(s.student_top1),
+            _percent(s.agreement),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def rows(arms: list[Arm]) -> list[Row]:
+    """Each arm's accuracy beside that of the first one; none where there is no test set."""
+    first = arms[0].summary.student_top1
+    if first is None:
+        return []
+    return [
+        Row(
+            case=f"e2e/{arm.name}",
+            baseline=arms[0].name,
+            ours=arm.summary.student_top1,
+            theirs=first,
+            unit="top-1",
+            ratio=arm.summary.student_top1 / first,
+            floor=None,
+            device=arm.summary.device,
+            dtype=arm.summary.precision,
+            shape=f"{arm.summary.wall_seconds:.0f} s",
+            commit=commit(),
+        )
+        for arm in arms
+        if arm.summary.student_top1 is not None
+    ]

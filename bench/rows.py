@@ -1,0 +1,42 @@
+"""One measured figure beside its baseline, as `--json` writes it."""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """`ratio` is how many times better than the baseline; `floor` the physical bound in the same unit."""
+
+    case: str
+    baseline: str
+    ours: float
+    theirs: float
+    unit: str
+    ratio: float
+    floor: float | None
+    device: str
+    dtype: str
+    shape: str
+    commit: str
+
+
+def commit() -> str:
+    """The short hash of the checkout's commit, `unknown` outside one."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

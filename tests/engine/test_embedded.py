@@ -1,0 +1,133 @@
+"""The shipped assets and the default recipe, as a user gets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from engine.batch import ImageBatch
+from engine.cli import main
+from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.datasets import fashion_mnist
+from engine.models.loading import load_classifier
+from engine.models.priors import load_clip, load_prior
+from engine.paths import PROJECT_ROOT
+from engine.recipe import load_recipe
+from engine.run import command
+from engine.stages.augment import augment, build_scheduler, class_tokens, encode_sources, sample
+from engine.stages.evaluate import accuracy
+
+ASSETS = PROJECT_ROOT / "assets" / "fashion-mnist"
+
+
+def test_weights_are_safetensors_of_at_most_15_megabytes() -> None:
+    weights = [path for path in ASSETS.rglob("*") if path.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
+    assert {path.suffix for path in weights} == {".safetensors"}
+    assert sum(path.stat().st_size for path in weights) <= 15e6
+
+
+def test_the_teacher_is_as_good_as_its_card_says(fashion_mnist_root: Path) -> None:
+    test = fashion_mnist.load("test", fashion_mnist_root)
+    teacher = load_classifier(load_recipe("fashion-mnist").teacher)
+    top1 = accuracy(teacher, test.images, test.labels, Accelerator(cpu=True))
+    assert top1 >= 0.925
+    assert f"top-1 {top1:.2%}" in (ASSETS / "README.md").read_text()
+
+
+def test_the_halves_are_disjoint_and_the_test_split_is_apart(fashion_mnist_root: Path) -> None:
+    halves = [fashion_mnist.load(split, fashion_mnist_root) for split in ("private", "public")]
+    private, public = ({row.numpy().tobytes() for row in half.images[:, 0]} for half in halves)
+    assert [len(half.labels) for half in halves] == [30000, 30000]
+    assert len(private & public) < 30, "the set has a few exact duplicates, no more"
+
+
+def sources_from(generator: torch.Generator, count: int, stride: int) -> ImageBatch:
+    keys = stride * torch.arange(count)
+    return ImageBatch(
+        images=torch.randint(0, 256, (count, 1, 32, 32), generator=generator, dtype=torch.uint8).expand(
+            -1, 3, -1, -1
+        ),
+        labels=torch.arange(count) % 10,
+        keys=keys,
+        parents=torch.full_like(keys, -1),
+        seeds=torch.zeros_like(keys),
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0], ids=["unguided", "guided"])
+def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance: float) -> None:
+    from diffusers import StableDiffusionImageVariationPipeline
+
+    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
+    folder = str(ASSETS / "image-variation")
+    prior = load_prior(folder, "cpu")
+    recipe = load_recipe(
+        "fashion-mnist", {"augment.guidance_scale": guidance, "augment.class_condition": "none"}
+    )
+    sources = sources_from(torch.Generator().manual_seed(0), 3, 1)
+    noise = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(1))
+    scheduler = build_scheduler(prior, recipe.augment)
+    codes = encode_sources(sources, prior, recipe.augment, accelerator)
+    ours = sample(prior, scheduler, recipe.augment, noise, codes.embeddings, None, accelerator)
+    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(
+        folder,
+        torch_dtype=torch.float32,
+        scheduler=build_scheduler(prior, recipe.augment),
+        safety_checker=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pixels = (sources.images.float() / 255 - 0.219) / 0.332
+    theirs = pipeline(
+        pixels,
+        latents=noise,
+        guidance_scale=guidance,
+        num_inference_steps=recipe.augment.steps,
+        output_type="pt",
+    ).images
+    assert ours.std() > 0.05
+    assert torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs) < 1e-3
+
+
+def test_another_micro_batch_gives_the_same_images_in_the_default_precision() -> None:
+    accelerator = open_accelerator(resolved(ComputeConfig()))
+    recipe = load_recipe("fashion-mnist", {"augment.variations": 4})
+    prior = load_prior(str(ASSETS / "image-variation"), accelerator.device)
+    clip = load_clip(f"local-dir:{ASSETS / 'open_clip'}", None, accelerator.device)
+    tokens = class_tokens(clip, recipe.class_names, cross_attention_dim=prior.unet.config.cross_attention_dim)
+    sources = sources_from(torch.Generator().manual_seed(0), 16, 5)
+
+    def images(micro_batch: int) -> torch.Tensor:
+        config = load_recipe(
+            "fashion-mnist", {"augment.variations": 4, "augment.micro_batch": micro_batch}
+        ).augment
+        made = augment(sources, prior, config, seed=0, class_tokens=tokens, accelerator=accelerator)
+        return torch.cat([batch.images for batch in made])
+
+    whole, parts = images(64), images(24)
+    assert ((whole.int() - parts.int()).abs() <= 1).double().mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_the_default_recipe_cut_short_runs_and_learns(fashion_mnist_root: Path, tmp_path: Path) -> None:
+    """A minute of the real thing: the embedded assets through every stage, twice, the same images."""
+    short = {
+        "schedule.init_batches": 1,
+        "schedule.rounds": 2,
+        "schedule.kd_steps": 50,
+        "synthesize.warmup_steps": 5,
+        "synthesize.steps": 2,
+        "augment.variations": 6,
+        "evaluate.root": str(fashion_mnist_root),
+    }
+    flags = [f"--{key}={value}" for key, value in short.items()]
+    assert main(command, ["--out", str(tmp_path / "once"), *flags]) == 0
+    summary = json.loads((tmp_path / "once" / "summary.json").read_text())
+    assert summary["teacher_top1"] >= 0.925
+    assert summary["student_top1"] > 0.4
+    assert summary["label_agreement"]["after"] >= summary["label_agreement"]["before"]
+    assert main(command, ["--out", str(tmp_path / "again"), *flags]) == 0
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert again["images_sha256"] == summary["images_sha256"]
+    assert again["student_top1"] == summary["student_top1"]
