@@ -122,7 +122,7 @@ def test_evaluate_refuses_in_one_line(arguments: list[str], word: str, capsys) -
 
 
 def _started(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """The finished process, and its CPU seconds: its time on an idle machine, whatever else runs on this one."""
+    """The finished process and its CPU seconds, which other work on the machine does not change."""
     before = os.times()
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
