@@ -49,6 +49,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         loop = Loop(recipe, parts, accelerator, progress, scalars)
         first = loop.restore(out / "checkpoints") if resume else 0
         earlier = loop.tally.wall_seconds
+        loop.announce(first)
         for phase in range(first, recipe.schedule.rounds + 1):
             loop.phase(phase)
             loop.tally.wall_seconds = earlier + time.perf_counter() - start
@@ -97,6 +98,20 @@ class Loop:
             self.parts.student, self.recipe.student.image_size, self.recipe.seed, self.accelerator
         )
 
+    def announce(self, first: int) -> None:
+        """Tells the progress bars how much there is from phase `first` on."""
+        schedule, config = self.recipe.schedule, self.recipe.synthesize
+        rounds = schedule.rounds - max(first - 1, 0)
+        batches = rounds * schedule.batches_per_round + (schedule.init_batches if first == 0 else 0)
+        sources = batches * config.batch_size
+        self.progress.announce("synthesize", total=sources, unit="images")
+        if self.parts.prior is not None:
+            variations = sources * self.recipe.augment.variations
+            self.progress.announce("augment", total=variations, unit="images")
+            self.progress.announce("filter", total=variations, unit="images")
+        images = rounds * schedule.kd_steps * self.recipe.distill.batch_size
+        self.progress.announce("distill", total=images, unit="images")
+
     def phase(self, number: int) -> None:
         """Phase 0: the first batches of images. Phase r: images hard for the student, then its training."""
         schedule = self.recipe.schedule
@@ -107,12 +122,13 @@ class Loop:
         self._grow(range(first, first + schedule.batches_per_round))
         if self.rotation is not None and schedule.batches_per_round:
             self.rotation.restart(number)
-        with self.progress.stage("distill", total=schedule.kd_steps, unit="steps") as stage:
+        images_a_step = self.recipe.distill.batch_size
+        with self.progress.stage("distill", total=schedule.kd_steps * images_a_step, unit="images") as stage:
             previous = self.distiller.step
 
             def on_log(step: int, means: dict[str, float]) -> None:
                 nonlocal previous
-                stage.advance(step - previous)
+                stage.advance((step - previous) * images_a_step)
                 stage.note(f"loss {means['loss']:.3f}")
                 previous = step
                 for name, value in means.items():
@@ -136,14 +152,22 @@ class Loop:
     def _synthesize(self, index: int) -> ImageBatch:
         config = self.recipe.synthesize
         steps = config.steps + (config.warmup_steps if self.synthesizer.needs_warmup else 0)
-        with self.progress.stage("synthesize", total=steps, unit="steps") as stage:
+        taken = 0
+        with self.progress.stage("synthesize", total=config.batch_size, unit="images") as stage:
+
+            def on_step(count: int) -> None:
+                nonlocal taken
+                shown = config.batch_size * taken // steps
+                taken += count
+                stage.advance(config.batch_size * taken // steps - shown)
+
             trained = [self.parts.student, *([self.rotation.head] if self.rotation else [])]
             with _frozen(trained):
                 return self.synthesizer.batch(
                     index,
                     key_stride=self.recipe.augment.variations + 1,
                     adversary=self._adversary(),
-                    on_step=stage.advance,
+                    on_step=on_step,
                 )
 
     def _adversary(self) -> Adversary | None:

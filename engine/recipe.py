@@ -17,12 +17,12 @@ from engine import recipes
 from engine.compute import ComputeConfig
 from engine.datasets.config import EvaluateConfig
 from engine.errors import UserError
-from engine.models.loading import ClassifierConfig
+from engine.models.config import ClassifierConfig
 from engine.schedule import ScheduleConfig
-from engine.stages.augment import AugmentConfig
-from engine.stages.distill import DistillConfig
-from engine.stages.filter import FilterConfig
-from engine.stages.synthesize import SynthesizeConfig
+from engine.stages.augment_config import AugmentConfig
+from engine.stages.distill_config import DistillConfig
+from engine.stages.filter_config import FilterConfig
+from engine.stages.synthesize_config import SynthesizeConfig
 
 DEFAULT = "fashion-mnist"
 CONFIG = "config.yaml"

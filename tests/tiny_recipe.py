@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from engine.models import wrn_16_1
+from engine.models.networks import wrn_16_1
 from tests.tiny_priors import CLASS_NAMES, IMAGE_SIZE, write_clip, write_prior
 
 

@@ -1,66 +1,18 @@
 """Classifiers by name: our own networks, timm's, torchvision's, or any Python factory."""
 
 import importlib
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from engine import models
 from engine.errors import UserError
+from engine.models import networks
 from engine.models.classifier import Classifier, batch_norms
+from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
 from engine.models.weights import first_line, fit, read_state_dict
 from engine.paths import resolve
 from engine.seeding import generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """A classifier: the teacher or the student of a recipe."""
-
-    name: str
-    """engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes num_classes
-    and in_channels and returns the network."""
-
-    weights: str | None = None
-    """A .safetensors, .pth or .pt file with the state dict; a student starts from random weights."""
-
-    num_classes: int = 10
-    """Classes, the width of the logits."""
-
-    in_channels: int = 3
-    """Channels the network takes: 3 (RGB), or 1 (the luma of the RGB image)."""
-
-    image_size: int = 32
-    """Height and width of the images, in pixels."""
-
-    mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the image in [0, 1]: one number a channel, or one for all."""
-
-    std: tuple[float, ...] = (0.5,)
-    """Divides the image after the mean is subtracted: one number a channel, or one for all."""
-
-    feature: str | None = None
-    """Path of the submodule whose output is the feature map before pooling; by default the network's own
-    `feature_path`, which only the engine's networks have."""
-
-    def check(self, section: str) -> None:
-        """Raise UserError that names `section`.field for the first value out of range."""
-        for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
-            if value < 1:
-                raise UserError(f"{section}.{field} must be a positive integer, got {value}")
-        if self.in_channels not in (1, 3):
-            raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
-        for field, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.in_channels) or not all(map(math.isfinite, values)):
-                raise UserError(
-                    f"{section}.{field} must be 1 finite number, or {self.in_channels} (one for each of "
-                    f"{section}.in_channels), got {list(values)}"
-                )
-        if min(self.std) <= 0:
-            raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
 
 
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
@@ -166,9 +118,11 @@ def _network(config: ClassifierConfig, section: str) -> nn.Module:
 
 def _from_engine(config: ClassifierConfig, section: str) -> nn.Module:
     name = config.name.removeprefix("engine:")
-    if name not in models.__all__:
-        raise UserError(f"{section}.name: no network '{name}' in engine; it has {', '.join(models.__all__)}")
-    return getattr(models, name)(config.num_classes, config.in_channels)
+    if name not in networks.__all__:
+        raise UserError(
+            f"{section}.name: no network '{name}' in engine; it has {', '.join(networks.__all__)}"
+        )
+    return getattr(networks, name)(config.num_classes, config.in_channels)
 
 
 def _from_timm(config: ClassifierConfig, section: str) -> nn.Module:

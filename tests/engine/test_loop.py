@@ -17,7 +17,7 @@ from engine.datasets import fashion_mnist
 from engine.errors import UserError
 from engine.loop import Loop
 from engine.loop import run as run_loop
-from engine.models import lenet_5, wrn_16_1
+from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
 from engine.run import command

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.models import wrn_16_1
 from engine.models.features import forward_with_batch_norm_inputs, forward_with_features
+from engine.models.networks import wrn_16_1
 
 
 class Reversed(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from engine.errors import UserError
-from engine.models import lenet_5_half
 from engine.models.loading import ClassifierConfig, build_classifier, require_batch_norm, require_feature
+from engine.models.networks import lenet_5_half
 
 FACTORIES = """
 import torch

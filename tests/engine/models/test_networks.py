@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual as TorchvisionInvertedResidual
 from torchvision.models.resnet import BasicBlock as TorchvisionBasicBlock
 
-from engine import models
+from engine.models import networks
 from engine.models.features import forward_with_features
 from engine.models.mobilenet import InvertedResidual
 from engine.models.resnet import BasicBlock
@@ -40,22 +40,22 @@ def count(network: nn.Module) -> int:
 
 
 def test_every_network_is_tested() -> None:
-    assert sorted(FEATURES) == sorted(models.__all__)
+    assert sorted(FEATURES) == sorted(networks.__all__)
 
 
 @pytest.mark.parametrize(("name", "in_channels", "expected"), EXACT_COUNTS)
 def test_exact_parameter_count(name: str, in_channels: int, expected: int) -> None:
-    assert count(getattr(models, name)(10, in_channels)) == expected
+    assert count(getattr(networks, name)(10, in_channels)) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), ROUNDED_COUNTS)
 def test_rounded_parameter_count(name: str, expected: float) -> None:
-    assert count(getattr(models, name)(10)) == pytest.approx(expected, rel=0.005)
+    assert count(getattr(networks, name)(10)) == pytest.approx(expected, rel=0.005)
 
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_shapes_and_that_logits_depend_on_every_parameter(name: str) -> None:
-    network = getattr(models, name)(7, 1).eval()
+    network = getattr(networks, name)(7, 1).eval()
     images = torch.rand(1, 1, 32, 32, requires_grad=True)
     logits, (feature,) = forward_with_features(network, images, [network.feature_path])
     assert logits.shape == (1, 7)
@@ -113,7 +113,7 @@ def test_mobilenet_block_projects_the_shortcut_where_the_width_changes() -> None
 
 def test_vgg_features_are_torchvisions() -> None:
     theirs = torchvision.models.vgg11_bn(num_classes=10).features.eval()
-    network = models.vgg_11_bn(10).eval()
+    network = networks.vgg_11_bn(10).eval()
     network.features.load_state_dict(theirs.state_dict())
     x = torch.rand(1, 3, 64, 32)
     with torch.no_grad():

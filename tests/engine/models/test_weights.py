@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.models import lenet_5_half, wrn_16_1
 from engine.models.classifier import Classifier
 from engine.models.loading import ClassifierConfig, load_classifier
+from engine.models.networks import lenet_5_half, wrn_16_1
 
 State = dict[str, Tensor]
 LENET = ClassifierConfig(name="engine:lenet_5_half", in_channels=1)

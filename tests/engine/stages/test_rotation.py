@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from engine.models import wrn_16_1
 from engine.models.classifier import Classifier
+from engine.models.networks import wrn_16_1
 from engine.stages.rotation import RotationAdversary, RotationHead, rotations
 
 

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.errors import NonFiniteError, UserError
-from engine.models import wrn_16_1
 from engine.models.classifier import Classifier
+from engine.models.networks import wrn_16_1
 from engine.stages.synthesize import SynthesizeConfig, Synthesizer, balanced_labels
 
 TINY = SynthesizeConfig(batch_size=12, steps=3, latent_dim=16, adversary="none")

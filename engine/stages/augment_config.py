@@ -1,0 +1,61 @@
+"""Settings of augment.py; no torch, so that --help stays quick."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.errors import UserError
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+"""The name of diffusers' class, and the options that keep it deterministic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How sources become variations."""
+
+    method: Literal["variation", "none"] = "variation"
+    """`none` leaves diffusion out: the bank then holds the sources alone."""
+    prior: str = ""
+    """Folder, or hub id, of a StableDiffusionImageVariationPipeline."""
+    variations: int = 8
+    """Variations for each source (K)."""
+    scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
+    """The solver; all are used without added noise."""
+    steps: int = 20
+    """Solver steps from pure noise; with `strength` < 1 only the last int(steps * strength) are run."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 turns it off and halves the work."""
+    strength: float = 1.0
+    """1 starts from pure noise; below, from the source's latent with that much noise."""
+    class_condition: Literal["none", "text"] = "none"
+    """`text` adds the class name's CLIP embedding as a second token beside the source's."""
+    micro_batch: int = 32
+    """Variations made at once."""
+
+    def __post_init__(self) -> None:
+        if self.method == "variation" and not self.prior:
+            raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")
+        for name in ("variations", "steps", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"augment.{name} must be at least 1, got {getattr(self, name)}")
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(
+                f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"
+            )
+        if not self.guidance_scale >= 1:
+            raise UserError(
+                f"augment.guidance_scale must be at least 1, got {self.guidance_scale}; 1 turns guidance off"
+            )
+        if not 0 < self.strength <= 1:
+            raise UserError(
+                f"augment.strength must lie in (0, 1], got {self.strength}; 1 starts from pure noise"
+            )
+        if int(self.steps * self.strength) < 1:
+            raise UserError(
+                f"augment.strength {self.strength} leaves no step of augment.steps {self.steps}; raise either"
+            )
