@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = ArgumentParser(prog="python -m bench", description=__doc__, exit_on_error=False)
     parser.add_argument("bench", choices=["e2e"], help="e2e: the loop's arms, accuracy at equal wall-clock")
     parser.add_argument("--json", metavar="FILE", default=None, help="write the rows to this file")
     parser.add_argument("--out", metavar="DIR", default="runs/bench-e2e", help="where the runs go")

@@ -29,7 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no-prior": NO_PRIOR,
 }
 IMAGE_SHARE = 0.5
-CALIBRATION = ScheduleConfig(init_batches=2, rounds=1, batches_per_round=1, kd_steps=40)
+CALIBRATION = ScheduleConfig(init_batches=1, rounds=3, batches_per_round=1, kd_steps=20)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Bank] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         phase = int(state["phase"])
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

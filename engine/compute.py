@@ -71,7 +71,9 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     used = resolved(config)
     assert used.threads is not None
     torch.set_num_threads(used.threads)
-    if used.device == "cpu":
+    if used.device == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    else:
         import kernels
 
         kernels.retain_freed_memory()

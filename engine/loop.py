@@ -17,6 +17,7 @@ from engine.assembly import Assembly, assemble
 from engine.bank import Bank
 from engine.batch import ImageBatch
 from engine.compute import open_accelerator
+from engine.datasets.config import check_test_set
 from engine.files import replacing
 from engine.models.loading import require_feature
 from engine.progress import Progress
@@ -24,6 +25,7 @@ from engine.recipe import CONFIG, Recipe, to_yaml
 from engine.report.examples import Examples
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
+from engine.report.verdicts import Verdicts
 from engine.stages.augment import augment
 from engine.stages.distill import Distiller
 from engine.stages.filter import classify, judge
@@ -36,12 +38,14 @@ from engine.tally import Tally
 def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
     """The whole recipe into the folder `out`; with `resume` from its last checkpoint.
 
-    Writes config.yaml once everything has loaded, then tb/, checkpoints/, student.safetensors, variations.png
-    and summary.json. Raises UserError for what the user can mend and NonFiniteError where numbers break.
+    Writes config.yaml once everything has loaded, then tb/, checkpoints/, student.safetensors,
+    variations.safetensors, variations.png and summary.json. Raises UserError for what the user can mend and
+    NonFiniteError where numbers break.
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
+    check_test_set(recipe.evaluate)
     parts = assemble(recipe, accelerator)
     with replacing(out / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe))
@@ -50,11 +54,12 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         first = loop.restore(out / "checkpoints") if resume else 0
         earlier = loop.tally.wall_seconds
         loop.announce(first)
-        for phase in range(first, recipe.schedule.rounds + 1):
+        for phase in range(first, recipe.schedule.init_batches + recipe.schedule.rounds):
             loop.phase(phase)
             loop.tally.wall_seconds = earlier + time.perf_counter() - start
             loop.save(out / "checkpoints", phase)
         _save_student(out, parts.student.network)
+        loop.verdicts.save(out / "variations.safetensors")
         loop.examples.save(out / "variations.png", recipe.class_names)
         summary = summarize(recipe, parts, loop.bank, loop.tally, accelerator, progress, start - earlier)
     summary.write(out)
@@ -62,7 +67,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
 
 
 class Loop:
-    """The state of a run between phases. Phase 0 fills the bank; phase r is round r."""
+    """The state of a run between phases: first one for each initial batch, then one for each round."""
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class Loop:
         size = recipe.teacher.image_size
         self.bank = Bank(len(recipe.class_names), (3, size, size))
         self.tally = Tally()
+        self.verdicts = Verdicts()
         self.examples = Examples()
         self.distiller = Distiller(
             parts.teacher,
@@ -101,9 +107,9 @@ class Loop:
     def announce(self, first: int) -> None:
         """Tells the progress bars how much there is from phase `first` on."""
         schedule, config = self.recipe.schedule, self.recipe.synthesize
-        rounds = schedule.rounds - max(first - 1, 0)
-        batches = rounds * schedule.batches_per_round + (schedule.init_batches if first == 0 else 0)
-        sources = batches * config.batch_size
+        initial = max(schedule.init_batches - first, 0)
+        rounds = schedule.rounds - max(first - schedule.init_batches, 0)
+        sources = (initial + rounds * schedule.batches_per_round) * config.batch_size
         self.progress.announce("synthesize", total=sources, unit="images")
         if self.parts.prior is not None:
             variations = sources * self.recipe.augment.variations
@@ -113,15 +119,18 @@ class Loop:
         self.progress.announce("distill", total=images, unit="images")
 
     def phase(self, number: int) -> None:
-        """Phase 0: the first batches of images. Phase r: images hard for the student, then its training."""
+        """An initial batch of images; or a round: images hard for the student, then its training."""
         schedule = self.recipe.schedule
-        if number == 0:
-            self._grow(range(schedule.init_batches))
+        if number < schedule.init_batches:
+            self._grow(range(number, number + 1))
             return
-        first = schedule.init_batches + (number - 1) * schedule.batches_per_round
+        number -= schedule.init_batches
+        first = schedule.init_batches + number * schedule.batches_per_round
         self._grow(range(first, first + schedule.batches_per_round))
-        if self.rotation is not None and schedule.batches_per_round:
-            self.rotation.restart(number)
+        head_is_used = number < schedule.rounds - 1 and schedule.batches_per_round > 0
+        rotation = self.rotation if head_is_used else None
+        if rotation is not None:
+            rotation.restart(number)
         images_a_step = self.recipe.distill.batch_size
         with self.progress.stage("distill", total=schedule.kd_steps * images_a_step, unit="images") as stage:
             previous = self.distiller.step
@@ -134,7 +143,7 @@ class Loop:
                 for name, value in means.items():
                     self.scalars.add_scalar(f"distill/{name}", value, step)
 
-            learn = self.rotation.learn if self.rotation is not None and schedule.batches_per_round else None
+            learn = None if rotation is None else rotation.learn
             self.distiller.train(self.bank, schedule.kd_steps, after_step=learn, on_log=on_log)
 
     def _grow(self, batches: range) -> None:
@@ -214,6 +223,7 @@ class Loop:
             )
             self.bank.add(variations[verdict.kept], verdict.teacher_top1[verdict.kept])
             self.tally.add(verdict)
+            self.verdicts.add(variations, verdict)
             self.examples.add(sources, variations, verdict)
             stage.advance(len(variations))
             stage.note(f"kept {self.tally.acceptance_rate or 0:.0%}")
@@ -228,6 +238,7 @@ class Loop:
             "synthesizer": self.synthesizer.state_dict(),
             "rotation": None if self.rotation is None else self.rotation.state_dict(),
             "tally": asdict(self.tally),
+            "verdicts": self.verdicts.columns(),
             "examples": self.examples.state_dict(),
             "seconds": dict(self.progress.seconds),
         }
@@ -244,6 +255,7 @@ class Loop:
         if self.rotation is not None:
             self.rotation.load_state_dict(state["rotation"])
         self.tally = Tally(**state["tally"])
+        self.verdicts = Verdicts([state["verdicts"]])
         self.examples.load_state_dict(state["examples"])
         self.progress.seconds.update(state["seconds"])
         return int(state["phase"]) + 1

@@ -15,7 +15,7 @@ from engine.errors import UserError
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m engine.pretrain", description=__doc__)
+    parser = ArgumentParser(prog="python -m engine.pretrain", description=__doc__, exit_on_error=False)
     parser.add_argument("--out", metavar="DIR", default="assets/fashion-mnist", help="where the assets go")
     parser.add_argument("--work", metavar="DIR", default="runs/pretrain", help="where the checkpoints go")
     parser.add_argument("--data", metavar="DIR", default=None, help="folder of the Fashion-MNIST files")

@@ -72,6 +72,11 @@ class Recipe:
                 f"student.image_size is {self.student.image_size} but teacher.image_size is"
                 f" {self.teacher.image_size}; student and teacher see the same images, make them agree"
             )
+        if self.teacher.image_size % 4:
+            raise UserError(
+                f"teacher.image_size must be a multiple of 4, which the generator doubles twice,"
+                f" got {self.teacher.image_size}"
+            )
         if self.student.weights is not None:
             raise UserError(
                 f"student.weights is {self.student.weights}; a student starts from random weights, set null"

@@ -26,8 +26,12 @@ def command(arguments: Sequence[str]) -> None:
     check(folder, recipe, resume=options.resume)
     from engine.loop import run
 
-    with Progress() as progress:
-        summary = run(recipe, folder, resume=options.resume, progress=progress)
+    try:
+        with Progress() as progress:
+            summary = run(recipe, folder, resume=options.resume, progress=progress)
+    except KeyboardInterrupt:
+        print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
+        raise
     Console(highlight=False).print(results_table(summary, folder))
 
 

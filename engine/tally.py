@@ -26,9 +26,10 @@ class Tally:
     def add(self, verdict: Verdict) -> None:
         agrees = verdict.teacher_top1 == verdict.labels
         every = torch.ones_like(agrees)
+        gated = ~verdict.similarity.isnan()
         for name, mask in (
             ("augmented", every),
-            ("passed_clip", verdict.passes_clip),
+            ("passed_clip", verdict.passes_clip & gated),
             ("accepted", verdict.kept),
         ):
             self._count(name, mask)

@@ -37,10 +37,8 @@ def load(split: Split, root: Path | None = None) -> LabeledImages:
     `root` is the folder of the four idx.gz files; without it the usual places are tried.
     Raises FileNotFoundError where the files are not there, UserError where one is not as published.
     """
-    folder = fashion_mnist_root(root)
-    prefix = "t10k" if split == "test" else "train"
-    grey = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
-    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").long()
+    image_file, label_file = files(split, root)
+    grey, labels = _read_idx(image_file), _read_idx(label_file).long()
     images = F.pad(grey[:, None], (2, 2, 2, 2)).expand(-1, 3, -1, -1)
     if split == "test":
         return LabeledImages(images.contiguous(), labels)
@@ -48,6 +46,12 @@ def load(split: Split, root: Path | None = None) -> LabeledImages:
     half = len(labels) // 2
     chosen = order[:half] if split == "private" else order[half:]
     return LabeledImages(images[chosen], labels[chosen])
+
+
+def files(split: Split, root: Path | None = None) -> tuple[Path, Path]:
+    """The image file and the label file that hold `split`. Raises FileNotFoundError where there are none."""
+    folder, prefix = fashion_mnist_root(root), "t10k" if split == "test" else "train"
+    return folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
 
 
 def _read_idx(path: Path) -> Tensor:

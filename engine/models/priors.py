@@ -15,6 +15,8 @@ from engine.paths import resolve
 
 PIPELINE = "StableDiffusionImageVariationPipeline"
 LOCAL_DIR = "local-dir:"
+PROMPT = "a photo of a {}."
+"""How a class name is put to a text tower."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -53,7 +55,9 @@ def load_prior(folder: str, device: torch.device | str, section: str = "augment.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would write over ours
     source, where, options = _locate(folder, section)
     _check_pipeline(source, where, options, section)
     with _reading(section, f"{where}/scheduler"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.datasets.fashion_mnist import CLASS_NAMES, SPLIT_SEED, LabeledImages, load
 from engine.models.loading import load_classifier
-from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
+from engine.models.priors import PROMPT, ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.recipe import load_recipe
 from engine.stages.evaluate import accuracy
 
@@ -74,7 +74,7 @@ def _encode(prior: DiffusionPrior, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _zero_shot(clip: ClipModel, embed: Callable[[Tensor], Tensor], test: LabeledImages) -> float:
-    captions = clip.embed_texts([f"a photo of a {name}." for name in CLASS_NAMES])
+    captions = clip.embed_texts([PROMPT.format(name) for name in CLASS_NAMES])
     found = torch.cat([(embed(chunk) @ captions.T).argmax(1).cpu() for chunk in test.images.split(500)])
     return (found == test.labels).double().mean().item()
 

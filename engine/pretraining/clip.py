@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from engine.datasets.fashion_mnist import CLASS_NAMES, LabeledImages
+from engine.models.priors import PROMPT
 from engine.pretraining.fit import Fit, fit
 from engine.pretraining.views import strong_view
 from engine.seeding import generator
 
 EMBED_DIM = 64
 IMAGE_MEAN, IMAGE_STD = [0.219] * 3, [0.332] * 3
-PROMPTS = ("a photo of a {}.", "a {}.", "a picture of one {}.")
+PROMPTS = (PROMPT, "a {}.", "a picture of one {}.")
 OPEN_CLIP_CONFIG = {
     "model_cfg": {
         "embed_dim": EMBED_DIM,

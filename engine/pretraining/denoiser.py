@@ -14,8 +14,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import Tensor
 
 from engine.datasets.fashion_mnist import LabeledImages
+from engine.models.priors import PROMPT
 from engine.pretraining.autoencoder import LATENT_CHANNELS
-from engine.pretraining.clip import EMBED_DIM, PROMPTS, TowerPair
+from engine.pretraining.clip import EMBED_DIM, TowerPair
 from engine.pretraining.fit import Fit, fit
 from engine.pretraining.views import strong_view
 from engine.seeding import generator
@@ -60,15 +61,15 @@ def image_tokens(pair: TowerPair, images: Tensor, seed: int) -> Tensor:
     for number, chunk in enumerate(images.split(500)):
         draw = generator(seed, "image-tokens", number)
         views = [chunk.float() / 255] + [strong_view(chunk, draw) for _ in range(NUM_VIEWS - 1)]
-        pixels = [(view - pair.mean) / pair.std for view in views]
-        rows.append(torch.stack([pair.vision(pixel_values=p).image_embeds.float() for p in pixels], 1))
+        pixels = [(view.to(pair.mean.device) - pair.mean) / pair.std for view in views]
+        rows.append(torch.stack([pair.vision(pixel_values=p).image_embeds.float().cpu() for p in pixels], 1))
     return torch.cat(rows)
 
 
 @torch.no_grad()
 def class_tokens(pair: TowerPair) -> Tensor:
     """What `engine.stages.augment.class_tokens` gives for the class names: float32 [C, D]."""
-    return pair.embed_captions(PROMPTS[0]) * EMBED_DIM**0.5
+    return pair.embed_captions(PROMPT).cpu() * EMBED_DIM**0.5
 
 
 def conditions(image: Tensor, label_token: Tensor, draw: torch.Generator) -> Tensor:

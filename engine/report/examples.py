@@ -29,8 +29,8 @@ class Examples:
             mine = (variations.parents == sources.keys[source]).nonzero()[:COLUMNS, 0]
             self._rows.append(
                 {
-                    "source": sources.images[source],
-                    "label": sources.labels[source],
+                    "source": sources.images[source].clone(),
+                    "label": sources.labels[source].clone(),
                     "variations": variations.images[mine],
                     "similarity": verdict.similarity[mine],
                     "kept": verdict.kept[mine],

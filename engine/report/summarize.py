@@ -1,5 +1,6 @@
 """The last step of a run: measure the student and the bank, once, and put the figures together."""
 
+import math
 import time
 
 import torch
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from engine.assembly import Assembly
 from engine.bank import Bank
 from engine.datasets.config import load_test_set
-from engine.models.priors import ClipModel
+from engine.models.priors import PROMPT, ClipModel
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.report.summary import Summary
@@ -62,12 +63,13 @@ def summarize(
     )
 
 
-def _seen_by_clip(recipe: Recipe, bank: Bank, clip: ClipModel) -> tuple[float, float]:
+def _seen_by_clip(recipe: Recipe, bank: Bank, clip: ClipModel) -> tuple[float, float | None]:
     """Zero-shot agreement with the labels and mean pairwise distance, of at most MEASURED_IMAGES images."""
     draw = generator(recipe.seed, "measured-images")
     rows = torch.randperm(len(bank), generator=draw)[:MEASURED_IMAGES]
     chunks = bank.images[rows].split(recipe.filter.micro_batch)
     embeddings = torch.cat([clip.embed_images(chunk).cpu() for chunk in chunks])
-    captions = clip.embed_texts([f"a photo of a {name}." for name in recipe.class_names]).cpu()
+    captions = clip.embed_texts([PROMPT.format(name) for name in recipe.class_names]).cpu()
     agrees = (embeddings @ captions.T).argmax(1) == bank.labels[rows]
-    return agrees.double().mean().item(), mean_pairwise_distance(embeddings)
+    distance = mean_pairwise_distance(embeddings)
+    return agrees.double().mean().item(), None if math.isnan(distance) else distance

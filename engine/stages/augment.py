@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
-from engine.models.priors import ClipModel, DiffusionPrior
+from engine.models.priors import PROMPT, ClipModel, DiffusionPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment_config import SCHEDULERS, AugmentConfig
 
@@ -28,18 +28,12 @@ class SourceCodes:
     latents: Tensor | None  # float32 [S, C, h, w], scaled, or None where pure noise is the start
 
 
-def class_tokens(
-    clip: ClipModel,
-    class_names: Sequence[str],
-    prompt: str = "a photo of a {}.",
-    *,
-    cross_attention_dim: int,
-) -> Tensor:
+def class_tokens(clip: ClipModel, class_names: Sequence[str], *, cross_attention_dim: int) -> Tensor:
     """One conditioning token for each class, float32 [C, D]: the prompt's unit embedding times sqrt(D).
 
     Raises UserError where the text tower's D is not the UNet's `cross_attention_dim`.
     """
-    embeddings = clip.embed_texts([prompt.format(name) for name in class_names])
+    embeddings = clip.embed_texts([PROMPT.format(name) for name in class_names])
     width = embeddings.shape[1]
     if width != cross_attention_dim:
         raise UserError(
@@ -128,8 +122,9 @@ def sample(
     """Denoises and decodes one micro-batch: float32 [B, 3, H, W] in [0, 1].
 
     noise [B, C, h, w] standard normal; tokens [B, T, D]; anchors: source latents [B, C, h, w] to start from
-    with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598 with zeros
-    for every unconditional token. Solver arithmetic is float32 whatever the autocast type.
+    with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598: in
+    the unconditional half the tokens that `guidance_of` names are zeros. Solver arithmetic is float32
+    whatever the autocast type.
     """
     scheduler.set_timesteps(config.steps)
     first = 0 if anchors is None else config.steps - int(config.steps * config.strength)
@@ -142,7 +137,9 @@ def sample(
         latents = scheduler.add_noise(anchors, noise, timesteps[:1].expand(len(noise)))
     guided = config.guidance_scale > 1
     if guided:
-        tokens = torch.cat([torch.zeros_like(tokens), tokens])
+        unconditional_tokens = tokens.clone()
+        unconditional_tokens[:, 1 if config.guidance_of == "class" else 0 :] = 0
+        tokens = torch.cat([unconditional_tokens, tokens])
     on_device = timesteps.to(noise.device)
     for timestep, device_timestep in zip(timesteps, on_device, strict=True):
         model_input = scheduler.scale_model_input(latents, timestep)

@@ -30,6 +30,9 @@ class AugmentConfig:
     """Solver steps from pure noise; with `strength` < 1 only the last int(steps * strength) are run."""
     guidance_scale: float = 3.0
     """Classifier-free guidance; 1 turns it off and halves the work."""
+    guidance_of: Literal["all", "class"] = "all"
+    """What guidance amplifies: all tokens, as the published pipelines do, or the class token alone. With
+    `class` an image whose class the encoder does not see is still drawn to its class."""
     strength: float = 1.0
     """1 starts from pure noise; below, from the source's latent with that much noise."""
     class_condition: Literal["none", "text"] = "none"
@@ -50,6 +53,11 @@ class AugmentConfig:
         if not self.guidance_scale >= 1:
             raise UserError(
                 f"augment.guidance_scale must be at least 1, got {self.guidance_scale}; 1 turns guidance off"
+            )
+        if self.guidance_of == "class" and (self.class_condition == "none" or self.guidance_scale == 1):
+            raise UserError(
+                "augment.guidance_of class needs augment.class_condition text and augment.guidance_scale "
+                "above 1; set them, or guidance_of to all"
             )
         if not 0 < self.strength <= 1:
             raise UserError(
