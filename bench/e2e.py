@@ -1,8 +1,8 @@
 """The loop's arms at equal wall-clock: synthesis alone, then diffusion, CLIP filter and class gate added.
 
-Every arm is the default recipe with a part taken out. A short run of each measures its stages; then each gets
-the same seconds, half of them for images and half for the student, whatever its parts cost. `no-prior` is
-beside them: the default recipe's own counts, without any prior and without filling the time saved.
+Every arm is the default recipe with a part taken out. A short run of the whole measures what the stages cost;
+then each arm gets the same seconds, half of them for images and half for the student. `no-prior` is beside
+them: the default recipe's own counts, without any prior and without filling the time saved.
 """
 
 from collections.abc import Sequence
@@ -39,48 +39,75 @@ class Arm:
     summary: Summary
 
 
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds of a batch in each of its stages, of a student step, and of all that no count changes."""
+
+    synthesize: float
+    augment: float
+    filter: float
+    step: float
+    fixed: float
+
+
 def measure(names: Sequence[str], seconds: float, out: Path) -> list[Arm]:
     """Runs the arms one after the other into folders of `out`. Raises UserError where `out` is not empty."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty; give a folder for these runs alone")
+    costs = calibrate(_recipe("diffusion+clip+class"), out / "calibration")
     arms = []
     for name in names:
-        recipe = load_recipe("fashion-mnist", ARMS[name])
-        recipe = replace(recipe, name=name, compute=resolved(recipe.compute))
+        recipe = _recipe(name)
         if name != "no-prior":
-            recipe = replace(recipe, schedule=plan(recipe, seconds, out / f"{name}-calibration"))
+            recipe = replace(recipe, schedule=allot(recipe, costs, seconds))
         with Progress() as progress:
             summary = run(recipe, out / name, resume=False, progress=progress)
         arms.append(Arm(name=name, schedule=recipe.schedule, summary=summary))
     return arms
 
 
-def plan(recipe: Recipe, seconds: float, out: Path) -> ScheduleConfig:
-    """The schedule that takes `seconds` in all, from a short run of the recipe."""
+def _recipe(arm: str) -> Recipe:
+    recipe = load_recipe("fashion-mnist", ARMS[arm])
+    return replace(recipe, name=arm, compute=resolved(recipe.compute))
+
+
+def calibrate(recipe: Recipe, out: Path) -> Costs:
+    """What the stages of the whole recipe cost on this machine, from a run of CALIBRATION."""
     with Progress() as progress:
         summary = run(replace(recipe, schedule=CALIBRATION), out, resume=False, progress=progress)
-    return allot(recipe, summary.seconds_by_stage, summary.wall_seconds, seconds)
+    return costs_of(recipe, summary.seconds_by_stage, summary.wall_seconds)
 
 
-def allot(recipe: Recipe, spent: dict[str, float], wall_seconds: float, seconds: float) -> ScheduleConfig:
-    """The schedule of `seconds` for a recipe whose CALIBRATION run `spent` so much, stage by stage.
-
-    What no stage accounts for, evaluation and the generator's warm-up are fixed; of the rest IMAGE_SHARE goes
-    to images. The rounds stay the recipe's.
-    """
-    config, batches, rounds = recipe.synthesize, CALIBRATION.total_batches, recipe.schedule.rounds
+def costs_of(recipe: Recipe, spent: dict[str, float], wall_seconds: float) -> Costs:
+    """The costs in a CALIBRATION run that `spent` so much in each stage; the generator's warm-up is fixed."""
+    config, batches = recipe.synthesize, CALIBRATION.total_batches
     warmup = spent["synthesize"] * config.warmup_steps / (config.warmup_steps + batches * config.steps)
-    images = sum(spent.get(stage, 0.0) for stage in ("synthesize", "augment", "filter")) - warmup
-    fixed = wall_seconds - images - spent["distill"]
-    free = max(seconds - fixed, 0.0)
-    a_batch, a_step = images / batches, spent["distill"] / CALIBRATION.total_kd_steps
+    stages = ("synthesize", "augment", "filter", "distill")
+    return Costs(
+        synthesize=(spent["synthesize"] - warmup) / batches,
+        augment=spent["augment"] / batches,
+        filter=spent["filter"] / batches,
+        step=spent["distill"] / CALIBRATION.total_kd_steps,
+        fixed=wall_seconds - sum(spent[stage] for stage in stages) + warmup,
+    )
+
+
+def allot(recipe: Recipe, costs: Costs, seconds: float) -> ScheduleConfig:
+    """The schedule that takes `seconds` in all: of what is not fixed, IMAGE_SHARE goes to images.
+
+    The rounds stay the recipe's.
+    """
+    a_batch = costs.synthesize
+    if recipe.augment.method != "none":
+        a_batch += costs.augment + costs.filter
+    free, rounds = max(seconds - costs.fixed, 0.0), recipe.schedule.rounds
     total_batches = max(1, round(IMAGE_SHARE * free / a_batch))
     per_round = total_batches // (2 * rounds)
     return ScheduleConfig(
         init_batches=total_batches - rounds * per_round,
         rounds=rounds,
         batches_per_round=per_round,
-        kd_steps=max(1, round((1 - IMAGE_SHARE) * free / a_step / rounds)),
+        kd_steps=max(1, round((1 - IMAGE_SHARE) * free / costs.step / rounds)),
     )
 
 
@@ -88,7 +115,7 @@ def table(arms: list[Arm]) -> str:
     """Markdown, one line an arm."""
     lines = [
         "| arm | wall s | sources | variations | accepted | KD steps | teacher agrees before / after "
-        "| CLIP agrees | CLIP distance | student top-1 | student = teacher |",
+        "| filter's CLIP agrees | CLIP distance | student top-1 | student = teacher |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:

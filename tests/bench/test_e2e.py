@@ -48,29 +48,33 @@ def test_arms_are_the_default_recipe_with_parts_taken_out(name: str) -> None:
     assert arm.filter.model, "every arm is measured by CLIP, filtered or not"
 
 
+@pytest.mark.parametrize("arm", ["synthesis", "diffusion+clip+class"])
 @pytest.mark.parametrize("seconds", [120.0, 900.0])
-def test_an_arm_is_given_its_seconds_half_for_images(seconds: float) -> None:
-    recipe = load_recipe("fashion-mnist")
-    recipe = replace(recipe, synthesize=replace(recipe.synthesize, start="reuse", warmup_steps=30, steps=10))
-    batches = e2e.CALIBRATION.total_batches
+def test_an_arm_is_given_its_seconds_half_for_images(arm: str, seconds: float) -> None:
+    recipe = load_recipe(
+        "fashion-mnist", {"synthesize.warmup_steps": 30, "synthesize.steps": 10, **e2e.ARMS[arm]}
+    )
+    batches, steps = e2e.CALIBRATION.total_batches, e2e.CALIBRATION.total_kd_steps
     spent = {
         "synthesize": 0.1 * (30 + 10 * batches),
-        "augment": 1.0 * batches,
-        "distill": 20.0,
+        "augment": 2.0 * batches,
+        "filter": 0.5 * batches,
+        "distill": 0.25 * steps,
         "evaluate": 3.0,
     }
-    wall = sum(spent.values()) + 7
-    schedule = e2e.allot(recipe, spent, wall, seconds)
-    images, fixed = schedule.total_batches * 2.0, 3.0 + 7 + 3
-    student = schedule.total_kd_steps * 20 / e2e.CALIBRATION.total_kd_steps
-    assert fixed + images + student == pytest.approx(seconds, rel=0.03)
+    costs = e2e.costs_of(recipe, spent, sum(spent.values()) + 7)
+    fixed = 3.0 + 7 + 3  # evaluation, loading, warm-up
+    assert costs.fixed == pytest.approx(fixed)
+    schedule = e2e.allot(recipe, costs, seconds)
+    images = schedule.total_batches * (1.0 if arm == "synthesis" else 3.5)
+    assert fixed + images + 0.25 * schedule.total_kd_steps == pytest.approx(seconds, rel=0.03)
     assert images == pytest.approx((seconds - fixed) / 2, rel=0.05)
     assert schedule.rounds == recipe.schedule.rounds
 
 
 def test_no_time_left_still_gives_a_schedule() -> None:
-    spent = {"synthesize": 30.0, "distill": 20.0}
-    assert e2e.allot(load_recipe("fashion-mnist"), spent, 60.0, 5.0).total_batches == 1
+    costs = e2e.Costs(synthesize=1, augment=1, filter=1, step=1, fixed=60)
+    assert e2e.allot(load_recipe("fashion-mnist"), costs, 5.0).total_batches == 1
 
 
 def test_rows_are_ratios_to_the_first_arm(tmp_path: Path) -> None:
