@@ -10,7 +10,7 @@ from engine.models.classifier import Classifier
 from engine.models.loading import build_classifier, load_classifier, require_batch_norm
 from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.recipe import Recipe
-from engine.seeding import derive_seed
+from engine.seeding import derive_seed, seeded
 from engine.stages.augment import class_tokens
 
 
@@ -34,8 +34,7 @@ def assemble(recipe: Recipe, accelerator: Accelerator) -> Assembly:
     teacher = load_classifier(recipe.teacher, "teacher")
     if recipe.synthesize.w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(recipe.seed, "student"))
+    with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
         student = build_classifier(recipe.student, "student")
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None

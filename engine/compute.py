@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
-MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,8 @@ class ComputeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes the GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of the matrix products; auto takes bf16 if the hardware has it, else fp16 (GPU) or fp32 (CPU)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products; auto takes bf16 where the hardware has it."""
     threads: int | None = None
     """CPU threads of torch; null keeps torch's own choice."""
 
@@ -41,19 +41,17 @@ def resolved(config: ComputeConfig) -> ComputeConfig:
     device = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
     if device == "cuda" and not has_cuda:
         raise UserError("compute.device cuda: torch sees no GPU here; take --compute.device cpu")
-    if device == "cpu" and config.precision == "fp16":
-        raise UserError("compute.precision fp16 needs a GPU; on a CPU take bf16, fp32 or auto")
     precision = config.precision if config.precision != "auto" else _native_precision(device)
     return replace(
         config, device=device, precision=precision, threads=config.threads or torch.get_num_threads()
     )
 
 
-def _native_precision(device: str) -> Literal["fp32", "bf16", "fp16"]:
+def _native_precision(device: str) -> Literal["fp32", "bf16"]:
     if device == "cuda":
         import torch
 
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     import kernels
 
     return "bf16" if BF16_INSTRUCTIONS.intersection(kernels.cpu_features()) else "fp32"

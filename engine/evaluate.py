@@ -13,35 +13,46 @@ from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator
 from engine.datasets.config import load_test_set
 from engine.errors import UserError
-from engine.recipe import load_recipe
+from engine.models.config import require_named
+from engine.recipe import CONFIG, load_recipe
 
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.evaluate", description=__doc__, exit_on_error=False)
     parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--root", metavar="DIR", help="folder of the test set's files (default: the run's)")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the test set (default: the run's)")
+    for section in ("teacher", "student"):
+        parser.add_argument(
+            f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"
+        )
     try:
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(f"{error}; --help lists the options (--run DIR)") from None
-    result = evaluate_run(Path(options.run), options.root)
+    result = evaluate_run(Path(options.run), arguments, root=options.root, dataset=options.dataset)
     print(f"teacher {result['teacher_top1']:.2%}, student {result['student_top1']:.2%}, agreement", end=" ")
     print(f"{result['agreement']:.2%}")
     print(json.dumps(result))
 
 
-def evaluate_run(folder: Path, root: str | None = None) -> dict[str, float]:
+def evaluate_run(
+    folder: Path, named: Sequence[str] = (), *, root: str | None = None, dataset: str | None = None
+) -> dict[str, float]:
     """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
 
-    Raises UserError that names the file that is missing or unreadable.
+    `named` are the factories that may be imported. Raises UserError that names the file that is missing or
+    unreadable.
     """
-    for name in ("config.yaml", "student.safetensors"):
+    for name in (CONFIG, "student.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"--run {folder} has no {name}; give the folder of a finished run")
-    recipe = load_recipe(str(folder / "config.yaml"))
-    test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
+    recipe = load_recipe(str(folder / CONFIG))
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, named)
+    config = load_recipe(str(folder / CONFIG), {"evaluate.dataset": dataset} if dataset else None).evaluate
+    test_set, reason = load_test_set(replace(config, root=root or config.root))
     if test_set is None:
-        raise UserError(f"no test set: {reason}; give its folder with --root")
+        raise UserError(f"no test set: {reason}; give --dataset, and the folder of its files with --root")
     from engine.models.loading import load_classifier
     from engine.stages.evaluate import evaluate
 

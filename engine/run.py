@@ -11,6 +11,7 @@ from rich.console import Console
 from engine.cli import main
 from engine.compute import resolved
 from engine.errors import UserError
+from engine.models.config import require_named
 from engine.progress import Progress
 from engine.recipe import CONFIG, Recipe, first_difference, load_recipe, parse
 from engine.report.table import results_table
@@ -21,6 +22,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     recipe, options = parse(parser, arguments)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
     recipe = replace(recipe, compute=resolved(recipe.compute))
     folder = Path(options.out or f"runs/{recipe.name}")
     check(folder, recipe, resume=options.resume)

@@ -1,7 +1,8 @@
 """Counter-based seeds: every random draw is a pure function of (seed, what it is for, its index)."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 def generator(seed: int, *parts: int | str) -> torch.Generator:
     """A CPU generator seeded for the draw named by `parts`."""
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators under `seed` inside, as they were after: for code that draws from them."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def randn_per_image(seeds: Iterable[int], shape: tuple[int, ...]) -> Tensor:

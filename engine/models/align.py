@@ -8,7 +8,7 @@ from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.loading import require_feature
-from engine.seeding import derive_seed
+from engine.seeding import derive_seed, seeded
 
 
 class AlignHead(nn.Module):
@@ -46,8 +46,7 @@ def build_align_head(student: Classifier, teacher: Classifier, image_size: int, 
         _feature_channels(student, "student", image_size),
         _feature_channels(teacher, "teacher", image_size),
     ]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "align"))
+    with seeded(derive_seed(seed, "align"), torch.device("cpu")):
         return AlignHead(*channels)
 
 

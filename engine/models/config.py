@@ -1,9 +1,12 @@
 """Settings of a classifier, the teacher or the student; no torch, so that --help stays quick."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
+
+LIBRARIES = ("engine", "timm", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,17 @@ class ClassifierConfig:
                 )
         if min(self.std) <= 0:
             raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
+
+
+def require_named(configs: dict[str, ClassifierConfig], arguments: Sequence[str]) -> None:
+    """Refuses Python factories that only a file names: `arguments`, the command line, must name them, too.
+
+    configs: by section. Raises UserError that names the section and the factory.
+    """
+    named = {argument.split("=", 1)[-1] for argument in arguments}
+    for section, config in configs.items():
+        if config.name.partition(":")[0] not in LIBRARIES and config.name not in named:
+            raise UserError(
+                f"{section}.name: '{config.name}' is code, which a file alone may not run; "
+                f"name it on the command line: --{section}.name {config.name}"
+            )

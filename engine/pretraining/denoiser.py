@@ -124,5 +124,6 @@ def train_denoiser(
         max_lr=1e-3,
         warmup=0.05,
         ema_decay=0.999,
+        seed=seed,
     )
     return fit("denoiser", unet, optimizer, losses, config, checkpoint, log).eval()

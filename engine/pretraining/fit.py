@@ -3,11 +3,15 @@
 import copy
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,8 @@ class Fit:
     max_lr: float
     warmup: float = 0.2
     ema_decay: float | None = None
+    seed: int = 0
+    """Seed of the weights and of the batches that `losses` yields."""
 
 
 def fit(
@@ -31,6 +37,7 @@ def fit(
     log: Callable[[str], None],
 ) -> nn.Module:
     """Steps on every loss that `losses(epoch)` yields; continues from `checkpoint` where it exists.
+    Raises UserError where that is of other settings.
 
     Returns `module`, or its exponential moving average where `config.ema_decay` is set. The last epoch is
     the result: no split is used to choose one.
@@ -38,10 +45,10 @@ def fit(
     steps = config.epochs * config.steps_per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.max_lr, steps, pct_start=config.warmup)
     average = copy.deepcopy(module).requires_grad_(False) if config.ema_decay else None
-    parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
     if average is not None:
         parts["average"] = average
-    for epoch in range(_restore(checkpoint, parts), config.epochs):
+    for epoch in range(_restore(checkpoint, parts, config), config.epochs):
         start, total, count = time.perf_counter(), torch.zeros(()), 0
         for loss in losses(epoch):
             optimizer.zero_grad()
@@ -52,7 +59,7 @@ def fit(
                 step = epoch * config.steps_per_epoch + count
                 _average(average, module, min(config.ema_decay, (step + 1) / (step + 10)))
             total, count = total + loss.detach().float().cpu(), count + 1
-        _save(checkpoint, parts, epoch + 1)
+        _save(checkpoint, parts, config, epoch + 1)
         seconds = time.perf_counter() - start
         log(f"{name} epoch {epoch + 1}/{config.epochs} loss {float(total) / count:.4f} {seconds:.0f} s")
     return module if average is None else average
@@ -65,16 +72,18 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - decay)
 
 
-def _save(checkpoint: Path, parts: dict[str, object], epoch: int) -> None:
-    temporary = checkpoint.with_suffix(".tmp")
-    torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, temporary)  # type: ignore[attr-defined]
-    temporary.replace(checkpoint)
+def _save(checkpoint: Path, parts: dict[str, Any], config: Fit, epoch: int) -> None:
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with replacing(checkpoint) as temporary:
+        torch.save({"epoch": epoch, "settings": asdict(config), **states}, temporary)
 
 
-def _restore(checkpoint: Path, parts: dict[str, object]) -> int:
+def _restore(checkpoint: Path, parts: dict[str, Any], config: Fit) -> int:
     if not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state["settings"] != asdict(config):
+        raise UserError(f"--work: {checkpoint} is of a training with other settings; give another --work")
     for name, part in parts.items():
-        part.load_state_dict(state[name])  # type: ignore[attr-defined]
+        part.load_state_dict(state[name])
     return int(state["epoch"])

@@ -44,6 +44,6 @@ def train_teacher(
                 logits = classifier(images)
             yield F.cross_entropy(logits.float(), data.labels[index].to(accelerator.device))
 
-    plan = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1)
+    plan = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1, seed=seed)
     fit("teacher", classifier, optimizer, losses, plan, checkpoint, log)
     return classifier.eval()

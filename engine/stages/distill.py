@@ -14,7 +14,7 @@ from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.loading import require_feature
-from engine.seeding import generator
+from engine.seeding import derive_seed, generator, seeded
 from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.transforms import random_crop_flip
@@ -48,9 +48,10 @@ class Distiller:
         image_size: int = 32,
     ) -> None:
         _check_pair(teacher, student)
-        if config.warmup_steps >= total_steps:
+        if 0 < config.warmup_steps >= total_steps:
             raise UserError(
-                f"distill.warmup_steps is {config.warmup_steps}; set it below {total_steps}, all steps"
+                f"distill.warmup_steps is {config.warmup_steps}; set it below the run's {total_steps} steps, "
+                "or to 0"
             )
         self.config, self.total_steps, self.seed, self.accelerator = config, total_steps, seed, accelerator
         self.step = 0
@@ -125,7 +126,8 @@ class Distiller:
     def _loss(self, images: Tensor, labels: Tensor, agrees: Tensor) -> DistillationLoss:
         config, (teacher_taps, student_taps) = self.config, self._taps
         features = None
-        with self.accelerator.autocast():
+        dropout = seeded(derive_seed(self.seed, "distill-forward", self.step), images.device)
+        with dropout, self.accelerator.autocast():
             with torch.no_grad():
                 teacher_logits, of_teacher = forward_with_features(self.teacher, images, teacher_taps)
             student_logits, of_student = forward_with_features(self.student, images, student_taps)

@@ -44,13 +44,6 @@ def accuracy(
     return _share_equal(predict([classifier], images, accelerator, batch_size)[0], labels)
 
 
-def agreement(
-    a: Classifier, b: Classifier, images: Tensor, accelerator: Accelerator, batch_size: int = 500
-) -> float:
-    """Share of images uint8 [N, 3, H, W], N > 0, to which both classifiers give the same top-1 class."""
-    return _share_equal(*predict([a, b], images, accelerator, batch_size))
-
-
 def evaluate(
     teacher: Classifier,
     student: Classifier,

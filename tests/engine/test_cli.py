@@ -64,7 +64,7 @@ def test_success_is_zero_and_arguments_arrive() -> None:
         (["--resum"], ["resum", "resume"]),
         (["--synthesize", "3"], ["synthesize", "section"]),
         (["stray"], ["stray"]),
-        (["--compute.device", "cpu", "--compute.precision", "fp16"], ["compute.precision", "GPU"]),
+        (["--compute.precision", "fp8"], ["compute.precision", "bf16", "fp8"]),
     ],
     ids=lambda value: " ".join(value),
 )

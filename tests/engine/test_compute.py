@@ -48,11 +48,6 @@ def test_cuda_without_a_gpu_is_refused() -> None:
         resolved(ComputeConfig(device="cuda"))
 
 
-def test_fp16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r"compute\.precision fp16 needs a GPU"):
-        resolved(ComputeConfig(device="cpu", precision="fp16"))
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_accelerator_has_the_asked_precision_even_after_another_one(
     precision: str, dtype: torch.dtype

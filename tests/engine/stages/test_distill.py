@@ -203,6 +203,13 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
         distiller(total_steps=6, warmup_steps=6)
 
 
+def test_a_run_without_steps_leaves_the_student_as_it_was(bank: Bank) -> None:
+    ours = distiller(total_steps=0)
+    before = weights(ours.student)
+    ours.train(bank, 0)
+    assert same(weights(ours.student), before)
+
+
 def test_building_and_training_leave_the_global_generator_alone(bank: Bank) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()

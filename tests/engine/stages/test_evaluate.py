@@ -5,7 +5,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from engine.models.classifier import Classifier
-from engine.stages.evaluate import accuracy, agreement, evaluate, predict
+from engine.stages.evaluate import accuracy, evaluate, predict
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def test_figures_of_known_answers(batch_size: int, accelerator: Accelerator) -> 
     ]
     assert accuracy(teacher, images, labels, accelerator, batch_size) == 5 / 8
     assert accuracy(student, images, labels, accelerator, batch_size) == 1 / 8
-    assert agreement(teacher, student, images, accelerator, batch_size) == 2 / 8
     assert evaluate(teacher, student, images, labels, accelerator, batch_size) == (5 / 8, 1 / 8, 2 / 8)
 
 
