@@ -72,6 +72,12 @@ class Recipe:
                 f"student.image_size is {self.student.image_size} but teacher.image_size is"
                 f" {self.teacher.image_size}; student and teacher see the same images, make them agree"
             )
+        if self.evaluate.dataset == "fashion-mnist" and (num_classes, self.teacher.image_size) != (10, 32):
+            raise UserError(
+                "evaluate.dataset fashion-mnist has 10 classes of 32x32 images, the teacher has "
+                f"{num_classes} of {self.teacher.image_size}x{self.teacher.image_size}; "
+                "set evaluate.dataset to none"
+            )
         if self.teacher.image_size % 4:
             raise UserError(
                 f"teacher.image_size must be a multiple of 4, which the generator doubles twice,"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.generator import redraw
@@ -41,10 +42,13 @@ class RotationAdversary:
     def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
         self.student, self.seed, self.accelerator = student, seed, accelerator
         with torch.no_grad():
-            width = self._features(
-                torch.zeros(1, 3, image_size, image_size, device=accelerator.device)
-            ).shape[1]
-        self.head = RotationHead(width, student.num_classes).to(accelerator.device)
+            feature = self._feature_map(torch.zeros(1, 3, image_size, image_size, device=accelerator.device))
+        if feature.ndim != 4:
+            raise UserError(
+                f"student.feature '{student.feature_path}' gives {list(feature.shape)}, not [B, C, H, W]; "
+                "name a layer before the pooling, or set synthesize.adversary to kl"
+            )
+        self.head = RotationHead(feature.shape[1], student.num_classes).to(accelerator.device)
         self.restart(0)
 
     def restart(self, round_index: int) -> None:
@@ -69,13 +73,16 @@ class RotationAdversary:
         return -F.cross_entropy(self.head(self._features(turned)), joint)
 
     def _features(self, images: Tensor) -> Tensor:
+        return self._feature_map(images).float().mean((2, 3))
+
+    def _feature_map(self, images: Tensor) -> Tensor:
         was_training = self.student.training
         self.student.eval()
         assert self.student.feature_path is not None
         with self.accelerator.autocast():
-            _, (features,) = forward_with_features(self.student, images, [self.student.feature_path])
+            _, (feature,) = forward_with_features(self.student, images, [self.student.feature_path])
         self.student.train(was_training)
-        return features.float().mean((2, 3))
+        return feature
 
     def state_dict(self) -> dict:
         return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}

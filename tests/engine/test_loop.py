@@ -1,5 +1,6 @@
 """The whole loop on tiny real models: what it writes, that it repeats and resumes, and what data it reads."""
 
+import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from engine.loop import run as run_loop
 from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
+from engine.report import summarize
 from engine.run import command
 from tests.tiny_recipe import write_recipe
 
@@ -118,11 +120,10 @@ def test_another_micro_batch_gives_the_same_images_up_to_rounding(
     assert (difference <= 1).double().mean() >= 0.999
 
 
-def test_the_loop_reads_no_data_and_evaluation_only_the_test_split(
+def test_the_test_set_is_looked_at_once_after_the_last_step(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Splits are asked for by name at one door; images of the test split arrive once, after all training."""
-    asked: list[tuple[str, int]] = []
+    looks: list[int] = []
     steps_done = 0
     whole_train = loop_module.Distiller.train
 
@@ -131,18 +132,29 @@ def test_the_loop_reads_no_data_and_evaluation_only_the_test_split(
         whole_train(self, *args, **kwargs)
         steps_done = self.step
 
-    def watched_load(split: str, _root: Path | None = None) -> fashion_mnist.LabeledImages:
-        asked.append((split, steps_done))
+    def watched_load(_: object) -> tuple[fashion_mnist.LabeledImages, None]:
+        looks.append(steps_done)
         images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
-        return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2]))
+        return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2])), None
 
     monkeypatch.setattr(loop_module.Distiller, "train", counting_train)
-    monkeypatch.setattr(fashion_mnist, "load", watched_load)
-    monkeypatch.setattr(loop_module, "check_test_set", lambda _: None)
-    summary = run(recipe, tmp_path / "out", "--evaluate.dataset", "fashion-mnist")
-    assert asked == [("test", 6)]
+    monkeypatch.setattr(summarize, "load_test_set", watched_load)
+    summary = run(recipe, tmp_path / "out")
+    assert looks == [6]
     assert summary["teacher_top1"] == pytest.approx(1 / 3)
     assert summary["accuracy_reason"] is None
+
+
+def test_only_pretraining_names_the_training_halves() -> None:
+    """The loop has no way to the private or the public half: outside pretraining no code asks for them."""
+    engine = Path(loop_module.__file__).parent
+    asking = {
+        path.relative_to(engine).parts[0]
+        for path in engine.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ("private", "public")
+    }
+    assert asking == {"datasets", "pretraining"}
 
 
 @pytest.mark.parametrize(
