@@ -114,7 +114,7 @@ def allot(recipe: Recipe, costs: Costs, seconds: float) -> ScheduleConfig:
 def table(arms: list[Arm]) -> str:
     """Markdown, one line an arm."""
     lines = [
-        "| arm | wall s | sources | variations | accepted | KD steps | teacher agrees before / after "
+        "| arm | wall s | sources | variations | accepted | KD steps | teacher agrees: sources / all / kept "
         "| filter's CLIP agrees | CLIP distance | student top-1 | student = teacher |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -127,7 +127,7 @@ def table(arms: list[Arm]) -> str:
             str(s.images_augmented),
             str(s.images_accepted),
             str(arm.schedule.total_kd_steps),
-            f"{_percent(agrees['before'])} / {_percent(agrees['after'])}",
+            " / ".join(_percent(agrees[of]) for of in ("sources", "before", "after")),
             _percent(s.clip_agreement),
             "-" if s.mean_pairwise_clip_distance is None else f"{s.mean_pairwise_clip_distance:.3f}",
             _percent(s.student_top1),

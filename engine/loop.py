@@ -155,6 +155,7 @@ class Loop:
             )
             self.bank.add(sources, top1)
             self.tally.synthesized += len(sources)
+            self.tally.synthesized_agreeing += int((top1 == sources.labels).sum())
             if self.parts.prior is not None:
                 self._filter(index, sources, self._augment(sources))
 

@@ -14,6 +14,7 @@ class Tally:
     """Counts of images; `*_agreeing` are those whose label is the teacher's top-1."""
 
     synthesized: int = 0
+    synthesized_agreeing: int = 0
     augmented: int = 0
     augmented_agreeing: int = 0
     passed_clip: int = 0
@@ -45,6 +46,7 @@ class Tally:
     @property
     def label_agreement(self) -> LabelAgreement:
         return {
+            "sources": _share(self.synthesized_agreeing, self.synthesized),
             "before": _share(self.augmented_agreeing, self.augmented),
             "after_clip": _share(self.passed_clip_agreeing, self.passed_clip),
             "after": _share(self.accepted_agreeing, self.accepted),

@@ -13,6 +13,8 @@ FILE_NAME = "summary.json"
 class LabelAgreement(TypedDict):
     """Shares of images whose label the teacher's top-1 confirms, null for a gate that was not there."""
 
+    sources: float | None
+    """Of the synthesized images."""
     before: float | None
     """Of all variations."""
     after_clip: float | None

@@ -20,6 +20,7 @@ def results_table(summary: Summary, folder: Path) -> Table:
         "label agreement": ", ".join(
             f"{gate.replace('_', ' ')} {_percent(share)}"
             for gate, share in (
+                ("sources", summary.label_agreement["sources"]),
                 ("before", summary.label_agreement["before"]),
                 ("after_clip", summary.label_agreement["after_clip"]),
                 ("after", summary.label_agreement["after"]),

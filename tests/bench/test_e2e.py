@@ -27,7 +27,7 @@ SUMMARY = Summary(
     images_augmented=20,
     images_accepted=15,
     acceptance_rate=0.75,
-    label_agreement={"before": 0.5, "after_clip": None, "after": 1.0},
+    label_agreement={"sources": 0.9, "before": 0.5, "after_clip": None, "after": 1.0},
     clip_agreement=0.4,
     mean_pairwise_clip_distance=0.3,
     seconds_by_stage={},
@@ -90,7 +90,7 @@ def test_rows_are_ratios_to_the_first_arm(tmp_path: Path) -> None:
     assert (second["case"], second["baseline"]) == ("e2e/diffusion", "synthesis")
     assert second["ratio"] == pytest.approx(1.5)
     assert (
-        "| diffusion | 240 | 10 | 20 | 15 | 40 | 50.00 % / 100.00 % | 40.00 % | 0.300 | 90.00 % |"
+        "| diffusion | 240 | 10 | 20 | 15 | 40 | 90.00 % / 50.00 % / 100.00 % | 40.00 % | 0.300 | 90.00 % |"
         in e2e.table(arms)
     )
 
