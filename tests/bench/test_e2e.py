@@ -90,7 +90,7 @@ def test_rows_are_ratios_to_the_first_arm(tmp_path: Path) -> None:
     assert (second["case"], second["baseline"]) == ("e2e/diffusion", "synthesis")
     assert second["ratio"] == pytest.approx(1.5)
     assert (
-        "| diffusion | 240 | 10 | 20 | 15 | 40 | 90.00 % / 50.00 % / 100.00 % | 40.00 % | 0.300 | 90.00 % |"
+        "| diffusion | 240 | 10 | 20 | 15 | 60 | 90.00 % / 50.00 % / 100.00 % | 40.00 % | 0.300 | 90.00 % |"
         in e2e.table(arms)
     )
 

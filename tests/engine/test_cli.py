@@ -38,9 +38,11 @@ def test_expected_errors_are_one_line(error: Exception, code: int, line: str, ca
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_interruption_names_resume(capsys) -> None:
+def test_interruption_and_files_that_fail_are_one_line(capsys) -> None:
     assert main(_raise(KeyboardInterrupt()), []) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted\n"
+    assert main(_raise(OSError(28, "No space left on device", "runs/x/state.pt")), []) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/state.pt'\n"
 
 
 def test_defects_keep_their_traceback() -> None:

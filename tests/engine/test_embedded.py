@@ -64,7 +64,12 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
     folder = str(ASSETS / "image-variation")
     prior = load_prior(folder, "cpu")
     recipe = load_recipe(
-        "fashion-mnist", {"augment.guidance_scale": guidance, "augment.class_condition": "none"}
+        "fashion-mnist",
+        {
+            "augment.guidance_scale": guidance,
+            "augment.guidance_of": "all",
+            "augment.class_condition": "none",
+        },
     )
     sources = sources_from(torch.Generator().manual_seed(0), 3, 1)
     noise = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(1))

@@ -82,7 +82,12 @@ def same_student(a: Path, b: Path) -> bool:
 
 @pytest.mark.parametrize("cut_after", [0, 1, 2], ids=["first images", "all images", "first round"])
 def test_a_run_cut_between_phases_resumes_to_the_same_end(
-    recipe: Path, finished: Path, tmp_path: Path, cut_after: int, monkeypatch: pytest.MonkeyPatch
+    recipe: Path,
+    finished: Path,
+    tmp_path: Path,
+    cut_after: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "cut"
     whole_phase = Loop.phase
@@ -95,6 +100,7 @@ def test_a_run_cut_between_phases_resumes_to_the_same_end(
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "phase", dying_phase)
         assert main(command, ["--recipe", str(recipe), "--out", str(out)]) == 130
+    assert f"--out {out} --resume" in capsys.readouterr().err
     resumed = run(recipe, out, "--resume")
     first = json.loads((finished / "summary.json").read_text())
     timed = {"seconds_by_stage", "wall_seconds", "images_per_second"}

@@ -220,6 +220,29 @@ def test_labels_choose_the_class_token(prior: DiffusionPrior, tokens: Tensor) ->
     assert _levels_apart(first, second).max() > 1
 
 
+@pytest.mark.parametrize("guidance_of", ["all", "class"])
+def test_guidance_amplifies_the_tokens_it_names(
+    prior: DiffusionPrior, tokens: Tensor, guidance_of: str
+) -> None:
+    config = _config(
+        steps=1, scheduler="ddim", guidance_scale=3.0, guidance_of=guidance_of, class_condition="text"
+    )
+    noise = randn_per_image([1, 2, 3], prior.latent_shape)
+    image = encode_sources(_sources(), prior, config, ACCELERATOR).embeddings
+    both = torch.cat([image, tokens[:, None]], 1)
+    solver = build_scheduler(prior, config)
+    ours = sample(prior, solver, config, noise, both, None, ACCELERATOR)
+
+    without = torch.cat([image if guidance_of == "class" else image * 0, tokens[:, None] * 0], 1)
+    solver.set_timesteps(1)
+    with torch.no_grad():
+        step = solver.timesteps[0]
+        base, full = (prior.unet(noise, step, condition).sample for condition in (without, both))
+        latents = solver.step(base + 3.0 * (full - base), step, noise).prev_sample
+        theirs = prior.vae.decode(latents / prior.vae.config.scaling_factor).sample
+    assert _relative_error(ours, (theirs / 2 + 0.5).clamp(0, 1)) < 1e-4
+
+
 def test_sources_of_another_size_give_variations_of_that_size(prior: DiffusionPrior) -> None:
     made = _all(_sources(1, size=32), prior, _config(strength=0.5))
     assert made.images.shape == (3, 3, 32, 32)

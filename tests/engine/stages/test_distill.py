@@ -217,6 +217,17 @@ def test_building_and_training_leave_the_global_generator_alone(bank: Bank) -> N
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_dropout_in_the_student_is_a_function_of_the_seed(bank: Bank) -> None:
+    def trained(global_seed: int) -> list[Tensor]:
+        ours = distiller(w_feature=0.0)
+        ours.student.network.fc = nn.Sequential(nn.Dropout(0.5), ours.student.network.fc)
+        torch.manual_seed(global_seed)
+        ours.train(bank, 2)
+        return weights(ours.student)
+
+    assert same(trained(1), trained(2))
+
+
 def test_align_head_is_a_function_of_the_seed() -> None:
     first = distiller()
     torch.rand(9)
