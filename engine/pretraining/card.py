@@ -22,8 +22,8 @@ Remade by `python -m engine.pretrain`. Apache-2.0, as the code; Fashion-MNIST is
 The train split of Fashion-MNIST, padded to 32x32 and shown as RGB, is cut in two once (PCG64 permutation, seed
 {split_seed}): the **private** half (30,000 images) trains the teacher and nothing else; the **public** half
 (30,000), in the role of the web images that foundation models have seen, trains the priors. The test split
-(10,000) only measures. The engine's loop reads none of the three; a result made with these priors has seen the
-public half and must be named so.
+(10,000) only measures. The engine's loop reads neither half; a result made with these priors has seen the public
+half and must be named so.
 
 | file | what | trained on | parameters | figure on the test split |
 |---|---|---|---|---|
@@ -35,6 +35,8 @@ public half and must be named so.
 
 Stored in fp16 (safetensors, {megabytes:.1f} MB in all), computed in fp32 or bf16. No split was used to choose a
 checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
+The length of the CLIP towers' training was settled after a look at their zero-shot figure on the test split; no
+other choice was.
 """
 
 
