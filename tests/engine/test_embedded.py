@@ -76,12 +76,9 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
     scheduler = build_scheduler(prior, recipe.augment)
     codes = encode_sources(sources, prior, recipe.augment, accelerator)
     ours = sample(prior, scheduler, recipe.augment, noise, codes.embeddings, None, accelerator)
-    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(
-        folder,
-        torch_dtype=torch.float32,
-        scheduler=build_scheduler(prior, recipe.augment),
-        safety_checker=None,
-    )
+    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(folder, requires_safety_checker=False)
+    pipeline.scheduler = build_scheduler(prior, recipe.augment)
+    pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pixels = (sources.images.float() / 255 - 0.219) / 0.332
     theirs = pipeline(
