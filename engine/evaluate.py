@@ -47,10 +47,9 @@ def evaluate_run(
     for name in (CONFIG, "student.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"--run {folder} has no {name}; give the folder of a finished run")
-    recipe = load_recipe(str(folder / CONFIG))
+    recipe = load_recipe(str(folder / CONFIG), {"evaluate.dataset": dataset} if dataset else None)
     require_named({"teacher": recipe.teacher, "student": recipe.student}, named)
-    config = load_recipe(str(folder / CONFIG), {"evaluate.dataset": dataset} if dataset else None).evaluate
-    test_set, reason = load_test_set(replace(config, root=root or config.root))
+    test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
     if test_set is None:
         raise UserError(f"no test set: {reason}; give --dataset, and the folder of its files with --root")
     from engine.models.loading import load_classifier
