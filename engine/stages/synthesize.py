@@ -72,13 +72,16 @@ class Synthesizer:
         )
 
     def _start(self, index: int) -> list[Tensor]:
+        """Puts the generator at its start; returns that start where `_keep_start` will need it."""
         if self.config.start == "reinit":
             redraw(self.generator, generator(self.seed, "generator", index))
+        if self.config.start != "meta":
+            return []
         return [value.detach().clone() for value in self.generator.state_dict().values()]
 
     @torch.no_grad()
     def _keep_start(self, start: list[Tensor]) -> None:
-        if self.config.start != "meta":
+        if not start:
             return
         for value, before in zip(self.generator.state_dict().values(), start, strict=True):
             if value.is_floating_point():
