@@ -7,6 +7,8 @@ it is installed too, its submodules and public names are found here as well; see
 from pkgutil import extend_path
 from typing import Any
 
+import torch  # noqa: F401  (first: the native module shares its OpenMP threads)
+
 from kernels._namesake import namesake
 from kernels._native import cpu_features, retain_freed_memory
 

@@ -3,9 +3,68 @@
 #include <nanobind/stl/vector.h>
 
 #include "cpu.hpp"
+#include "isa.hpp"
 #include "memory.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+// Tensors come as addresses: taking them through DLPack costs more than the small kernels do. kernels/*/cpp.py
+// checks their types and layouts and keeps them alive.
+using Address = std::uintptr_t;
+
+template <typename T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
     m.def("cpu_features", &kernels::cpu_features);
     m.def("retain_freed_memory", &kernels::retain_freed_memory);
+    m.def("isas", &kernels::isas);
+    m.def("isa", [] { return std::string(kernels::isa().name); });
+    m.def("select_isa", &kernels::select_isa, "name"_a);
+
+    nb::class_<kernels::BnStats>(m, "BnStats")
+        .def(
+            "__init__",
+            [](kernels::BnStats* self, int dtype, bool channels_last, std::int64_t batch, std::int64_t channels,
+               std::int64_t spatial, Address weight, Address bias, Address running_mean, Address running_var,
+               double eps, int activation, float negative_slope, int threads) {
+                new (self) kernels::BnStats{static_cast<kernels::Dtype>(dtype),
+                                            channels_last,
+                                            batch,
+                                            channels,
+                                            spatial,
+                                            at<float>(weight),
+                                            at<float>(bias),
+                                            at<float>(running_mean),
+                                            at<float>(running_var),
+                                            eps,
+                                            static_cast<kernels::Activation>(activation),
+                                            negative_slope,
+                                            threads};
+            },
+            nb::kw_only(), "dtype"_a, "channels_last"_a, "batch"_a, "channels"_a, "spatial"_a, "weight"_a, "bias"_a,
+            "running_mean"_a, "running_var"_a, "eps"_a, "activation"_a, "negative_slope"_a, "threads"_a);
+    m.def(
+        "bn_stats_forward",
+        [](const kernels::BnStats& op, Address x, Address y, Address loss, Address coefficients) {
+            nb::gil_scoped_release released;
+            kernels::isa().bn_stats_forward(op, at(x), at(y), at<float>(loss), at<float>(coefficients));
+        },
+        "op"_a, "x"_a, "y"_a, "loss"_a, "coefficients"_a);
+    m.def(
+        "bn_stats_backward",
+        [](const kernels::BnStats& op, Address grad_y, float grad_loss, Address x, Address coefficients, Address grad_x,
+           Address grad_weight, Address grad_bias) {
+            nb::gil_scoped_release released;
+            kernels::isa().bn_stats_backward(op, at(grad_y), grad_loss, at(x), at<float>(coefficients), at(grad_x),
+                                             at<float>(grad_weight), at<float>(grad_bias));
+        },
+        "op"_a, "grad_y"_a, "grad_loss"_a, "x"_a, "coefficients"_a, "grad_x"_a, "grad_weight"_a, "grad_bias"_a);
 }

@@ -1,0 +1,96 @@
+"""One synthesis step and one distillation step of DDA and CSD (arXiv 2410.17606, 2307.04542)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.published.hooks import StatisticsHook
+
+Networks = Callable[[Tensor], Tensor]
+
+
+def augment(images: Tensor, pad: int = 4) -> Tensor:
+    """A random crop and flip of each image, one image after the other; differentiable."""
+    size = images.shape[-1]
+    padded = F.pad(images, (pad, pad, pad, pad))
+    cropped = []
+    for image in padded:
+        top, left = torch.randint(0, 2 * pad + 1, (2,)).tolist()
+        view = image[:, top : top + size, left : left + size]
+        cropped.append(view.flip(-1) if torch.rand(()) < 0.5 else view)
+    return torch.stack(cropped)
+
+
+class PublishedSynthesis:
+    """The generator's Adam steps on one batch; `hooks` are those on the teacher.
+
+    teacher: images [B, 3, H, W] -> logits; student_map: images -> feature map [B, D, h, w];
+    head: pooled features [4B, D] -> joint logits [4B, 4C]; z [B, latent]; labels int64 [B].
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        hooks: list[StatisticsHook],
+        student_map: Networks,
+        head: nn.Module,
+        generator: nn.Module,
+        z: Tensor,
+        labels: Tensor,
+    ) -> None:
+        self.teacher, self.hooks, self.student_map, self.head = teacher, hooks, student_map, head
+        self.generator, self.z, self.labels = generator, z.clone().requires_grad_(), labels
+        self.optimizer = torch.optim.Adam([*generator.parameters(), self.z], 1e-3, betas=(0.5, 0.999))
+        self.best_loss = float("inf")
+        self.best_images: Tensor | None = None
+
+    def step(self) -> None:
+        images = self.generator(self.z)
+        augmented = augment(images)
+        logits = self.teacher(augmented)
+        loss = F.cross_entropy(logits, self.labels) + sum(hook.loss for hook in self.hooks)
+        loss = loss + 10 * self._rotation(augmented)
+        if loss.item() < self.best_loss:
+            self.best_loss, self.best_images = loss.item(), images.data
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _rotation(self, images: Tensor) -> Tensor:
+        turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+        joint = torch.cat([4 * self.labels + turn for turn in range(4)])
+        return -F.cross_entropy(self.head(self.student_map(turned).mean((2, 3))), joint)
+
+
+class PublishedDistillation:
+    """SGD steps of the student and its alignment head.
+
+    teacher_taps, student_taps: images -> (logits, feature map); align: (student map, (H, W)) -> teacher's shape.
+    """
+
+    def __init__(
+        self,
+        teacher_taps: Callable[[Tensor], tuple[Tensor, Tensor]],
+        student_taps: Callable[[Tensor], tuple[Tensor, Tensor]],
+        align: nn.Module,
+        trained: list[nn.Parameter],
+    ) -> None:
+        self.teacher_taps, self.student_taps, self.align = teacher_taps, student_taps, align
+        self.optimizer = torch.optim.SGD(trained, 0.1, 0.9, weight_decay=1e-4)
+
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        images = augment(images)
+        with torch.no_grad():
+            teacher_logits, teacher_map = self.teacher_taps(images)
+        logits, student_map = self.student_taps(images)
+        soft = F.kl_div(
+            F.log_softmax(logits / 20, 1), F.softmax(teacher_logits / 20, 1), reduction="batchmean"
+        )
+        aligned = self.align(student_map, (teacher_map.shape[2], teacher_map.shape[3]))
+        loss = 400 * soft + F.cross_entropy(logits, labels) + 30 * F.mse_loss(aligned, teacher_map)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()

@@ -1,0 +1,36 @@
+// Eval-mode BatchNorm, activation and statistics loss in one pass; kernels/bn_stats/README.md has the derivation.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.hpp"
+
+namespace kernels {
+
+enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu };
+
+// What forward and backward share. Parameters are float [channels]; weight and bias may be null (1 and 0).
+struct BnStats {
+    Dtype dtype;
+    bool channels_last;
+    std::int64_t batch, channels, spatial;
+    const float* weight;
+    const float* bias;
+    const float* running_mean;
+    const float* running_var;
+    double eps;
+    Activation activation;
+    float negative_slope;
+    int threads;
+};
+
+// y = act(bn(x)); x and y in the same dense layout. With `loss` not null, also loss = ||var - running_var|| +
+// ||mean - running_mean|| of the batch, and coefficients [2, channels], the a and b of d loss / d x = a + b x.
+using BnStatsForward = void(const BnStats& op, const void* x, void* y, float* loss, float* coefficients);
+
+// grad_x of grad_y and, with coefficients not null, of grad_loss. With grad_weight not null, also the gradients of
+// weight and bias, float [channels]. The layouts are x's.
+using BnStatsBackward = void(const BnStats& op, const void* grad_y, float grad_loss, const void* x,
+                             const float* coefficients, void* grad_x, float* grad_weight, float* grad_bias);
+
+}  // namespace kernels

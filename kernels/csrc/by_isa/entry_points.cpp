@@ -1,0 +1,14 @@
+#include "entry_points.hpp"
+
+#define KERNELS_QUOTE(x) #x
+#define KERNELS_NAME(x) KERNELS_QUOTE(x)
+
+namespace kernels::KERNELS_ISA {
+
+BnStatsForward bn_stats_forward;
+BnStatsBackward bn_stats_backward;
+
+extern const Isa kIsa;
+const Isa kIsa = {KERNELS_NAME(KERNELS_ISA), &bn_stats_forward, &bn_stats_backward};
+
+}  // namespace kernels::KERNELS_ISA
