@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
@@ -19,6 +19,7 @@ from engine.batch import ImageBatch
 from engine.compute import open_accelerator
 from engine.datasets.config import check_test_set
 from engine.files import replacing
+from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.recipe import CONFIG, Recipe, to_yaml
@@ -184,16 +185,11 @@ class Loop:
         """None until the student has learned something."""
         if self.distiller.step == 0 or self.recipe.synthesize.adversary == "none":
             return None
-        rotation = self.rotation
-        if rotation is not None:
-            return lambda images, labels, _: rotation.challenge(images, labels)
-
-        def divergence(images: Tensor, _: Tensor, teacher_logits: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                student_logits = self.parts.student(images)
-            return kl_adversarial(student_logits, teacher_logits)
-
-        return divergence
+        if self.rotation is not None:
+            challenge = self.rotation.challenger()
+            return lambda images, labels, _: challenge(images, labels)
+        student = frozen(self.parts.student, [], self.accelerator)
+        return lambda images, _, teacher_logits: kl_adversarial(student(images)[0], teacher_logits)
 
     def _augment(self, sources: ImageBatch) -> ImageBatch:
         config, parts = self.recipe.augment, self.parts

@@ -21,9 +21,12 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pad: i
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def draw_crops(batch: int, generator: torch.Generator, *, pad: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """top, left int64 [batch] and flip bool [batch] for `crop_flip`, uniform, from a CPU generator."""
+    top, left = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
+    return top, left, torch.rand(batch, generator=generator) < 0.5
+
+
 def random_crop_flip(images: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
     """`crop_flip` with offsets and flips drawn uniformly, one a image, from a CPU generator."""
-    batch = images.shape[0]
-    top, left = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
-    flip = torch.rand(batch, generator=generator) < 0.5
-    return crop_flip(images, top, left, flip, pad=pad)
+    return crop_flip(images, *draw_crops(images.shape[0], generator, pad=pad), pad=pad)

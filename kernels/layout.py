@@ -16,4 +16,6 @@ def dense(x: Tensor) -> Tensor:
 
 def dense_like(x: Tensor, other: Tensor) -> Tensor:
     """x in the memory layout of a dense `other` of the same shape."""
-    return x.contiguous(memory_format=torch.channels_last if is_channels_last(other) else torch.contiguous_format)
+    return x.contiguous(
+        memory_format=torch.channels_last if is_channels_last(other) else torch.contiguous_format
+    )

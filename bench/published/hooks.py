@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class StatisticsHook:
-    """After each forward pass of `layer`, `loss` is the distance of its input's statistics to the running ones."""
+    """After each forward pass of `layer`, `loss` compares its input with the running statistics."""
 
     loss: Tensor
 

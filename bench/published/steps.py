@@ -67,7 +67,8 @@ class PublishedSynthesis:
 class PublishedDistillation:
     """SGD steps of the student and its alignment head.
 
-    teacher_taps, student_taps: images -> (logits, feature map); align: (student map, (H, W)) -> teacher's shape.
+    teacher_taps, student_taps: images -> (logits, feature map);
+    align: (student map, (H, W)) -> a map of the teacher's shape.
     """
 
     def __init__(

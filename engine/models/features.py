@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.errors import UserError
-from engine.models.classifier import batch_norms
 
 
 @contextmanager
@@ -57,17 +56,3 @@ def forward_with_features(
             f"submodule '{missing[0]}' of {type(module).__name__} did not run in the forward pass"
         )
     return output, [features[path] for path in wanted]
-
-
-def forward_with_batch_norm_inputs(
-    module: nn.Module, images: Tensor
-) -> tuple[Tensor, list[tuple[nn.BatchNorm2d, Tensor]]]:
-    """`module(images)` and each layer of `batch_norms` with its input [B, C, H, W], in execution order."""
-    seen: list[tuple[nn.BatchNorm2d, Tensor]] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, inputs: seen.append((layer, inputs[0])))
-        for layer in batch_norms(module)
-    ]
-    with _attached(handles):
-        output = module(images)
-    return output, seen

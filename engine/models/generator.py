@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from engine.models.upsampled_conv import UpsampledConv2d
+
 
 class Generator(nn.Module):
     """z [B, latent_dim] -> images [B, channels, size, size] in (0, 1)."""
@@ -14,12 +16,10 @@ class Generator(nn.Module):
         self.project = nn.Linear(latent_dim, 2 * width * (size // 4) ** 2)
         self.blocks = nn.Sequential(
             nn.BatchNorm2d(2 * width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            UpsampledConv2d(2 * width, 2 * width),
             nn.BatchNorm2d(2 * width),
             nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, width, 3, padding=1),
+            UpsampledConv2d(2 * width, width),
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, channels, 3, padding=1),

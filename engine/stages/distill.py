@@ -13,6 +13,7 @@ from engine.errors import NonFiniteError, UserError
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
+from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, generator, seeded
 from engine.stages.distill_config import DistillConfig
@@ -71,6 +72,7 @@ class Distiller:
             nesterov=config.nesterov,
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
+        self._ask_teacher = frozen(teacher, self._taps[0], accelerator)
 
     def _place(self, module: M) -> M:
         return module.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -124,13 +126,13 @@ class Distiller:
         return images, loss
 
     def _loss(self, images: Tensor, labels: Tensor, agrees: Tensor) -> DistillationLoss:
-        config, (teacher_taps, student_taps) = self.config, self._taps
+        config = self.config
         features = None
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step), images.device)
         with dropout, self.accelerator.autocast():
             with torch.no_grad():
-                teacher_logits, of_teacher = forward_with_features(self.teacher, images, teacher_taps)
-            student_logits, of_student = forward_with_features(self.student, images, student_taps)
+                teacher_logits, of_teacher = self._ask_teacher(images)
+            student_logits, of_student = forward_with_features(self.student, images, self._taps[1])
             if self.align is not None:
                 height, width = of_teacher[0].shape[2:]
                 features = self.align(of_student[0], (height, width)), of_teacher[0]

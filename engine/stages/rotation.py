@@ -4,6 +4,8 @@ A head learns to tell class and rotation from the student's features; the genera
 images on which the head fails: images the student does not know well yet.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
+from engine.models.frozen import frozen
 from engine.models.generator import redraw
 from engine.seeding import generator
 
@@ -61,19 +64,24 @@ class RotationAdversary:
         quarter = max(1, len(images) // 4)
         turned, joint = rotations(images[:quarter], labels[:quarter])
         with torch.no_grad():
-            features = self._features(turned)
+            features = _pooled(self._feature_map(turned))
         loss = F.cross_entropy(self.head(features), joint)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
-    def challenge(self, images: Tensor, labels: Tensor) -> Tensor:
-        """-CE(head(student features of the four turns), joint labels): low where the head fails. Scalar."""
-        turned, joint = rotations(images, labels)
-        return -F.cross_entropy(self.head(self._features(turned)), joint)
+    def challenger(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(images, labels) -> -CE(head(student features of the four turns), joint labels): low where the head
+        fails. For the student as it is now, which gets no gradients."""
+        assert self.student.feature_path is not None
+        features_of = frozen(self.student, [self.student.feature_path], self.accelerator)
 
-    def _features(self, images: Tensor) -> Tensor:
-        return self._feature_map(images).float().mean((2, 3))
+        def challenge(images: Tensor, labels: Tensor) -> Tensor:
+            turned, joint = rotations(images, labels)
+            _, (feature,) = features_of(turned)
+            return -F.cross_entropy(self.head(_pooled(feature)), joint)
+
+        return challenge
 
     def _feature_map(self, images: Tensor) -> Tensor:
         was_training = self.student.training
@@ -90,3 +98,8 @@ class RotationAdversary:
     def load_state_dict(self, state: dict) -> None:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _pooled(feature: Tensor) -> Tensor:
+    """[B, D, h, w] -> float32 [B, D]."""
+    return feature.float().mean((2, 3))

@@ -1,6 +1,7 @@
 """Synthesize: invert the teacher with a generator, one batch of images at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_batch_norm_inputs
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
-from engine.stages.inversion_loss import batch_norm_loss
+from engine.stages.inversion import Inversion, Objective
 from engine.stages.synthesize_config import SynthesizeConfig
-from engine.transforms import random_crop_flip
+from kernels.fuse import batch_norm_statistics
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(augmented images, labels, teacher logits) -> a scalar that is low for images the student finds hard."""
@@ -37,7 +37,9 @@ class Synthesizer:
         image_size: int,
         seed: int,
         accelerator: Accelerator,
+        captured: bool = True,
     ) -> None:
+        self.captured = captured
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -91,51 +93,55 @@ class Synthesizer:
         self, index: int, steps: int, adversary: Adversary | None, on_step: Callable[[int], None] | None
     ) -> tuple[Tensor, Tensor]:
         """One inversion: images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
-        device, config = self.accelerator.device, self.config
+        config = self.config
         draw = generator(self.seed, "synthesize", index)
-        labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw).to(device)
-        z = torch.randn(config.batch_size, config.latent_dim, generator=draw).to(device).requires_grad_()
-        optimizer = torch.optim.Adam([*self.generator.parameters(), z], config.lr, betas=(0.5, 0.999))
+        labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw).to(
+            self.accelerator.device
+        )
+        z = torch.randn(config.batch_size, config.latent_dim, generator=draw)
         self.generator.train()
-        best_loss = torch.full((), float("inf"), device=device)
-        best_images: Tensor | None = None
-        for _ in range(steps):
-            with self.accelerator.autocast():
-                images = self.generator(z)
-            images = images.float()
-            loss = self._loss(random_crop_flip(images, draw), labels, adversary)
-            optimizer.zero_grad()
-            loss.backward()
-            better = loss.detach() < best_loss
-            best_loss = torch.where(better, loss.detach(), best_loss)
-            detached = images.detach()
-            best_images = detached if best_images is None else torch.where(better, detached, best_images)
-            optimizer.step()
-            if on_step is not None:
-                on_step(1)
-        if not best_loss.isfinite():
+        with self._objective(labels, adversary) as objective:
+            inversion = Inversion(
+                self.generator,
+                z,
+                objective,
+                lr=config.lr,
+                draw=draw,
+                accelerator=self.accelerator,
+                captured=self.captured,
+            )
+            for _ in range(steps):
+                inversion.step()
+                if on_step is not None:
+                    on_step(1)
+        if not inversion.best_loss.isfinite():
             raise NonFiniteError(
                 f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr "
                 "or take --compute.precision fp32"
             )
-        assert best_images is not None
-        pixels = (best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        assert inversion.best_images is not None
+        pixels = (inversion.best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
         return pixels.contiguous().cpu(), labels.cpu()
 
-    def _loss(self, grey_or_rgb: Tensor, labels: Tensor, adversary: Adversary | None) -> Tensor:
+    @contextmanager
+    def _objective(self, labels: Tensor, adversary: Adversary | None) -> Iterator[Objective]:
+        """The inversion loss, for the block in which the teacher reports its statistics."""
         config = self.config
-        images = grey_or_rgb.expand(-1, 3, -1, -1)
-        with self.accelerator.autocast():
-            if config.w_bn > 0:
-                logits, inputs = forward_with_batch_norm_inputs(self.teacher, images)
-            else:
-                logits, inputs = self.teacher(images), []
-        loss = config.w_cls * F.cross_entropy(logits.float(), labels)
-        if inputs:
-            loss = loss + config.w_bn * batch_norm_loss(inputs)
-        if adversary is not None and config.w_adv > 0:
-            loss = loss + config.w_adv * adversary(images, labels, logits)
-        return loss
+        measured = batch_norm_statistics(self.teacher) if config.w_bn > 0 else nullcontext()
+        with measured as statistics:
+
+            def objective(grey_or_rgb: Tensor) -> Tensor:
+                images = grey_or_rgb.expand(-1, 3, -1, -1)
+                with self.accelerator.autocast():
+                    logits = self.teacher(images)
+                loss = config.w_cls * F.cross_entropy(logits.float(), labels)
+                if statistics is not None:
+                    loss = loss + config.w_bn * statistics.take()
+                if adversary is not None and config.w_adv > 0:
+                    loss = loss + config.w_adv * adversary(images, labels, logits)
+                return loss
+
+            yield objective
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.state_dict(), "needs_warmup": self.needs_warmup}

@@ -35,11 +35,12 @@ def bn_stats_reference(
     Computed in float32, or in float64 where x is; y is rounded to x's dtype once.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    parameters = [None if p is None else p.to(wide.dtype) for p in (running_mean, running_var, weight, bias)]
-    y = activate(F.batch_norm(wide, *parameters, eps=eps), activation, negative_slope)
+    weight, bias = (None if p is None else p.to(wide.dtype) for p in (weight, bias))
+    running_mean, running_var = running_mean.to(wide.dtype), running_var.to(wide.dtype)
+    normalized = F.batch_norm(wide, running_mean, running_var, weight, bias, eps=eps)
     var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-    loss = torch.linalg.vector_norm(var - parameters[1]) + torch.linalg.vector_norm(mean - parameters[0])
-    return y.to(x.dtype), loss
+    loss = torch.linalg.vector_norm(var - running_var) + torch.linalg.vector_norm(mean - running_mean)
+    return activate(normalized, activation, negative_slope).to(x.dtype), loss
 
 
 def forward(
@@ -55,7 +56,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, loss and the coefficients [2, C] of d loss / d x = a + b · x; the latter two 0 without `statistics`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale, shift = (p.view(1, -1, 1, 1).to(wide.dtype) for p in fold(weight, bias, running_mean, running_var, eps))
+    scale, shift = (
+        p.view(1, -1, 1, 1).to(wide.dtype) for p in fold(weight, bias, running_mean, running_var, eps)
+    )
     y = activate(wide * scale + shift, activation, negative_slope).to(x.dtype)
     if not statistics:
         return y, wide.new_zeros(()), wide.new_zeros(2, x.shape[1])
@@ -85,7 +88,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """grad_x, and with `affine` the gradients of weight and bias [C]; else empty ones."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale, shift = (p.view(1, -1, 1, 1).to(wide.dtype) for p in fold(weight, bias, running_mean, running_var, eps))
+    scale, shift = (
+        p.view(1, -1, 1, 1).to(wide.dtype) for p in fold(weight, bias, running_mean, running_var, eps)
+    )
     with torch.enable_grad():
         z = (wide * scale + shift).detach().requires_grad_()
         (u,) = torch.autograd.grad(activate(z, activation, negative_slope), z, grad_y.to(wide.dtype))

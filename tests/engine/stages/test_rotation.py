@@ -44,17 +44,19 @@ def test_learning_improves_the_head_and_leaves_the_student_alone(adversary: Rota
     images = 0.1 * torch.rand(32, 3, 16, 16)
     images[:, :, :6] += 0.3 * (1 + labels[:, None, None, None])  # the top is bright, by class
     before = {name: value.clone() for name, value in adversary.student.state_dict().items()}
-    first = adversary.challenge(images[:8], labels[:8]).detach()
+    first = adversary.challenger()(images[:8], labels[:8]).detach()
     for _ in range(200):
         adversary.learn(images, labels)
-    assert adversary.challenge(images[:8], labels[:8]).detach() > first + 0.1  # minus a smaller cross-entropy
+    assert (
+        adversary.challenger()(images[:8], labels[:8]).detach() > first + 0.1
+    )  # minus a smaller cross-entropy
     for name, value in adversary.student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_challenge_is_minus_the_cross_entropy_and_reaches_the_images(adversary: RotationAdversary) -> None:
     images, labels = torch.rand(4, 3, 16, 16).requires_grad_(), torch.tensor([0, 1, 2, 0])
-    loss = adversary.challenge(images, labels)
+    loss = adversary.challenger()(images, labels)
     turned, joint = rotations(images, labels)
     network = adversary.student.network
     x = (turned - 0.5) / 0.5

@@ -1,0 +1,55 @@
+"""A frozen network made fast: BatchNorms folded into convolutions or fused with their activations."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from kernels.fuse.graph import (
+    finish,
+    following_activation,
+    is_timm_batch_norm_act,
+    measures,
+    module_of,
+    replace,
+    trace,
+)
+from kernels.fuse.layers import FusedBatchNorm, folded_conv, frozen_copy
+
+
+def fuse_frozen(network: nn.Module, taps: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
+    """A copy of `network`, in eval mode, as it is now: x -> (output, [outputs of the submodules at `taps`]).
+
+    Gradients flow to x alone. A BatchNorm2d that alone follows a convolution is folded into it; any other is
+    fused with the activation that alone follows it. Convolutions and linear layers hold their weights in
+    `dtype`, for use under autocast to it; the rest of the network is shared. None where no graph can be had.
+    """
+    traced = trace(network, taps)
+    if traced is None:
+        return None
+    for node in list(traced.graph.nodes):
+        layer = module_of(traced, node)
+        if isinstance(layer, nn.BatchNorm2d) and measures(layer) and not _fold(traced, node, layer):
+            _fuse(traced, node, layer)
+    for node in list(traced.graph.nodes):
+        layer = module_of(traced, node)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            replace(traced, node, frozen_copy(layer, dtype))
+    return finish(traced)
+
+
+def _fold(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> bool:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    conv = module_of(traced, source)
+    if type(conv) is not nn.Conv2d or len(source.users) != 1 or type(layer) is not nn.BatchNorm2d:
+        return False
+    replace(traced, source, folded_conv(conv, layer), node)
+    return True
+
+
+def _fuse(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> None:
+    found = None if is_timm_batch_norm_act(layer) else following_activation(traced, node)
+    last, fused = found or (None, None)
+    replace(traced, node, FusedBatchNorm(copy.deepcopy(layer).requires_grad_(False), fused), last)

@@ -1,0 +1,138 @@
+"""A network as a torch.fx graph, and the activations in it that a BatchNorm can take along."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from kernels.bn_stats import Activation
+
+_FUNCTIONS: dict[Any, Activation] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    "relu": "relu",
+    "relu_": "relu",
+    F.relu6: "relu6",
+    F.leaky_relu: "leaky_relu",
+    F.silu: "silu",
+}
+_MODULES: dict[type[nn.Module], Activation] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An activation as the ops know it."""
+
+    activation: Activation = "none"
+    negative_slope: float = 0.01
+
+
+def fused_module(module: nn.Module) -> Fused | None:
+    """`module` where it is an activation that the ops have."""
+    activation = _MODULES.get(type(module))
+    if activation is None:
+        return None
+    return Fused(activation, getattr(module, "negative_slope", 0.01))
+
+
+def is_timm_batch_norm_act(layer: nn.Module) -> bool:
+    """timm's BatchNorm2d that is followed, inside, by `drop` and `act`."""
+    return isinstance(layer, nn.BatchNorm2d) and type(layer).__name__ == "BatchNormAct2d"
+
+
+def measures(layer: nn.Module) -> bool:
+    """Whether `layer` is a BatchNorm2d that normalizes with its running statistics."""
+    return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
+
+
+class _Tracer(fx.Tracer):
+    """Goes into every module but torch.nn's own and BatchNorms; notes what the modules at `taps` return."""
+
+    def __init__(self, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.taps, self.tapped = taps, dict[str, Any]()
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, path)
+
+    def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        output = super().call_module(module, forward, args, kwargs)
+        path = self.path_of_module(module)
+        if path in self.taps:
+            self.tapped[path] = output
+        return output
+
+
+def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModule | None:
+    """The graph of `network`, over its own submodules; with `taps`, also none, it returns (output, [theirs]).
+
+    None where it cannot be had: a forward whose course depends on values, one replaced on the instance, hooks
+    on inner modules (a graph would not run them), a tap that does not run.
+    """
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    if hooked or "forward" in vars(network):
+        return None
+    tracer = _Tracer(taps or ())
+    try:
+        graph = tracer.trace(network)
+    except Exception:  # whatever a foreign forward makes of symbolic values
+        return None
+    if taps is not None:
+        tapped = [proxy for path in taps if isinstance(proxy := tracer.tapped.get(path), fx.Proxy)]
+        if len(tapped) < len(taps):
+            return None
+        output = next(node for node in graph.nodes if node.op == "output")
+        output.args = ((output.args[0], [proxy.node for proxy in tapped]),)
+    return fx.GraphModule(network, graph)
+
+
+def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def following_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Fused] | None:
+    """The activation that alone uses the output of `node`, where there is one."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if user.args[:1] != (node,):
+        return None
+    module = module_of(traced, user)
+    if module is not None:
+        fused = fused_module(module)
+        return None if fused is None else (user, fused)
+    activation = _FUNCTIONS.get(user.target) if user.op in ("call_function", "call_method") else None
+    if activation is None:
+        return None
+    if activation != "leaky_relu":
+        return user, Fused(activation)
+    slope = user.kwargs.get("negative_slope", user.args[1] if len(user.args) > 1 else 0.01)
+    return (user, Fused(activation, slope)) if isinstance(slope, float | int) else None
+
+
+def replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, last: fx.Node | None = None) -> None:
+    """`module` in the place of `node`, or of the chain from `node` to `last`."""
+    path = f"fused_{node.name}"
+    traced.add_submodule(path, module)
+    with traced.graph.inserting_before(node):
+        new = traced.graph.call_module(path, node.args, node.kwargs)
+    (last or node).replace_all_uses_with(new)
+    if last is not None:
+        traced.graph.erase_node(last)
+    traced.graph.erase_node(node)
+
+
+def finish(traced: fx.GraphModule) -> fx.GraphModule:
+    traced.delete_all_unused_submodules()
+    traced.graph.lint()
+    traced.recompile()
+    return traced

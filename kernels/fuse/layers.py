@@ -1,0 +1,73 @@
+"""The layers that take the places of a network's own."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kernels.bn_stats import bn_act, bn_stats
+from kernels.bn_stats.reference import fold
+from kernels.fuse.graph import Fused, fused_module, is_timm_batch_norm_act
+
+
+class FusedBatchNorm(nn.Module):
+    """A BatchNorm2d in eval mode and the activation behind it, in one pass over the input.
+
+    `on_loss` gets the statistics loss of each forward pass; without it none is computed. Activations that the
+    op does not have (inside timm's BatchNormAct2d) follow as they are.
+    """
+
+    def __init__(
+        self,
+        layer: nn.BatchNorm2d,
+        fused: Fused | None = None,
+        on_loss: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer, self.on_loss = layer, on_loss
+        self.rest: list[nn.Module] = []
+        if is_timm_batch_norm_act(layer):
+            inner = [layer.get_submodule(name) for name in ("drop", "act")]
+            self.rest = [module for module in inner if not isinstance(module, nn.Identity)]
+            if self.rest and (first := fused_module(self.rest[0])) is not None:
+                fused, self.rest = first, self.rest[1:]
+        self.fused = fused or Fused()
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        parameters = layer.weight, layer.bias, layer.running_mean, layer.running_var
+        settings = self.fused.activation, self.fused.negative_slope
+        if self.on_loss is None:
+            y = bn_act(x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1])
+        else:
+            y, loss = bn_stats(
+                x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1]
+            )
+            self.on_loss(loss)
+        for module in self.rest:
+            y = module(y)
+        return y
+
+
+@torch.no_grad()
+def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A new, frozen convolution that does what `conv` and then `norm` in eval mode do.
+
+    W' = W · γ / √(σ² + ε); b' = (b - μ) · γ / √(σ² + ε) + β, in float64.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale, shift = fold(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+    folded = copy.deepcopy(conv).requires_grad_(False)
+    folded.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))
+    bias = shift if conv.bias is None else shift + conv.bias.double() * scale
+    folded.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    return folded
+
+
+def frozen_copy(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy without gradients, its parameters in `dtype`, 4-d ones in channels_last memory."""
+    return copy.deepcopy(layer).requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)

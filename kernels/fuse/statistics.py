@@ -1,0 +1,83 @@
+"""A teacher whose BatchNorms report the statistics of their inputs, for the length of a `with` block."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+
+from kernels.fuse.graph import (
+    finish,
+    following_activation,
+    is_timm_batch_norm_act,
+    measures,
+    module_of,
+    replace,
+    trace,
+)
+from kernels.fuse.layers import FusedBatchNorm
+
+
+class BatchNormStatistics:
+    """The statistics losses of the forward passes since the last `take`."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        self._losses.append(loss)
+
+    def take(self) -> Tensor:
+        """Their sum, a scalar: sum over layers of ||var - running_var||_2 + ||mean - running_mean||_2.
+
+        Raises RuntimeError where no BatchNorm2d with running statistics has run.
+        """
+        if not self._losses:
+            raise RuntimeError(
+                "no BatchNorm2d in eval mode with running statistics has run since the last take()"
+            )
+        total = torch.stack(self._losses).sum()
+        self._losses.clear()
+        return total
+
+
+@contextmanager
+def batch_norm_statistics(network: nn.Module) -> Iterator[BatchNormStatistics]:
+    """Inside the block, `network(x)` runs each BatchNorm2d in eval mode, and the activation that alone uses
+    its output, as one `kernels.bn_stats`, and what is yielded collects the losses.
+
+    The layers stay where they are: inside the block the network's forward is that of a rewritten graph, or,
+    where no graph can be had (see `graph.trace`), each layer's own forward is replaced and activations stay
+    separate. Whatever was replaced is put back at the end. Not thread-safe, as the network is shared.
+    """
+    statistics = BatchNormStatistics()
+    traced = trace(network)
+    replaced: list[tuple[nn.Module, nn.Module]]
+    if traced is not None:
+        replaced = [(network, _rewritten(traced, statistics))]
+    else:
+        layers = [
+            module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and measures(module)
+        ]
+        replaced = [(layer, FusedBatchNorm(layer, on_loss=statistics.add)) for layer in layers]
+    before = [vars(module).get("forward") for module, _ in replaced]
+    try:
+        for module, stand_in in replaced:
+            module.forward = stand_in.forward
+        yield statistics
+    finally:
+        for (module, _), own in zip(replaced, before, strict=True):
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own
+
+
+def _rewritten(traced: fx.GraphModule, statistics: BatchNormStatistics) -> fx.GraphModule:
+    for node in list(traced.graph.nodes):
+        layer = module_of(traced, node)
+        if not isinstance(layer, nn.BatchNorm2d) or not measures(layer):
+            continue
+        found = None if is_timm_batch_norm_act(layer) else following_activation(traced, node)
+        last, fused = found or (None, None)
+        replace(traced, node, FusedBatchNorm(layer, fused, statistics.add), last)
+    return finish(traced)

@@ -1,0 +1,76 @@
+"""Small networks of the shapes that the rewriting must tell apart."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def lively(network: nn.Module) -> nn.Module:
+    """Eval mode, no gradients, BatchNorms that do something."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.normal_(1, 0.2)
+            layer.bias.normal_(0, 0.2)
+    return network.eval().requires_grad_(False)
+
+
+class Functional(nn.Module):
+    """BatchNorm, functional activations, one activation module used twice, a BatchNorm with two users."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1)
+        self.bn0, self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(3), *(nn.BatchNorm2d(8) for _ in range(3))
+        self.act, self.fc = nn.LeakyReLU(0.3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.bn0(x))
+        h = self.act(self.bn1(self.conv1(h)))
+        both = self.bn2(self.conv2(h))
+        h = self.act(both) + both
+        return self.fc(self.bn3(h).relu().mean((2, 3)))
+
+
+class Branching(nn.Module):
+    """A forward whose course depends on values: no graph can be had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn(self.conv(x)))
+        if h.sum() > 1e30:
+            h = 2 * h
+        return self.fc(h.mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """One convolution and one BatchNorm, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(F.relu6(self.bn(self.conv(x))))).mean((2, 3))
+
+
+class Untracked(nn.Module):
+    """A BatchNorm without running statistics, one in train mode, one that measures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3)
+        self.third = nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True) -> "Untracked":
+        super().train(mode)
+        self.second.train()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x))).mean((2, 3))

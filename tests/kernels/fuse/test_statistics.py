@@ -1,0 +1,133 @@
+"""Statistics of an instrumented network against sums written out over the inputs of its layers."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from engine.models.networks import wrn_16_1
+from kernels.backend import use_backend
+from kernels.fuse import batch_norm_statistics
+from tests.kernels.fuse.networks import Branching, Functional, Twice, Untracked, lively
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "functional": Functional,
+    "branching": Branching,
+    "twice": Twice,
+    "untracked": Untracked,
+    "wrn": lambda: wrn_16_1(5),
+    "timm BatchNormAct2d": lambda: timm.create_model("mobilenetv2_035", num_classes=5),
+    "torchvision": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5),
+}
+
+
+def written_out(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and sum over the layers' inputs, by hooks, in float64 arithmetic of the layers' dtype."""
+    losses = []
+
+    def measure(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)
+        mean = values.mean(1)
+        var = (values - mean[:, None]).square().mean(1)
+        losses.append((var - layer.running_var).norm() + (mean - layer.running_mean).norm())
+
+    handles = [
+        layer.register_forward_pre_hook(measure)
+        for layer in network.modules()
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
+    ]
+    output = network(x)
+    for handle in handles:
+        handle.remove()
+    return output, sum(losses, torch.zeros((), dtype=x.dtype))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_output_loss_and_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    network = lively(NETWORKS[name]()).double()
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    expected, expected_loss = written_out(network, x)
+    with batch_norm_statistics(network) as statistics:
+        output = network(x)
+        loss = statistics.take()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(loss, expected_loss)
+    ours, theirs = (
+        torch.autograd.grad(o.square().sum() + s, x)[0]
+        for o, s in ((output, loss), (expected, expected_loss))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["functional", "branching"])
+def test_the_kernels_agree_with_plain_torch_in_float32(name: str) -> None:
+    torch.manual_seed(0)
+    network, x, results = lively(NETWORKS[name]()), torch.rand(4, 3, 16, 16), []
+    for backend in (None, "torch"):
+        with use_backend(backend), batch_norm_statistics(network) as statistics:
+            results.append((network(x), statistics.take()))
+    torch.testing.assert_close(*results)
+
+
+def test_activations_that_alone_follow_are_taken_along() -> None:
+    network = lively(Functional())
+    with batch_norm_statistics(network):
+        code = network.forward.__self__.code
+    assert "silu" not in code  # behind bn0
+    assert (
+        code.count("self.act(") == 1
+    )  # behind bn1 it is taken along, beside the second user of bn2 it is not
+    assert "relu()" not in code
+
+
+@pytest.mark.parametrize("name", ["functional", "branching"])
+def test_the_block_leaves_no_trace_even_when_it_fails(name: str) -> None:
+    network = lively(NETWORKS[name]())
+    before = {path: dict(vars(module)) for path, module in network.named_modules()}
+    with pytest.raises(RuntimeError, match="channels"), batch_norm_statistics(network):
+        network(torch.rand(2, 2, 8, 8))
+    assert {path: dict(vars(module)) for path, module in network.named_modules()} == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_hooks_and_a_replaced_forward_still_run_inside_the_block() -> None:
+    network, seen = lively(Functional()), []
+    handle = network.conv2.register_forward_hook(lambda *_: seen.append("hook"))
+    with batch_norm_statistics(network) as statistics:
+        network(torch.rand(2, 3, 8, 8))
+        statistics.take()
+    handle.remove()
+    own = network.forward
+    network.forward = lambda x: (seen.append("forward"), own(x))[1]
+    replaced = network.forward
+    with batch_norm_statistics(network) as statistics:
+        network(torch.rand(2, 3, 8, 8))
+        statistics.take()
+    assert seen == ["hook", "forward"]
+    assert network.forward is replaced
+
+
+def test_each_take_begins_anew_and_needs_a_forward_pass() -> None:
+    network, x = lively(Functional()), torch.rand(2, 3, 8, 8)
+    with batch_norm_statistics(network) as statistics, torch.no_grad():
+        network(x)
+        once = statistics.take()
+        network(x)
+        network(x)
+        torch.testing.assert_close(statistics.take(), 2 * once)
+        with pytest.raises(RuntimeError, match="no BatchNorm2d"):
+            statistics.take()
+
+
+def test_parameters_that_change_inside_the_block_count() -> None:
+    network, x = lively(Functional()), torch.rand(2, 3, 8, 8)
+    with batch_norm_statistics(network), torch.no_grad():
+        before = network(x)
+        network.bn0.weight.mul_(2)
+        after = network(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, network(x))
