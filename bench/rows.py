@@ -37,6 +37,30 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def table(rows: list[Row], *, header: bool = True) -> str:
+    """Markdown, one line a row."""
+    lines = []
+    if header:
+        lines += [
+            "| case | shape | dtype | baseline | theirs | ours | times better | floor | ours / floor |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+    for row in rows:
+        floor, share = (
+            ("-", "-") if row.floor is None else (f"{row.floor:.3g}", f"{row.ours / row.floor:.2f}")
+        )
+        cells = [
+            row.case,
+            row.shape,
+            row.dtype,
+            row.baseline,
+            f"{row.theirs:.4g} {row.unit}",
+            f"{row.ours:.4g}",
+        ]
+        lines.append("| " + " | ".join([*cells, f"{row.ratio:.2f}", floor, share]) + " |")
+    return "\n".join(lines)
+
+
 def write_rows(path: Path, rows: list[Row]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -96,11 +96,11 @@ class Distiller:
         assert self.step + num_steps <= self.total_steps, "more steps than the schedule has"
         end, since = self.step + num_steps, self.step
         window = torch.zeros(5, device=self.accelerator.device)
-        self._set_training(True)
+        self.set_training(True)
         while self.step < end:
             draw = generator(self.seed, "distill", self.step)
             sample = bank.sample(self.config.batch_size, draw, self.config.class_balance)
-            images, loss = self._train_step(sample)
+            images, loss = self.train_step(sample)
             window += torch.stack(
                 [loss.total.detach(), *loss[1:], sample.agrees.float().mean().to(window.device)]
             )
@@ -110,9 +110,10 @@ class Distiller:
                 self._log(window, self.step - since, on_log)
                 window.zero_()
                 since = self.step
-        self._set_training(False)
+        self.set_training(False)
 
-    def _train_step(self, sample: Sample) -> tuple[Tensor, DistillationLoss]:
+    def train_step(self, sample: Sample) -> tuple[Tensor, DistillationLoss]:
+        """One update by `sample`; the augmented images and the loss. `set_training(True)` goes before."""
         device = self.accelerator.device
         draw = generator(self.seed, "distill-augment", self.step)
         images = random_crop_flip(sample.images.to(device), draw).float() / 255
@@ -162,7 +163,8 @@ class Distiller:
                 self.step, dict(zip(names, means, strict=True)) | {"lr": self.optimizer.param_groups[0]["lr"]}
             )
 
-    def _set_training(self, training: bool) -> None:
+    def set_training(self, training: bool) -> None:
+        """The student and its alignment head in train or in eval mode."""
         self.student.train(training)
         if self.align is not None:
             self.align.train(training)

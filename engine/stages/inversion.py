@@ -60,12 +60,13 @@ class Inversion:
         elif self.eager_steps_left == 0:
             self._capture()
         elif self.eager_steps_left is None:
-            self._update()
+            self.update()
         else:
             self.eager_steps_left -= 1
             self._update_on_side_stream()
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """One step with the crops that are set."""
         with self.accelerator.autocast():
             images = self.network(self.z)
         images = images.float()
@@ -87,7 +88,7 @@ class Inversion:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._update()
+            self.update()
         torch.cuda.current_stream().wait_stream(side)
 
     def _capture(self) -> None:
@@ -95,6 +96,6 @@ class Inversion:
         self.optimizer.zero_grad()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._update()
+            self.update()
         self.graph = graph
         graph.replay()

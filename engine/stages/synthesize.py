@@ -100,7 +100,7 @@ class Synthesizer:
         )
         z = torch.randn(config.batch_size, config.latent_dim, generator=draw)
         self.generator.train()
-        with self._objective(labels, adversary) as objective:
+        with self.objective(labels, adversary) as objective:
             inversion = Inversion(
                 self.generator,
                 z,
@@ -124,7 +124,7 @@ class Synthesizer:
         return pixels.contiguous().cpu(), labels.cpu()
 
     @contextmanager
-    def _objective(self, labels: Tensor, adversary: Adversary | None) -> Iterator[Objective]:
+    def objective(self, labels: Tensor, adversary: Adversary | None) -> Iterator[Objective]:
         """The inversion loss, for the block in which the teacher reports its statistics."""
         config = self.config
         measured = batch_norm_statistics(self.teacher) if config.w_bn > 0 else nullcontext()

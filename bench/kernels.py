@@ -1,0 +1,150 @@
+"""The fused ops, through registration and autograd, beside what they replace."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.machine import copy_bytes_per_second, describe
+from bench.published.hooks import StatisticsHook
+from bench.rows import Row, commit
+from bench.timing import Call, milliseconds
+from kernels.bn_stats import bn_stats
+from kernels.kd_loss import kd_loss
+
+BN_SHAPES = ((200, 32, 32, 32), (200, 64, 16, 16), (200, 128, 8, 8))
+BN_SHAPES_GPU = (*BN_SHAPES, (256, 256, 56, 56))
+KD_SHAPES = ((128, 10), (256, 100), (256, 1000), (128, 21843))
+DTYPES = (torch.float32, torch.bfloat16)
+FUSED_PASSES = 5  # forward 1R + 1W, backward 2R + 1W
+KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (gradient)
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """One row a shape, dtype and baseline; yielded as they are measured."""
+    for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
+        for dtype in DTYPES:
+            yield from _bn_stats(shape, dtype, device)
+    for shape in KD_SHAPES:
+        for dtype in DTYPES:
+            yield from _kd_loss(shape, dtype, device)
+
+
+def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(shape[1]).to(device).eval().requires_grad_(False)
+    x = torch.randn(shape, device=device).to(dtype)
+    grad = torch.randn(shape, device=device).to(dtype)
+    contiguous, channels_last = torch.contiguous_format, torch.channels_last
+    calls = {
+        "ours": _forward_backward(_fused(layer), x, grad, channels_last),
+        "ours, NCHW": _forward_backward(_fused(layer), x, grad, contiguous),
+        "published hook": _forward_backward(_hooked(layer), x, grad, contiguous),
+        "var_mean": _forward_backward(_var_mean(layer), x, grad, contiguous),
+        "var_mean, channels_last": _forward_backward(_var_mean(layer), x, grad, channels_last),
+    }
+    calls |= {
+        f"inductor, {name}": _forward_backward(_compiled(_var_mean(layer)), x, grad, memory_format)
+        for name, memory_format in (("NCHW", contiguous), ("channels_last", channels_last))
+    }
+    ms = milliseconds(calls, device)
+    floor = FUSED_PASSES * x.nbytes / copy_bytes_per_second(device) * 1e3
+    baselines = {
+        "published hook": ms["published hook"],
+        "var_mean": min(value for name, value in ms.items() if name.startswith("var_mean")),
+        "inductor": min(value for name, value in ms.items() if name.startswith("inductor")),
+    }
+    for layout, ours in (("channels_last", ms["ours"]), ("NCHW", ms["ours, NCHW"])):
+        for name, theirs in baselines.items():
+            yield _row(f"bn_stats/{layout}", name, ours, theirs, floor, device, dtype, shape)
+
+
+Layer = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x -> (relu(bn(x)), statistics loss)"""
+
+
+def _fused(layer: nn.BatchNorm2d) -> Layer:
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert var is not None
+    return lambda x: bn_stats(x, layer.weight, layer.bias, mean, var, activation="relu")
+
+
+def _hooked(layer: nn.BatchNorm2d) -> Layer:
+    twin = nn.BatchNorm2d(layer.num_features).to(layer.weight.device).eval().requires_grad_(False)
+    hook = StatisticsHook(twin)
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.relu(twin(x))
+        return y, hook.loss
+
+    return forward
+
+
+def _var_mean(layer: nn.BatchNorm2d) -> Layer:
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        loss = torch.norm(var - layer.running_var) + torch.norm(mean - layer.running_mean)
+        return F.relu(layer(x)), loss
+
+    return forward
+
+
+def _compiled(layer: Layer) -> Layer:
+    torch._dynamo.reset()
+    return torch.compile(layer, dynamic=False)
+
+
+def _forward_backward(layer: Layer, x: Tensor, grad: Tensor, memory_format: torch.memory_format) -> Call:
+    own = x.contiguous(memory_format=memory_format).requires_grad_()
+    grad_y, grad_loss = grad.contiguous(memory_format=memory_format), torch.ones((), device=x.device)
+
+    def call() -> None:
+        y, loss = layer(own)
+        torch.autograd.grad([y, loss], own, [grad_y, grad_loss.to(loss.dtype)])
+
+    return call
+
+
+def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    torch.manual_seed(0)
+    student, teacher = (3 * torch.randn(shape, device=device) for _ in range(2))
+    student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
+    labels = torch.randint(shape[1], shape[:1], device=device)
+
+    def fused() -> None:
+        torch.autograd.grad(kd_loss(student, teacher, labels, temperature=20.0).total, student)
+
+    def eager() -> None:
+        soft = F.kl_div(F.log_softmax(student / 20, 1), F.softmax(teacher / 20, 1), reduction="batchmean")
+        torch.autograd.grad(400 * soft + F.cross_entropy(student, labels), student)
+
+    ms = milliseconds({"ours": fused, "eager": eager}, device)
+    floor = KD_PASSES * student.nbytes / copy_bytes_per_second(device) * 1e3
+    yield _row("kd_loss/both terms", "eager", ms["ours"], ms["eager"], floor, device, dtype, shape)
+
+
+def _row(
+    case: str,
+    baseline: str,
+    ours: float,
+    theirs: float,
+    floor: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+) -> Row:
+    return Row(
+        case=case,
+        baseline=baseline,
+        ours=ours,
+        theirs=theirs,
+        unit="ms",
+        ratio=theirs / ours,
+        floor=floor,
+        device=describe(device),
+        dtype=str(dtype).removeprefix("torch."),
+        shape=str(list(shape)),
+        commit=commit(),
+    )
