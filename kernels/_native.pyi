@@ -5,3 +5,76 @@ def cpu_features() -> list[str]:
 def retain_freed_memory() -> bool:
     """Makes malloc keep large freed blocks for the rest of the process, so that new large tensors do not page
     their memory in anew. False, and nothing changed, where the C library is not glibc."""
+
+def isas() -> list[str]:
+    """The instruction sets that this build has and this processor runs, widest first; the last is `baseline`."""
+
+def isa() -> str:
+    """The one in use."""
+
+def select_isa(name: str) -> None:
+    """Selects one of `isas()` for the whole process; ValueError for any other name."""
+
+# Below, tensors are addresses, 0 for none; the headers in csrc/ say what each holds.
+
+class BnStats:
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        channels_last: bool,
+        batch: int,
+        channels: int,
+        spatial: int,
+        weight: int,
+        bias: int,
+        running_mean: int,
+        running_var: int,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+        threads: int,
+    ) -> None: ...
+
+def bn_stats_forward(op: BnStats, x: int, y: int, loss: int, coefficients: int) -> None: ...
+def bn_stats_backward(
+    op: BnStats,
+    grad_y: int,
+    grad_loss: float,
+    x: int,
+    coefficients: int,
+    grad_x: int,
+    grad_weight: int,
+    grad_bias: int,
+) -> None: ...
+
+class KdLoss:
+    def __init__(
+        self,
+        *,
+        student_dtype: int,
+        teacher_dtype: int,
+        rows: int,
+        classes: int,
+        student_stride: int,
+        teacher_stride: int,
+        labels: int,
+        temperature: float,
+        w_kl: float,
+        w_ce: float,
+        label_smoothing: float,
+        ignore_index: int,
+        threads: int,
+    ) -> None: ...
+
+def kd_loss_forward(
+    op: KdLoss,
+    student: int,
+    teacher: int,
+    total: int,
+    kl: int,
+    ce: int,
+    grad_student: int,
+    grad_teacher: int,
+) -> int:
+    """-1, or the first row whose label is neither a class nor `ignore_index`."""

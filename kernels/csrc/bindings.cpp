@@ -67,4 +67,37 @@ NB_MODULE(_native, m) {
                                              at<float>(grad_weight), at<float>(grad_bias));
         },
         "op"_a, "grad_y"_a, "grad_loss"_a, "x"_a, "coefficients"_a, "grad_x"_a, "grad_weight"_a, "grad_bias"_a);
+
+    nb::class_<kernels::KdLoss>(m, "KdLoss")
+        .def(
+            "__init__",
+            [](kernels::KdLoss* self, int student_dtype, int teacher_dtype, std::int64_t rows, std::int64_t classes,
+               std::int64_t student_stride, std::int64_t teacher_stride, Address labels, double temperature,
+               double w_kl, double w_ce, double label_smoothing, std::int64_t ignore_index, int threads) {
+                new (self) kernels::KdLoss{static_cast<kernels::Dtype>(student_dtype),
+                                           static_cast<kernels::Dtype>(teacher_dtype),
+                                           rows,
+                                           classes,
+                                           student_stride,
+                                           teacher_stride,
+                                           at<std::int64_t>(labels),
+                                           temperature,
+                                           w_kl,
+                                           w_ce,
+                                           label_smoothing,
+                                           ignore_index,
+                                           threads};
+            },
+            nb::kw_only(), "student_dtype"_a, "teacher_dtype"_a, "rows"_a, "classes"_a, "student_stride"_a,
+            "teacher_stride"_a, "labels"_a, "temperature"_a, "w_kl"_a, "w_ce"_a, "label_smoothing"_a, "ignore_index"_a,
+            "threads"_a);
+    m.def(
+        "kd_loss_forward",
+        [](const kernels::KdLoss& op, Address student, Address teacher, Address total, Address kl, Address ce,
+           Address grad_student, Address grad_teacher) {
+            nb::gil_scoped_release released;
+            return kernels::isa().kd_loss_forward(op, at(student), at(teacher), at<float>(total), at<float>(kl),
+                                                  at<float>(ce), at(grad_student), at(grad_teacher));
+        },
+        "op"_a, "student"_a, "teacher"_a, "total"_a, "kl"_a, "ce"_a, "grad_student"_a, "grad_teacher"_a);
 }

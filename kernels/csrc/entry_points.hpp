@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bn_stats.hpp"
+#include "kd_loss.hpp"
 
 namespace kernels {
 
@@ -9,6 +10,7 @@ struct Isa {
     const char* name;
     BnStatsForward* bn_stats_forward;
     BnStatsBackward* bn_stats_backward;
+    KdLossForward* kd_loss_forward;
 };
 
 }  // namespace kernels

@@ -1,0 +1,280 @@
+#include "kd_loss.hpp"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "scratch.hpp"
+#include "simd.hpp"
+
+namespace kernels::KERNELS_ISA {
+
+namespace {
+
+using std::int64_t;
+
+constexpr int64_t kBlock = 16 * kLanes;        // elements whose sums are kept in float before they go into doubles
+constexpr int64_t kElementsPerThread = 16384;  // fewer are done sooner than another thread wakes
+constexpr float kNear = 0.5f;                  // |log(q / p)| below which KL terms are summed as a series
+
+typedef double F64 __attribute__((vector_size(8 * kLanes)));
+
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+inline void add(F64& total, F32 part) { total += __builtin_convertvector(part, F64); }
+
+inline double sum(const F64& v) {
+    double total = 0;
+    for (int i = 0; i < kLanes; ++i) total += v[i];
+    return total;
+}
+
+inline float largest(F32 v) {
+    float most = v[0];
+    for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+// Gradients of float16 logits stay in float until the backward pass: a loss scale may lift them out of its subnormals.
+template <typename T>
+struct GradientOf {
+    using Type = T;
+};
+template <>
+struct GradientOf<F16> {
+    using Type = float;
+};
+
+// What one thread keeps of a row, floats [padded(classes)] each, and of its sums.
+struct Row {
+    float* student;          // logits; then log(q / p) less its constant
+    float* teacher;          // logits; then exp(logits / T) below the maximum; then p
+    float* student_exp;      // the same for the student
+    float* student_exp_one;  // the same at temperature 1
+    float student_max, teacher_max;
+    double student_sum, teacher_sum, student_sum_one;
+};
+
+// Copies a row to floats, padded with -inf, and returns its maximum.
+template <typename T>
+float load_row(const T* from, int64_t count, float* to) {
+    const F32 lowest = splat(-__builtin_inff());
+    F32 most[2] = {lowest, lowest};
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+        for (int u = 0; u < 2; ++u) {
+            const F32 v = load(from + i + u * kLanes);
+            store(to + i + u * kLanes, v);
+            most[u] = larger(most[u], v);
+        }
+    }
+    for (; i < count; i += kLanes) {
+        const int64_t left = count - i;
+        F32 v = left < kLanes ? load_partial(from + i, left) : load(from + i);
+        for (int64_t lane = left; lane < kLanes; ++lane) v[lane] = -__builtin_inff();
+        store(to + i, v);
+        most[0] = larger(most[0], v);
+    }
+    return largest(larger(most[0], most[1]));
+}
+
+float load_row(Dtype dtype, const void* from, int64_t offset, int64_t count, float* to) {
+    float most = 0;
+    with_element_type(dtype, [&]<typename T>() { most = load_row(static_cast<const T*>(from) + offset, count, to); });
+    return most;
+}
+
+// Both softmaxes at the temperature, and with kOne the student's at 1, all before their division by the sums.
+template <bool kOne>
+void exponentials(Row& row, int64_t count, float inverse_temperature) {
+    const F32 student_max = splat(row.student_max), teacher_max = splat(row.teacher_max);
+    const bool same = inverse_temperature == 1;
+    F64 student_sum = {}, teacher_sum = {}, student_sum_one = {};
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+        const int64_t end = min(count, begin + kBlock);
+        F32 student_part = {}, teacher_part = {}, one_part = {};
+        for (int64_t i = begin; i < end; i += kLanes) {
+            const F32 s = load(row.student + i) - student_max, t = load(row.teacher + i) - teacher_max;
+            const F32 s_exp = exp(s * inverse_temperature), t_exp = exp(t * inverse_temperature);
+            store(row.student + i, (s - t) * inverse_temperature);
+            store(row.student_exp + i, s_exp);
+            store(row.teacher + i, t_exp);
+            student_part += s_exp;
+            teacher_part += t_exp;
+            if constexpr (kOne) {
+                const F32 one = same ? s_exp : exp(s);
+                store(row.student_exp_one + i, one);
+                one_part += one;
+            }
+        }
+        add(student_sum, student_part);
+        add(teacher_sum, teacher_part);
+        if constexpr (kOne) add(student_sum_one, one_part);
+    }
+    row.student_sum = sum(student_sum);
+    row.teacher_sum = sum(teacher_sum);
+    row.student_sum_one = sum(student_sum_one);
+}
+
+// e^d - 1 - d for |d| < kNear, with a relative error below 2e-7.
+inline F32 exp_less_linear(F32 d) {
+    F32 series = splat(1.0f / 40320);
+    series = series * d + 1.0f / 5040;
+    series = series * d + 1.0f / 720;
+    series = series * d + 1.0f / 120;
+    series = series * d + 1.0f / 24;
+    series = series * d + 1.0f / 6;
+    series = series * d + 0.5f;
+    return series * d * d;
+}
+
+struct Weights {
+    float kl;                  // of q - p, or of p (log(p / q) - KL), in the gradients
+    float ce;                  // of the softmax at temperature 1
+    float smoothing;           // what label smoothing takes off every class's gradient
+};
+
+// The KL of one row; afterwards row.teacher holds p and row.student log(q / p). With kGradient writes the student's
+// gradient, with kCe including that of the cross-entropy.
+template <bool kGradient, bool kCe, typename T>
+double kl_of_row(Row& row, int64_t classes, Weights weights, T* gradient) {
+    const F32 constant = splat(static_cast<float>(std::log(row.student_sum / row.teacher_sum)));
+    const F32 student_scale = splat(static_cast<float>(1 / row.student_sum));
+    const F32 teacher_scale = splat(static_cast<float>(1 / row.teacher_sum));
+    const F32 one_scale = kCe ? splat(static_cast<float>(weights.ce / row.student_sum_one)) : F32{};
+    F64 total = {};
+    for (int64_t begin = 0; begin < classes; begin += kBlock) {
+        const int64_t end = min(classes, begin + kBlock);
+        F32 part = {};
+        for (int64_t i = begin; i < end; i += kLanes) {
+            const F32 p = load(row.teacher + i) * teacher_scale, q = load(row.student_exp + i) * student_scale;
+            const F32 d = load(row.student + i) - constant;
+            const F32 series = exp_less_linear(d);
+            const auto near = (d > -kNear) & (d < kNear);
+            const F32 excess = near ? p * (d + series) : q - p;
+            part += near ? p * series : (p == 0 ? q : excess - p * d);
+            store(row.teacher + i, p);
+            store(row.student + i, d);
+            if constexpr (kGradient) {
+                F32 g = excess * weights.kl;
+                if constexpr (kCe) g += load(row.student_exp_one + i) * one_scale - weights.smoothing;
+                if (classes - i >= kLanes)
+                    store(gradient + i, g);
+                else
+                    store_partial(gradient + i, g, classes - i);
+            }
+        }
+        add(total, part);
+    }
+    return sum(total);
+}
+
+// The teacher's gradient, from what kl_of_row has left in the row.
+template <typename T>
+void teacher_gradient(const Row& row, int64_t classes, float kl, float weight, T* gradient) {
+    for (int64_t i = 0; i < classes; i += kLanes) {
+        const F32 p = load(row.teacher + i), d = load(row.student + i);
+        const F32 g = p == 0 ? F32{} : p * (-d - kl) * weight;
+        if (classes - i >= kLanes)
+            store(gradient + i, g);
+        else
+            store_partial(gradient + i, g, classes - i);
+    }
+}
+
+double mean_below_max(const Row& row, int64_t classes) {
+    double total = 0;
+    for (int64_t i = 0; i < classes; ++i) total += row.student[i] - row.student_max;
+    return total / classes;
+}
+
+struct RowLosses {
+    double kl, ce;
+};
+
+// Both losses of row `at`, and its gradients where they are asked for.
+RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, const void* student, const void* teacher,
+                      void* grad_student, void* grad_teacher) {
+    const int64_t classes = op.classes, count = padded(classes);
+    row.student_max = load_row(op.student_dtype, student, at * op.student_stride, classes, row.student);
+    row.teacher_max = load_row(op.teacher_dtype, teacher, at * op.teacher_stride, classes, row.teacher);
+    const bool with_ce = op.labels != nullptr && op.labels[at] != op.ignore_index;
+    const float inverse_temperature = static_cast<float>(1 / op.temperature);
+    Weights weights{static_cast<float>(op.w_kl * op.temperature / op.rows), 0, 0};
+    RowLosses losses{0, 0};
+    if (with_ce) {
+        const double smoothing = op.label_smoothing, sure = 1 - smoothing;
+        float* const label_exp = row.student_exp_one + op.labels[at];
+        const double of_label = row.student[op.labels[at]] - row.student_max;
+        const double of_all = smoothing > 0 ? smoothing * mean_below_max(row, classes) : 0;
+        exponentials<true>(row, count, inverse_temperature);
+        losses.ce = std::log(row.student_sum_one) - sure * of_label - of_all;
+        weights.ce = static_cast<float>(op.w_ce / counted);
+        weights.smoothing = static_cast<float>(op.w_ce / counted * smoothing / classes);
+        *label_exp = static_cast<float>(*label_exp - sure * row.student_sum_one);
+    } else {
+        exponentials<false>(row, count, inverse_temperature);
+    }
+    if (grad_student == nullptr) {
+        losses.kl = kl_of_row<false, false, float>(row, classes, weights, nullptr);
+    } else {
+        with_element_type(op.student_dtype, [&]<typename T>() {
+            auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_student) + at * classes;
+            losses.kl = with_ce ? kl_of_row<true, true>(row, classes, weights, gradient)
+                                : kl_of_row<true, false>(row, classes, weights, gradient);
+        });
+    }
+    if (grad_teacher != nullptr) {
+        with_element_type(op.teacher_dtype, [&]<typename T>() {
+            auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_teacher) + at * classes;
+            teacher_gradient(row, classes, static_cast<float>(losses.kl), weights.kl, gradient);
+        });
+    }
+    return losses;
+}
+
+int64_t first_wrong_label(const KdLoss& op) {
+    for (int64_t i = 0; op.labels != nullptr && i < op.rows; ++i)
+        if (op.labels[i] != op.ignore_index && (op.labels[i] < 0 || op.labels[i] >= op.classes)) return i;
+    return -1;
+}
+
+// The rows that the cross-entropy is averaged over.
+int64_t count_rows(const KdLoss& op) {
+    int64_t counted = 0;
+    for (int64_t i = 0; op.labels != nullptr && i < op.rows; ++i) counted += op.labels[i] != op.ignore_index;
+    return counted;
+}
+
+}  // namespace
+
+int64_t kd_loss_forward(const KdLoss& op, const void* student, const void* teacher, float* total, float* kl, float* ce,
+                        void* grad_student, void* grad_teacher) {
+    const int64_t wrong = first_wrong_label(op);
+    if (wrong >= 0) return wrong;
+    const double counted = static_cast<double>(max(count_rows(op), 1));
+    const Scratch<RowLosses> losses(op.rows);
+    const int64_t threads = min(op.threads, 1 + op.rows * op.classes / kElementsPerThread);
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+        const int64_t count = padded(op.classes);
+        const Scratch<float> floats(4 * count);
+        Row row{floats.data, floats.data + count, floats.data + 2 * count, floats.data + 3 * count, 0, 0, 0, 0, 0};
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < op.rows; ++i)
+            losses.data[i] = forward_row(op, i, counted, row, student, teacher, grad_student, grad_teacher);
+    }
+    double kl_sum = 0, ce_sum = 0;
+    for (int64_t i = 0; i < op.rows; ++i) {
+        kl_sum += losses.data[i].kl;
+        ce_sum += losses.data[i].ce;
+    }
+    const double kl_mean = op.temperature * op.temperature * kl_sum / op.rows, ce_mean = ce_sum / counted;
+    *total = static_cast<float>(op.w_kl * kl_mean + op.w_ce * ce_mean);
+    *kl = static_cast<float>(kl_mean);
+    *ce = static_cast<float>(ce_mean);
+    return -1;
+}
+
+}  // namespace kernels::KERNELS_ISA

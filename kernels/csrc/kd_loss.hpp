@@ -1,0 +1,28 @@
+// Knowledge-distillation loss from logits, with its gradients; kernels/kd_loss/README.md has the derivation.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.hpp"
+
+namespace kernels {
+
+// Rows of logits lie `student_stride` and `teacher_stride` elements apart, each dense. labels [rows] may be null: then
+// there is no cross-entropy.
+struct KdLoss {
+    Dtype student_dtype, teacher_dtype;
+    std::int64_t rows, classes;
+    std::int64_t student_stride, teacher_stride;
+    const std::int64_t* labels;
+    double temperature, w_kl, w_ce, label_smoothing;
+    std::int64_t ignore_index;
+    int threads;
+};
+
+// total = w_kl kl + w_ce ce, and where their addresses are not null the gradients of total, dense [rows, classes] in
+// the dtype of the logits they belong to, but float for float16. Returns the first row whose label is neither a class
+// nor ignore_index, and then has written nothing; -1 where all are right.
+using KdLossForward = std::int64_t(const KdLoss& op, const void* student, const void* teacher, float* total, float* kl,
+                                   float* ce, void* grad_student, void* grad_teacher);
+
+}  // namespace kernels
