@@ -30,7 +30,7 @@ from engine.report.verdicts import Verdicts
 from engine.stages.augment import augment
 from engine.stages.distill import Distiller
 from engine.stages.filter import classify, judge
-from engine.stages.inversion_loss import kl_adversarial
+from engine.stages.kd_loss import kl_adversarial
 from engine.stages.rotation import RotationAdversary
 from engine.stages.synthesize import Adversary, Synthesizer
 from engine.tally import Tally

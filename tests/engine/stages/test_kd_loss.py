@@ -6,10 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.stages.kd_loss import cross_entropy, distillation_loss, kd_loss
+from engine.stages.kd_loss import distillation_loss, kl_adversarial
 
 TEMPERATURES = [1.0, 4.0, 20.0]
 TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-5, 2e-5)}  # dtype: (atol, rtol)
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    labels = torch.zeros(len(student), dtype=torch.long)
+    return distillation_loss(student, teacher, labels, temperature=temperature, w_kl=1.0, w_ce=0.0).total
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, agrees: Tensor | None = None) -> Tensor:
+    loss = distillation_loss(
+        logits, logits.detach(), labels, temperature=1.0, w_kl=0.0, w_ce=1.0, agrees=agrees
+    )
+    return loss.total
 
 
 def log_softmax_by_hand(logits: list[float]) -> list[float]:
@@ -172,3 +184,23 @@ def test_without_features_the_feature_part_is_zero() -> None:
     loss = distillation_loss(student, teacher, torch.tensor([0, 1, 3]), temperature=1.0, w_kl=1.0, w_ce=0.0)
     assert loss.feature.item() == 0
     torch.testing.assert_close(loss.total, kd_loss(student, teacher, 1.0))
+
+
+def test_kl_adversarial_is_minus_the_divergence_from_student_to_teacher() -> None:
+    torch.manual_seed(1)
+    student = torch.randn(5, 7, dtype=torch.float64).requires_grad_()
+    teacher = torch.randn(5, 7, dtype=torch.float64).requires_grad_()
+    p, q = student.softmax(1), teacher.softmax(1)
+    expected = -(p * (p.log() - q.log())).sum() / 5
+    ours = torch.autograd.grad(kl_adversarial(student, teacher), [student, teacher])
+    theirs = torch.autograd.grad(expected, [student, teacher])
+    torch.testing.assert_close(kl_adversarial(student, teacher).double(), expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_kl_adversarial_falls_as_the_two_part() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    same, apart = kl_adversarial(logits, logits), kl_adversarial(logits, -logits)
+    assert abs(float(same)) < 1e-6
+    assert apart < same
