@@ -32,7 +32,7 @@ def distillation_loss(
     agrees: Tensor | None = None,
     features: tuple[Tensor, Tensor] | None = None,
 ) -> DistillationLoss:
-    """w_kl · T² · KL(teacher ‖ student) + w_ce · CE + w_feature · MSE(aligned student feature, teacher feature).
+    """w_kl · T² · KL(teacher ‖ student) + w_ce · CE + w_feature · MSE(aligned student feature, teacher's).
 
     The student's loss L_S of DDA (arXiv 2410.17606). Logits [B, C]; labels int64 [B]; agrees bool [B] limits
     the cross-entropy to rows whose label the teacher shares; features two tensors [B, C_t, H, W].
