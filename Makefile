@@ -5,10 +5,10 @@ OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := .venv/bin
 STAMP := .venv/installed
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/* kernels/csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format assets data
+.PHONY: help run test lint format sanitize assets data
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,6 +27,11 @@ lint: $(STAMP)  ## Check style, format and types
 format: $(STAMP)  ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+sanitize: $(STAMP)  ## Run the C++ under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S tests/kernels/sanitize -B build/sanitize
+	$(BIN)/cmake --build build/sanitize --parallel
+	build/sanitize/sanitize
 
 assets: $(STAMP) data  ## Train the shipped teacher and priors anew (hours)
 	$(BIN)/python -m engine.pretrain $(ARGS)

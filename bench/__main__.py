@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bench.rows import Row, table, write_rows
+from bench.rows import Row, table, write_csv, write_rows
 from engine.cli import main
 from engine.errors import UserError
 
@@ -17,11 +17,14 @@ def command(arguments: Sequence[str]) -> None:
     for name, (text, add_options, _) in BENCHES.items():
         own = ArgumentParser(description=text, exit_on_error=False)
         own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this file")
+        own.add_argument("--csv", metavar="FILE", default=None, help="the same as CSV, with versions")
         add_options(own)
         commands.add_subcommand(name, own, help=text)
     options = parser.parse_args(list(arguments))
     chosen = options[options.bench]
     rows = BENCHES[options.bench][2](chosen)
+    if chosen.csv:
+        write_csv(Path(chosen.csv), rows)
     if chosen.json:
         write_rows(Path(chosen.json), rows)
 
@@ -67,7 +70,7 @@ def _e2e(options: Namespace) -> list[Row]:
 
 
 def _shown(measured: Iterable[Row]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for row in measured:
         print(table([row], header=not rows), flush=True)
         rows.append(row)

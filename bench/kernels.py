@@ -83,9 +83,13 @@ def _hooked(layer: nn.BatchNorm2d) -> Layer:
 
 
 def _var_mean(layer: nn.BatchNorm2d) -> Layer:
+    running_mean, running_var = layer.running_mean, layer.running_var
+    assert running_mean is not None
+    assert running_var is not None
+
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        loss = torch.norm(var - layer.running_var) + torch.norm(mean - layer.running_mean)
+        loss = torch.norm(var - running_var) + torch.norm(mean - running_mean)
         return F.relu(layer(x)), loss
 
     return forward

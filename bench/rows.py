@@ -1,8 +1,11 @@
 """One measured figure beside its baseline, as `--json` writes it."""
 
+import csv
 import json
+import platform
 import subprocess
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 from engine.files import replacing
@@ -64,3 +67,19 @@ def table(rows: list[Row], *, header: bool = True) -> str:
 def write_rows(path: Path, rows: list[Row]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line a row, with the versions that made it."""
+    versions = {name: _version(name) for name in ("torch", "triton")} | {"python": platform.python_version()}
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*Row.__dataclass_fields__, *versions])
+        writer.writeheader()
+        writer.writerows(asdict(row) | versions for row in rows)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"

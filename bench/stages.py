@@ -36,8 +36,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def rows(names: Sequence[str]) -> Iterator[Row]:
     """Rows of the named stages.
 
-    The published steps are measured first as their users run them; then, on a CPU, the process keeps its freed
-    memory, as `engine` does, and they are measured again in turns with ours.
+    The published steps are measured first as their users run them; then, on a CPU, the process keeps its
+    freed memory, as `engine` does, and they are measured again in turns with ours.
     """
     compute = resolved(ComputeConfig())
     device = torch.device(compute.device)

@@ -22,6 +22,10 @@ class ComputeConfig:
     """Type of the matrix products; auto takes bf16 where the hardware has it."""
     threads: int | None = None
     """CPU threads of torch; null keeps torch's own choice."""
+    kernels: Literal["fused", "torch"] = "fused"
+    """The project's own kernels, or plain torch in their places, for comparison."""
+    cuda_graphs: bool = True
+    """On a GPU: record the synthesis step once a batch and replay it, instead of launching each kernel."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -58,7 +62,8 @@ def _native_precision(device: str) -> Literal["fp32", "bf16"]:
 
 
 def open_accelerator(config: ComputeConfig) -> "Accelerator":
-    """The Accelerator of a run. Sets torch's threads, and on a CPU keeps freed memory mapped for reuse.
+    """The Accelerator of a run. Sets torch's threads and the kernels' implementation, and on a CPU keeps freed
+    memory mapped for reuse.
 
     One run at a time in a process: Accelerate's state is shared, and the last call owns it.
     """
@@ -66,9 +71,12 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from kernels.backend import set_backend
+
     used = resolved(config)
     assert used.threads is not None
     torch.set_num_threads(used.threads)
+    set_backend("torch" if used.kernels == "torch" else None)
     if used.device == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     else:

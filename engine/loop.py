@@ -95,7 +95,12 @@ class Loop:
             image_size=size,
         )
         self.synthesizer = Synthesizer(
-            parts.teacher, recipe.synthesize, image_size=size, seed=recipe.seed, accelerator=accelerator
+            parts.teacher,
+            recipe.synthesize,
+            image_size=size,
+            seed=recipe.seed,
+            accelerator=accelerator,
+            captured=recipe.compute.cuda_graphs,
         )
         self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
 

@@ -25,6 +25,8 @@ Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Synthesizer:
     """Inverts `teacher`. State: the generator weights that the next batch starts from, `needs_warmup`.
 
+    `captured`: see Inversion.
+
     Batch i draws labels, z, crops and flips from (seed, i) alone; with `reinit` its images are a function of
     (seed, i), with `reuse` and `meta` also of the batches before it.
     """

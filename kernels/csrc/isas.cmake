@@ -16,7 +16,7 @@ function(add_isas target)
     target_include_directories(by_isa_${isa} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
     target_compile_definitions(by_isa_${isa} PRIVATE KERNELS_ISA=${isa})
     target_compile_options(by_isa_${isa} PRIVATE
-      -Wall -Wextra -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -fvisibility=hidden ${flags_${isa}})
+      -Wall -Wextra -Wno-psabi $<$<CONFIG:Release>:-O3> -fno-math-errno -fno-trapping-math -fvisibility=hidden ${flags_${isa}})
     set_target_properties(by_isa_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON)
     target_link_libraries(by_isa_${isa} PRIVATE OpenMP::OpenMP_CXX)
     target_link_libraries(${target} PRIVATE by_isa_${isa})

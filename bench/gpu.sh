@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Measures the engine on a machine with a GPU and without network: builds the native module, runs the tests marked
+# `gpu`, `bench kernels` and `bench stages`, and writes their figures to $OUT; a short table comes last.
+#
+#   OUT=DIR bench/gpu.sh [WHEELS]
+#
+# Needs Python >= 3.11 with torch >= 2.11, triton >= 3.6, numpy and transformers, cmake, a C++20 compiler, and in the
+# folder WHEELS (default: wheels) those of bench/gpu-requirements.txt that Python lacks. ALLOW_CPU=1 rehearses it
+# without a GPU. Ends with 0 where everything passed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=${OUT:?set OUT to a folder for the results}
+wheels=${1:-wheels}
+python=${PYTHON:-python3}
+build=$PWD/build/gpu
+mkdir -p "$out" "$build"
+export PYTHONPATH="$build/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+step() {  # NAME SECONDS COMMAND...: runs it under a time limit, keeps its log, remembers whether it failed
+    local name=$1 limit=$2 start=$SECONDS code=0
+    shift 2
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+    printf '%-10s %4d s  %s\n' "$name" $((SECONDS - start)) "$([ $code = 0 ] && echo passed || echo "failed ($code)")" \
+        | tee -a "$out/steps.txt"
+    [ $code = 0 ] || { tail -n 15 "$out/$name.log"; failed=1; }
+    return $code
+}
+
+install_wheels() {
+    ls "$wheels"/*.whl >/dev/null 2>&1 || return 0
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$build/site" "$wheels"/*.whl
+}
+
+build_native() {
+    cmake -S . -B "$build/native" -DSKBUILD=ON -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
+        -Dnanobind_DIR="$("$python" -m nanobind --cmake_dir)" &&
+        cmake --build "$build/native" --parallel && cp "$build"/native/_native*.so kernels/
+}
+
+require_device() {
+    "$python" - <<'PY'
+import os, sys, torch
+if not torch.cuda.is_available() and not os.environ.get("ALLOW_CPU"):
+    sys.exit("gpu.sh: torch sees no GPU here; ALLOW_CPU=1 rehearses on the CPU")
+PY
+}
+
+failed=0
+: >"$out/steps.txt"
+require_device || exit 2
+step wheels 60 install_wheels || exit 1
+step build 240 build_native || exit 1
+mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark.gpu' tests)
+step tests 240 "$python" -m pytest -q -m gpu "${gpu_tests[@]}"
+step kernels 300 "$python" -m bench kernels --csv "$out/kernels.csv"
+step stages 180 "$python" -m bench stages --csv "$out/stages.csv"
+
+echo
+cat "$out/steps.txt"
+tail -n 3 "$out/tests.log"
+for name in kernels stages; do grep '^|' "$out/$name.log"; done
+exit $failed

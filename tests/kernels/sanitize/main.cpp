@@ -1,0 +1,92 @@
+// Runs every native kernel on odd shapes in buffers of exactly their size, so that one element too many is caught.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cpu.hpp"
+#include "isa.hpp"
+#include "memory.hpp"
+
+namespace {
+
+using namespace kernels;
+
+constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16};
+
+// Exactly `count` elements of any dtype, all 1.
+std::unique_ptr<char[]> ones(std::int64_t count, Dtype dtype) {
+    const bool wide = dtype == Dtype::kFloat32;
+    std::unique_ptr<char[]> memory(new char[count * (wide ? 4 : 2)]);
+    for (std::int64_t i = 0; i < count; ++i) {
+        if (wide) reinterpret_cast<float*>(memory.get())[i] = 1;
+        if (!wide) reinterpret_cast<std::uint16_t*>(memory.get())[i] = dtype == Dtype::kBfloat16 ? 0x3f80 : 0x3c00;
+    }
+    return memory;
+}
+
+void require_finite(const char* what, float value) {
+    if (std::isfinite(value)) return;
+    std::fprintf(stderr, "%s is not finite\n", what);
+    std::exit(1);
+}
+
+void bn_stats(std::int64_t batch, std::int64_t channels, std::int64_t spatial) {
+    std::vector<float> weight(channels, 1), bias(channels, 0), mean(channels, 0.5f), var(channels, 2);
+    std::vector<float> coefficients(2 * channels), grad_weight(channels), grad_bias(channels);
+    const std::int64_t count = batch * channels * spatial;
+    for (const Dtype dtype : kDtypes) {
+        const auto x = ones(count, dtype), grad_y = ones(count, dtype), y = ones(count, dtype), grad_x = ones(count, dtype);
+        for (const bool channels_last : {false, true}) {
+            for (int activation = 0; activation <= static_cast<int>(Activation::kSilu); ++activation) {
+                const BnStats op{dtype, channels_last, batch,       channels,   spatial,
+                                 weight.data(), bias.data(), mean.data(), var.data(), 1e-5,
+                                 static_cast<Activation>(activation), 0.1f, 2};
+                float loss = 0;
+                isa().bn_stats_forward(op, x.get(), y.get(), &loss, coefficients.data());
+                require_finite("bn_stats loss", loss);
+                isa().bn_stats_forward(op, x.get(), y.get(), nullptr, nullptr);
+                isa().bn_stats_backward(op, grad_y.get(), 1, x.get(), coefficients.data(), grad_x.get(), nullptr, nullptr);
+                isa().bn_stats_backward(op, grad_y.get(), 0, x.get(), nullptr, grad_x.get(), grad_weight.data(),
+                                        grad_bias.data());
+                require_finite("bn_stats grad_weight", grad_weight[channels - 1]);
+            }
+        }
+    }
+}
+
+void kd_loss(std::int64_t rows, std::int64_t classes) {
+    std::vector<std::int64_t> labels(rows, classes - 1);
+    labels[0] = -100;
+    for (const Dtype student_dtype : kDtypes) {
+        for (const Dtype teacher_dtype : kDtypes) {
+            const auto student = ones(rows * classes, student_dtype), teacher = ones(rows * classes, teacher_dtype);
+            const auto grad_student = ones(rows * classes, Dtype::kFloat32), grad_teacher = ones(rows * classes, Dtype::kFloat32);
+            const KdLoss op{student_dtype, teacher_dtype, rows, classes, classes, classes, labels.data(), 4, 1, 1, 0.1, -100, 2};
+            float total = 0, kl = 0, ce = 0;
+            isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, grad_student.get(), grad_teacher.get());
+            require_finite("kd_loss", total);
+            isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, nullptr, nullptr);
+            labels[rows - 1] = classes;
+            if (isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, nullptr, nullptr) != rows - 1)
+                std::exit(1);
+            labels[rows - 1] = classes - 1;
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    cpu_features();
+    for (const auto& name : isas()) {
+        select_isa(name);
+        const std::int64_t shapes[][3] = {{1, 1, 1}, {2, 3, 35}, {3, 33, 16}, {5, 64, 1}, {70, 17, 9}, {1, 2, 9001}};
+        for (const auto& shape : shapes) bn_stats(shape[0], shape[1], shape[2]);
+        const std::int64_t logits[][2] = {{2, 1}, {3, 7}, {5, 16}, {2, 401}, {2, 5000}};
+        for (const auto& shape : logits) kd_loss(shape[0], shape[1]);
+        std::printf("%s: sound\n", name.c_str());
+    }
+}
