@@ -17,8 +17,3 @@ def dense(x: Tensor) -> Tensor:
 def dense_like(x: Tensor, other: Tensor) -> Tensor:
     """x in the memory layout of a dense `other` of the same shape."""
     return x.contiguous(memory_format=torch.channels_last if is_channels_last(other) else torch.contiguous_format)
-
-
-def dense_rows(x: Tensor) -> Tensor:
-    """x [B, C] itself where the elements of each row lie side by side, else a contiguous copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
