@@ -31,7 +31,7 @@ DTYPES = [  # student, teacher
     (torch.float32, torch.bfloat16),
     (torch.float16, torch.float32),
 ]
-SHAPES = [(1, 1), (3, 7), (41, 401), (5, 1271), (2, 21843)]
+SHAPES = [(1, 1), (3, 7), (6 if INTERPRETED else 41, 401), (5, 1271), (2, 21843)]
 TEMPERATURES = [1.0, 4.0, 20.0]
 BACKENDS = [*(f"cpp-{isa}" for isa in _native.isas()), "torch"]
 if INTERPRETED or torch.cuda.is_available():
@@ -266,7 +266,7 @@ def test_gradients_are_those_of_the_total_times_what_comes_from_above(
 
 
 def test_a_loss_scale_saves_the_small_gradients_of_float16(device: str) -> None:
-    student, teacher, _ = (x.to(device) for x in draw(64, 2000, spread=0.1, apart=0.1))
+    student, teacher, _ = (x.to(device) for x in draw(8, 21843, spread=0.1, apart=0.1))
     student = student.half().requires_grad_()
     (gradient,) = torch.autograd.grad(65536 * kd_loss(student, teacher, temperature=1.0).total, student)
     exact = student.detach().double().requires_grad_()
