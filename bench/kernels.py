@@ -26,9 +26,9 @@ def rows(device: torch.device) -> Iterator[Row]:
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
             yield from _bn_stats(shape, dtype, device)
-    for shape in KD_SHAPES:
+    for logits in KD_SHAPES:
         for dtype in DTYPES:
-            yield from _kd_loss(shape, dtype, device)
+            yield from _kd_loss(logits, dtype, device)
 
 
 def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:

@@ -7,7 +7,7 @@ def retain_freed_memory() -> bool:
     their memory in anew. False, and nothing changed, where the C library is not glibc."""
 
 def isas() -> list[str]:
-    """The instruction sets that this build has and this processor runs, widest first; the last is `baseline`."""
+    """Those that this build has and this processor runs, widest first; the last is `baseline`."""
 
 def isa() -> str:
     """The one in use."""

@@ -31,15 +31,16 @@ def kd_loss(
 ) -> KdLoss:
     """w_kl · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + w_ce · CE(student, labels).
 
-    Hinton, Vinyals and Dean, arXiv 1503.02531, section 2. Both logits [B, C], each float32, bfloat16 or float16
-    (float64: plain torch), their rows any number of elements apart; labels int64 [B]. KL is averaged over all
-    rows; CE, without labels 0, over those whose label is not `ignore_index`, with torch's label smoothing. Where
-    there is no such row the CE and its gradient are 0; torch has NaN. The KL of no rows at all is NaN, as in torch.
+    Hinton, Vinyals and Dean, arXiv 1503.02531, section 2. Both logits [B, C], each float32, bfloat16 or
+    float16 (float64: plain torch), their rows any number of elements apart; labels int64 [B]. KL is averaged
+    over all rows; CE, without labels 0, over those whose label is not `ignore_index`, with torch's label
+    smoothing. Where there is no such row the CE and its gradient are 0; torch has NaN. The KL of no rows at
+    all is NaN, as in torch.
 
-    Float32 scalars (float64 where either side is); the gradient of `total` flows to the logits that require it,
-    student's, teacher's or both, and has no gradient of its own. ValueError where shapes, dtypes or settings are
-    wrong and, on a CPU, where a label is not in [0, C); on a GPU, which never waits for the host, such a label
-    makes `total` and `ce` NaN.
+    Float32 scalars (float64 where either side is); the gradient of `total` flows to the logits that require
+    it, student's, teacher's or both, and has no gradient of its own. ValueError where shapes, dtypes or
+    settings are wrong and, on a CPU, where a label is not in [0, C); on a GPU, which never waits for the
+    host, such a label makes `total` and `ce` NaN.
     """
     _check(student_logits, teacher_logits, labels, temperature, label_smoothing)
     grad = torch.is_grad_enabled()

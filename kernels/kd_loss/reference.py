@@ -1,4 +1,4 @@
-"""Plain torch: what the kernels must equal, and what runs where they cannot. Everything is computed in float64."""
+"""Plain torch: what the kernels must equal, and what runs where they cannot. All of it in float64."""
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ def forward(
     student_gradient: bool,
     teacher_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, kl, ce and the gradients of total [B, C], in the `gradient_dtype` of their logits; empty if unasked."""
+    """total, kl, ce and total's gradients [B, C] in their `gradient_dtype`, empty where not asked for."""
     wide_student, wide_teacher = student.double(), teacher.double()
     log_q, log_p = F.log_softmax(wide_student / temperature, 1), F.log_softmax(wide_teacher / temperature, 1)
     p, difference = log_p.exp(), log_q - log_p
@@ -55,16 +55,17 @@ def forward(
         ce, grad_ce = _cross_entropy(wide_student, labels, label_smoothing, ignore_index)
         grad_student += w_ce * grad_ce
     wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    losses = (loss.to(wide) for loss in (w_kl * kl + w_ce * ce, kl, ce))
     return (
-        *losses,
+        (w_kl * kl + w_ce * ce).to(wide),
+        kl.to(wide),
+        ce.to(wide),
         grad_student.to(gradient_dtype(student)) if student_gradient else empty_gradient(student),
         grad_teacher.to(gradient_dtype(teacher)) if teacher_gradient else empty_gradient(teacher),
     )
 
 
 def gradient_dtype(logits: Tensor) -> torch.dtype:
-    """That of the gradients kept until the backward pass. Those of float16 wait in float32 for the loss scale."""
+    """That of the gradient kept until the backward pass: float16's waits in float32 for the loss scale."""
     return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 
 

@@ -61,6 +61,6 @@ def test_retain_freed_memory_says_where_it_cannot() -> None:
 
 def test_stub_names_what_the_module_offers() -> None:
     stub = ast.parse(Path(kernels.__file__).with_name("_native.pyi").read_text())
-    typed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    typed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert typed == {name for name in vars(_native) if not name.startswith("_")}
-    assert typed == set(kernels.__all__)
+    assert typed >= set(kernels.__all__)

@@ -30,6 +30,25 @@ inline double sum(const F64& v) {
     return total;
 }
 
+// e^x for x <= 0, as accurate as exp() and a third cheaper: 2^n is a normal number wherever the result is not 0.
+inline F32 exp_of_negative(F32 x) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const F32 bounded = x < -87.3f ? splat(-87.3f) : x;
+    const F32 shifted = bounded * 1.44269504f + kRound;
+    const F32 n = shifted - kRound;
+    const F32 r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+    F32 p = splat(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const F32 power = (F32)(((I32)shifted + 127) << 23);  // the bits above those of n are shifted out
+    return x < -87.3f ? F32{} : p * power;
+}
+
 inline float largest(F32 v) {
     float most = v[0];
     for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
@@ -48,11 +67,12 @@ struct GradientOf<F16> {
 
 // What one thread keeps of a row, floats [padded(classes)] each, and of its sums.
 struct Row {
-    float* student;          // logits; then log(q / p) less its constant
+    float* student;          // logits; then log(q / p), at first less its constant
     float* teacher;          // logits; then exp(logits / T) below the maximum; then p
     float* student_exp;      // the same for the student
     float* student_exp_one;  // the same at temperature 1
     float student_max, teacher_max;
+    float student_base, teacher_base;  // taken off the logits before their difference
     double student_sum, teacher_sum, student_sum_one;
 };
 
@@ -85,25 +105,40 @@ float load_row(Dtype dtype, const void* from, int64_t offset, int64_t count, flo
     return most;
 }
 
+// log(q / p) is (student - teacher) / T and a constant. Where the maxima are alike, so may be the logits, and their plain
+// difference is exact; else the maxima are taken off first, lest a large gap be rounded with it.
+void choose_bases(Row& row, double temperature) {
+    const bool alike = std::fabs(row.student_max - row.teacher_max) < temperature;
+    row.student_base = alike ? 0 : row.student_max;
+    row.teacher_base = alike ? 0 : row.teacher_max;
+}
+
+double constant_of_log_ratio(const Row& row, double inverse_temperature) {
+    const double gap = (row.student_max - row.student_base) - (row.teacher_max - row.teacher_base);
+    return std::log(row.student_sum / row.teacher_sum) + gap * inverse_temperature;
+}
+
 // Both softmaxes at the temperature, and with kOne the student's at 1, all before their division by the sums.
 template <bool kOne>
 void exponentials(Row& row, int64_t count, float inverse_temperature) {
     const F32 student_max = splat(row.student_max), teacher_max = splat(row.teacher_max);
+    const F32 student_base = splat(row.student_base), teacher_base = splat(row.teacher_base);
     const bool same = inverse_temperature == 1;
     F64 student_sum = {}, teacher_sum = {}, student_sum_one = {};
     for (int64_t begin = 0; begin < count; begin += kBlock) {
         const int64_t end = min(count, begin + kBlock);
         F32 student_part = {}, teacher_part = {}, one_part = {};
         for (int64_t i = begin; i < end; i += kLanes) {
-            const F32 s = load(row.student + i) - student_max, t = load(row.teacher + i) - teacher_max;
-            const F32 s_exp = exp(s * inverse_temperature), t_exp = exp(t * inverse_temperature);
-            store(row.student + i, (s - t) * inverse_temperature);
+            const F32 s = load(row.student + i), t = load(row.teacher + i);
+            const F32 s_exp = exp_of_negative((s - student_max) * inverse_temperature);
+            const F32 t_exp = exp_of_negative((t - teacher_max) * inverse_temperature);
+            store(row.student + i, ((s - student_base) - (t - teacher_base)) * inverse_temperature);
             store(row.student_exp + i, s_exp);
             store(row.teacher + i, t_exp);
             student_part += s_exp;
             teacher_part += t_exp;
             if constexpr (kOne) {
-                const F32 one = same ? s_exp : exp(s);
+                const F32 one = same ? s_exp : exp_of_negative(s - student_max);
                 store(row.student_exp_one + i, one);
                 one_part += one;
             }
@@ -130,16 +165,16 @@ inline F32 exp_less_linear(F32 d) {
 }
 
 struct Weights {
-    float kl;                  // of q - p, or of p (log(p / q) - KL), in the gradients
-    float ce;                  // of the softmax at temperature 1
-    float smoothing;           // what label smoothing takes off every class's gradient
+    float kl;         // of q - p, or of p (log(p / q) - KL), in the gradients
+    float ce;         // of the softmax at temperature 1
+    float smoothing;  // what label smoothing takes off every class's gradient
 };
 
 // The KL of one row; afterwards row.teacher holds p and row.student log(q / p). With kGradient writes the student's
 // gradient, with kCe including that of the cross-entropy.
 template <bool kGradient, bool kCe, typename T>
-double kl_of_row(Row& row, int64_t classes, Weights weights, T* gradient) {
-    const F32 constant = splat(static_cast<float>(std::log(row.student_sum / row.teacher_sum)));
+double kl_of_row(Row& row, int64_t classes, float inverse_temperature, Weights weights, T* gradient) {
+    const F32 constant = splat(static_cast<float>(constant_of_log_ratio(row, inverse_temperature)));
     const F32 student_scale = splat(static_cast<float>(1 / row.student_sum));
     const F32 teacher_scale = splat(static_cast<float>(1 / row.teacher_sum));
     const F32 one_scale = kCe ? splat(static_cast<float>(weights.ce / row.student_sum_one)) : F32{};
@@ -199,6 +234,7 @@ RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, co
     const int64_t classes = op.classes, count = padded(classes);
     row.student_max = load_row(op.student_dtype, student, at * op.student_stride, classes, row.student);
     row.teacher_max = load_row(op.teacher_dtype, teacher, at * op.teacher_stride, classes, row.teacher);
+    choose_bases(row, op.temperature);
     const bool with_ce = op.labels != nullptr && op.labels[at] != op.ignore_index;
     const float inverse_temperature = static_cast<float>(1 / op.temperature);
     Weights weights{static_cast<float>(op.w_kl * op.temperature / op.rows), 0, 0};
@@ -217,12 +253,12 @@ RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, co
         exponentials<false>(row, count, inverse_temperature);
     }
     if (grad_student == nullptr) {
-        losses.kl = kl_of_row<false, false, float>(row, classes, weights, nullptr);
+        losses.kl = kl_of_row<false, false, float>(row, classes, inverse_temperature, weights, nullptr);
     } else {
         with_element_type(op.student_dtype, [&]<typename T>() {
             auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_student) + at * classes;
-            losses.kl = with_ce ? kl_of_row<true, true>(row, classes, weights, gradient)
-                                : kl_of_row<true, false>(row, classes, weights, gradient);
+            losses.kl = with_ce ? kl_of_row<true, true>(row, classes, inverse_temperature, weights, gradient)
+                                : kl_of_row<true, false>(row, classes, inverse_temperature, weights, gradient);
         });
     }
     if (grad_teacher != nullptr) {
@@ -260,7 +296,7 @@ int64_t kd_loss_forward(const KdLoss& op, const void* student, const void* teach
     {
         const int64_t count = padded(op.classes);
         const Scratch<float> floats(4 * count);
-        Row row{floats.data, floats.data + count, floats.data + 2 * count, floats.data + 3 * count, 0, 0, 0, 0, 0};
+        Row row{floats.data, floats.data + count, floats.data + 2 * count, floats.data + 3 * count, 0, 0, 0, 0, 0, 0, 0};
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < op.rows; ++i)
             losses.data[i] = forward_row(op, i, counted, row, student, teacher, grad_student, grad_teacher);

@@ -1,0 +1,456 @@
+"""Distillation loss through the registered op, against torch's own losses in float64.
+
+Triton runs where there is a GPU, or in a process with TRITON_INTERPRET=1, which test_triton.py starts.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import _native
+from kernels.backend import use_backend
+from kernels.kd_loss import KdLoss, kd_loss
+from kernels.kd_loss.reference import kd_loss_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TOLERANCES = {  # dtype of the logits: (atol, rtol) of the gradient, atol as a fraction of the largest element
+    torch.float32: (1e-6, 1e-5),
+    torch.bfloat16: (1e-6, 8e-3 if INTERPRETED else 4e-3),  # Triton's interpreter rounds towards zero
+    torch.float16: (1e-4, 1e-3),
+}
+LOSS_TOLERANCE = {"atol": 1e-7, "rtol": 2e-6}  # float32 whatever the logits are
+DTYPES = [  # student, teacher
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.float32, torch.bfloat16),
+    (torch.float16, torch.float32),
+]
+SHAPES = [(1, 1), (3, 7), (6 if INTERPRETED else 41, 401), (5, 1271), (2, 21843)]
+TEMPERATURES = [1.0, 4.0, 20.0]
+BACKENDS = [*(f"cpp-{isa}" for isa in _native.isas()), "torch"]
+if INTERPRETED or torch.cuda.is_available():
+    BACKENDS.append("triton")
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the logits must be for the backend and instruction set that the op runs on meanwhile."""
+    backend, _, isa = request.param.partition("-")
+    before = _native.isa()
+    _native.select_isa(isa or before)
+    with use_backend(backend):
+        yield "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    _native.select_isa(before)
+
+
+def draw(
+    rows: int, classes: int, *, spread: float = 3.0, apart: float = 3.0, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Student, teacher (`apart` from the student) and labels, one ignored if there are more rows than one."""
+    generator = torch.Generator().manual_seed(seed)
+    student, noise = torch.randn(2, rows, classes, generator=generator)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    labels[1:2] = -100
+    return spread * student, spread * student + apart * noise, labels
+
+
+def run(
+    function: Any, student: Tensor, teacher: Tensor, labels: Tensor | None, wanted: str, **settings: Any
+) -> tuple[KdLoss, list[Tensor]]:
+    """The losses, detached, and the gradients of total by the sides in `wanted`, of s and t."""
+    sides = {"s": student, "t": teacher}
+    leaves = {name: side.detach().requires_grad_(name in wanted) for name, side in sides.items()}
+    losses = KdLoss(*function(leaves["s"], leaves["t"], labels, **settings))
+    gradients = torch.autograd.grad(losses.total, [leaves[name] for name in wanted]) if wanted else ()
+    return KdLoss(*(loss.detach() for loss in losses)), list(gradients)
+
+
+def assert_right(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    device: str,
+    wanted: str = "st",
+    atol: float = 1e-8,
+    **settings: Any,
+) -> None:
+    on_device = [None if x is None else x.to(device) for x in (student, teacher, labels)]
+    losses, gradients = run(kd_loss, *on_device, wanted, **settings)
+    exact, exact_gradients = run(
+        kd_loss_reference, student.double(), teacher.double(), labels, wanted, **settings
+    )
+    for name, loss, expected in zip(KdLoss._fields, losses, exact, strict=True):
+        assert loss.dtype == torch.float32, name
+        torch.testing.assert_close(
+            loss.cpu().double(), expected, **LOSS_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    sides = {"s": student, "t": teacher}
+    for name, gradient, expected in zip(wanted, gradients, exact_gradients, strict=True):
+        assert gradient.dtype == sides[name].dtype
+        fraction, rtol = TOLERANCES[gradient.dtype]
+        torch.testing.assert_close(
+            gradient.cpu().double(),
+            expected,
+            atol=atol + fraction * float(expected.abs().max()),
+            rtol=rtol,
+            msg=lambda m, n=name: f"gradient of {n}: {m}",
+        )
+
+
+def ids(dtypes: tuple[torch.dtype, torch.dtype]) -> str:
+    return "-".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=ids)
+def test_values_and_gradients(
+    device: str, dtypes: tuple[torch.dtype, torch.dtype], temperature: float
+) -> None:
+    for shape in SHAPES:
+        student, teacher, labels = draw(*shape)
+        assert_right(
+            student.to(dtypes[0]),
+            teacher.to(dtypes[1]),
+            labels,
+            device,
+            temperature=temperature,
+            w_kl=0.7,
+            w_ce=1.5,
+            label_smoothing=0.1,
+        )
+
+
+@pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no_labels"])
+@pytest.mark.parametrize("wanted", ["", "s", "t", "st"])
+def test_each_combination_of_gradients(device: str, wanted: str, with_labels: bool) -> None:
+    student, teacher, labels = draw(6, 37)
+    assert_right(student, teacher, labels if with_labels else None, device, wanted, temperature=4.0)
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-3])
+def test_nearly_equal_distributions_keep_their_relative_accuracy(device: str, apart: float) -> None:
+    student, teacher, _ = draw(4, 1000, spread=2.0, apart=apart)
+    losses, gradients = run(kd_loss, student.to(device), teacher.to(device), None, "st", temperature=20.0)
+    exact, exact_gradients = run(
+        kd_loss_reference, student.double(), teacher.double(), None, "st", temperature=20.0
+    )
+    assert losses.kl.item() == pytest.approx(exact.kl.item(), rel=2e-6, abs=0)
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        assert (gradient.cpu() - expected).norm() < 3e-6 / apart * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_equal_logits_have_no_kl_and_no_gradient(device: str, dtype: torch.dtype) -> None:
+    student = draw(5, 1271)[0].to(device, dtype)
+    for teacher in (student, student.flip(0).flip(0)):
+        losses, gradients = run(kd_loss, student, teacher, None, "st", temperature=20.0)
+        assert losses.kl.item() == 0
+        for gradient in gradients:
+            assert not gradient.any()
+
+
+EXTREMES = {
+    "far_apart": ([[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]),
+    "high": ([[1e4, 1e4 - 1, 1e4 + 1]], [[1e4, 1e4, 1e4 - 2]]),
+    "one_hot": ([[0.0, 60.0, 0.0, 0.0]], [[80.0, 0.0, 0.0, 0.0]]),
+    "all_equal": ([[7.0] * 33], [[-3.0] * 33]),
+    "teacher_one_hot_student_flat": ([[0.0] * 20], [[1e4, *[0.0] * 19]]),
+}
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("case", EXTREMES)
+def test_extreme_logits(device: str, case: str, temperature: float) -> None:
+    student, teacher = map(torch.tensor, EXTREMES[case])
+    kl = kd_loss_reference(student, teacher, temperature=temperature)[1].item()
+    cancelled = max(temperature, kl / temperature)  # in the teacher's gradient, T p (log(p / q) - KL)
+    assert_right(student, teacher, torch.tensor([1]), device, atol=1e-6 * cancelled, temperature=temperature)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, in the interpreter
+def test_impossible_classes_of_the_teacher_add_nothing(device: str) -> None:
+    student, teacher, labels = draw(3, 5000)
+    student[:, :4500] = teacher[:, :4500] = -torch.inf
+    labels = labels.where(labels < 0, 4900)
+    losses, gradients = run(
+        kd_loss, student.to(device), teacher.to(device), labels.to(device), "st", temperature=4.0
+    )
+    student, teacher, labels = student[:, 4500:], teacher[:, 4500:], labels.where(labels < 0, 400)
+    exact, exact_gradients = run(
+        kd_loss_reference, student.double(), teacher.double(), labels, "st", temperature=4.0
+    )
+    torch.testing.assert_close([x.cpu().double() for x in losses], list(exact), **LOSS_TOLERANCE)
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        assert not gradient[:, :4500].any()
+        torch.testing.assert_close(gradient[:, 4500:].cpu().double(), expected, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ignore_index", [-100, 3])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_ignored_rows_and_label_smoothing(
+    device: str, ignored: str, ignore_index: int, label_smoothing: float
+) -> None:
+    student, teacher, _ = draw(6, 11)
+    labels = torch.tensor([0, 10, 4, 5, 6, 7])
+    labels[{"none": slice(0), "some": slice(1, 4), "all": slice(None)}[ignored]] = ignore_index
+    settings = {"temperature": 4.0, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    assert_right(student, teacher, labels, device, **settings)
+
+
+def test_where_every_row_is_ignored_ce_is_zero_and_only_kl_has_a_gradient(device: str) -> None:
+    student, teacher, _ = (x.to(device) for x in draw(4, 9))
+    ignored = torch.full((4,), -100, device=device)
+    losses, gradients = run(kd_loss, student, teacher, ignored, "st", temperature=4.0)
+    without, expected = run(kd_loss, student, teacher, None, "st", temperature=4.0)
+    assert losses.ce.item() == 0
+    assert losses.total == without.total
+    assert all(map(torch.equal, gradients, expected))
+    assert torch.isnan(F.cross_entropy(student, ignored))  # what torch has
+
+
+@pytest.mark.parametrize("label", [-1, 11, 2**40, -(2**40)])
+def test_a_label_that_is_no_class(device: str, label: int, request: pytest.FixtureRequest) -> None:
+    student, teacher, _ = (x.to(device) for x in draw(6, 11))
+    labels = torch.tensor([0, 10, -100, label, 6, 7], device=device)
+    if "triton" in request.node.name:  # a GPU does not wait for the host to look
+        losses, gradients = run(kd_loss, student, teacher, labels, "st", temperature=4.0)
+        assert losses.total.isnan()
+        assert losses.ce.isnan()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    else:
+        with pytest.raises(ValueError, match=rf"labels\[3\] is {label}, but there are 11 classes"):
+            kd_loss(student, teacher, labels, temperature=4.0)
+
+
+def test_rows_of_any_stride(device: str) -> None:
+    wide, teacher, labels = (x.to(device) for x in draw(6, 40))
+    settings = {"temperature": 4.0}
+    for student, other in (
+        (wide[:, 3:20], teacher[:, 1:18]),  # rows 40 apart, not aligned
+        (wide[::2, :17], teacher[1::2, :17]),
+        (wide[:, :6].T, teacher[:, :6]),  # columns apart
+        (wide[:, :34:2], teacher[:1, :17].expand(6, 17)),  # one teacher's row for all
+        (wide[:, :1], teacher.T[:6, :1]),  # one class
+    ):
+        target = labels[: len(student)] % student.shape[1]
+        losses, gradients = run(kd_loss, student, other, target, "st", **settings)
+        dense, expected = run(kd_loss, student.contiguous(), other.contiguous(), target, "st", **settings)
+        assert list(losses) == list(dense)
+        assert all(map(torch.equal, gradients, expected))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_gradients_are_those_of_the_total_times_what_comes_from_above(
+    device: str, dtype: torch.dtype
+) -> None:
+    student, teacher, labels = (x.to(device) for x in draw(4, 33))
+    student = student.to(dtype).requires_grad_()
+    for factor in (1.0, -0.3, 65536.0):
+        (gradient,) = torch.autograd.grad(
+            factor * kd_loss(student, teacher, labels, temperature=4.0).total, student
+        )
+        exact = student.detach().double().requires_grad_()
+        total, *_ = kd_loss_reference(exact, teacher, labels, temperature=4.0)
+        (expected,) = torch.autograd.grad(factor * total, exact)
+        atol, rtol = TOLERANCES[dtype]
+        torch.testing.assert_close(
+            gradient.double(), expected, atol=atol * float(expected.abs().max()), rtol=2 * rtol
+        )
+
+
+def test_a_loss_scale_saves_the_small_gradients_of_float16(device: str) -> None:
+    student, teacher, _ = (x.to(device) for x in draw(8, 21843, spread=0.1, apart=0.1))
+    student = student.half().requires_grad_()
+    (gradient,) = torch.autograd.grad(65536 * kd_loss(student, teacher, temperature=1.0).total, student)
+    exact = student.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(65536 * kd_loss_reference(exact, teacher, temperature=1.0)[0], exact)
+    assert expected.abs().median() / 65536 < 6e-7  # ten steps of float16 without the scale
+    torch.testing.assert_close(gradient.double(), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_swapped_sides_give_both_gradients_of_an_adversary(device: str) -> None:
+    student, teacher, _ = draw(5, 37)
+    ours_s, ours_t = (x.to(device).requires_grad_() for x in (student, teacher))
+    ours = -kd_loss(ours_t, ours_s, temperature=1.0).total  # - KL(student || teacher)
+    s, t = (x.double().requires_grad_() for x in (student, teacher))
+    exact = -(s.softmax(1) * (s.log_softmax(1) - t.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(ours.cpu().double(), exact)
+    for one, other in zip(
+        torch.autograd.grad(ours, [ours_s, ours_t]), torch.autograd.grad(exact, [s, t]), strict=True
+    ):
+        torch.testing.assert_close(one.cpu().double(), other, atol=1e-7, rtol=1e-5)
+
+
+def test_a_retained_graph_gives_the_same_gradient_again(device: str) -> None:
+    student, teacher, labels = (x.to(device) for x in draw(4, 33))
+    student.requires_grad_()
+    total = kd_loss(student, teacher, labels, temperature=4.0).total
+    (once,) = torch.autograd.grad(total, student, retain_graph=True)
+    for _ in range(3):
+        total.backward(retain_graph=True)
+    torch.testing.assert_close(student.grad, 3 * once)
+
+
+def test_the_same_bits_again(device: str) -> None:
+    student, teacher, labels = (x.to(device) for x in draw(41, 401))
+    first, second = (run(kd_loss, student, teacher, labels, "st", temperature=4.0) for _ in range(2))
+    assert list(first[0]) == list(second[0])
+    assert all(map(torch.equal, first[1], second[1]))
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("shape", [(41, 2001), (9, 21843)], ids=str)
+def test_the_same_bits_with_any_number_of_threads(isa: str, shape: tuple[int, int]) -> None:
+    student, teacher, labels = draw(*shape)
+    threads, before = torch.get_num_threads(), _native.isa()
+    results = []
+    try:
+        _native.select_isa(isa)
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(run(kd_loss, student, teacher, labels, "st", temperature=4.0))
+    finally:
+        torch.set_num_threads(threads)
+        _native.select_isa(before)
+    for losses, gradients in results[1:]:
+        assert list(losses) == list(results[0][0])
+        assert all(map(torch.equal, gradients, results[0][1]))
+
+
+@pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no_labels"])
+def test_empty_batch(with_labels: bool) -> None:
+    student, teacher, labels = draw(0, 7)
+    losses, gradients = run(kd_loss, student, teacher, labels if with_labels else None, "st", temperature=4.0)
+    assert losses.kl.isnan()  # torch's mean over no rows
+    assert losses.total.isnan()
+    assert losses.ce.item() == 0
+    assert [gradient.shape for gradient in gradients] == [(0, 7), (0, 7)]
+
+
+def test_float64_is_computed_and_returned_in_float64() -> None:
+    student, teacher, labels = draw(3, 7)
+    losses, gradients = run(
+        kd_loss, student.double(), teacher, labels, "st", temperature=4.0, label_smoothing=0.1
+    )
+    exact, expected = run(
+        kd_loss_reference,
+        student.double(),
+        teacher.double(),
+        labels,
+        "st",
+        temperature=4.0,
+        label_smoothing=0.1,
+    )
+    torch.testing.assert_close(list(losses), list(exact), atol=1e-13, rtol=1e-13)
+    torch.testing.assert_close(gradients[0], expected[0], atol=1e-14, rtol=1e-13)
+    assert gradients[1].dtype == torch.float32
+
+
+def test_reference_is_what_torch_has() -> None:
+    student, teacher, labels = draw(6, 11)
+    student, teacher = student.double(), teacher.double()
+    total, kl, ce = kd_loss_reference(
+        student, teacher, labels, temperature=4.0, w_kl=0.7, w_ce=1.5, label_smoothing=0.1
+    )
+    log_q, p = F.log_softmax(student / 4, 1), F.softmax(teacher / 4, 1)
+    torch.testing.assert_close(kl, 16 * F.kl_div(log_q, p, reduction="batchmean"))
+    torch.testing.assert_close(ce, F.cross_entropy(student, labels, label_smoothing=0.1))
+    torch.testing.assert_close(total, 0.7 * kl + 1.5 * ce)
+
+
+def test_closed_form_gradients_are_the_numerical_ones() -> None:
+    student, teacher, labels = draw(4, 5)
+    inputs = student.double().requires_grad_(), teacher.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s, t: kd_loss(s, t, labels, temperature=4.0, label_smoothing=0.1).total, inputs
+    )
+
+
+def test_only_total_carries_a_gradient_and_only_where_gradients_are_on() -> None:
+    student, teacher, labels = draw(3, 7)
+    student.requires_grad_()
+    losses = kd_loss(student, teacher, labels, temperature=4.0)
+    assert [loss.requires_grad for loss in losses] == [True, False, False]
+    with torch.no_grad():
+        assert not kd_loss(student, teacher, labels, temperature=4.0).total.requires_grad
+
+
+def test_second_derivatives_are_refused() -> None:
+    student, teacher, _ = draw(3, 7)
+    student.requires_grad_()
+    total = kd_loss(student, teacher, temperature=4.0).total
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(total, student, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_logits": torch.zeros(3, 8)}, r"both be \[B, C\], not \[3, 7\] and \[3, 8\]"),
+        ({"student_logits": torch.zeros(3, 7, 1)}, r"both be \[B, C\]"),
+        ({"teacher_logits": torch.zeros(3, 7, dtype=torch.int64)}, "floating point, not .*int64"),
+        ({"labels": torch.zeros(3, dtype=torch.int32)}, r"int64 \[3\], not torch.int32 \[3\]"),
+        ({"labels": torch.zeros(4, dtype=torch.int64)}, r"int64 \[3\], not torch.int64 \[4\]"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"label_smoothing": 1.5}, "label_smoothing must lie between 0 and 1"),
+    ],
+)
+def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
+    student, teacher, _ = draw(3, 7)
+    arguments = {"student_logits": student, "teacher_logits": teacher, "temperature": 4.0} | change
+    with pytest.raises(ValueError, match=message):
+        kd_loss(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("wanted", ["", "s", "st"])
+@pytest.mark.parametrize("dtypes", DTYPES[:3], ids=ids)
+def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype], wanted: str) -> None:
+    student, teacher, labels = draw(3, 7)
+    student = student.to(dtypes[0]).requires_grad_("s" in wanted)
+    teacher = teacher.to(dtypes[1]).requires_grad_("t" in wanted)
+    settings = (4.0, 0.7, 1.5, 0.1, -100, "s" in wanted, "t" in wanted)
+    for target in (labels, None):
+        torch.library.opcheck(torch.ops.kernels.kd_loss.default, (student, teacher, target, *settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
+def test_compiled_whole(dynamic: bool) -> None:
+    @torch.compile(fullgraph=True, dynamic=dynamic)
+    def step(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        losses = kd_loss(2 * student, teacher, labels, temperature=4.0)
+        return losses.total + losses.kl
+
+    for rows in (3, 5):
+        student, teacher, labels = draw(rows, 7)
+        gradients = []
+        for function in (step, step.__wrapped__):
+            leaf = student.detach().requires_grad_()
+            gradients.append(torch.autograd.grad(3 * function(leaf, teacher, labels), leaf)[0])
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_graph() -> None:
+    student, teacher, labels = (x.cuda() for x in draw(41, 1271))
+    student.requires_grad_()
+
+    def step() -> Tensor:
+        return torch.autograd.grad(kd_loss(student, teacher, labels, temperature=4.0).total, student)[0]
+
+    expected = step()  # compiles the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, expected)

@@ -1,0 +1,108 @@
+"""The Triton kernels where there is no GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.triton_tools import ARCHITECTURES, KernelCase, compile_all
+
+MODULE = "kernels.kd_loss.triton"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="test_kd_loss.py has the same tests")
+def test_interpreted() -> None:
+    """In a process of its own: Triton looks at TRITON_INTERPRET when it is first imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name("test_kd_loss.py"))],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed, \d+ deselected", done.stdout)
+    assert passed, done.stdout
+    assert int(passed[1]) > 60
+
+
+def row_kernel(
+    name: str, student: str, teacher: str, block: int, num_warps: int, **flags: bool
+) -> KernelCase:
+    aligned = ":16" if block >= 1024 else ""
+    gradients = {"student": "fp32" if student == "fp16" else student, "teacher": teacher}
+    return KernelCase(
+        name=name,
+        kernel=f"{MODULE}:row_kernel",
+        signature={
+            "student_ptr": f"*{student}:16",
+            "teacher_ptr": f"*{teacher}:16",
+            "labels_ptr": "*i64:16",
+            "counted_ptr": "*fp32:16",
+            "row_losses_ptr": "*fp32:16",
+            "grad_student_ptr": f"*{gradients['student']}:16",
+            "grad_teacher_ptr": f"*{gradients['teacher']}:16",
+            "student_stride": f"i32{aligned}",
+            "teacher_stride": f"i32{aligned}",
+            "rows": "i32:16",
+            "classes": f"i32{aligned}",
+            "inverse_temperature": "fp32",
+            "kl_weight": "fp32",
+            "w_ce": "fp32",
+            "label_smoothing": "fp32",
+            "ignore_index": "i32",
+        },
+        constexprs={"WITH_CE": True, "STUDENT_GRADIENT": True, "TEACHER_GRADIENT": True, "BLOCK": block}
+        | flags,
+        num_warps=num_warps,
+    )
+
+
+CASES = [
+    row_kernel("ten_classes", "fp32", "fp32", 16, 1),
+    row_kernel("thousand_classes", "bf16", "bf16", 1024, 4, TEACHER_GRADIENT=False),
+    row_kernel("many_classes", "fp32", "fp32", 4096, 8),
+    row_kernel("many_classes_mixed", "fp16", "bf16", 4096, 8),
+    KernelCase(
+        name="count",
+        kernel=f"{MODULE}:count_kernel",
+        signature={
+            "labels_ptr": "*i64:16",
+            "counted_ptr": "*fp32:16",
+            "rows": "i32:16",
+            "ignore_index": "i32",
+        },
+        constexprs={"BLOCK": 1024},
+    ),
+    KernelCase(
+        name="reduce",
+        kernel=f"{MODULE}:reduce_kernel",
+        signature={
+            "row_losses_ptr": "*fp32:16",
+            "counted_ptr": "*fp32:16",
+            "total_ptr": "*fp32:16",
+            "kl_ptr": "*fp32:16",
+            "ce_ptr": "*fp32:16",
+            "rows": "i32:16",
+            "kl_scale": "fp32",
+            "w_kl": "fp32",
+            "w_ce": "fp32",
+        },
+        constexprs={"WITH_CE": True, "BLOCK": 1024},
+    ),
+]
+
+
+@pytest.mark.slow
+def test_compiled_for_gpus() -> None:
+    """Nothing spills, and logits whose rows are aligned are loaded in the widest words there are."""
+    for (name, arch), resources in compile_all(CASES, ARCHITECTURES).items():
+        assert resources.spills == 0, (name, arch)
+        assert resources.registers <= 128, (name, arch)
+        if name in ("thousand_classes", "many_classes", "many_classes_mixed"):
+            assert resources.load_bits == 128, (name, arch)
