@@ -38,6 +38,9 @@ build_native() {
         cmake --build "$build/native" --parallel && cp "$build"/native/_native*.so kernels/
 }
 
+export -f install_wheels build_native
+export wheels python build
+
 require_device() {
     "$python" - <<'PY'
 import os, sys, torch
@@ -49,8 +52,8 @@ PY
 failed=0
 : >"$out/steps.txt"
 require_device || exit 2
-step wheels 60 install_wheels || exit 1
-step build 240 build_native || exit 1
+step wheels 60 bash -c install_wheels || exit 1
+step build 240 bash -c build_native || exit 1
 mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark.gpu' tests)
 step tests 240 "$python" -m pytest -q -m gpu "${gpu_tests[@]}"
 step kernels 300 "$python" -m bench kernels --csv "$out/kernels.csv"

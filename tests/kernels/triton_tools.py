@@ -1,0 +1,138 @@
+"""Triton kernels where there is no GPU: compiled for one, and what the machine code takes read off.
+
+`compile_all` works in a process of its own: kernels defined under TRITON_INTERPRET cannot be compiled.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES = (80, 90, 100)  # A100; H100 and H200; B200
+REGISTERS_PER_SM = 65536
+
+Constant = bool | int | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCase:
+    """One specialisation of a kernel."""
+
+    name: str
+    """A test id, unique among the cases compiled together"""
+    kernel: str
+    """package.module:function"""
+    signature: dict[str, str]
+    """Triton types of the arguments: "*bf16", "i32", "fp32"; ":16" where a multiple of 16 (pointer: bytes)"""
+    constexprs: dict[str, Constant] = field(default_factory=dict)
+    """Values of the other arguments; None for a pointer that is not given"""
+    num_warps: int = 4
+    options: dict[str, Constant] = field(default_factory=dict)
+    """Triton's other compiler options, such as maxnreg"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    registers: int
+    """A thread"""
+    spills: int
+    """Bytes of stack and local memory a thread; 0 where everything fits into registers"""
+    shared: int
+    """Bytes of shared memory a program"""
+    load_bits: int
+    """Width of the widest load from global memory"""
+    store_bits: int
+    """The same of stores"""
+
+
+def compile_for(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Constant],
+    arch: int,
+    num_warps: int,
+    **options: Constant,
+) -> Resources:
+    """Compiles a kernel that was defined without TRITON_INTERPRET; arch 90 is sm_90."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types, alignments = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        types[name], _, multiple = signature.get(name, "constexpr").partition(":")
+        if multiple:
+            alignments[i,] = [["tt.divisibility", int(multiple)]]
+    compiled = triton.compile(
+        ASTSource(kernel, types, dict(constexprs), alignments),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": num_warps, **options},
+    )
+    usage = _resource_usage(compiled.asm["cubin"])
+    return Resources(
+        registers=usage["REG"],
+        spills=usage["STACK"] + usage["LOCAL"],
+        shared=compiled.metadata.shared,
+        load_bits=_widest_access("ld", compiled.asm["ptx"]),
+        store_bits=_widest_access("st", compiled.asm["ptx"]),
+    )
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", listing)}
+
+
+def _widest_access(instruction: str, ptx: str) -> int:
+    accesses = re.findall(rf"\b{instruction}\.global[.:\w]*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    return max((int(vector or 1) * int(bits) for vector, bits in accesses), default=0)
+
+
+def compile_all(cases: Iterable[KernelCase], archs: Iterable[int]) -> dict[tuple[str, int], Resources]:
+    """Resources by name of the case and architecture."""
+    request = json.dumps({"cases": [asdict(case) for case in cases], "archs": list(archs)})
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.kernels.triton_tools"],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            input=request,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    return {(row["name"], row["arch"]): Resources(**row["resources"]) for row in rows}
+
+
+def _compile_request() -> None:
+    request = json.load(sys.stdin)
+    rows = []
+    for case in (KernelCase(**case) for case in request["cases"]):
+        module, _, function = case.kernel.partition(":")
+        kernel = getattr(importlib.import_module(module), function)
+        for arch in request["archs"]:
+            resources = compile_for(
+                kernel, case.signature, case.constexprs, arch, case.num_warps, **case.options
+            )
+            rows.append({"name": case.name, "arch": arch, "resources": asdict(resources)})
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    _compile_request()
