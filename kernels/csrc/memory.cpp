@@ -1,5 +1,6 @@
 #include "memory.hpp"
 
+#include <cstdio>
 #include <cstdlib>  // defines __GLIBC__
 
 #ifdef __GLIBC__
@@ -19,6 +20,18 @@ bool retain_freed_memory() {
 #else
     return false;
 #endif
+}
+
+std::int64_t last_level_cache_bytes() {
+    static const std::int64_t bytes = [] {
+        long kib = 0;  // sysconf counts the caches of all core complexes as one
+        if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+            if (std::fscanf(file, "%ldK", &kib) != 1) kib = 0;
+            std::fclose(file);
+        }
+        return std::int64_t{kib > 0 ? kib : 32 << 10} << 10;
+    }();
+    return bytes;
 }
 
 }  // namespace kernels

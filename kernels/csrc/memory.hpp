@@ -1,9 +1,14 @@
 #pragma once
 
+#include <cstdint>
+
 namespace kernels {
 
 // Makes malloc keep large freed blocks instead of giving them back to the operating system, so that the next
 // large tensor finds its pages present. False where the C library is not glibc: nothing is changed there.
 bool retain_freed_memory();
+
+// Size of the cache that all cores share; 32 MiB where the system does not tell.
+std::int64_t last_level_cache_bytes();
 
 }  // namespace kernels

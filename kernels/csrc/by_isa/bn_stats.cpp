@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "memory.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
 
@@ -12,8 +13,8 @@ namespace {
 
 using std::int64_t;
 
-// Channels-last memory is walked in groups of lcm(channels, kLanes) elements, the period: every lane of a group always
-// meets the same channel, whatever the number of channels.
+// Channels-last memory is walked in groups of a multiple of channels and of kLanes, the period: every lane of a group
+// always meets the same channel, whatever the number of channels.
 constexpr int64_t kBlockGroups = 128;  // groups whose sums are kept in float before they go into doubles
 constexpr int64_t kPlaneBlock = 8192;  // the same for the elements of an NCHW plane
 constexpr int64_t kMaxChunks = 64;     // stretches of work; their number depends on the shape alone
@@ -25,6 +26,40 @@ int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where results go: past the caches if there are too many to be there still when they are read.
+template <typename T>
+struct Output {
+    T* data;
+    bool past_caches;
+
+    Output operator+(int64_t count) const { return {data + count, past_caches}; }
+};
+
+// `granule`: full vectors are stored at multiples of it only.
+template <typename T>
+Output<T> output(T* to, const BnStats& op, int64_t granule) {
+    const int64_t bytes = op.batch * op.channels * op.spatial * static_cast<int64_t>(sizeof(T));
+    const bool aligned = reinterpret_cast<std::uintptr_t>(to) % (kLanes * sizeof(T)) == 0 && granule % kLanes == 0;
+    return {to, aligned && 2 * bytes > last_level_cache_bytes()};
+}
+
+template <typename T>
+inline void put(Output<T> to, F32 v) {
+    to.past_caches ? stream(to.data, v) : store(to.data, v);
+}
+
+template <typename T>
+inline void put_partial(Output<T> to, F32 v, int64_t count) {
+    store_partial(to.data, v, count);
+}
+
+// lcm(channels, kLanes), and more rows of few channels, so that kUnroll vectors find work.
+int64_t period_of(int64_t channels) {
+    int64_t period = channels / gcd(channels, kLanes) * kLanes;
+    while (period < kUnroll * kLanes) period *= 2;
+    return period;
+}
 
 template <Activation A>
 inline F32 activate(F32 z, F32 slope) {
@@ -62,18 +97,18 @@ struct ForwardLanes {
 };
 
 template <Activation A, bool kApply, bool kSums, typename T>
-inline void forward_vector(F32 x, T* y, F32 scale, F32 shift, F32 slope, F32 center, F32& sum, F32& squares) {
+inline void forward_vector(F32 x, Output<T> y, F32 scale, F32 shift, F32 slope, F32 center, F32& sum, F32& squares) {
     if constexpr (kSums) {
         const F32 d = x - center;
         sum += d;
         squares += d * d;
     }
-    if constexpr (kApply) store(y, activate<A>(x * scale + shift, slope));
+    if constexpr (kApply) put(y, activate<A>(x * scale + shift, slope));
 }
 
 // V neighbouring vectors of every group; their sums are added to those in `lanes`.
 template <int V, Activation A, bool kApply, bool kSums, typename T>
-void forward_column(const T* x, T* y, int64_t groups, int64_t period, ForwardLanes lanes, int64_t at, F32 slope) {
+void forward_column(const T* x, Output<T> y, int64_t groups, int64_t period, ForwardLanes lanes, int64_t at, F32 slope) {
     F32 scale[V], shift[V], center[V], sum[V], squares[V];
     for (int v = 0; v < V; ++v) {
         const int64_t lane = at + v * kLanes;
@@ -100,7 +135,7 @@ void forward_column(const T* x, T* y, int64_t groups, int64_t period, ForwardLan
 
 // `count` elements of which the first is the first of a period. Not more than kBlockGroups periods.
 template <Activation A, bool kApply, bool kSums, typename T>
-void forward_stretch(const T* x, T* y, int64_t count, int64_t period, ForwardLanes lanes, F32 slope) {
+void forward_stretch(const T* x, Output<T> y, int64_t count, int64_t period, ForwardLanes lanes, F32 slope) {
     const int64_t groups = count / period;
     int64_t at = 0;
     for (; at + kUnroll * kLanes <= period; at += kUnroll * kLanes)
@@ -122,7 +157,7 @@ void forward_stretch(const T* x, T* y, int64_t count, int64_t period, ForwardLan
         }
         if constexpr (kApply) {
             const F32 z = v * load(lanes.scale + at) + load(lanes.shift + at);
-            store_partial(y + done + at, activate<A>(z, slope), left);
+            put_partial(y + done + at, activate<A>(z, slope), left);
         }
     }
 }
@@ -207,9 +242,10 @@ void finish(const BnStats& op, const Moments* moments, float* loss, float* coeff
 template <Activation A, bool kSums, typename T>
 void forward_channels_last(const BnStats& op, const T* x, T* y, const float* scale, const float* shift,
                            Moments* result) {
-    const int64_t channels = op.channels, period = channels / gcd(channels, kLanes) * kLanes;
+    const int64_t channels = op.channels, period = period_of(channels);
     const int64_t total = op.batch * op.spatial * channels, block = kBlockGroups * period;
     const Chunks chunks(total, period);
+    const Output<T> out = output(y, op, period);
     const Scratch<float> lanes(2 * period);
     float *lane_scale = lanes.data, *lane_shift = lanes.data + period;
     repeat(scale, channels, lane_scale, period);
@@ -222,20 +258,20 @@ void forward_channels_last(const BnStats& op, const T* x, T* y, const float* sca
         const ForwardLanes own{lane_scale, lane_shift, mine.data, mine.data + period, mine.data + 2 * period};
         float* center = mine.data;
         const F32 slope = splat(op.negative_slope);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
             const int64_t begin = chunk * chunks.size, end = min(total, begin + chunks.size);
             if constexpr (kSums) {
                 const int64_t groups = min((end - begin) / period, kBlockGroups / 4);
                 fill(center, 3 * period, 0);
-                forward_stretch<A, false, true>(x + begin, y, groups > 0 ? groups * period : end - begin, period, own,
+                forward_stretch<A, false, true>(x + begin, out, groups > 0 ? groups * period : end - begin, period, own,
                                                 slope);
                 for (int64_t i = 0; i < period; ++i) center[i] = own.sum[i] / max(groups, 1);
                 for (int64_t i = 0; i < 2 * period; ++i) totals.data[i] = 0;
             }
             for (int64_t at = begin; at < end; at += block) {
                 if constexpr (kSums) fill(own.sum, 2 * period, 0);
-                forward_stretch<A, true, kSums>(x + at, y + at, min(block, end - at), period, own, slope);
+                forward_stretch<A, true, kSums>(x + at, out + at, min(block, end - at), period, own, slope);
                 if constexpr (kSums)
                     for (int64_t i = 0; i < 2 * period; ++i) totals.data[i] += own.sum[i];
             }
@@ -247,6 +283,7 @@ void forward_channels_last(const BnStats& op, const T* x, T* y, const float* sca
                 }
             }
         }
+        end_stream();
     }
     if constexpr (kSums)
         for (int64_t c = 0; c < channels; ++c)
@@ -255,7 +292,7 @@ void forward_channels_last(const BnStats& op, const T* x, T* y, const float* sca
 
 // One channel of one image: `count` elements; the sums are added to sums[0] and sums[1].
 template <Activation A, bool kApply, bool kSums, typename T>
-void forward_plane(const T* x, T* y, int64_t count, float scale, float shift, float center, F32 slope, F32* sums) {
+void forward_plane(const T* x, Output<T> y, int64_t count, float scale, float shift, float center, F32 slope, F32* sums) {
     const F32 s = splat(scale), t = splat(shift), c = splat(center);
     F32 sum[kUnroll] = {}, squares[kUnroll] = {};
     int64_t i = 0;
@@ -270,7 +307,7 @@ void forward_plane(const T* x, T* y, int64_t count, float scale, float shift, fl
         const F32 d = first_lanes(v - c, count - i);
         sum[0] += d;
         squares[0] += d * d;
-        if constexpr (kApply) store_partial(y + i, activate<A>(v * s + t, slope), count - i);
+        if constexpr (kApply) put_partial(y + i, activate<A>(v * s + t, slope), count - i);
     }
     if constexpr (kSums) {
         for (int u = 0; u < kUnroll; ++u) {
@@ -284,6 +321,7 @@ template <Activation A, bool kSums, typename T>
 void forward_nchw(const BnStats& op, const T* x, T* y, const float* scale, const float* shift, Moments* result) {
     const int64_t channels = op.channels, spatial = op.spatial;
     const Chunks chunks(op.batch, 1);
+    const Output<T> out = output(y, op, spatial);
     const Scratch<Moments> parts(kSums ? chunks.count * channels : 0);
 #pragma omp parallel num_threads(op.threads)
     {
@@ -297,7 +335,7 @@ void forward_nchw(const BnStats& op, const T* x, T* y, const float* scale, const
                 sums.data[i] = F32{};
             }
         };
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
             const int64_t begin = chunk * chunks.size, end = min(op.batch, begin + chunks.size);
             for (int64_t c = 0; c < channels; ++c) centers.data[c] = 0;
@@ -306,7 +344,7 @@ void forward_nchw(const BnStats& op, const T* x, T* y, const float* scale, const
                 for (int64_t c = 0; c < channels; ++c) {
                     F32 probe[2] = {};
                     const T* plane = x + (begin * channels + c) * spatial;
-                    forward_plane<A, false, true>(plane, y, count, 1, 0, 0, slope, probe);
+                    forward_plane<A, false, true>(plane, out, count, 1, 0, 0, slope, probe);
                     centers.data[c] = static_cast<float>(sum(probe[0]) / count);
                     sums.data[2 * c] = sums.data[2 * c + 1] = F32{};
                     totals.data[2 * c] = totals.data[2 * c + 1] = 0;
@@ -318,7 +356,7 @@ void forward_nchw(const BnStats& op, const T* x, T* y, const float* scale, const
                     const int64_t count = min(kPlaneBlock, spatial - at);
                     for (int64_t c = 0; c < channels; ++c) {
                         const int64_t first = (n * channels + c) * spatial + at;
-                        forward_plane<A, true, kSums>(x + first, y + first, count, scale[c], shift[c],
+                        forward_plane<A, true, kSums>(x + first, out + first, count, scale[c], shift[c],
                                                       centers.data[c], slope, kSums ? sums.data + 2 * c : nullptr);
                     }
                     unmoved += count;
@@ -336,6 +374,7 @@ void forward_nchw(const BnStats& op, const T* x, T* y, const float* scale, const
                                    totals.data[2 * c + 1]);
             }
         }
+        end_stream();
     }
     if constexpr (kSums)
         for (int64_t c = 0; c < channels; ++c) result[c] = combine(parts.data + c, chunks.count, channels);
@@ -378,7 +417,7 @@ inline F32 backward_vector(F32 x, F32 grad, F32 scale, F32 shift, F32 a, F32 b, 
 }
 
 template <int V, Activation A, bool kAffine, typename T>
-void backward_column(const T* x, const T* grad, T* out, int64_t groups, int64_t period, BackwardLanes lanes, int64_t at,
+void backward_column(const T* x, const T* grad, Output<T> out, int64_t groups, int64_t period, BackwardLanes lanes, int64_t at,
                      F32 slope) {
     F32 scale[V], shift[V], a[V], b[V], center[V], sum[V], sum_with_x[V];
     for (int v = 0; v < V; ++v) {
@@ -394,7 +433,7 @@ void backward_column(const T* x, const T* grad, T* out, int64_t groups, int64_t 
     for (int64_t g = 0; g < groups; ++g) {
         for (int v = 0; v < V; ++v) {
             const int64_t i = g * period + at + v * kLanes;
-            store(out + i, backward_vector<A, kAffine, T>(load(x + i), load(grad + i), scale[v], shift[v], a[v], b[v],
+            put(out + i, backward_vector<A, kAffine, T>(load(x + i), load(grad + i), scale[v], shift[v], a[v], b[v],
                                                           slope, center[v], sum[v], sum_with_x[v]));
         }
     }
@@ -407,7 +446,7 @@ void backward_column(const T* x, const T* grad, T* out, int64_t groups, int64_t 
 }
 
 template <Activation A, bool kAffine, typename T>
-void backward_stretch(const T* x, const T* grad, T* out, int64_t count, int64_t period, BackwardLanes lanes,
+void backward_stretch(const T* x, const T* grad, Output<T> out, int64_t count, int64_t period, BackwardLanes lanes,
                       F32 slope) {
     const int64_t groups = count / period;
     int64_t at = 0;
@@ -428,7 +467,7 @@ void backward_stretch(const T* x, const T* grad, T* out, int64_t count, int64_t 
         const F32 grad_x = backward_vector<A, kAffine, T>(
             load_partial(x + done + at, left), load_partial(grad + done + at, left), load(lanes.scale + at),
             load(lanes.shift + at), load(lanes.a + at), load(lanes.b + at), slope, center, sum, sum_with_x);
-        store_partial(out + done + at, grad_x, left);
+        put_partial(out + done + at, grad_x, left);
         if constexpr (kAffine) {
             store(lanes.sum + at, sum);
             store(lanes.sum_with_x + at, sum_with_x);
@@ -442,11 +481,12 @@ struct BackwardParameters {
 };
 
 template <Activation A, bool kAffine, typename T>
-void backward_channels_last(const BnStats& op, const T* grad, const T* x, BackwardParameters p, T* out,
+void backward_channels_last(const BnStats& op, const T* grad, const T* x, BackwardParameters p, T* grad_x,
                             double* sums) {
-    const int64_t channels = op.channels, period = channels / gcd(channels, kLanes) * kLanes;
+    const int64_t channels = op.channels, period = period_of(channels);
     const int64_t total = op.batch * op.spatial * channels, block = kBlockGroups * period;
     const Chunks chunks(total, period);
+    const Output<T> out = output(grad_x, op, period);
     const Scratch<float> lanes(5 * period);
     const float* per_channel[] = {p.scale, p.shift, p.a, p.b, p.center};
     for (int i = 0; i < 5; ++i) repeat(per_channel[i], channels, lanes.data + i * period, period);
@@ -462,7 +502,7 @@ void backward_channels_last(const BnStats& op, const T* grad, const T* x, Backwa
                                 mine.data,
                                 mine.data + period};
         const F32 slope = splat(op.negative_slope);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
             const int64_t begin = chunk * chunks.size, end = min(total, begin + chunks.size);
             double* totals = parts.data + chunk * 2 * period;
@@ -475,6 +515,7 @@ void backward_channels_last(const BnStats& op, const T* grad, const T* x, Backwa
                     for (int64_t i = 0; i < 2 * period; ++i) totals[i] += own.sum[i];
             }
         }
+        end_stream();
     }
     if constexpr (kAffine) {
         for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0;
@@ -485,7 +526,7 @@ void backward_channels_last(const BnStats& op, const T* grad, const T* x, Backwa
 }
 
 template <Activation A, bool kAffine, typename T>
-void backward_plane(const T* x, const T* grad, T* out, int64_t count, const BackwardParameters& p, int64_t channel,
+void backward_plane(const T* x, const T* grad, Output<T> out, int64_t count, const BackwardParameters& p, int64_t channel,
                     F32 slope, F32* sums) {
     const F32 scale = splat(p.scale[channel]), shift = splat(p.shift[channel]), a = splat(p.a[channel]),
               b = splat(p.b[channel]), center = splat(p.center[channel]);
@@ -497,11 +538,11 @@ void backward_plane(const T* x, const T* grad, T* out, int64_t count, const Back
     for (; i + kUnroll * kLanes <= count; i += kUnroll * kLanes)
         for (int u = 0; u < kUnroll; ++u) {
             const int64_t at = i + u * kLanes;
-            store(out + at, vector(load(x + at), load(grad + at), u));
+            put(out + at, vector(load(x + at), load(grad + at), u));
         }
-    for (; i + kLanes <= count; i += kLanes) store(out + i, vector(load(x + i), load(grad + i), 0));
+    for (; i + kLanes <= count; i += kLanes) put(out + i, vector(load(x + i), load(grad + i), 0));
     if (i < count)
-        store_partial(out + i, vector(load_partial(x + i, count - i), load_partial(grad + i, count - i), 0), count - i);
+        put_partial(out + i, vector(load_partial(x + i, count - i), load_partial(grad + i, count - i), 0), count - i);
     if constexpr (kAffine) {
         for (int u = 0; u < kUnroll; ++u) {
             sums[0] += sum[u];
@@ -511,14 +552,15 @@ void backward_plane(const T* x, const T* grad, T* out, int64_t count, const Back
 }
 
 template <Activation A, bool kAffine, typename T>
-void backward_nchw(const BnStats& op, const T* grad, const T* x, BackwardParameters p, T* out, double* sums) {
+void backward_nchw(const BnStats& op, const T* grad, const T* x, BackwardParameters p, T* grad_x, double* sums) {
     const int64_t channels = op.channels, spatial = op.spatial;
     const Chunks chunks(op.batch, 1);
+    const Output<T> out = output(grad_x, op, spatial);
     const Scratch<double> parts(kAffine ? chunks.count * 2 * channels : 0);
 #pragma omp parallel num_threads(op.threads)
     {
         const F32 slope = splat(op.negative_slope);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
             const int64_t begin = chunk * chunks.size, end = min(op.batch, begin + chunks.size);
             double* totals = parts.data + chunk * 2 * channels;
@@ -539,6 +581,7 @@ void backward_nchw(const BnStats& op, const T* grad, const T* x, BackwardParamet
                 }
             }
         }
+        end_stream();
     }
     if constexpr (kAffine) {
         for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0;

@@ -9,7 +9,7 @@
 
 #include "dtype.hpp"
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -114,6 +114,47 @@ inline void store(F16* to, F32 v) {
     }
 }
 #endif
+
+// As `store`, past the caches: for memory that nothing reads before it would leave them. `to` is aligned to the bytes
+// written; `end_stream` goes before another thread reads.
+template <typename T>
+inline void stream(T* to, F32 v) {
+#ifdef __x86_64__
+    T packed[kLanes];
+    store(packed, v);
+    if constexpr (sizeof packed == 8) {
+        long long bits;
+        __builtin_memcpy(&bits, packed, sizeof bits);
+        _mm_stream_si64(reinterpret_cast<long long*>(to), bits);
+    } else if constexpr (sizeof packed == 16) {
+        __m128i bits;
+        __builtin_memcpy(&bits, packed, sizeof bits);
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits);
+    }
+#ifdef __AVX2__
+    if constexpr (sizeof packed == 32) {
+        __m256i bits;
+        __builtin_memcpy(&bits, packed, sizeof bits);
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits);
+    }
+#endif
+#ifdef __AVX512F__
+    if constexpr (sizeof packed == 64) {
+        __m512i bits;
+        __builtin_memcpy(&bits, packed, sizeof bits);
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits);
+    }
+#endif
+#else
+    store(to, v);
+#endif
+}
+
+inline void end_stream() {
+#ifdef __x86_64__
+    _mm_sfence();
+#endif
+}
 
 // The first `count` lanes, 0 < count < kLanes; the others are zero on load and not written on store.
 template <typename T>
