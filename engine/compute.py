@@ -62,8 +62,8 @@ def _native_precision(device: str) -> Literal["fp32", "bf16"]:
 
 
 def open_accelerator(config: ComputeConfig) -> "Accelerator":
-    """The Accelerator of a run. Sets torch's threads and the kernels' implementation, and on a CPU keeps freed
-    memory mapped for reuse.
+    """The Accelerator of a run. Sets torch's threads and the kernels' implementation, and on a CPU keeps
+    freed memory mapped for reuse.
 
     One run at a time in a process: Accelerate's state is shared, and the last call owns it.
     """

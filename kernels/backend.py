@@ -40,7 +40,7 @@ def set_backend(backend: Backend | None) -> None:
 
 @contextmanager
 def use_backend(backend: Backend | None) -> Iterator[None]:
-    """`set_backend` for the length of a `with` block. Not per thread: backward passes run in other threads."""
+    """`set_backend` for the length of a block; not per thread, as backward passes run in others."""
     before = _override
     set_backend(backend)
     try:

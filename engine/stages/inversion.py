@@ -35,7 +35,7 @@ class Inversion:
     ) -> None:
         self.network, self.objective, self.draw, self.accelerator = network, objective, draw, accelerator
         device = accelerator.device
-        self.z = z.to(device).requires_grad_()
+        self.z = z.to(device, copy=True).requires_grad_()
         captured = captured and device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             [*network.parameters(), self.z],

@@ -17,8 +17,8 @@ _SETTINGS = "float eps, str activation, float negative_slope, bool statistics"
 define("kernels::bn_stats", f"(Tensor x, {_PARAMETERS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)")
 define(
     "kernels::bn_stats_backward",
-    f"(Tensor grad_y, Tensor grad_loss, Tensor x, {_PARAMETERS}, Tensor coefficients, {_SETTINGS}, bool affine)"
-    " -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad_y, Tensor grad_loss, Tensor x, {_PARAMETERS}, Tensor coefficients, {_SETTINGS},"
+    " bool affine) -> (Tensor, Tensor, Tensor)",
 )
 
 

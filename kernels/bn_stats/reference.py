@@ -54,7 +54,7 @@ def forward(
     negative_slope: float,
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, loss and the coefficients [2, C] of d loss / d x = a + b · x; the latter two 0 without `statistics`."""
+    """y, loss and the coefficients [2, C] of d loss / d x = a + b · x; both 0 without `statistics`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale, shift = (
         p.view(1, -1, 1, 1).to(wide.dtype) for p in fold(weight, bias, running_mean, running_var, eps)
