@@ -1,0 +1,60 @@
+"""The kernel bench on small shapes, its table and its files."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import kernels
+from bench.__main__ import command
+from bench.timing import milliseconds
+from engine.cli import main
+
+
+def test_medians_in_turns() -> None:
+    calls = {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.004)}
+    ms = milliseconds(calls, torch.device("cpu"), seconds=0.1)
+    assert 1 <= ms["short"] < 3
+    assert 4 <= ms["long"] < 8
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BN_SHAPES", ((4, 16, 8, 8),))
+    monkeypatch.setattr(kernels, "KD_SHAPES", ((8, 10),))
+    monkeypatch.setattr(kernels, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes its time
+    monkeypatch.setattr(kernels, "copy_bytes_per_second", lambda _: 1e10)
+    monkeypatch.setattr(
+        kernels, "milliseconds", lambda calls, device: milliseconds(calls, device, seconds=0.01)
+    )
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
+    assert main(command, ["kernels", "--device", "cpu", *files]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["case"], row["baseline"]) for row in rows] == [
+        *(
+            (f"bn_stats/{layout}", name)
+            for layout in ("channels_last", "NCHW")
+            for name in ("published hook", "var_mean", "inductor")
+        ),
+        ("kd_loss/both terms", "eager"),
+    ]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
+    assert rows[0]["floor"] == pytest.approx(5 * 4 * 16 * 8 * 8 * 4 / 1e10 * 1e3)
+    lines = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert len(lines) == len(rows)
+    assert lines[0]["torch"] == torch.__version__.split("+")[0]
+    assert capsys.readouterr().out.count("\n| bn_stats/channels_last | [4, 16, 8, 8] | float32 |") == 3
+
+
+def test_an_unknown_stage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command, ["stages", "--stage", "magic"]) == 2
+    assert "--stage: no 'magic'; there are synthesize, distill" in capsys.readouterr().err
