@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.machine import copy_bytes_per_second, describe
+from bench.machine import copy_ceiling, describe
 from bench.published.hooks import StatisticsHook
 from bench.rows import Row, commit
 from bench.timing import Call, milliseconds
@@ -48,8 +48,9 @@ def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
         f"inductor, {name}": _forward_backward(_compiled(_var_mean(layer)), x, grad, memory_format)
         for name, memory_format in (("NCHW", contiguous), ("channels_last", channels_last))
     }
-    ms = milliseconds(calls, device)
-    floor = FUSED_PASSES * x.nbytes / copy_bytes_per_second(device) * 1e3
+    ceiling = copy_ceiling(device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device)
+    floor = ceiling.ms(FUSED_PASSES * x.nbytes, ms["copy"])
     baselines = {
         "published hook": ms["published hook"],
         "var_mean": min(value for name, value in ms.items() if name.startswith("var_mean")),
@@ -124,8 +125,9 @@ def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
         soft = F.kl_div(F.log_softmax(student / 20, 1), F.softmax(teacher / 20, 1), reduction="batchmean")
         torch.autograd.grad(400 * soft + F.cross_entropy(student, labels), student)
 
-    ms = milliseconds({"ours": fused, "eager": eager}, device)
-    floor = KD_PASSES * student.nbytes / copy_bytes_per_second(device) * 1e3
+    ceiling = copy_ceiling(device)
+    ms = milliseconds({"ours": fused, "eager": eager, "copy": ceiling.call}, device)
+    floor = ceiling.ms(KD_PASSES * student.nbytes, ms["copy"])
     yield _row("kd_loss/both terms", "eager", ms["ours"], ms["eager"], floor, device, dtype, shape)
 
 

@@ -1,12 +1,13 @@
 """What the machine can do at best, and what it is called."""
 
 import platform
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from bench.timing import milliseconds
+from bench.timing import Call
 
 
 def describe(device: torch.device) -> str:
@@ -22,19 +23,29 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine does at best: `call` moves so many bytes, or does so many operations."""
+
+    call: Call
+    amount: float
+
+    def ms(self, amount: float, measured_ms: float) -> float:
+        """The time of `amount` at the speed of a call that took `measured_ms`."""
+        return amount / self.amount * measured_ms
+
+
 @cache
-def copy_bytes_per_second(device: torch.device) -> float:
-    """Bytes read and written each second by a copy of a tensor far larger than the caches."""
+def copy_ceiling(device: torch.device) -> Ceiling:
+    """Bytes read and written by a copy of a tensor far larger than the caches."""
     source = torch.ones(64 << 20 if device.type == "cpu" else 512 << 20, device=device)
     target = torch.empty_like(source)
-    ms = milliseconds({"copy": lambda: target.copy_(source)}, device)["copy"]
-    return 2 * source.nbytes / ms * 1e3
+    return Ceiling(lambda: target.copy_(source), 2 * source.nbytes)
 
 
 @cache
-def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product."""
+def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
+    """Floating-point operations of a square matrix product."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    ms = milliseconds({"gemm": lambda: a @ b}, device)["gemm"]
-    return 2 * size**3 / ms * 1e3
+    return Ceiling(lambda: a @ b, 2 * size**3)

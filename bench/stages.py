@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import describe, gemm_flops_per_second
+from bench.machine import describe, gemm_ceiling
 from bench.published.hooks import attach
 from bench.published.steps import PublishedDistillation, PublishedSynthesis
 from bench.rows import Row, commit
@@ -47,7 +47,9 @@ def rows(names: Sequence[str]) -> Iterator[Row]:
     for name in names:
         with STAGES[name][1](accelerator) as ours:
             flops = _flops(ours.counted)
-            ms = milliseconds({"ours": ours.step, "published": published[name]}, device, seconds=5)
+            ceiling = gemm_ceiling(device, DTYPES[compute.precision])
+            calls = {"ours": ours.step, "published": published[name], "gemm": ceiling.call}
+            ms = milliseconds(calls, device, seconds=5)
         baselines = {"published, fp32": fresh[name]}
         if device.type == "cpu":
             baselines["published, fp32, memory kept"] = ms["published"]
@@ -59,7 +61,7 @@ def rows(names: Sequence[str]) -> Iterator[Row]:
                 theirs=theirs,
                 unit="ms",
                 ratio=theirs / ms["ours"],
-                floor=flops / gemm_flops_per_second(device, DTYPES[compute.precision]) * 1e3,
+                floor=ceiling.ms(flops, ms["gemm"]),
                 device=describe(device),
                 dtype=compute.precision,
                 shape=ours.shape,

@@ -10,6 +10,7 @@ import torch
 
 from bench import kernels
 from bench.__main__ import command
+from bench.machine import Ceiling
 from bench.timing import milliseconds
 from engine.cli import main
 
@@ -27,9 +28,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "KD_SHAPES", ((8, 10),))
     monkeypatch.setattr(kernels, "DTYPES", (torch.float32,))
     monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes its time
-    monkeypatch.setattr(kernels, "copy_bytes_per_second", lambda _: 1e10)
+    monkeypatch.setattr(kernels, "copy_ceiling", lambda _: Ceiling(lambda: None, 1e7))
     monkeypatch.setattr(
-        kernels, "milliseconds", lambda calls, device: milliseconds(calls, device, seconds=0.01)
+        kernels,
+        "milliseconds",
+        lambda calls, device: milliseconds(calls, device, seconds=0.01) | {"copy": 2.0},
     )
 
 
@@ -48,7 +51,7 @@ def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]
     for row in rows:
         assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
-    assert rows[0]["floor"] == pytest.approx(5 * 4 * 16 * 8 * 8 * 4 / 1e10 * 1e3)
+    assert rows[0]["floor"] == pytest.approx(2.0 * 5 * (4 * 16 * 8 * 8 * 4) / 1e7)
     lines = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert len(lines) == len(rows)
     assert lines[0]["torch"] == torch.__version__.split("+")[0]
