@@ -154,8 +154,9 @@ class Loop:
 
     def _grow(self, batches: range) -> None:
         """Synthesizes, augments and filters the numbered batches, and adds what is kept to the bank."""
+        adversary = self._adversary()
         for index in batches:
-            sources = self._synthesize(index)
+            sources = self._synthesize(index, adversary)
             top1, _ = classify(
                 sources.images, self.parts.teacher, self.recipe.filter.micro_batch, self.accelerator
             )
@@ -165,7 +166,7 @@ class Loop:
             if self.parts.prior is not None:
                 self._filter(index, sources, self._augment(sources))
 
-    def _synthesize(self, index: int) -> ImageBatch:
+    def _synthesize(self, index: int, adversary: Adversary | None) -> ImageBatch:
         config = self.recipe.synthesize
         steps = config.steps + (config.warmup_steps if self.synthesizer.needs_warmup else 0)
         taken = 0
@@ -182,7 +183,7 @@ class Loop:
                 return self.synthesizer.batch(
                     index,
                     key_stride=self.recipe.augment.variations + 1,
-                    adversary=self._adversary(),
+                    adversary=adversary,
                     on_step=on_step,
                 )
 

@@ -17,11 +17,12 @@ _override: Backend | None = None
 
 
 def backend_for(x: Tensor) -> Backend:
-    """The implementation for `x` [any shape]: the override where one is set, else by device and dtype."""
-    if _override is not None:
-        return _override
+    """The implementation for `x` [any shape]: plain torch for other dtypes and empty tensors; else the override
+    where one is set; else by device."""
     if x.dtype not in DTYPES or x.numel() == 0:
         return "torch"
+    if _override is not None:
+        return _override
     if x.device.type == "cpu":
         return "cpp"
     return "triton" if x.device.type == "cuda" and _has_triton() else "torch"

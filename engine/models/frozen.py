@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
+from engine.models.features import forward_with_features, submodule
 from kernels.fuse import fuse_frozen
 
 Frozen = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -17,15 +17,15 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
 def frozen(classifier: Classifier, paths: Sequence[str], accelerator: Accelerator) -> Frozen:
-    """`classifier` in eval mode as it is now; the submodules at `paths` give the features.
+    """`classifier`, which is in eval mode, as it is now; the submodules at `paths` give the features.
 
     A fused copy (`kernels.fuse`) where its forward can be traced; else the classifier itself, which must then
     stay as it is. Raises UserError for a path that does not exist.
     """
-    training = classifier.training
-    classifier.eval()
+    assert not classifier.training
+    for path in paths:
+        submodule(classifier, path)
     fused = fuse_frozen(classifier, paths, DTYPES[accelerator.mixed_precision])
-    classifier.train(training)
 
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with accelerator.autocast():

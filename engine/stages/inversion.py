@@ -1,4 +1,4 @@
-"""The optimization of one batch of images: its tensors, its optimizer, and a step of it."""
+"""The optimization of a batch of images: its tensors, its optimizer, and a step of it."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.transforms import crop_flip, draw_crops
 
-Objective = Callable[[Tensor], Tensor]
-"""augmented images, float32 [B, channels, H, W] -> the scalar loss."""
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(augmented images, float32 [B, channels, H, W]; labels, int64 [B]) -> the scalar loss."""
 
 EAGER_STEPS = 3
 
@@ -17,60 +18,73 @@ EAGER_STEPS = 3
 class Inversion:
     """Adam over the weights of `network` and z, together, for the images with the lowest loss.
 
-    A step has fixed shapes and never waits for the device. With `captured`, on a GPU, the first EAGER_STEPS
-    run as they are, then the whole step, optimizer included, is recorded as a CUDA graph and replayed: the
-    same kernels in the same order, so the same numbers.
+    One object serves many batches: `begin` starts the next. A step has fixed shapes and never waits for the
+    device. With `captured`, on a GPU, the first EAGER_STEPS run as they are, then the whole step, optimizer
+    included, is recorded as a CUDA graph and replayed for all that follow: the same kernels in order.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        z: Tensor,
         objective: Objective,
         *,
+        batch_size: int,
+        latent_dim: int,
         lr: float,
-        draw: torch.Generator,
         accelerator: Accelerator,
         captured: bool,
     ) -> None:
-        self.network, self.objective, self.draw, self.accelerator = network, objective, draw, accelerator
+        self.network, self.objective, self.accelerator = network, objective, accelerator
         device = accelerator.device
-        self.z = z.to(device, copy=True).requires_grad_()
-        captured = captured and device.type == "cuda"
+        on_gpu = device.type == "cuda"
+        self.z = torch.zeros(batch_size, latent_dim, device=device, requires_grad=True)
+        self.labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+        offsets = torch.zeros(2, batch_size, dtype=torch.long, device=device)
+        self.crops = offsets[0], offsets[1], torch.zeros(batch_size, dtype=torch.bool, device=device)
         self.optimizer = torch.optim.Adam(
-            [*network.parameters(), self.z],
-            lr,
-            betas=(0.5, 0.999),
-            capturable=captured,
-            fused=device.type == "cuda",
+            [*network.parameters(), self.z], lr, betas=(0.5, 0.999), capturable=on_gpu, fused=on_gpu
         )
-        offsets = torch.zeros(2, len(z), dtype=torch.long, device=device)
-        self.crops = offsets[0], offsets[1], torch.zeros(len(z), dtype=torch.bool, device=device)
         self.best_loss = torch.full((), float("inf"), device=device)
         self.best_images: Tensor | None = None
-        self.eager_steps_left = EAGER_STEPS if captured else None
+        self.draw = torch.Generator()
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.side_stream = torch.cuda.Stream() if captured and on_gpu else None
+        self.eager_steps_left = EAGER_STEPS
+
+    @torch.no_grad()
+    def begin(self, z: Tensor, labels: Tensor, draw: torch.Generator) -> None:
+        """A new batch: z [B, latent_dim], labels [B], and the CPU generator of its crops; Adam starts anew.
+
+        The weights of the network are the caller's to set, in place.
+        """
+        self.z.copy_(z)
+        self.labels.copy_(labels)
+        self.draw = draw
+        self.best_loss.fill_(float("inf"))
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
 
     def step(self) -> None:
-        """One update of the weights and z; crops and flips are drawn from `draw` on the CPU."""
+        """One update of the weights and z; crops and flips are drawn on the CPU."""
         for static, drawn in zip(self.crops, draw_crops(len(self.z), self.draw), strict=True):
             static.copy_(drawn, non_blocking=True)
         if self.graph is not None:
             self.graph.replay()
-        elif self.eager_steps_left == 0:
-            self._capture()
-        elif self.eager_steps_left is None:
+        elif self.side_stream is None:
             self.update()
-        else:
+        elif self.eager_steps_left > 0:
             self.eager_steps_left -= 1
-            self._update_on_side_stream()
+            self._update_on_side_stream(self.side_stream)
+        else:
+            self._capture()
 
     def update(self) -> None:
-        """One step with the crops that are set."""
+        """One update with the crops that are set."""
         with self.accelerator.autocast():
             images = self.network(self.z)
         images = images.float()
-        loss = self.objective(crop_flip(images, *self.crops))
+        loss = self.objective(crop_flip(images, *self.crops), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self._keep_best(images.detach(), loss.detach())
@@ -83,9 +97,8 @@ class Inversion:
         self.best_loss.copy_(torch.where(better, loss, self.best_loss))
         self.best_images.copy_(torch.where(better, images, self.best_images))
 
-    def _update_on_side_stream(self) -> None:
+    def _update_on_side_stream(self, side: torch.cuda.Stream) -> None:
         """As capturing asks of the steps before it: allocations and cuDNN's choices are then settled."""
-        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self.update()
@@ -93,9 +106,15 @@ class Inversion:
 
     def _capture(self) -> None:
         """Records a step, which does not run it, and then runs it."""
-        self.optimizer.zero_grad()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.update()
+        try:
+            with torch.cuda.graph(graph):
+                self.update()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"synthesize: the step cannot be recorded as a CUDA graph ({reason}); "
+                "take --compute.cuda_graphs false"
+            ) from error
         self.graph = graph
         graph.replay()

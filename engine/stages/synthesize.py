@@ -1,7 +1,6 @@
 """Synthesize: invert the teacher with a generator, one batch of images at a time."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,21 +13,20 @@ from engine.errors import NonFiniteError
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
-from engine.stages.inversion import Inversion, Objective
+from engine.stages.inversion import Inversion
 from engine.stages.synthesize_config import SynthesizeConfig
-from kernels.fuse import batch_norm_statistics
+from kernels.fuse import measured
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(augmented images, labels, teacher logits) -> a scalar that is low for images the student finds hard."""
 
 
 class Synthesizer:
-    """Inverts `teacher`. State: the generator weights that the next batch starts from, `needs_warmup`.
+    """Inverts `teacher`, which is in eval mode. `captured`: see Inversion.
 
-    `captured`: see Inversion.
-
-    Batch i draws labels, z, crops and flips from (seed, i) alone; with `reinit` its images are a function of
-    (seed, i), with `reuse` and `meta` also of the batches before it.
+    State: the generator weights that the next batch starts from, `needs_warmup`. Batch i draws labels, z,
+    crops and flips from (seed, i) alone; with `reinit` its images are a function of (seed, i), with `reuse`
+    and `meta` also of the batches before it.
     """
 
     def __init__(
@@ -47,6 +45,8 @@ class Synthesizer:
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         redraw(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.warmup_steps > 0
+        self._measured = measured(teacher)
+        self._inversion: tuple[Adversary | None, Inversion] | None = None
 
     def batch(
         self,
@@ -97,25 +97,15 @@ class Synthesizer:
         """One inversion: images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
         config = self.config
         draw = generator(self.seed, "synthesize", index)
-        labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw).to(
-            self.accelerator.device
-        )
+        labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw)
         z = torch.randn(config.batch_size, config.latent_dim, generator=draw)
         self.generator.train()
-        with self.objective(labels, adversary) as objective:
-            inversion = Inversion(
-                self.generator,
-                z,
-                objective,
-                lr=config.lr,
-                draw=draw,
-                accelerator=self.accelerator,
-                captured=self.captured,
-            )
-            for _ in range(steps):
-                inversion.step()
-                if on_step is not None:
-                    on_step(1)
+        inversion = self.inversion(adversary)
+        inversion.begin(z, labels, draw)
+        for _ in range(steps):
+            inversion.step()
+            if on_step is not None:
+                on_step(1)
         if not inversion.best_loss.isfinite():
             raise NonFiniteError(
                 f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr "
@@ -123,27 +113,37 @@ class Synthesizer:
             )
         assert inversion.best_images is not None
         pixels = (inversion.best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        return pixels.contiguous().cpu(), labels.cpu()
+        return pixels.contiguous().cpu(), labels
 
-    @contextmanager
-    def objective(self, labels: Tensor, adversary: Adversary | None) -> Iterator[Objective]:
-        """The inversion loss, for the block in which the teacher reports its statistics."""
+    def inversion(self, adversary: Adversary | None) -> Inversion:
+        """The inversion of the generator against `adversary`: the last one, where that is still the same."""
+        if self._inversion is None or self._inversion[0] is not adversary:
+            inversion = Inversion(
+                self.generator,
+                lambda images, labels: self._loss(images, labels, adversary),
+                batch_size=self.config.batch_size,
+                latent_dim=self.config.latent_dim,
+                lr=self.config.lr,
+                accelerator=self.accelerator,
+                captured=self.captured,
+            )
+            self._inversion = adversary, inversion
+        return self._inversion[1]
+
+    def _loss(self, grey_or_rgb: Tensor, labels: Tensor, adversary: Adversary | None) -> Tensor:
         config = self.config
-        measured = batch_norm_statistics(self.teacher) if config.w_bn > 0 else nullcontext()
-        with measured as statistics:
-
-            def objective(grey_or_rgb: Tensor) -> Tensor:
-                images = grey_or_rgb.expand(-1, 3, -1, -1)
-                with self.accelerator.autocast():
-                    logits = self.teacher(images)
-                loss = config.w_cls * F.cross_entropy(logits.float(), labels)
-                if statistics is not None:
-                    loss = loss + config.w_bn * statistics.take()
-                if adversary is not None and config.w_adv > 0:
-                    loss = loss + config.w_adv * adversary(images, labels, logits)
-                return loss
-
-            yield objective
+        images = grey_or_rgb.expand(-1, 3, -1, -1)
+        with self.accelerator.autocast():
+            if config.w_bn > 0:
+                logits, statistics_loss = self._measured(images)
+            else:
+                logits, statistics_loss = self.teacher(images), None
+        loss = config.w_cls * F.cross_entropy(logits.float(), labels)
+        if statistics_loss is not None:
+            loss = loss + config.w_bn * statistics_loss
+        if adversary is not None and config.w_adv > 0:
+            loss = loss + config.w_adv * adversary(images, labels, logits)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.state_dict(), "needs_warmup": self.needs_warmup}

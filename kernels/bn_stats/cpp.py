@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from kernels import _native
-from kernels.bn_stats.reference import Activation
+from kernels.bn_stats.reference import ACTIVATIONS, Activation
 from kernels.layout import is_channels_last
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}
 
 
 def forward(
@@ -51,7 +50,8 @@ def backward(
     assert is_channels_last(grad_y) == is_channels_last(x)
     parameters = _float(weight, bias, running_mean, running_var)
     grad_x = torch.empty_like(x)
-    grad_weight, grad_bias = x.new_empty((2, x.shape[1] if affine else 0), dtype=torch.float32)
+    channels = x.shape[1] if affine else 0
+    grad_weight, grad_bias = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     op = _describe(x, parameters, eps, activation, negative_slope)
     _native.bn_stats_backward(
         op,
@@ -89,7 +89,7 @@ def _describe(
         running_mean=running_mean,
         running_var=running_var,
         eps=eps,
-        activation=ACTIVATIONS[activation],
+        activation=ACTIVATIONS.index(activation),
         negative_slope=negative_slope,
         threads=torch.get_num_threads(),
     )

@@ -65,15 +65,25 @@ def _backward_fake(_grad_y: Tensor, _grad_loss: Tensor, x: Tensor, *arguments: A
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, eps, activation, negative_slope, statistics = inputs
     ctx.settings = eps, activation, negative_slope, statistics
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _autograd(ctx: Any, grad_y: Tensor, grad_loss: Tensor, _grad_coefficients: Any) -> tuple[Any, ...]:
+def _autograd(ctx: Any, grad_y: Tensor | None, grad_loss: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "bn_stats is differentiable once: it has no backward with create_graph=True"
+        )
     _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     x, weight, bias, *statistics = ctx.saved_tensors
+    *settings, with_loss = ctx.settings
+    if grad_y is None:
+        grad_y = torch.zeros_like(x)
+    if grad_loss is None:
+        grad_loss, with_loss = x.new_zeros((), dtype=_wide(x)), False
     grad_x, grad_weight, grad_bias = torch.ops.kernels.bn_stats_backward(
-        grad_y, grad_loss, x, weight, bias, *statistics, *ctx.settings, wants_weight or wants_bias
+        grad_y, grad_loss, x, weight, bias, *statistics, *settings, with_loss, wants_weight or wants_bias
     )
     return (
         grad_x,

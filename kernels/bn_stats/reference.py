@@ -1,12 +1,13 @@
 """Plain torch: what the kernels must equal, and what runs where they cannot."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Literal["none", "relu", "relu6", "leaky_relu", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def activate(z: Tensor, activation: Activation, negative_slope: float) -> Tensor:

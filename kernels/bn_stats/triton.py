@@ -453,8 +453,7 @@ def backward(
             partials if affine else None,
             **tiling.arguments(eps, activation, negative_slope),
         )
-    grad_weight, grad_bias = partials.sum(1)  # one kernel, without atomics
-    return grad_x, grad_weight, grad_bias
+    return grad_x, partials[0].sum(0), partials[1].sum(0)
 
 
 def _contiguous(parameter: Tensor | None) -> Tensor | None:

@@ -11,8 +11,8 @@ using namespace nb::literals;
 
 namespace {
 
-// Tensors come as addresses: taking them through DLPack costs more than the small kernels do. kernels/*/cpp.py
-// checks their types and layouts and keeps them alive.
+// Tensors come as addresses: taking them through DLPack costs more than the small kernels do. The public functions in
+// kernels/*/__init__.py check shapes and devices; kernels/*/cpp.py sees to dtypes and layouts and keeps them alive.
 using Address = std::uintptr_t;
 
 template <typename T = void>

@@ -7,6 +7,7 @@
 
 namespace kernels {
 
+// In the order of kernels/bn_stats/reference.py.
 enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu };
 
 // What forward and backward share. Parameters are float [channels]; weight and bias may be null (1 and 0).

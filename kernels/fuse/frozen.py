@@ -9,6 +9,7 @@ from torch import fx, nn
 from kernels.fuse.graph import (
     finish,
     following_activation,
+    is_plain,
     is_timm_batch_norm_act,
     measures,
     module_of,
@@ -23,14 +24,17 @@ def fuse_frozen(network: nn.Module, taps: Sequence[str], dtype: torch.dtype) -> 
 
     Gradients flow to x alone. A BatchNorm2d that alone follows a convolution is folded into it; any other is
     fused with the activation that alone follows it. Convolutions and linear layers hold their weights in
-    `dtype`, for use under autocast to it; the rest of the network is shared. None where no graph can be had.
+    `dtype`, for use under autocast to it. None where no graph can be had.
     """
     traced = trace(network, taps)
     if traced is None:
         return None
+    traced = copy.deepcopy(traced).requires_grad_(False)
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
-        if isinstance(layer, nn.BatchNorm2d) and measures(layer) and not _fold(traced, node, layer):
+        if not isinstance(layer, nn.BatchNorm2d) or not measures(layer) or _fold(traced, node, layer):
+            continue
+        if is_plain(layer) or is_timm_batch_norm_act(layer):
             _fuse(traced, node, layer)
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
@@ -43,13 +47,13 @@ def _fold(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> bool:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     conv = module_of(traced, source)
-    if type(conv) is not nn.Conv2d or len(source.users) != 1 or type(layer) is not nn.BatchNorm2d:
+    if type(conv) is not nn.Conv2d or len(source.users) != 1 or not is_plain(layer):
         return False
     replace(traced, source, folded_conv(conv, layer), node)
     return True
 
 
 def _fuse(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> None:
-    found = None if is_timm_batch_norm_act(layer) else following_activation(traced, node)
+    found = following_activation(traced, node) if is_plain(layer) else None
     last, fused = found or (None, None)
-    replace(traced, node, FusedBatchNorm(copy.deepcopy(layer).requires_grad_(False), fused), last)
+    replace(traced, node, FusedBatchNorm(layer, fused), last)

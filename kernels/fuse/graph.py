@@ -1,5 +1,6 @@
 """A network as a torch.fx graph, and the activations in it that a BatchNorm can take along."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,18 @@ def fused_module(module: nn.Module) -> Fused | None:
 
 def is_timm_batch_norm_act(layer: nn.Module) -> bool:
     """timm's BatchNorm2d that is followed, inside, by `drop` and `act`."""
-    return isinstance(layer, nn.BatchNorm2d) and type(layer).__name__ == "BatchNormAct2d"
+    timm = sys.modules.get("timm.layers.norm_act")  # a teacher of timm's has imported it
+    return timm is not None and type(layer) is timm.BatchNormAct2d
 
 
 def measures(layer: nn.Module) -> bool:
-    """Whether `layer` is a BatchNorm2d that normalizes with its running statistics."""
+    """Whether `layer` is a BatchNorm2d that normalizes by its running statistics."""
     return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
+
+
+def is_plain(layer: nn.BatchNorm2d) -> bool:
+    """Whether the forward of `layer` is that of BatchNorm2d, not a subclass's own."""
+    return type(layer).forward is nn.BatchNorm2d.forward
 
 
 class _Tracer(fx.Tracer):
@@ -75,11 +82,11 @@ class _Tracer(fx.Tracer):
 def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModule | None:
     """The graph of `network`, over its own submodules; with `taps`, also none, it returns (output, [theirs]).
 
-    None where it cannot be had: a forward whose course depends on values, one replaced on the instance, hooks
-    on inner modules (a graph would not run them), a tap that does not run.
+    None where it cannot be had: a forward whose course depends on values, one replaced on an instance, hooks
+    (a graph would not run them), a BatchNorm called by keyword, a tap that does not run. Context managers
+    inside a forward, such as an autocast of its own, are not recorded.
     """
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-    if hooked or "forward" in vars(network):
+    if any(_is_altered(module) for module in network.modules()):
         return None
     tracer = _Tracer(taps or ())
     try:
@@ -92,11 +99,29 @@ def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModu
             return None
         output = next(node for node in graph.nodes if node.op == "output")
         output.args = ((output.args[0], [proxy.node for proxy in tapped]),)
-    return fx.GraphModule(network, graph)
+    traced = fx.GraphModule(network, graph)
+    norms = [node for node in graph.nodes if node.op == "call_module" and _is_batch_norm(traced, node)]
+    return traced if all(module_of(traced, node) is not None for node in norms) else None
+
+
+def _is_batch_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(traced.get_submodule(str(node.target)), nn.BatchNorm2d)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    """The module that `node` calls with one tensor and nothing else."""
+    plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+    return traced.get_submodule(str(node.target)) if plain and isinstance(node.args[0], fx.Node) else None
 
 
 def following_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Fused] | None:
@@ -124,7 +149,7 @@ def replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, last: fx.N
     path = f"fused_{node.name}"
     traced.add_submodule(path, module)
     with traced.graph.inserting_before(node):
-        new = traced.graph.call_module(path, node.args, node.kwargs)
+        new = traced.graph.call_module(path, node.args)
     (last or node).replace_all_uses_with(new)
     if last is not None:
         traced.graph.erase_node(last)

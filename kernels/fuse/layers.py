@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from kernels.bn_stats import bn_act, bn_stats
 from kernels.bn_stats.reference import fold
-from kernels.fuse.graph import Fused, fused_module, is_timm_batch_norm_act
+from kernels.fuse.graph import Fused, fused_module, is_plain, is_timm_batch_norm_act
 
 
 class FusedBatchNorm(nn.Module):
     """A BatchNorm2d in eval mode and the activation behind it, in one pass over the input.
 
     `on_loss` gets the statistics loss of each forward pass; without it none is computed. Activations that the
-    op does not have (inside timm's BatchNormAct2d) follow as they are.
+    op does not have (inside timm's BatchNormAct2d) follow as they are. The forward of any other subclass runs
+    as it is; it is only measured.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class FusedBatchNorm(nn.Module):
         super().__init__()
         self.layer, self.on_loss = layer, on_loss
         self.rest: list[nn.Module] = []
+        self.known = is_plain(layer) or is_timm_batch_norm_act(layer)
         if is_timm_batch_norm_act(layer):
             inner = [layer.get_submodule(name) for name in ("drop", "act")]
             self.rest = [module for module in inner if not isinstance(module, nn.Identity)]
@@ -34,19 +36,22 @@ class FusedBatchNorm(nn.Module):
                 fused, self.rest = first, self.rest[1:]
         self.fused = fused or Fused()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as BatchNorm2d has it
         layer = self.layer
         assert layer.running_mean is not None
         assert layer.running_var is not None
         parameters = layer.weight, layer.bias, layer.running_mean, layer.running_var
         settings = self.fused.activation, self.fused.negative_slope
         if self.on_loss is None:
-            y = bn_act(x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1])
+            y = bn_act(input, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1])
         else:
             y, loss = bn_stats(
-                x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1]
+                input, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1]
             )
             self.on_loss(loss)
+        if not self.known:
+            own: Tensor = type(layer).forward(layer, input)
+            return own
         for module in self.rest:
             y = module(y)
         return y

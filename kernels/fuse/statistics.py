@@ -1,6 +1,6 @@
-"""A teacher whose BatchNorms report the statistics of their inputs, for the length of a `with` block."""
+"""A teacher whose BatchNorms report the statistics of their inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from kernels.fuse.graph import (
     finish,
     following_activation,
-    is_timm_batch_norm_act,
+    is_plain,
     measures,
     module_of,
     replace,
@@ -72,12 +72,31 @@ def batch_norm_statistics(network: nn.Module) -> Iterator[BatchNormStatistics]:
                 module.forward = own
 
 
+def measured(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """x -> (network(x), sum of the statistics losses), with the layers as `batch_norm_statistics` runs them.
+
+    `network`, in eval mode, is traced once and never changed; its parameters are shared. Where no graph can
+    be had, each call is one such block.
+    """
+    statistics = BatchNormStatistics()
+    traced = trace(network)
+    if traced is None:
+
+        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+            with batch_norm_statistics(network) as own:
+                return network(x), own.take()
+
+        return forward
+    rewritten = _rewritten(traced, statistics)
+    return lambda x: (rewritten(x), statistics.take())
+
+
 def _rewritten(traced: fx.GraphModule, statistics: BatchNormStatistics) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
         if not isinstance(layer, nn.BatchNorm2d) or not measures(layer):
             continue
-        found = None if is_timm_batch_norm_act(layer) else following_activation(traced, node)
+        found = following_activation(traced, node) if is_plain(layer) else None
         last, fused = found or (None, None)
         replace(traced, node, FusedBatchNorm(layer, fused, statistics.add), last)
     return finish(traced)

@@ -72,8 +72,8 @@ inline F32 activate(F32 z, F32 slope) {
 
 template <Activation A>
 inline F32 activation_gradient(F32 z, F32 grad, F32 slope) {
-    if constexpr (A == Activation::kRelu) return z > 0 ? grad : F32{};
-    if constexpr (A == Activation::kRelu6) return (z > 0) & (z < 6) ? grad : F32{};
+    if constexpr (A == Activation::kRelu) return z <= 0 ? F32{} : grad;  // NaN passes, as in torch
+    if constexpr (A == Activation::kRelu6) return (z <= 0) | (z >= 6) ? F32{} : grad;
     if constexpr (A == Activation::kLeakyRelu) return z > 0 ? grad : grad * slope;
     if constexpr (A == Activation::kSilu) {
         const F32 sigmoid = 1 / (1 + exp(-z));

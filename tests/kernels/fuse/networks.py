@@ -74,3 +74,22 @@ class Untracked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.third(self.second(self.first(x))).mean((2, 3))
+
+
+class Scaled(nn.BatchNorm2d):
+    """A subclass whose forward does more than a BatchNorm's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Subclassed(nn.Module):
+    """The subclass above, with an activation behind it, and a BatchNorm called by keyword."""
+
+    def __init__(self, *, keyword: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.keyword = Scaled(3), nn.BatchNorm2d(3), keyword
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        return (self.second(input=h) if self.keyword else self.second(h)).mean((2, 3))

@@ -11,11 +11,12 @@ from torch import nn
 from engine.models.networks import wrn_16_1
 from kernels.fuse import fuse_frozen
 from kernels.fuse.layers import FusedBatchNorm, folded_conv
-from tests.kernels.fuse.networks import Branching, Functional, Twice, lively
+from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, lively
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str, int]] = {  # maker, tap, BatchNorms left
     "functional": (Functional, "act", 2),
     "twice": (Twice, "bn", 0),
+    "subclass": (lambda: Subclassed(keyword=False), "first", 1),
     "wrn": (lambda: wrn_16_1(5), "relu", 7),
     "timm BatchNormAct2d": (lambda: timm.create_model("mobilenetv2_035", num_classes=5), "bn2", 52),
     "torchvision": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5), "conv5", 0),
@@ -32,7 +33,7 @@ def test_output_features_and_gradient(name: str) -> None:
     handle = network.get_submodule(tap).register_forward_hook(lambda _m, _i, output: seen.append(output))
     expected = network(x)
     handle.remove()
-    fused = fuse_frozen(network, [tap], torch.float64)
+    fused = fuse_frozen(network.requires_grad_(True), [tap], torch.float64)
     assert fused is not None
     output, (feature,) = fused(x)
     torch.testing.assert_close(output, expected)

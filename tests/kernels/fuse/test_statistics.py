@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from engine.models.networks import wrn_16_1
 from kernels.backend import use_backend
-from kernels.fuse import batch_norm_statistics
-from tests.kernels.fuse.networks import Branching, Functional, Twice, Untracked, lively
+from kernels.fuse import batch_norm_statistics, measured
+from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Untracked, lively
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "functional": Functional,
     "branching": Branching,
     "twice": Twice,
     "untracked": Untracked,
+    "subclass": lambda: Subclassed(keyword=False),
+    "called by keyword": lambda: Subclassed(keyword=True),
     "wrn": lambda: wrn_16_1(5),
     "timm BatchNormAct2d": lambda: timm.create_model("mobilenetv2_035", num_classes=5),
     "torchvision": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5),
@@ -28,14 +30,15 @@ def written_out(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Output and sum over the layers' inputs, by hooks, in float64 arithmetic of the layers' dtype."""
     losses = []
 
-    def measure(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1)
+    def measure(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
+        (x,) = (*inputs, *by_name.values())
+        values = x.transpose(0, 1).flatten(1)
         mean = values.mean(1)
         var = (values - mean[:, None]).square().mean(1)
         losses.append((var - layer.running_var).norm() + (mean - layer.running_mean).norm())
 
     handles = [
-        layer.register_forward_pre_hook(measure)
+        layer.register_forward_pre_hook(measure, with_kwargs=True)
         for layer in network.modules()
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
     ]
@@ -56,6 +59,7 @@ def test_output_loss_and_gradient(name: str) -> None:
         loss = statistics.take()
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(measured(network)(x), (expected, expected_loss))
     ours, theirs = (
         torch.autograd.grad(o.square().sum() + s, x)[0]
         for o, s in ((output, loss), (expected, expected_loss))
@@ -88,7 +92,7 @@ def test_activations_that_alone_follow_are_taken_along() -> None:
 def test_the_block_leaves_no_trace_even_when_it_fails(name: str) -> None:
     network = lively(NETWORKS[name]())
     before = {path: dict(vars(module)) for path, module in network.named_modules()}
-    with pytest.raises(RuntimeError, match="channels"), batch_norm_statistics(network):
+    with pytest.raises((RuntimeError, ValueError), match="channels|must be"), batch_norm_statistics(network):
         network(torch.rand(2, 2, 8, 8))
     assert {path: dict(vars(module)) for path, module in network.named_modules()} == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
