@@ -1,7 +1,7 @@
 """`python -m bench kernels|stages|e2e [--json FILE]`: figures beside baselines run in the same process."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -22,11 +22,19 @@ def command(arguments: Sequence[str]) -> None:
         commands.add_subcommand(name, own, help=text)
     options = parser.parse_args(list(arguments))
     chosen = options[options.bench]
-    rows = BENCHES[options.bench][2](chosen)
-    if chosen.csv:
-        write_csv(Path(chosen.csv), rows)
-    if chosen.json:
-        write_rows(Path(chosen.json), rows)
+    rows: list[Row] = []
+    for row in BENCHES[options.bench][2](chosen):
+        rows.append(row)
+        _write(chosen, rows)  # each time: what ends the process leaves what is measured
+    if not rows:
+        _write(chosen, rows)
+
+
+def _write(options: Namespace, rows: list[Row]) -> None:
+    if options.csv:
+        write_csv(Path(options.csv), rows)
+    if options.json:
+        write_rows(Path(options.json), rows)
 
 
 def _device_option(parser: ArgumentParser) -> None:
@@ -45,7 +53,7 @@ def _e2e_options(parser: ArgumentParser) -> None:
     parser.add_argument("--arms", default="", help="comma-separated names instead of all arms")
 
 
-def _kernels(options: Namespace) -> list[Row]:
+def _kernels(options: Namespace) -> Iterator[Row]:
     from bench import kernels
     from engine.compute import ComputeConfig, open_accelerator
 
@@ -53,28 +61,31 @@ def _kernels(options: Namespace) -> list[Row]:
     return _shown(kernels.rows(device))
 
 
-def _stages(options: Namespace) -> list[Row]:
+def _stages(options: Namespace) -> Iterator[Row]:
     from bench import stages
 
     names = _names("--stage", options.stage, stages.STAGES)
     return _shown(stages.rows(names))
 
 
-def _e2e(options: Namespace) -> list[Row]:
+def _e2e(options: Namespace) -> Iterator[Row]:
     from bench import e2e
 
     names = _names("--arms", options.arms or ",".join(e2e.ARMS), e2e.ARMS)
-    summaries = e2e.measure(names, options.seconds, Path(options.out))
-    print(e2e.table(summaries))
-    return e2e.rows(summaries)
+    arms: list[e2e.Arm] = []
+    given = 0
+    for arm in e2e.measure(names, options.seconds, Path(options.out)):
+        arms.append(arm)
+        rows = e2e.rows(arms)
+        yield from rows[given:]
+        given = len(rows)
+    print(e2e.table(arms))
 
 
-def _shown(measured: Iterable[Row]) -> list[Row]:
-    rows: list[Row] = []
-    for row in measured:
-        print(table([row], header=not rows), flush=True)
-        rows.append(row)
-    return rows
+def _shown(measured: Iterable[Row]) -> Iterator[Row]:
+    for index, row in enumerate(measured):
+        print(table([row], header=index == 0), flush=True)
+        yield row
 
 
 def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
@@ -85,7 +96,7 @@ def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], list[Row]]]
+Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
     "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),

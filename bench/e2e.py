@@ -5,7 +5,7 @@ then each arm gets the same seconds, half of them for images and half for the st
 them: the default recipe's own counts, without any prior and without filling the time saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,20 +50,21 @@ class Costs:
     fixed: float
 
 
-def measure(names: Sequence[str], seconds: float, out: Path) -> list[Arm]:
-    """Runs the arms one after the other into folders of `out`. Raises UserError where `out` is not empty."""
+def measure(names: Sequence[str], seconds: float, out: Path) -> Iterator[Arm]:
+    """Runs the arms one after the other into folders of `out`.
+
+    Each is yielded as it ends. Raises UserError where `out` is not empty.
+    """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty; give a folder for these runs alone")
     costs = calibrate(_recipe("diffusion+clip+class"), out / "calibration")
-    arms = []
     for name in names:
         recipe = _recipe(name)
         if name != "no-prior":
             recipe = replace(recipe, schedule=allot(recipe, costs, seconds))
         with Progress() as progress:
             summary = run(recipe, out / name, resume=False, progress=progress)
-        arms.append(Arm(name=name, schedule=recipe.schedule, summary=summary))
-    return arms
+        yield Arm(name=name, schedule=recipe.schedule, summary=summary)
 
 
 def _recipe(arm: str) -> Recipe:

@@ -3,10 +3,13 @@
 import csv
 import json
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from engine.files import replacing
 
@@ -71,11 +74,31 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line a row, with the versions that made it."""
-    versions = {name: _version(name) for name in ("torch", "triton")} | {"python": platform.python_version()}
+    versions = _versions()
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*Row.__dataclass_fields__, *versions])
         writer.writeheader()
         writer.writerows(asdict(row) | versions for row in rows)
+
+
+def _versions() -> dict[str, str]:
+    """Of what runs the kernels; `absent` where a machine has none of it."""
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {
+        "torch": _version("torch"),
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda or "absent",
+        "cudnn": str(cudnn or "absent"),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    """That of the NVIDIA kernel module."""
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+(\.\d+)+", path.read_text()) if path.exists() else None
+    return found[0] if found else "absent"
 
 
 def _version(distribution: str) -> str:

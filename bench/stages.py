@@ -1,8 +1,8 @@
 """Steps of the loop's stages beside the same steps as published."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, product
 
 import torch
 from accelerate import Accelerator
@@ -23,44 +23,54 @@ from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1, wrn_40_2
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
-from engine.stages.inversion import EAGER_STEPS, Inversion
+from engine.stages.inversion import EAGER_STEPS
 from engine.stages.rotation import RotationAdversary, RotationHead
 from engine.stages.synthesize import Synthesizer
 from engine.stages.synthesize_config import SynthesizeConfig
 
 CLASSES, SIZE = 10, 32
 SYNTHESIS_BATCH, DISTILLATION_BATCH = 100, 128
+BATCH_STEPS = 10  # the default recipe's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def rows(names: Sequence[str]) -> Iterator[Row]:
-    """Rows of the named stages.
+    """Rows of the named stages: each published step in turns with ours.
 
-    The published steps are measured first as their users run them; then, on a CPU, the process keeps its
-    freed memory, as `engine` does, and they are measured again in turns with ours.
+    On a CPU the published steps are also measured before, as their users run them: later the process keeps
+    its freed memory, as `engine` does.
     """
     compute = resolved(ComputeConfig())
     device = torch.device(compute.device)
     published = {name: STAGES[name][0](device) for name in names}
-    fresh = {name: milliseconds({name: step}, device, seconds=5)[name] for name, step in published.items()}
+    fresh: dict[str, float] = {}
+    if device.type == "cpu":
+        fresh = {
+            name: milliseconds({name: step}, device, seconds=5)[name] for name, step in published.items()
+        }
     accelerator = open_accelerator(compute)
     for name in names:
-        with STAGES[name][1](accelerator) as ours:
-            flops = _flops(ours.counted)
-            ceiling = gemm_ceiling(device, DTYPES[compute.precision])
-            calls = {"ours": ours.step, "published": published[name], "gemm": ceiling.call}
-            ms = milliseconds(calls, device, seconds=5)
-        baselines = {"published, fp32": fresh[name]}
-        if device.type == "cpu":
-            baselines["published, fp32, memory kept"] = ms["published"]
-        for baseline, theirs in baselines.items():
+        ours = STAGES[name][1](accelerator)
+        flops = _flops(ours.counted)
+        ceiling = gemm_ceiling(device, DTYPES[compute.precision])
+        calls = {"step": ours.step, "published": published[name], "gemm": ceiling.call}
+        if ours.batch is not None:
+            calls["batch"] = ours.batch
+        ms = milliseconds(calls, device, seconds=5)
+        baselines = {"published, fp32": ms["published"]}
+        if name in fresh:
+            baselines = {"published, fp32": fresh[name], "published, fp32, memory kept": ms["published"]}
+        per_step = {"step": ms["step"]}
+        if ours.batch is not None:
+            per_step["batch"] = ms["batch"] / BATCH_STEPS
+        for (case, value), (baseline, theirs) in product(per_step.items(), baselines.items()):
             yield Row(
-                case=f"{name}/step",
+                case=f"{name}/{case}",
                 baseline=baseline,
-                ours=ms["ours"],
+                ours=value,
                 theirs=theirs,
                 unit="ms",
-                ratio=theirs / ms["ours"],
+                ratio=theirs / value,
                 floor=ceiling.ms(flops, ms["gemm"]),
                 device=describe(device),
                 dtype=compute.precision,
@@ -71,11 +81,15 @@ def rows(names: Sequence[str]) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """Our step; `counted` is the same step for counting its operations, never replayed from a graph."""
+    """Our step; `counted` is the same step for counting its operations, never replayed from a graph.
+
+    `batch`: BATCH_STEPS of it with all that a batch has around them.
+    """
 
     step: Call
     counted: Call
     shape: str
+    batch: Call | None = None
 
 
 def published_synthesis(device: torch.device) -> Call:
@@ -86,29 +100,30 @@ def published_synthesis(device: torch.device) -> Call:
     return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
 
 
-@contextmanager
-def our_synthesis(accelerator: Accelerator) -> Iterator[Ours]:
+def our_synthesis(accelerator: Accelerator) -> Ours:
     """WRN-40-2 at batch 100, with the rotation term on WRN-16-1."""
     teacher, student = (network.requires_grad_(False) for network in _pair(accelerator.device))
     labels, z = _labels_and_z(accelerator.device)
-    config = SynthesizeConfig(batch_size=SYNTHESIS_BATCH)
+    config = SynthesizeConfig(batch_size=SYNTHESIS_BATCH, steps=BATCH_STEPS)
     synthesizer = Synthesizer(teacher, config, image_size=SIZE, seed=0, accelerator=accelerator)
     rotation = RotationAdversary(student, SIZE, 0, accelerator)
     rotation.head.requires_grad_(False)
     challenge = rotation.challenger()
-    with synthesizer.objective(labels, lambda images, labels, _: challenge(images, labels)) as objective:
-        inversion = Inversion(
-            synthesizer.generator,
-            z,
-            objective,
-            lr=config.lr,
-            draw=torch.Generator().manual_seed(0),
-            accelerator=accelerator,
-            captured=True,
-        )
-        for _ in range(EAGER_STEPS + 1):
-            inversion.step()
-        yield Ours(step=inversion.step, counted=inversion.update, shape=f"batch {SYNTHESIS_BATCH}")
+
+    def adversary(images: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        return challenge(images, labels)
+
+    inversion = synthesizer.inversion(adversary)
+    inversion.begin(z, labels, torch.Generator().manual_seed(0))
+    for _ in range(EAGER_STEPS + 1):
+        inversion.step()
+    index = count()
+    return Ours(
+        step=inversion.step,
+        counted=inversion.update,
+        batch=lambda: synthesizer.batch(next(index), key_stride=1, adversary=adversary),
+        shape=f"batch {SYNTHESIS_BATCH}",
+    )
 
 
 def published_distillation(device: torch.device) -> Call:
@@ -122,8 +137,7 @@ def published_distillation(device: torch.device) -> Call:
     return lambda: step(images, labels)
 
 
-@contextmanager
-def our_distillation(accelerator: Accelerator) -> Iterator[Ours]:
+def our_distillation(accelerator: Accelerator) -> Ours:
     """WRN-40-2 -> WRN-16-1 at batch 128, with the alignment head."""
     teacher, student = _pair(accelerator.device)
     distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
@@ -133,7 +147,7 @@ def our_distillation(accelerator: Accelerator) -> Iterator[Ours]:
     def step() -> object:
         return distiller.train_step(sample)
 
-    yield Ours(step=step, counted=step, shape=f"batch {DISTILLATION_BATCH}")
+    return Ours(step=step, counted=step, shape=f"batch {DISTILLATION_BATCH}")
 
 
 STAGES = {

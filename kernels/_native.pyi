@@ -6,6 +6,12 @@ def retain_freed_memory() -> bool:
     """Makes malloc keep large freed blocks for the rest of the process, so that new large tensors do not page
     their memory in anew. False, and nothing changed, where the C library is not glibc."""
 
+def last_level_cache_bytes() -> int:
+    """Size of the cache that all cores share; results of more than half of it are written past the caches."""
+
+def set_last_level_cache_bytes(bytes: int) -> None:
+    """What `last_level_cache_bytes` returns from now on, for the whole process."""
+
 def isas() -> list[str]:
     """Those that this build has and this processor runs, widest first; the last is `baseline`."""
 

@@ -17,8 +17,8 @@ _override: Backend | None = None
 
 
 def backend_for(x: Tensor) -> Backend:
-    """The implementation for `x` [any shape]: plain torch for other dtypes and empty tensors; else the override
-    where one is set; else by device."""
+    """The implementation for `x` [any shape]: plain torch for other dtypes and empty tensors; else the
+    override where one is set; else by device."""
     if x.dtype not in DTYPES or x.numel() == 0:
         return "torch"
     if _override is not None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bench.published.hooks import StatisticsHook
 
-Networks = Callable[[Tensor], Tensor]
+FeatureExtractor = Callable[[Tensor], Tensor]
+"""images [B, 3, H, W] -> feature map [B, D, h, w]"""
 
 
 def augment(images: Tensor, pad: int = 4) -> Tensor:
@@ -34,7 +35,7 @@ class PublishedSynthesis:
         self,
         teacher: nn.Module,
         hooks: list[StatisticsHook],
-        student_map: Networks,
+        student_map: FeatureExtractor,
         head: nn.Module,
         generator: nn.Module,
         z: Tensor,

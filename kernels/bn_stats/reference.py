@@ -66,7 +66,7 @@ def forward(
     var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
     d_mean, d_var = mean - running_mean.to(wide.dtype), var - running_var.to(wide.dtype)
     mean_norm, var_norm = torch.linalg.vector_norm(d_mean), torch.linalg.vector_norm(d_var)
-    count = x.numel() // x.shape[1]
+    count = x.shape[0] * x.shape[2] * x.shape[3]
     b = torch.where(var_norm > 0, 2 * d_var / (count * var_norm), 0)
     a = torch.where(mean_norm > 0, d_mean / (count * mean_norm), 0) - b * mean
     return y, mean_norm + var_norm, torch.stack([a, b])

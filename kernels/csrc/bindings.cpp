@@ -25,6 +25,8 @@ T* at(Address address) {
 NB_MODULE(_native, m) {
     m.def("cpu_features", &kernels::cpu_features);
     m.def("retain_freed_memory", &kernels::retain_freed_memory);
+    m.def("last_level_cache_bytes", &kernels::last_level_cache_bytes);
+    m.def("set_last_level_cache_bytes", &kernels::set_last_level_cache_bytes, "bytes"_a);
     m.def("isas", &kernels::isas);
     m.def("isa", [] { return std::string(kernels::isa().name); });
     m.def("select_isa", &kernels::select_isa, "name"_a);

@@ -1,5 +1,6 @@
 #include "memory.hpp"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>  // defines __GLIBC__
 
@@ -22,16 +23,26 @@ bool retain_freed_memory() {
 #endif
 }
 
-std::int64_t last_level_cache_bytes() {
-    static const std::int64_t bytes = [] {
-        long kib = 0;  // sysconf counts the caches of all core complexes as one
-        if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-            if (std::fscanf(file, "%ldK", &kib) != 1) kib = 0;
-            std::fclose(file);
-        }
-        return std::int64_t{kib > 0 ? kib : 32 << 10} << 10;
-    }();
+namespace {
+
+std::int64_t shared_cache_bytes() {
+    long kib = 0;  // sysconf counts the caches of all core complexes as one
+    if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+        if (std::fscanf(file, "%ldK", &kib) != 1) kib = 0;
+        std::fclose(file);
+    }
+    return std::int64_t{kib > 0 ? kib : 32 << 10} << 10;
+}
+
+std::atomic<std::int64_t>& cache_bytes() {
+    static std::atomic<std::int64_t> bytes{shared_cache_bytes()};
     return bytes;
 }
+
+}  // namespace
+
+std::int64_t last_level_cache_bytes() { return cache_bytes(); }
+
+void set_last_level_cache_bytes(std::int64_t bytes) { cache_bytes() = bytes; }
 
 }  // namespace kernels

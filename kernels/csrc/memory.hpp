@@ -11,4 +11,7 @@ bool retain_freed_memory();
 // Size of the cache that all cores share; 32 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();
 
+// What the function above returns from now on: results of more than half of it are written past the caches.
+void set_last_level_cache_bytes(std::int64_t bytes);
+
 }  // namespace kernels

@@ -38,8 +38,8 @@ def kd_loss(
     all is NaN, as in torch.
 
     Float32 scalars (float64 where either side is); the gradient of `total` flows to the logits that require
-    it, student's, teacher's or both, and has no gradient of its own. ValueError where shapes, dtypes or
-    settings are wrong and, on a CPU, where a label is not in [0, C); on a GPU, which never waits for the
+    it, student's, teacher's or both, and has no gradient of its own. ValueError where shapes, dtypes, devices
+    or settings are wrong and, on a CPU, where a label is not in [0, C); on a GPU, which never waits for the
     host, such a label makes `total` and `ce` NaN.
     """
     _check(student_logits, teacher_logits, labels, temperature, label_smoothing)
@@ -71,6 +71,10 @@ def _check(
         raise ValueError(
             f"labels must be int64 [{student.shape[0]}], not {labels.dtype} {list(labels.shape)}"
         )
+    devices = [x.device for x in (student, teacher, labels) if x is not None]
+    if any(device != devices[0] for device in devices):
+        names = " and ".join(map(str, devices))
+        raise ValueError(f"student_logits, teacher_logits and labels must be on one device, not {names}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if not 0 <= label_smoothing <= 1:

@@ -9,6 +9,7 @@ from torch.library import define, impl, register_autograd, register_fake
 
 from kernels.backend import backend_for
 from kernels.kd_loss import reference
+from kernels.layout import dense_rows
 
 define(
     "kernels::kd_loss",
@@ -31,14 +32,9 @@ def _implementation(student: Tensor, teacher: Tensor) -> ModuleType:
     return reference
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    """x [B, C] itself where the elements of each row lie side by side, else a contiguous copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
 @impl("kernels::kd_loss", ("cpu", "cuda"))
 def _forward(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _implementation(student, teacher).forward(_dense_rows(student), _dense_rows(teacher), *arguments)
+    return _implementation(student, teacher).forward(dense_rows(student), dense_rows(teacher), *arguments)
 
 
 @register_fake("kernels::kd_loss")
@@ -55,13 +51,16 @@ def _forward_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Te
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *parts, grad_student, grad_teacher = output
     ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    ctx.set_materialize_grads(False)  # zeros for the gradients' own gradients, which nothing reads
     ctx.mark_non_differentiable(*parts, grad_student, grad_teacher)
     ctx.save_for_backward(grad_student, grad_teacher)
 
 
-def _autograd(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
+def _autograd(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise NotImplementedError("kd_loss is differentiable once: it has no backward with create_graph=True")
+    if grad_total is None:
+        return (None,) * 10
     gradients = (
         _scaled(gradient, grad_total).to(dtype) if wanted else None
         for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)

@@ -1,8 +1,10 @@
 """The baselines do the work that they stand for."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from bench.published.hooks import attach
 from bench.published.steps import PublishedDistillation, PublishedSynthesis, augment
@@ -36,7 +38,7 @@ def test_a_synthesis_step_lowers_the_loss_that_it_takes() -> None:
     torch.manual_seed(0)
     teacher, student = wrn_16_1(4).eval(), wrn_16_1(4).eval()
 
-    def student_map(images: torch.Tensor) -> torch.Tensor:
+    def student_map(images: Tensor) -> Tensor:
         return student.stages(student.conv1(images))
 
     hooks, labels = attach(teacher), torch.arange(8) % 4
@@ -56,7 +58,7 @@ def test_a_distillation_step_trains_the_student_and_its_head() -> None:
     torch.manual_seed(0)
     teacher, student, align = wrn_16_1(4).eval(), wrn_16_1(4), AlignHead(64, 64)
 
-    def taps(network: nn.Module) -> PublishedDistillation:
+    def taps(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return lambda x: (network(x), network.relu(network.bn(network.stages(network.conv1(x)))))
 
     step = PublishedDistillation(

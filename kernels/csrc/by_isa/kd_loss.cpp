@@ -108,7 +108,7 @@ float load_row(Dtype dtype, const void* from, int64_t offset, int64_t count, flo
 // log(q / p) is (student - teacher) / T and a constant. Where the maxima are alike, so may be the logits, and their plain
 // difference is exact; else the maxima are taken off first, lest a large gap be rounded with it.
 void choose_bases(Row& row, double temperature) {
-    const bool alike = std::fabs(row.student_max - row.teacher_max) < temperature;
+    const bool alike = __builtin_fabsf(row.student_max - row.teacher_max) < temperature;
     row.student_base = alike ? 0 : row.student_max;
     row.teacher_base = alike ? 0 : row.teacher_max;
 }

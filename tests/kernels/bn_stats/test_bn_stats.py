@@ -112,6 +112,24 @@ def test_gradients_of_a_trainable_affine(dtype: torch.dtype, layout: str) -> Non
             )
 
 
+@pytest.fixture
+def past_the_caches() -> Iterator[None]:
+    before = _native.last_level_cache_bytes()
+    _native.set_last_level_cache_bytes(0)
+    yield
+    _native.set_last_level_cache_bytes(before)
+
+
+@pytest.mark.usefixtures("isa", "past_the_caches")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_results_written_past_the_caches(dtype: torch.dtype, layout: str) -> None:
+    torch.manual_seed(0)
+    for shape in [*SHAPES, (6, 32, 8, 8)]:
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        assert_close(*ours_and_reference(x, parameters(shape[1]), activation="relu"), dtype)
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(64, 19, 9, 11), (7, 16, 96, 96), (130, 48, 4, 4)], ids=str)
@@ -245,23 +263,29 @@ def test_a_gradient_in_another_layout_and_an_input_that_is_not_dense() -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)], ids=str)
 @pytest.mark.filterwarnings("ignore:var_mean")
 def test_an_empty_input_gives_an_empty_output(shape: tuple[int, ...]) -> None:
-    y = bn_act(torch.empty(shape), **parameters(shape[1]), activation="relu")
+    x = torch.empty(shape, requires_grad=True)
+    y = bn_act(x, **parameters(shape[1]), activation="relu")
     assert y.shape == shape
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.shape == shape
+    y, loss = bn_stats(x, **parameters(shape[1]))
+    assert y.shape == shape
+    assert loss.isnan() == (shape[1] > 0)  # there is no mean of nothing, and no norm over no channels but 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_number_of_threads_changes_no_bit(layout: str) -> None:
     x = torch.randn(70, 24, 9, 9).contiguous(memory_format=LAYOUTS[layout])
-    p, results = parameters(24), []
+    p, found = parameters(24), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(ours_and_reference_bits(x, p))
+        found.append(results(x, p))
     torch.set_num_threads(2)
-    for one, other in zip(*results, strict=True):
+    for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 
 
-def ours_and_reference_bits(x: Tensor, p: dict[str, Tensor]) -> list[Tensor]:
+def results(x: Tensor, p: dict[str, Tensor]) -> list[Tensor]:
     own = x.clone(memory_format=torch.preserve_format).requires_grad_()
     weight = p["weight"].clone().requires_grad_()
     y, loss = bn_stats(own, weight, p["bias"], p["running_mean"], p["running_var"], activation="silu")
@@ -329,3 +353,36 @@ def test_it_compiles_as_one_graph() -> None:
         torch.testing.assert_close(a, b)
     ours, theirs = (torch.autograd.grad(sum(f(x)), x)[0] for f in (compiled, step))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_the_backward_op_is_registered_well() -> None:
+    x, p = torch.randn(2, 3, 4, 4), parameters(3)
+    settings = 1e-5, "relu", 0.01, True
+    y, loss, coefficients = torch.ops.kernels.bn_stats(x, *p.values(), *settings)
+    arguments = (torch.ones_like(y), torch.ones_like(loss), x, *p.values(), coefficients, *settings, True)
+    checks = torch.library.opcheck(torch.ops.kernels.bn_stats_backward.default, arguments)
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    y, loss = bn_stats(x, **parameters(3))
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(y.sum() + loss, x, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4)}, r"\[B, C, H, W\], not torch.float32 \[2, 3, 4\]"),
+        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.long)}, "must be floating point"),
+        ({"weight": torch.ones(4)}, r"must be \[3\] on cpu, not \[4\] on cpu"),
+        ({"running_var": torch.ones(3, device="meta")}, r"not \[3\] on meta"),
+        ({"activation": "gelu"}, "no activation 'gelu'; there are none, relu"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
+    arguments = {"x": torch.zeros(2, 3, 4, 4), **parameters(3)} | change
+    for function in (bn_stats, bn_act):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
