@@ -1,4 +1,4 @@
-"""Native operations: what the loop needs from the processor that torch does not offer.
+"""Fused ops, networks rewritten to run on them, and what else the loop needs that torch does not offer.
 
 The PyPI distribution `kernels`, which diffusers and transformers probe for, has the same import name. Where
 it is installed too, its submodules and public names are found here as well; see `kernels/README.md`.
