@@ -5,7 +5,7 @@ OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := .venv/bin
 STAMP := .venv/installed
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/* kernels/csrc/*/*)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format sanitize assets data

@@ -1,4 +1,4 @@
-"""Calls of csrc/by_isa/bn_stats.cpp."""
+"""Calls of csrc/by_isa/bn_stats/."""
 
 import torch
 from torch import Tensor

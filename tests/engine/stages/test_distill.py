@@ -19,6 +19,7 @@ from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
 from engine.stages.distill import DistillConfig, Distiller
 from engine.transforms import random_crop_flip
+from kernels.backend import use_backend
 
 SIZE, CLASSES = 8, 4
 
@@ -362,3 +363,18 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
 def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], field: str) -> None:
     with pytest.raises(UserError, match=rf"distill\.{field}"):
         make()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-4), ("bf16", 2e-2)])
+def test_fused_kernels_and_plain_torch_take_the_same_steps(
+    bank: Bank, precision: str, tolerance: float
+) -> None:
+    losses: list[list[float]] = []
+    for backend in (None, "torch"):
+        with use_backend(backend):
+            ours = distiller(precision=precision, lr=0.01)
+            seen: list[float] = []
+            ours.train(bank, 6, on_log=lambda _, means, seen=seen: seen.append(means["loss"]), log_every=1)
+        losses.append(seen)
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
