@@ -76,7 +76,7 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     used = resolved(config)
     assert used.threads is not None
     torch.set_num_threads(used.threads)
-    set_backend("torch" if used.kernels == "torch" else None)
+    set_backend("torch" if config.kernels == "torch" else None)
     if used.device == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     else:

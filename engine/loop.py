@@ -179,7 +179,7 @@ class Loop:
                 stage.advance(config.batch_size * taken // steps - shown)
 
             trained = [self.parts.student, *([self.rotation.head] if self.rotation else [])]
-            with _frozen(trained):
+            with _without_gradients(trained):
                 return self.synthesizer.batch(
                     index,
                     key_stride=self.recipe.augment.variations + 1,
@@ -265,7 +265,7 @@ class Loop:
 
 
 @contextmanager
-def _frozen(modules: list[nn.Module]) -> Iterator[None]:
+def _without_gradients(modules: list[nn.Module]) -> Iterator[None]:
     """No gradients into these weights, and none kept, while the generator is trained through them."""
     for module in modules:
         module.requires_grad_(False)
