@@ -25,7 +25,7 @@ class ComputeConfig:
     kernels: Literal["fused", "torch"] = "fused"
     """The project's own kernels, or plain torch in their places, for comparison."""
     cuda_graphs: bool = True
-    """On a GPU: record the synthesis step once a batch and replay it, instead of launching each kernel."""
+    """On a GPU: record the synthesis step and replay it, instead of launching each kernel."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Backend = Literal["cpp", "triton", "torch"]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/dtype.hpp numbers them
 
 _override: Backend | None = None
 

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from kernels import _native
+from kernels.backend import DTYPES
 from kernels.bn_stats.reference import ACTIVATIONS, Activation
 from kernels.layout import is_channels_last
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def forward(

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from kernels import _native
+from kernels.backend import DTYPES
 from kernels.kd_loss.reference import empty_gradient, wrong_label
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def forward(
