@@ -53,6 +53,19 @@ def fashion_mnist_root() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def accelerator_state_kept() -> Iterator[None]:
+    """Accelerate's shared state after the test is that before it: other modules hold an Accelerator."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    shared = AcceleratorState._shared_state, PartialState._shared_state
+    before = [dict(state) for state in shared]
+    yield
+    for state, values in zip(shared, before, strict=True):
+        state.clear()
+        state.update(values)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

@@ -3,12 +3,10 @@
 import csv
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from bench import kernels
 from bench.__main__ import command
@@ -16,11 +14,7 @@ from bench.machine import Ceiling
 from bench.timing import milliseconds
 from engine.cli import main
 
-
-@pytest.fixture(autouse=True)
-def _leave_no_accelerator() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 
 
 def test_medians_in_turns() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from engine.compute import ComputeConfig, open_accelerator
@@ -21,11 +20,13 @@ from kernels.backend import set_backend
 STEPS = EAGER_STEPS + 4
 
 
+pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
+
+
 @pytest.fixture(autouse=True)
-def _leave_no_state() -> Iterator[None]:
+def _default_backend() -> Iterator[None]:
     yield
     set_backend(None)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def classifier() -> Classifier:
