@@ -1,4 +1,9 @@
-"""`python -m bench kernels|stages|e2e [--json FILE]`: figures beside baselines run in the same process."""
+"""`python -m bench kernels|stages|production|tensorrt|e2e [--json FILE]`: figures beside baselines.
+
+Ours and the baseline are run in the same process.
+
+`python -m bench full-size --out DIR` writes random networks of production size, for `python -m export`.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +25,13 @@ def command(arguments: Sequence[str]) -> None:
         own.add_argument("--csv", metavar="FILE", default=None, help="the same as CSV, with versions")
         add_options(own)
         commands.add_subcommand(name, own, help=text)
+    full_size = ArgumentParser(description=FULL_SIZE, exit_on_error=False)
+    full_size.add_argument("--out", metavar="DIR", required=True, help="the folder to write to; 3 GB")
+    commands.add_subcommand("full-size", full_size, help=FULL_SIZE)
     options = parser.parse_args(list(arguments))
+    if options.bench == "full-size":
+        _write_full_size(Path(options["full-size"].out))
+        return
     chosen = options[options.bench]
     rows: list[Row] = []
     for row in BENCHES[options.bench][2](chosen):
@@ -28,6 +39,13 @@ def command(arguments: Sequence[str]) -> None:
         _write(chosen, rows)  # each time: what ends the process leaves what is measured
     if not rows:
         _write(chosen, rows)
+
+
+def _write_full_size(out: Path) -> None:
+    from bench import full_size
+
+    for line in full_size.write(out):
+        print(line, flush=True)
 
 
 def _write(options: Namespace, rows: list[Row]) -> None:
@@ -44,7 +62,22 @@ def _device_option(parser: ArgumentParser) -> None:
 
 
 def _stage_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--stage", default="synthesize,distill", help="comma-separated: synthesize, distill")
+    known = "comma-separated: synthesize, augment, filter, distill, teacher"
+    parser.add_argument("--stage", default="synthesize,distill", help=known)
+    _device_option(parser)
+
+
+def _production_options(parser: ArgumentParser) -> None:
+    _device_option(parser)
+    parser.add_argument("--stage", default="augment,filter", help="comma-separated: augment, filter")
+    parser.add_argument("--prior", default="sd-1.5", help="size of the networks: sd-1.5, or unet-16m")
+    parser.add_argument("--batches", default="16,1,64", help="images at once, comma-separated")
+    parser.add_argument("--steps", default="4,1,8", help="solver steps, comma-separated")
+    parser.add_argument(
+        "--ways", default="eager,tensorrt", help="comma-separated: eager, compiled (minutes each), tensorrt"
+    )
+    parser.add_argument("--baseline", choices=["fp16", "fp32"], default="fp16", help="type of the baselines")
+    parser.add_argument("--seconds", type=float, default=120.0, help="limit of each opening and comparison")
 
 
 def _e2e_options(parser: ArgumentParser) -> None:
@@ -63,9 +96,34 @@ def _kernels(options: Namespace) -> Iterator[Row]:
 
 def _stages(options: Namespace) -> Iterator[Row]:
     from bench import stages
+    from engine.compute import ComputeConfig
 
     names = _names("--stage", options.stage, stages.STAGES)
-    return _shown(stages.rows(names))
+    return _shown(stages.rows(names, ComputeConfig(device=options.device)))
+
+
+def _production(options: Namespace) -> Iterator[Row]:
+    from bench import production
+    from engine.compute import ComputeConfig
+    from export.spec import DTYPES
+
+    stages = _names("--stage", options.stage, production.JOBS)
+    wanted = production.Wanted(
+        prior=_names("--prior", options.prior, production.PRIORS)[0],
+        batches=_numbers("--batches", options.batches),
+        steps=_numbers("--steps", options.steps),
+        ways=_names("--ways", options.ways, production.WAYS),
+        dtype=DTYPES[options.baseline],
+    )
+    config = ComputeConfig(device=options.device, runtime="torch")
+    return _shown(production.rows(stages, wanted, config, seconds=options.seconds))
+
+
+def _tensorrt(options: Namespace) -> Iterator[Row]:
+    del options
+    from bench import tensorrt
+
+    return _shown(tensorrt.rows())
 
 
 def _e2e(options: Namespace) -> Iterator[Row]:
@@ -96,10 +154,25 @@ def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
     return names
 
 
+FULL_SIZE = "writes random networks of production size and their recipe"
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in given.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UserError(f"{option}: give whole numbers above 0 with commas between them, not '{given}'")
+    return numbers
+
+
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
     "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
+    "production": ("augment and filter at production size, random weights", _production_options, _production),
+    "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
     "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),
 }
 

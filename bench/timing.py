@@ -27,6 +27,15 @@ def milliseconds(calls: dict[str, Call], device: torch.device, *, seconds: float
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
+def in_turns(calls: dict[str, Call], device: torch.device, *, runs: int = 3) -> dict[str, float]:
+    """The median time of each call, in ms, of so many single runs: for calls of seconds, warmed up once."""
+    measure = _gpu_ms if device.type == "cuda" else _cpu_ms
+    for call in calls.values():
+        call()
+    samples = [{name: measure(call, 1)[0] for name, call in calls.items()} for _ in range(runs)]
+    return {name: statistics.median(sample[name] for sample in samples) for name in calls}
+
+
 def _cpu_ms(call: Call, repeats: int) -> list[float]:
     times = []
     for _ in range(repeats):

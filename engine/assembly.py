@@ -1,5 +1,6 @@
 """The networks of a run, loaded once and shared by its stages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +8,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.models.classifier import Classifier
-from engine.models.loading import build_classifier, load_classifier, require_batch_norm
-from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
+from engine.models.frozen import Frozen, frozen
+from engine.models.loading import build_classifier, load_classifier, require_batch_norm, require_feature
+from engine.models.priors import ClipModel, load_clip, load_prior
 from engine.recipe import Recipe
+from engine.runtime.classifier import classifier_spec, open_classifier
+from engine.runtime.clip import open_clip
+from engine.runtime.place import Place, open_place
+from engine.runtime.prior import OpenPrior, open_prior
+from engine.runtime.sizes import batches
 from engine.seeding import derive_seed, seeded
 from engine.stages.augment import class_tokens
 
@@ -19,21 +26,25 @@ class Assembly:
     """Everything on the accelerator's device; all but the student frozen and in eval mode."""
 
     teacher: Classifier
+    ask_teacher: Frozen
+    """The teacher in the run's runtime, with the feature map that distillation taps."""
     student: Classifier
-    prior: DiffusionPrior | None
+    prior: OpenPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None  # float32 [C, D], for augment.class_condition text
 
 
-def assemble(recipe: Recipe, accelerator: Accelerator) -> Assembly:
-    """Loads the teacher and the priors and draws the student's weights from the seed.
+def assemble(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Assembly:
+    """Loads the teacher and the priors, opens them in their runtime, draws the student from the seed.
 
-    Raises UserError that names the field and the file for whatever cannot be loaded or does not fit.
+    `say` gets a line for each graph or engine that is built. Raises UserError that names the field and the
+    file for whatever cannot be loaded or does not fit, ExportError for what the runtime cannot run.
     """
     device = accelerator.device
     teacher = load_classifier(recipe.teacher, "teacher")
     if recipe.synthesize.w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
+    teacher = teacher.to(device).to(memory_format=torch.channels_last)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
         student = build_classifier(recipe.student, "student")
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
@@ -42,10 +53,27 @@ def assemble(recipe: Recipe, accelerator: Accelerator) -> Assembly:
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
         width = prior.unet.config.cross_attention_dim
         tokens = class_tokens(clip, recipe.class_names, cross_attention_dim=width)
+    place = open_place(recipe.compute, recipe.tensorrt, device, say)
     return Assembly(
-        teacher=teacher.to(device).to(memory_format=torch.channels_last),
+        teacher=teacher,
+        ask_teacher=_ask(teacher, recipe, accelerator, place),
         student=student.to(device).to(memory_format=torch.channels_last),
-        prior=prior,
-        clip=clip,
+        prior=open_prior(prior, recipe.augment, place) if prior is not None else None,
+        clip=open_clip(clip, recipe.filter.micro_batch, place) if clip is not None else None,
         class_tokens=tokens,
     )
+
+
+def _ask(teacher: Classifier, recipe: Recipe, accelerator: Accelerator, place: Place) -> Frozen:
+    taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
+    if place.runtime == "torch":
+        return frozen(teacher, taps, accelerator)
+    rows = max(recipe.distill.batch_size, recipe.filter.micro_batch)
+    spec = classifier_spec(
+        "teacher",
+        teacher,
+        taps,
+        image_size=recipe.teacher.image_size,
+        batches=batches(place.runtime, rows),
+    )
+    return open_classifier(spec, place)

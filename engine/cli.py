@@ -5,6 +5,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 
 from engine.errors import NonFiniteError, UserError
+from export.errors import ExportError
 
 
 def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
@@ -14,7 +15,7 @@ def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | No
     """
     try:
         command(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
+    except (UserError, ExportError) as error:
         return _end(2, f"error: {error}")
     except NonFiniteError as error:
         return _end(1, f"error: {error}")

@@ -1,13 +1,19 @@
 """Where a run computes and in which precision."""
 
+import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.errors import UserError
+from export.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Runtime = Literal["torch", "openvino", "onnxruntime", "tensorrt"]
+RuntimePrecision = Literal["fp32", "bf16", "fp16"]
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
 
@@ -19,7 +25,22 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products; auto takes bf16 where the hardware has it."""
+    """Type of the matrix products of training; auto takes bf16 where the hardware has it."""
+    runtime: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
+    """What runs the frozen networks (the prior's, CLIP's image tower, the teacher where no gradient passes
+    through it); auto takes openvino on a CPU that has it, torch elsewhere."""
+    runtime_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of their matrix products; auto takes fp16 in tensorrt and in onnxruntime on a GPU, fp32 in
+    onnxruntime on a CPU, else `precision`. A network that it does not hold is run in a safer one."""
+    onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Execution provider of runtime onnxruntime; auto takes that of the device."""
+    compile: bool = False
+    """Runtime torch: by inductor, which takes a minute to compile."""
+    engines: str = ""
+    """Folder that keeps graphs and engines, such as --out of python -m export; by default
+    $ENGINE_CACHE, else ~/.cache/dda-engine."""
+    engines_gb: float = 20.0
+    """Size of that folder above which the least recently used are removed, in GB."""
     threads: int | None = None
     """CPU threads of torch; null keeps torch's own choice."""
     kernels: Literal["fused", "torch"] = "fused"
@@ -32,22 +53,52 @@ class ComputeConfig:
             raise UserError(
                 f"compute.threads must be 1 or more, got {self.threads}; null is torch's own choice"
             )
+        if not self.engines_gb > 0:
+            raise UserError(f"compute.engines_gb must be above 0, got {self.engines_gb}")
+        if self.onnx_provider != "auto" and self.runtime != "onnxruntime":
+            raise UserError(
+                f"compute.onnx_provider {self.onnx_provider} is of runtime onnxruntime, "
+                f"not of {self.runtime}; set one of them"
+            )
+        if self.compile and self.runtime not in ("auto", "torch"):
+            raise UserError(f"compute.compile is of runtime torch, not of {self.runtime}; set one of them")
+
+    @property
+    def engines_folder(self) -> Path:
+        """Where graphs and engines are kept."""
+        given = self.engines or os.environ.get("ENGINE_CACHE") or "~/.cache/dda-engine"
+        return Path(given).expanduser()
 
 
 def resolved(config: ComputeConfig) -> ComputeConfig:
+    """`settled`, and the runtime can run here, else UserError or RuntimeUnavailableError."""
+    used = settled(config)
+    _require_runtime(used)
+    return used
+
+
+def settled(config: ComputeConfig) -> ComputeConfig:
     """The configuration with every `auto` and null replaced by what this machine gives.
 
-    Raises UserError for what the machine does not have.
+    Raises UserError for a device that the machine does not have.
     """
     import torch
 
     has_cuda = torch.cuda.is_available()
-    device = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if has_cuda and config.runtime != "openvino" else "cpu"
     if device == "cuda" and not has_cuda:
         raise UserError("compute.device cuda: torch sees no GPU here; take --compute.device cpu")
     precision = config.precision if config.precision != "auto" else _native_precision(device)
+    runtime = config.runtime if config.runtime != "auto" else _native_runtime(device, config.compile)
     return replace(
-        config, device=device, precision=precision, threads=config.threads or torch.get_num_threads()
+        config,
+        device=device,
+        precision=precision,
+        runtime=runtime,
+        runtime_precision=_runtime_precision(config, runtime, device, precision),
+        threads=config.threads or torch.get_num_threads(),
     )
 
 
@@ -59,6 +110,37 @@ def _native_precision(device: str) -> Literal["fp32", "bf16"]:
     import kernels
 
     return "bf16" if BF16_INSTRUCTIONS.intersection(kernels.cpu_features()) else "fp32"
+
+
+def _native_runtime(device: str, compiled: bool) -> Runtime:
+    return "openvino" if device == "cpu" and not compiled and find_spec("openvino") else "torch"
+
+
+def _require_runtime(config: ComputeConfig) -> None:
+    runtime = config.runtime
+    if runtime == "tensorrt":
+        from engine.runtime.tensorrt import require_gpu
+
+        require_gpu()
+        if config.device == "cpu":
+            raise UserError("compute.runtime tensorrt runs on the GPU; leave --compute.device cpu out")
+    elif runtime == "openvino" and config.device != "cpu":
+        raise UserError("compute.runtime openvino runs on CPUs; take --compute.device cpu or --runtime torch")
+    elif not find_spec(runtime):
+        raise RuntimeUnavailableError(
+            f"compute.runtime {runtime}: the package is not installed; pip install {runtime}, or take "
+            "--runtime torch"
+        )
+
+
+def _runtime_precision(
+    config: ComputeConfig, runtime: Runtime, device: str, precision: Literal["fp32", "bf16"]
+) -> RuntimePrecision:
+    if config.runtime_precision != "auto":
+        return config.runtime_precision
+    if runtime in ("torch", "openvino"):
+        return precision
+    return "fp16" if runtime == "tensorrt" or device == "cuda" else "fp32"
 
 
 def open_accelerator(config: ComputeConfig) -> "Accelerator":

@@ -47,7 +47,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
     check_test_set(recipe.evaluate)
-    parts = assemble(recipe, accelerator)
+    parts = assemble(recipe, accelerator, progress.say)
     with replacing(out / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe))
     with SummaryWriter(str(out / "tb")) as scalars:
@@ -93,6 +93,7 @@ class Loop:
             recipe.seed,
             accelerator,
             image_size=size,
+            ask_teacher=parts.ask_teacher,
         )
         self.synthesizer = Synthesizer(
             parts.teacher,
@@ -157,9 +158,8 @@ class Loop:
         adversary = self._adversary()
         for index in batches:
             sources = self._synthesize(index, adversary)
-            top1, _ = classify(
-                sources.images, self.parts.teacher, self.recipe.filter.micro_batch, self.accelerator
-            )
+            micro_batch = self.recipe.filter.micro_batch
+            top1, _ = classify(sources.images, self.parts.ask_teacher, micro_batch, self.accelerator.device)
             self.bank.add(sources, top1)
             self.tally.synthesized += len(sources)
             self.tally.synthesized_agreeing += int((top1 == sources.labels).sum())
@@ -208,7 +208,7 @@ class Loop:
                 config,
                 seed=self.recipe.seed,
                 class_tokens=parts.class_tokens,
-                accelerator=self.accelerator,
+                device=self.accelerator.device,
             ):
                 made.append(batch)
                 stage.advance(len(batch))
@@ -220,9 +220,9 @@ class Loop:
                 sources,
                 variations,
                 self.parts.clip,
-                self.parts.teacher,
+                self.parts.ask_teacher,
                 self.recipe.filter,
-                self.accelerator,
+                self.accelerator.device,
             )
             self.bank.add(variations[verdict.kept], verdict.teacher_top1[verdict.kept])
             self.tally.add(verdict)

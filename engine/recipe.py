@@ -18,6 +18,7 @@ from engine.compute import ComputeConfig
 from engine.datasets.config import EvaluateConfig
 from engine.errors import UserError
 from engine.models.config import ClassifierConfig
+from engine.runtime.tensorrt_config import TensorRtConfig
 from engine.schedule import ScheduleConfig
 from engine.stages.augment_config import AugmentConfig
 from engine.stages.distill_config import DistillConfig
@@ -41,6 +42,8 @@ class Recipe:
     """Name of each class, in the order of the teacher's logits."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and threads"""
+    tensorrt: TensorRtConfig = TensorRtConfig()
+    """How TensorRT's engines are built"""
     teacher: ClassifierConfig
     """The trained classifier to distill from"""
     student: ClassifierConfig

@@ -15,15 +15,22 @@ from engine.models.config import require_named
 from engine.progress import Progress
 from engine.recipe import CONFIG, Recipe, first_difference, load_recipe, parse
 from engine.report.table import results_table
+from engine.short_flags import add_short_flags, spelled_out
 
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.run", description=__doc__, exit_on_error=False)
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    recipe, options = parse(parser, arguments)
+    add_short_flags(parser)
+    recipe, options = parse(parser, spelled_out(arguments))
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
-    recipe = replace(recipe, compute=resolved(recipe.compute))
+    compute = resolved(recipe.compute)
+    if compute.runtime == "tensorrt":
+        from engine.runtime.fallback import runnable
+
+        compute = runnable(compute, recipe.tensorrt, print)
+    recipe = replace(recipe, compute=compute)
     folder = Path(options.out or f"runs/{recipe.name}")
     check(folder, recipe, resume=options.resume)
     from engine.loop import run

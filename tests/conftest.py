@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it where a kernel is defined
 
-POISONED_PACKAGES = {"engine", "kernels"}
+POISONED_PACKAGES = {"engine", "export", "kernels"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +40,14 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         return out
 
     return allocate_poisoned
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs and engines of the tests, made once a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENGINE_CACHE", str(tmp_path_factory.mktemp("engines")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from engine.recipe import load_recipe, parse
+from engine.short_flags import add_short_flags, spelled_out
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -20,14 +21,28 @@ def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^    python -m engine\.run (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    ("own", "line"),
+    [
+        *(
+            ("--out", line)
+            for line in re.findall(r"^    python -m engine\.run (.*?)(?:\s+#.*)?$", README, re.M)
+        ),
+        *(
+            ("--out --network --images --run", line)
+            for line in re.findall(r"^    python -m export (.*?)(?:\s+#.*)?$", README, re.M)
+        ),
+    ],
 )
-def test_the_run_commands_in_the_readme_are_understood(line: str, tmp_path: Path) -> None:
+def test_the_commands_in_the_readme_are_understood(own: str, line: str, tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "my-recipe.yaml").write_text(block)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--out")
+    for flag in own.split():
+        parser.add_argument(flag)
     parser.add_argument("--resume", action="store_true")
-    recipe, options = parse(parser, line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split())
-    assert recipe.name == "my-recipe"
-    assert options.out.startswith("runs/")
+    add_short_flags(parser)
+    arguments = spelled_out(line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split())
+    recipe, options = parse(parser, arguments)
+    assert recipe.name == ("my-recipe" if "my-recipe" in line else "fashion-mnist")
+    assert "--trt" not in line or recipe.compute.runtime == "tensorrt"
+    assert options.out is None or options.out.startswith(("runs/", "engines"))

@@ -11,7 +11,7 @@ from engine.models.features import forward_with_features, submodule
 from kernels.fuse import fuse_frozen
 
 Frozen = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
-"""images [B, 3, H, W] -> (logits, [outputs of the submodules asked for])."""
+"""images [B, 3, H, W] in [0, 1] -> (logits, [outputs of the submodules asked for])."""
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 

@@ -43,7 +43,7 @@ def summarize(
         recipe=recipe.name,
         seed=recipe.seed,
         device=accelerator.device.type,
-        runtime="torch",
+        runtime=recipe.compute.runtime,
         precision=recipe.compute.precision,
         teacher_top1=result and result.teacher_top1,
         student_top1=result and result.student_top1,

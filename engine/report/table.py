@@ -28,7 +28,7 @@ def results_table(summary: Summary, folder: Path) -> Table:
         ),
         "seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary.seconds_by_stage.items()),
         "whole run": f"{clock(summary.wall_seconds)} on {summary.device} in {summary.precision},"
-        f" {summary.images_per_second:.1f} images/s",
+        f" runtime {summary.runtime}, {summary.images_per_second:.1f} images/s",
         "files": str(folder),
     }
     for what, value in rows.items():

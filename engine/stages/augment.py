@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
-from engine.models.priors import PROMPT, ClipModel, DiffusionPrior
+from engine.models.priors import PROMPT, ClipModel
+from engine.runtime.prior import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment_config import SCHEDULERS, AugmentConfig
 
@@ -44,26 +44,27 @@ def class_tokens(clip: ClipModel, class_names: Sequence[str], *, cross_attention
 
 
 def encode_sources(
-    sources: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, accelerator: Accelerator
+    sources: ImageBatch, prior: OpenPrior, config: AugmentConfig, device: torch.device
 ) -> SourceCodes:
     """Embeds each source once and, where `strength` < 1, takes the mode of its latent posterior."""
     embeddings, latents = [], []
     for images in sources.images.split(config.micro_batch):
-        pixels = images.to(accelerator.device).float() / 255
-        embeddings.append(_embed(pixels, prior, accelerator))
+        pixels = images.to(device).float() / 255
+        embeddings.append(_embed(pixels, prior))
         if config.strength < 1:
-            latents.append(_encode(pixels, prior, accelerator))
+            assert prior.vae_encoder is not None, "the prior was opened for pure noise"
+            latents.append(prior.vae_encoder(images=_resize(pixels, prior.image_shape))["latents"])
     return SourceCodes(embeddings=torch.cat(embeddings), latents=torch.cat(latents) if latents else None)
 
 
 def augment(
     sources: ImageBatch,
-    prior: DiffusionPrior,
+    prior: OpenPrior,
     config: AugmentConfig,
     *,
     seed: int,
     class_tokens: Tensor | None,
-    accelerator: Accelerator,
+    device: torch.device,
 ) -> Iterator[ImageBatch]:
     """Yields the S * K variations in micro-batches, source by source.
 
@@ -74,7 +75,7 @@ def augment(
     if not len(sources):
         return
     assert not (sources.keys % (config.variations + 1)).any(), "source keys must be multiples of K + 1"
-    codes = encode_sources(sources, prior, config, accelerator)
+    codes = encode_sources(sources, prior, config, device)
     scheduler = build_scheduler(prior, config)
     for index in torch.arange(len(sources) * config.variations).split(config.micro_batch):
         rows, copies = index // config.variations, index % config.variations
@@ -82,12 +83,12 @@ def augment(
         keys = parents + 1 + copies
         pairs = zip(parents.tolist(), copies.tolist(), strict=True)
         seeds = [derive_seed(seed, "augment", s, k) for s, k in pairs]
-        noise = randn_per_image(seeds, prior.latent_shape).to(accelerator.device)
+        noise = randn_per_image(seeds, prior.latent_shape).to(device)
         tokens = codes.embeddings[rows]
         if class_tokens is not None:
             tokens = torch.cat([tokens, class_tokens.to(tokens)[labels][:, None]], 1)
         anchors = None if codes.latents is None else codes.latents[rows]
-        images = sample(prior, scheduler, config, noise, tokens, anchors, accelerator)
+        images = sample(prior, scheduler, config, noise, tokens, anchors)
         yield ImageBatch(
             images=_to_uint8(images, sources.images.shape[2:], keys),
             labels=labels,
@@ -97,7 +98,7 @@ def augment(
         )
 
 
-def build_scheduler(prior: DiffusionPrior, config: AugmentConfig) -> Any:
+def build_scheduler(prior: OpenPrior, config: AugmentConfig) -> Any:
     """The configured solver with the noise schedule the prior was trained on, its tables on the CPU.
 
     A stored configuration that does not mention `clip_sample` gets False: latents are not bound to [-1, 1].
@@ -111,20 +112,18 @@ def build_scheduler(prior: DiffusionPrior, config: AugmentConfig) -> Any:
 
 @torch.no_grad()
 def sample(
-    prior: DiffusionPrior,
+    prior: OpenPrior,
     scheduler: Any,
     config: AugmentConfig,
     noise: Tensor,
     tokens: Tensor,
     anchors: Tensor | None,
-    accelerator: Accelerator,
 ) -> Tensor:
-    """Denoises and decodes one micro-batch: float32 [B, 3, H, W] in [0, 1].
+    """Denoises and decodes one micro-batch: float32 [B, 3, H, W], in [0, 1] but for overshoot.
 
     noise [B, C, h, w] standard normal; tokens [B, T, D]; anchors: source latents [B, C, h, w] to start from
     with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598: in
-    the unconditional half the tokens that `guidance_of` names are zeros. Solver arithmetic is float32
-    whatever the autocast type.
+    the unconditional half the tokens that `guidance_of` names are zeros. Solver arithmetic is float32.
     """
     scheduler.set_timesteps(config.steps)
     first = 0 if anchors is None else config.steps - int(config.steps * config.strength)
@@ -140,42 +139,25 @@ def sample(
         unconditional_tokens = tokens.clone()
         unconditional_tokens[:, 1 if config.guidance_of == "class" else 0 :] = 0
         tokens = torch.cat([unconditional_tokens, tokens])
-    on_device = timesteps.to(noise.device)
-    for timestep, device_timestep in zip(timesteps, on_device, strict=True):
+    for timestep, on_device in zip(timesteps, timesteps.to(noise.device).split(1), strict=True):
         model_input = scheduler.scale_model_input(latents, timestep)
         if guided:
             model_input = torch.cat([model_input, model_input])
-        with accelerator.autocast():
-            output = prior.unet(model_input, device_timestep, tokens, return_dict=False)[0].float()
+        features = prior.time_features(on_device)
+        output = prior.unet(latents=model_input, time_features=features, tokens=tokens)["prediction"]
         if guided:
             unconditional, conditional = output.chunk(2)
             output = unconditional + config.guidance_scale * (conditional - unconditional)
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-    with accelerator.autocast():
-        decoded = prior.vae.decode(latents / prior.vae.config.scaling_factor, return_dict=False)[0]
-    return (decoded.float() / 2 + 0.5).clamp(0, 1)
+    return prior.vae_decoder(latents=latents)["images"]
 
 
-@torch.no_grad()
-def _embed(pixels: Tensor, prior: DiffusionPrior, accelerator: Accelerator) -> Tensor:
+def _embed(pixels: Tensor, prior: OpenPrior) -> Tensor:
     """[B, 3, H, W] in [0, 1] -> [B, 1, D]; resized without antialiasing, as Lambda's model was trained."""
     size = (prior.encoder_size, prior.encoder_size)
     if pixels.shape[2:] != size:
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=False)
-    mean = pixels.new_tensor(prior.encoder_mean).view(1, 3, 1, 1)
-    std = pixels.new_tensor(prior.encoder_std).view(1, 3, 1, 1)
-    with accelerator.autocast():
-        embeddings = prior.image_encoder((pixels - mean) / std).image_embeds
-    return embeddings.float()[:, None]
-
-
-@torch.no_grad()
-def _encode(pixels: Tensor, prior: DiffusionPrior, accelerator: Accelerator) -> Tensor:
-    """[B, 3, H, W] in [0, 1] -> the posterior's mode, scaled, [B, C, h, w]."""
-    pixels = _resize(pixels, prior.image_shape)
-    with accelerator.autocast():
-        posterior = prior.vae.encode(pixels * 2 - 1, return_dict=False)[0]
-    return posterior.mode().float() * prior.vae.config.scaling_factor
+    return prior.image_encoder(images=pixels)["embeddings"][:, None]
 
 
 def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
@@ -192,4 +174,4 @@ def _to_uint8(images: Tensor, size: Sequence[int], keys: Tensor) -> Tensor:
         raise NonFiniteError(
             f"augment made non-finite images for keys {broken}; use bf16 or no mixed precision"
         )
-    return (_resize(images, size) * 255).round().to(torch.uint8).cpu()
+    return (_resize(images.clamp(0, 1), size) * 255).round().to(torch.uint8).cpu()

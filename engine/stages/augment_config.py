@@ -40,6 +40,11 @@ class AugmentConfig:
     micro_batch: int = 32
     """Variations made at once."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that condition an image: the source's, and the class's where there is one."""
+        return 1 if self.class_condition == "none" else 2
+
     def __post_init__(self) -> None:
         if self.method == "variation" and not self.prior:
             raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")

@@ -13,7 +13,7 @@ from engine.errors import NonFiniteError, UserError
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
-from engine.models.frozen import frozen
+from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, generator, seeded
 from engine.stages.distill_config import DistillConfig
@@ -33,7 +33,8 @@ class Distiller:
     """The state of a student's training: student, alignment head, SGD over both, and the step.
 
     The models are moved to the accelerator's device, channels_last. `image_size` is the side of the bank's
-    images. Raises UserError for a teacher and student that do not fit together. The models are not passed
+    images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by default its
+    fused copy. Raises UserError for a teacher and student that do not fit together. The models are not passed
     through `accelerator.prepare`: it would make their later float32 evaluation run under autocast.
     """
 
@@ -47,6 +48,7 @@ class Distiller:
         accelerator: Accelerator,
         *,
         image_size: int = 32,
+        ask_teacher: Frozen | None = None,
     ) -> None:
         _check_pair(teacher, student)
         if 0 < config.warmup_steps >= total_steps:
@@ -72,7 +74,7 @@ class Distiller:
             nesterov=config.nesterov,
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
-        self._ask_teacher = frozen(teacher, self._taps[0], accelerator)
+        self._ask_teacher = ask_teacher or frozen(teacher, self._taps[0], accelerator)
 
     def _place(self, module: M) -> M:
         return module.to(self.accelerator.device).to(memory_format=torch.channels_last)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError
-from engine.models.classifier import Classifier
+from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
 from engine.stages.filter_config import FilterConfig
 
@@ -42,9 +41,9 @@ def judge(
     sources: ImageBatch,
     variations: ImageBatch,
     clip: ClipModel | None,
-    teacher: Classifier,
+    ask_teacher: Frozen,
     config: FilterConfig,
-    accelerator: Accelerator,
+    device: torch.device,
 ) -> Verdict:
     """Judges variations against their parents in `sources`; each source is embedded once.
 
@@ -52,13 +51,13 @@ def judge(
     `class_gate` it is kept only where the teacher's top-1 is the label, at `min_confidence` or more.
     `clip` may be None with method `none`. Raises NonFiniteError, naming the keys.
     """
-    top1, confidence = classify(variations.images, teacher, config.micro_batch, accelerator)
+    top1, confidence = classify(variations.images, ask_teacher, config.micro_batch, device)
     _require_finite(confidence, variations.keys, "teacher probabilities")
     similarity = torch.full((len(variations),), math.nan)
     passes_clip = torch.ones(len(variations), dtype=torch.bool)
     if config.method == "clip":
         assert clip is not None, "method clip needs a ClipModel"
-        similarity = similarities(sources, variations, clip, config.micro_batch, accelerator)
+        similarity = similarities(sources, variations, clip, config.micro_batch)
         _require_finite(similarity, variations.keys, "CLIP similarities")
         passes_clip = similarity >= _threshold(similarity, config)
     kept = passes_clip
@@ -74,29 +73,28 @@ def judge(
     )
 
 
-def similarities(
-    sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: int, accelerator: Accelerator
-) -> Tensor:
+def similarities(sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: int) -> Tensor:
     """Cosine of each variation's embedding and its parent's, float32 [V] on the CPU."""
     keys, order = sources.keys.sort()
     place = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
     assert torch.equal(keys[place], variations.parents), "a variation's parent is not among the sources"
     embed = clip.embed_images
-    of_sources = _in_chunks(embed, sources.images, micro_batch, accelerator)
-    of_variations = _in_chunks(embed, variations.images, micro_batch, accelerator)
+    of_sources = _in_chunks(embed, sources.images, micro_batch)
+    of_variations = _in_chunks(embed, variations.images, micro_batch)
     return (of_variations * of_sources[order[place]]).sum(1)
 
 
 @torch.no_grad()
 def classify(
-    images: Tensor, teacher: Classifier, micro_batch: int, accelerator: Accelerator
+    images: Tensor, ask_teacher: Frozen, micro_batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The teacher's top-1, int64 [B], and its probability, float32 [B], of uint8 RGB images; on the CPU."""
 
     def probabilities(chunk: Tensor) -> Tensor:
-        return teacher(chunk.to(accelerator.device).float() / 255).float().softmax(1)
+        pixels = chunk.to(device).to(memory_format=torch.channels_last).float() / 255
+        return ask_teacher(pixels)[0].float().softmax(1)
 
-    confidence, top1 = _in_chunks(probabilities, images, micro_batch, accelerator).max(1)
+    confidence, top1 = _in_chunks(probabilities, images, micro_batch).max(1)
     return top1, confidence
 
 
@@ -112,12 +110,9 @@ def mean_pairwise_distance(embeddings: Tensor) -> float:
     return 1 - ((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))).item()
 
 
-def _in_chunks(
-    function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int, accelerator: Accelerator
-) -> Tensor:
-    """`function` over chunks under autocast; float32 rows, gathered on the CPU."""
-    with accelerator.autocast():
-        return torch.cat([function(chunk).float().cpu() for chunk in images.split(micro_batch)])
+def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
+    """`function` over chunks; float32 rows, gathered on the CPU."""
+    return torch.cat([function(chunk).float().cpu() for chunk in images.split(micro_batch)])
 
 
 def _threshold(similarity: Tensor, config: FilterConfig) -> float:

@@ -5,6 +5,9 @@ from typing import Literal
 
 from engine.errors import UserError
 
+LOCAL_DIR = "local-dir:"
+"""Starts the name of an open_clip model that is a folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:

@@ -28,12 +28,20 @@ def _restored() -> Iterator[None]:
 def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: str, monkeypatch) -> None:
     monkeypatch.setattr("kernels.cpu_features", lambda: features)
     used = resolved(ComputeConfig(device="cpu"))
-    assert used == ComputeConfig(device="cpu", precision=precision, threads=torch.get_num_threads())
+    assert used == ComputeConfig(
+        device="cpu",
+        precision=precision,
+        runtime="openvino",
+        runtime_precision=precision,
+        threads=torch.get_num_threads(),
+    )
     assert resolved(used) == used
 
 
 def test_what_was_asked_for_is_kept() -> None:
-    asked = ComputeConfig(device="cpu", precision="bf16", threads=1)
+    asked = ComputeConfig(
+        device="cpu", precision="bf16", runtime="onnxruntime", runtime_precision="fp16", threads=1
+    )
     assert resolved(asked) == asked
 
 

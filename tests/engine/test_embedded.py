@@ -16,8 +16,12 @@ from engine.models.priors import load_clip, load_prior
 from engine.paths import PROJECT_ROOT
 from engine.recipe import load_recipe
 from engine.run import command
+from engine.runtime.place import open_place
+from engine.runtime.prior import open_prior
+from engine.runtime.tensorrt_config import TensorRtConfig
 from engine.stages.augment import augment, build_scheduler, class_tokens, encode_sources, sample
 from engine.stages.evaluate import accuracy
+from tests.places import torch_place
 
 ASSETS = PROJECT_ROOT / "assets" / "fashion-mnist"
 
@@ -60,9 +64,7 @@ def sources_from(generator: torch.Generator, count: int, stride: int) -> ImageBa
 def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance: float) -> None:
     from diffusers import StableDiffusionImageVariationPipeline
 
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
     folder = str(ASSETS / "image-variation")
-    prior = load_prior(folder, "cpu")
     recipe = load_recipe(
         "fashion-mnist",
         {
@@ -71,11 +73,12 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
             "augment.class_condition": "none",
         },
     )
+    prior = open_prior(load_prior(folder, "cpu"), recipe.augment, torch_place())
     sources = sources_from(torch.Generator().manual_seed(0), 3, 1)
     noise = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(1))
     scheduler = build_scheduler(prior, recipe.augment)
-    codes = encode_sources(sources, prior, recipe.augment, accelerator)
-    ours = sample(prior, scheduler, recipe.augment, noise, codes.embeddings, None, accelerator)
+    codes = encode_sources(sources, prior, recipe.augment, torch.device("cpu"))
+    ours = sample(prior, scheduler, recipe.augment, noise, codes.embeddings, None).clamp(0, 1)
     pipeline = StableDiffusionImageVariationPipeline.from_pretrained(folder, requires_safety_checker=False)
     pipeline.scheduler = build_scheduler(prior, recipe.augment)
     pipeline.to(torch.float32)
@@ -93,7 +96,9 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
 
 
 def test_another_micro_batch_gives_the_same_images_in_the_default_precision() -> None:
-    accelerator = open_accelerator(resolved(ComputeConfig()))
+    compute = resolved(ComputeConfig())
+    accelerator = open_accelerator(compute)
+    place = open_place(compute, TensorRtConfig(), accelerator.device, print)
     recipe = load_recipe("fashion-mnist", {"augment.variations": 4})
     prior = load_prior(str(ASSETS / "image-variation"), accelerator.device)
     clip = load_clip(f"local-dir:{ASSETS / 'open_clip'}", None, accelerator.device)
@@ -104,7 +109,8 @@ def test_another_micro_batch_gives_the_same_images_in_the_default_precision() ->
         config = load_recipe(
             "fashion-mnist", {"augment.variations": 4, "augment.micro_batch": micro_batch}
         ).augment
-        made = augment(sources, prior, config, seed=0, class_tokens=tokens, accelerator=accelerator)
+        opened = open_prior(prior, config, place)
+        made = augment(sources, opened, config, seed=0, class_tokens=tokens, device=accelerator.device)
         return torch.cat([batch.images for batch in made])
 
     whole, parts = images(64), images(24)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.priors import DiffusionPrior, load_clip, load_prior
+from engine.runtime.prior import OpenPrior, open_prior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import (
     SCHEDULERS,
@@ -23,11 +23,12 @@ from engine.stages.augment import (
     encode_sources,
     sample,
 )
+from tests.places import torch_place
 from tests.tiny_priors import CLASS_NAMES, EMBED_DIM, write_clip, write_prior
 
 # diffusers 0.42 converts tensors in a way numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-ACCELERATOR = Accelerator(cpu=True)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,13 @@ def _sources(count: int = 3, *, variations: int = 3, size: int = 16) -> ImageBat
     )
 
 
+def _opened(prior: DiffusionPrior) -> OpenPrior:
+    return open_prior(prior, _config(strength=0.5), torch_place())
+
+
 def _all(sources: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, **changes: Any) -> ImageBatch:
-    options = {"seed": 7, "class_tokens": None, "accelerator": ACCELERATOR} | changes
-    return ImageBatch.cat(list(augment(sources, prior, config, **options)))
+    options = {"seed": 7, "class_tokens": None, "device": CPU} | changes
+    return ImageBatch.cat(list(augment(sources, _opened(prior), config, **options)))
 
 
 def _pil(images: Tensor) -> list[Image.Image]:
@@ -95,9 +100,9 @@ def test_same_noise_gives_the_image_of_diffusers_variation_pipeline(
     config = _config(scheduler=scheduler, guidance_scale=guidance_scale)
     sources = _sources()
     noise = randn_per_image([1, 2, 3], prior.latent_shape)
-    codes = encode_sources(sources, prior, config, ACCELERATOR)
-    solver = build_scheduler(prior, config)
-    ours = sample(prior, solver, config, noise, codes.embeddings, None, ACCELERATOR)
+    codes = encode_sources(sources, _opened(prior), config, CPU)
+    solver = build_scheduler(_opened(prior), config)
+    ours = sample(_opened(prior), solver, config, noise, codes.embeddings, None).clamp(0, 1)
 
     pipeline = diffusers.StableDiffusionImageVariationPipeline.from_pretrained(
         folder, requires_safety_checker=False
@@ -163,7 +168,7 @@ def _normalised(images: Tensor, prior: DiffusionPrior) -> Tensor:
 
 def test_keys_parents_labels_seeds_and_order(prior: DiffusionPrior) -> None:
     sources = _sources()
-    batches = list(augment(sources, prior, _config(), seed=7, class_tokens=None, accelerator=ACCELERATOR))
+    batches = list(augment(sources, _opened(prior), _config(), seed=7, class_tokens=None, device=CPU))
     assert [len(batch) for batch in batches] == [5, 4]
     made = ImageBatch.cat(batches)
     assert made.images.dtype == torch.uint8
@@ -201,7 +206,7 @@ def test_a_variation_depends_on_its_own_source_only(prior: DiffusionPrior) -> No
 
 def test_less_strength_starts_nearer_to_the_source(prior: DiffusionPrior) -> None:
     sources = _sources(2)
-    codes = encode_sources(sources, prior, _config(strength=0.5), ACCELERATOR)
+    codes = encode_sources(sources, _opened(prior), _config(strength=0.5), CPU)
     assert codes.latents is not None
     reconstructed = prior.vae.decode(codes.latents / prior.vae.config.scaling_factor).sample / 2 + 0.5
     target = reconstructed.clamp(0, 1).repeat_interleave(3, 0) * 255
@@ -228,10 +233,10 @@ def test_guidance_amplifies_the_tokens_it_names(
         steps=1, scheduler="ddim", guidance_scale=3.0, guidance_of=guidance_of, class_condition="text"
     )
     noise = randn_per_image([1, 2, 3], prior.latent_shape)
-    image = encode_sources(_sources(), prior, config, ACCELERATOR).embeddings
+    image = encode_sources(_sources(), _opened(prior), config, CPU).embeddings
     both = torch.cat([image, tokens[:, None]], 1)
-    solver = build_scheduler(prior, config)
-    ours = sample(prior, solver, config, noise, both, None, ACCELERATOR)
+    solver = build_scheduler(_opened(prior), config)
+    ours = sample(_opened(prior), solver, config, noise, both, None).clamp(0, 1)
 
     without = torch.cat([image if guidance_of == "class" else image * 0, tokens[:, None] * 0], 1)
     solver.set_timesteps(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier
+from engine.models.frozen import frozen
 from engine.models.priors import ClipModel, load_clip
 from engine.stages.filter import FilterConfig, Verdict, judge, mean_pairwise_distance
 from tests.tiny_priors import write_clip
@@ -59,7 +60,7 @@ def variations(sources: ImageBatch) -> ImageBatch:
 
 def _cosines(sources: ImageBatch, variations: ImageBatch, clip: ClipModel) -> Tensor:
     """One pair at a time, in float64 after the tower."""
-    mean, std = clip.mean, clip.std
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     values = []
     for image, parent in zip(variations.images, variations.parents, strict=True):
         source = sources.images[sources.keys == parent]
@@ -73,7 +74,8 @@ def _judge(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel | None, teacher: Classifier, **changes: Any
 ) -> Verdict:
     settings: dict[str, Any] = {"model": "unused"} | changes
-    return judge(sources, variations, clip, teacher, FilterConfig(**settings), ACCELERATOR)
+    ask = frozen(teacher.eval(), [], ACCELERATOR)
+    return judge(sources, variations, clip, ask, FilterConfig(**settings), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 256])

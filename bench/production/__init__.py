@@ -1,0 +1,34 @@
+"""What asks foundation models, at production size: Stable Diffusion 1.5 and CLIP ViT-B/32, random weights.
+
+For a GPU lent by the minute: every candidate is opened and measured within a time limit, and one that fails
+or takes too long is named and left out.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from bench.production import similarity, variations
+from bench.production.measure import rows_of
+from bench.production.ways import OURS
+from bench.rows import Row
+from bench.stages.measure import say
+from engine.compute import ComputeConfig, resolved
+from engine.runtime.place import open_place
+from engine.runtime.tensorrt_config import TensorRtConfig
+
+__all__ = ["JOBS", "PRIORS", "WAYS", "Wanted", "rows"]
+
+JOBS = {"augment": variations.jobs, "filter": similarity.jobs}
+PRIORS = tuple(variations.PRIORS)
+WAYS = tuple(OURS)
+Wanted = variations.Wanted
+
+
+def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, seconds: float) -> Iterator[Row]:
+    """`stages`: of JOBS; `seconds` limits the opening of each candidate, and each comparison in turns."""
+    compute = resolved(config)
+    device = torch.device(compute.device)
+    place = open_place(compute, TensorRtConfig(compute_capabilities=("current",)), device, say)
+    for stage in stages:
+        yield from rows_of(JOBS[stage](wanted, place), device, seconds=seconds)

@@ -1,0 +1,24 @@
+"""The ways to run a network: what of ours and what of theirs belongs to each."""
+
+from typing import Any
+
+from engine.runtime.place import Place
+
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "eager": {
+        "torch fp16": {"runtime": "torch", "precision": "fp16", "compiled": False},
+        "torch bf16": {"runtime": "torch", "precision": "bf16", "compiled": False},
+    },
+    "compiled": {"torch fp16 compiled": {"runtime": "torch", "precision": "fp16", "compiled": True}},
+    "tensorrt": {"tensorrt fp16": {"runtime": "tensorrt", "precision": "fp16", "compiled": False}},
+}
+"""The places of ours by name."""
+BASELINES = {"eager": "eager", "compiled": "torch.compile"}
+
+
+def require_here(place: Place) -> None:
+    """Raises RuntimeUnavailableError for TensorRT without a GPU, before anything is built."""
+    if place.runtime == "tensorrt":
+        from engine.runtime.tensorrt import require_gpu
+
+        require_gpu()

@@ -1,0 +1,155 @@
+"""Augmentation: the whole stage on S sources and K variations of each, uint8 images in and out."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.images import from_pil, sources, to_pil
+from bench.parity import require_alike
+from bench.published.variations import PublishedVariations
+from bench.random_networks import ENCODER_SMALL, UNET_16M, VAE_OF_4, variation_pipeline
+from bench.stages.case import Case, Machine, Ours, Work, flops
+from engine.batch import ImageBatch
+from engine.models.priors import DiffusionPrior
+from engine.paths import resolve
+from engine.runtime.place import Place
+from engine.runtime.prior import open_prior
+from engine.seeding import derive_seed, randn_per_image
+from engine.stages.augment import augment
+from engine.stages.augment_config import AugmentConfig
+
+EMBEDDED = "assets/fashion-mnist/image-variation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much work a case is; all variations are made in one micro-batch."""
+
+    sources: int
+    variations: int
+    steps: int
+    guidance_scale: float = 3.0
+
+    @property
+    def images(self) -> int:
+        return self.sources * self.variations
+
+    def config(self) -> AugmentConfig:
+        return AugmentConfig(
+            prior="given",
+            variations=self.variations,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            micro_batch=self.images,
+        )
+
+
+SIZES = {
+    "embedded": Size(sources=16, variations=8, steps=5),
+    "unet-16m": Size(sources=4, variations=4, steps=4),
+}
+
+
+def cases(device: torch.device) -> list[Case]:
+    pipelines = {"embedded": load_pipeline(EMBEDDED), "unet-16m": random_pipeline()}
+    return [case(name, pipelines[name], size, device) for name, size in SIZES.items()]
+
+
+def load_pipeline(folder: str) -> Any:
+    """A pipeline folder in float32, whatever its stored precision."""
+    from diffusers import StableDiffusionImageVariationPipeline
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(
+        resolve(folder, "augment"),
+        dtype=torch.float32,
+        safety_checker=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def random_pipeline() -> Any:
+    """A UNet of 16 M weights on 32x32 latents of 128x128 images."""
+    return variation_pipeline(UNET_16M, VAE_OF_4, ENCODER_SMALL, scheduler="DPMSolverMultistepScheduler")
+
+
+def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
+    """`pipeline`, which has our solver, beside its networks in our runtime."""
+    prior = prior_of(pipeline, device)
+    batch = sources(size.sources, prior.image_shape[0], variations=size.variations)
+    published = PublishedVariations(
+        pipeline=pipeline.to(device),
+        copies=size.variations,
+        steps=size.steps,
+        guidance_scale=size.guidance_scale,
+    )
+    given = to_pil(batch.images)
+    calls: dict[str, Callable[[], object]] = {
+        "diffusers as in its README, fp32": lambda: published.one_by_one(given),
+        "diffusers batched, fp32": lambda: published.batched(given),
+    }
+
+    def open_ours(machine: Machine) -> Ours:
+        make = variations(prior, size, batch, machine.place)
+        theirs = published.batched(given, noise(batch, size, prior.latent_shape).to(device))
+        require_alike(f"augment/{name}", make(), from_pil(theirs))
+        plain = replace(machine.place, runtime="torch", precision="fp32", compiled=False)
+        counted = variations(prior, size, batch, plain)
+        return Ours(
+            work={f"augment/{name}": Work(call=make, amount=size.images, runtime=machine.place.runtime)},
+            flops=flops(counted) / size.images,
+            dtype=machine.place.precision,
+            shape=f"{size.sources} x {size.variations}, {size.steps} steps",
+        )
+
+    work = {baseline: Work(call=call, amount=size.images) for baseline, call in calls.items()}
+    return Case(published=work, open=open_ours, unit="img/s")
+
+
+def variations(prior: DiffusionPrior, size: Size, batch: ImageBatch, place: Place) -> Callable[[], Tensor]:
+    """The stage with the prior open in `place`; each call makes the same images, uint8 [V, 3, H, W]."""
+    opened = open_prior(prior, size.config(), place)
+
+    def make() -> Tensor:
+        made = augment(batch, opened, size.config(), seed=0, class_tokens=None, device=place.device)
+        return ImageBatch.cat(list(made)).images
+
+    return make
+
+
+def noise(batch: ImageBatch, size: Size, latent_shape: tuple[int, int, int]) -> Tensor:
+    """What the stage starts from at seed 0."""
+    pairs = [(key, copy) for key in batch.keys.tolist() for copy in range(size.variations)]
+    return randn_per_image([derive_seed(0, "augment", *pair) for pair in pairs], latent_shape)
+
+
+def prior_of(pipeline: Any, device: torch.device) -> DiffusionPrior:
+    """A copy of the pipeline's networks as `load_prior` gives them."""
+    unet, vae, encoder = (
+        copy.deepcopy(network).to(device).float().eval().requires_grad_(False)
+        for network in (pipeline.unet, pipeline.vae, pipeline.image_encoder)
+    )
+    channels, side = unet.config.in_channels, unet.config.sample_size
+    pixels = side * 2 ** (len(vae.config.block_out_channels) - 1)
+    processor = pipeline.feature_extractor
+    return DiffusionPrior(
+        vae=vae.to(memory_format=torch.channels_last),
+        unet=unet.to(memory_format=torch.channels_last),
+        image_encoder=encoder,
+        scheduler_config=dict(pipeline.scheduler.config),
+        latent_shape=(channels, side, side),
+        image_shape=(pixels, pixels),
+        encoder_size=encoder.config.image_size,
+        encoder_mean=tuple(processor.image_mean),
+        encoder_std=tuple(processor.image_std),
+    )

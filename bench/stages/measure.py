@@ -1,0 +1,82 @@
+"""Measures the cases of the stages: each published call in turns with ours."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+
+import torch
+
+from bench.machine import describe, gemm_ceiling
+from bench.rows import Row, commit
+from bench.stages import augment, distill, filter, synthesize, teacher
+from bench.stages.case import Case, Machine, Work
+from bench.timing import milliseconds
+from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.runtime.place import open_place
+from engine.runtime.tensorrt_config import TensorRtConfig
+from export.spec import DTYPES
+
+STAGES: dict[str, Callable[[torch.device], list[Case]]] = {
+    "synthesize": synthesize.cases,
+    "augment": augment.cases,
+    "filter": filter.cases,
+    "distill": distill.cases,
+    "teacher": teacher.cases,
+}
+SECONDS = 5.0
+SHOWN: dict[str, Callable[[float], float]] = {"ms": lambda ms: ms, "img/s": lambda ms: 1000 / ms}
+"""What a row shows of the milliseconds of one step, or one image."""
+
+
+def rows(names: Sequence[str], config: ComputeConfig) -> Iterator[Row]:
+    """Rows of the named stages, in the default runtime of the machine or the one that `config` names.
+
+    On a CPU the published calls are also measured before, as their users run them: later the process keeps
+    its freed memory, as `engine` does.
+    """
+    compute = resolved(config)
+    device = torch.device(compute.device)
+    cases = [case for name in names for case in STAGES[name](device)]
+    alone = [_ms_each(case.published, device) if device.type == "cpu" else {} for case in cases]
+    accelerator = open_accelerator(compute)
+    machine = Machine(accelerator=accelerator, place=open_place(compute, TensorRtConfig(), device, say))
+    for case, fresh in zip(cases, alone, strict=True):
+        yield from _rows(case, fresh, machine, device)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ms_each(published: Mapping[str, Work], device: torch.device) -> dict[str, float]:
+    """Milliseconds of one step or image of each, measured by itself."""
+    return {
+        name: milliseconds({name: work.call}, device, seconds=SECONDS)[name] / work.amount
+        for name, work in published.items()
+    }
+
+
+def _rows(case: Case, fresh: dict[str, float], machine: Machine, device: torch.device) -> Iterator[Row]:
+    ours = case.open(machine)
+    ceiling = gemm_ceiling(device, DTYPES[ours.dtype])
+    work = {**ours.work, **case.published}
+    calls = {name: each.call for name, each in work.items()}
+    ms = milliseconds(calls | {"gemm": ceiling.call}, device, seconds=SECONDS)
+    per_unit = {name: ms[name] / each.amount for name, each in work.items()}
+    in_turns = {name: per_unit[name] for name in case.published}
+    kept = {f"{name}, memory kept": value for name, value in in_turns.items()}
+    shown = SHOWN[case.unit]
+    for name, (baseline, theirs) in product(ours.work, (fresh | kept if fresh else in_turns).items()):
+        yield Row(
+            case=name,
+            baseline=baseline,
+            ours=shown(per_unit[name]),
+            theirs=shown(theirs),
+            unit=case.unit,
+            ratio=theirs / per_unit[name],
+            floor=shown(ceiling.ms(ours.flops, ms["gemm"])),
+            device=describe(device),
+            dtype=ours.dtype,
+            shape=", ".join(part for part in (ours.shape, ours.work[name].runtime) if part),
+            commit=commit(),
+        )

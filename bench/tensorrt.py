@@ -1,0 +1,100 @@
+"""Whether TensorRT's engines run on the GPU at hand, what they compute there, and how fast.
+
+CLIP's shipped image tower, once in an engine for the builder's list of GPUs and once for the one at hand.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from bench.machine import describe, gemm_ceiling
+from bench.rows import Row, commit
+from bench.stages.case import flops
+from bench.stages.filter import EMBEDDED, clip_of, load_network
+from bench.stages.measure import say
+from bench.timing import milliseconds
+from engine.compute import ComputeConfig, settled
+from engine.runtime import artifacts
+from engine.runtime.clip import clip_spec
+from engine.runtime.opening import open_runtime
+from engine.runtime.place import Place, open_place
+from engine.runtime.tensorrt import require_gpu
+from engine.runtime.tensorrt_config import TensorRtConfig
+from export.errors import ExportError
+from export.parity import compare, reference
+from export.spec import DTYPES, NetworkSpec
+
+BATCH = 256
+TARGETS: dict[str, tuple[Literal["current"], ...]] = {
+    "portable engine": (),
+    "engine for this GPU": ("current",),
+}
+
+
+def rows() -> Iterator[Row]:
+    """A row for each engine that runs here; for another, aloud, why not, and that torch is what runs."""
+    compute = settled(ComputeConfig(runtime="tensorrt", runtime_precision="fp16"))
+    device = torch.device(compute.device)
+    spec = clip_spec(clip_of(load_network(EMBEDDED), device), rows=BATCH, runtime="tensorrt")
+    for name, capabilities in TARGETS.items():
+        config = TensorRtConfig(compute_capabilities=capabilities)
+        place = open_place(compute, config, device, say)
+        try:
+            entry = artifacts.engine(spec, artifacts.graph(spec, place), place)
+            print(
+                f"{name}: built; here it is {_validity(place.store.read(entry, artifacts.ENGINE))}",
+                flush=True,
+            )
+            require_gpu()
+            yield _measured(name, spec, place)
+        except ExportError as error:
+            print(f"{name}: does not run here: {error}; {_what_runs(device)}", flush=True)
+
+
+def _validity(engine: bytes) -> str:
+    """What TensorRT-RTX says of an engine on this machine before it loads it."""
+    from export.tensorrt.bindings import IS_RTX, LOGGER, trt
+    from export.tensorrt.loading import diagnosis
+
+    if not IS_RTX or not torch.cuda.is_available():
+        return "not judged: " + ("classic TensorRT has no such check" if not IS_RTX else "there is no GPU")
+    validity, bits = trt.Runtime(LOGGER).get_engine_validity(engine)
+    why = "" if validity == trt.EngineValidity.VALID else f": {diagnosis(bits)}"
+    return f"{validity.name}{why}"
+
+
+def _what_runs(device: torch.device) -> str:
+    where = describe(device)
+    if device.type == "cuda":
+        where += " (compute capability {}.{})".format(*torch.cuda.get_device_capability(device))
+    return f"--runtime torch runs on {where}"
+
+
+def _measured(name: str, spec: NetworkSpec, place: Place) -> Row:
+    tensorrt = open_runtime(spec, place)
+    eager = open_runtime(spec, replace(place, runtime="torch"))
+    inputs = {key: value.to(place.device) for key, value in spec.example({"batch": BATCH}).items()}
+    found = compare(reference(spec, inputs), tensorrt(**inputs), place.precision)
+    print(f"{name}: relative error to torch in fp32 {found.relative_error:.1e}", flush=True)
+    ceiling = gemm_ceiling(place.device, DTYPES[place.precision])
+    calls = {
+        "ours": lambda: tensorrt(**inputs),
+        "torch": lambda: eager(**inputs),
+        "gemm": ceiling.call,
+    }
+    ms = milliseconds(calls, place.device)
+    return Row(
+        case=f"tensorrt/clip, {name}",
+        baseline="runtime torch, eager",
+        ours=ms["ours"],
+        theirs=ms["torch"],
+        unit="ms",
+        ratio=ms["torch"] / ms["ours"],
+        floor=ceiling.ms(flops(lambda: eager(**inputs)), ms["gemm"]),
+        device=describe(place.device),
+        dtype=place.precision,
+        shape=f"batch {BATCH}",
+        commit=commit(),
+    )

@@ -1,0 +1,108 @@
+"""Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from engine.compute import settled
+from engine.errors import UserError
+from engine.exporting.stamp import Stamp
+from engine.exporting.table import report_table
+from engine.files import replacing
+from engine.models.config import require_named
+from engine.recipe import Recipe, parse
+from engine.short_flags import add_short_flags, spelled_out
+
+REPORT = "parity.json"
+GROUPS = {
+    "teacher": ("teacher",),
+    "clip": ("clip", "image_encoder"),
+    "unet": ("unet",),
+    "vae": ("vae_encoder", "vae_decoder"),
+    "student": ("student",),
+}
+DEFAULT = "teacher,clip,unet,vae"
+
+
+def command(arguments: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="python -m export", description=__doc__, exit_on_error=False)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the graphs, engines and parity.json (required)"
+    )
+    parser.add_argument(
+        "--network", metavar="NAMES", default=DEFAULT, help=f"comma-separated: {', '.join(GROUPS)}"
+    )
+    parser.add_argument("--run", metavar="DIR", help="for --network student: the folder of a finished run")
+    parser.add_argument("--images", metavar="DIR", help="real images for the proof")
+    add_short_flags(parser)
+    recipe, options = parse(parser, spelled_out(arguments))
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
+    if not options.out:
+        raise UserError("--out is missing; give the folder that shall hold the engines")
+    names = _networks(options.network)
+    student = str(Path(options.run, "student.safetensors")) if options.run else None
+    folder = Path(options.out)
+    recipe = replace(recipe, compute=replace(recipe.compute, engines=str(folder)))
+    stamp = Stamp.of(recipe, names, student, options.images)
+    target = stamp.target(folder) if (folder / REPORT).is_file() else None
+    if target:
+        print(f"{folder} is up to date: neither the networks nor the settings have changed")
+    else:
+        target, entries = _export(recipe, names, student, options.images, folder)
+        stamp.put_on(folder, target, entries)
+    print(report_table(json.loads((folder / REPORT).read_text()), names, target))
+
+
+def _networks(given: str) -> list[str]:
+    groups = [name.strip() for name in given.split(",")]
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown:
+        raise UserError(f"--network: no '{unknown[0]}'; there are {', '.join(GROUPS)}")
+    return [name for group in groups for name in GROUPS[group]]
+
+
+def _export(
+    recipe: Recipe, names: list[str], student: str | None, images: str | None, folder: Path
+) -> tuple[str, list[str]]:
+    """What the export is for, and the entries of the folder that hold it."""
+    import torch
+
+    from engine.exporting.images import RealInputs, read_images
+    from engine.exporting.networks import Networks
+    from engine.exporting.proof import ROWS, prove
+    from engine.runtime.opening import require
+    from engine.runtime.place import open_place
+
+    compute = settled(recipe.compute)
+    if compute.runtime == "torch":
+        raise UserError("--runtime torch has nothing to export; give openvino, onnxruntime or tensorrt")
+    place = open_place(compute, recipe.tensorrt, torch.device(compute.device), say=_say)
+    if place.runtime != "tensorrt":  # its engines can be built where they cannot run
+        require(place)
+    networks = Networks(recipe, place.runtime, student)
+    found, reason = read_images(images, recipe.evaluate, ROWS)
+    if reason:
+        _say(reason)
+    real = RealInputs(found, networks) if found else None
+    target, entries = f"{place.runtime} {place.precision}", []
+    for name in names:
+        proof = prove(name, networks, real, place)
+        entries += proof.entries
+        _record(folder / REPORT, name, target, proof.as_json() | {"no_real_images": reason})
+    return target, entries
+
+
+def _record(path: Path, network: str, target: str, proof: dict[str, Any]) -> None:
+    """Into the report of earlier exports to the folder; each network has its last one for each target."""
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    report.setdefault(network, {})[target] = proof
+    with replacing(path) as part:
+        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,63 @@
+"""The networks that a recipe names, loaded one at a time: together they may not fit into memory."""
+
+from dataclasses import replace
+
+from engine.compute import Runtime
+from engine.errors import UserError
+from engine.models.classifier import Classifier
+from engine.models.loading import load_classifier, require_feature
+from engine.models.priors import DiffusionPrior, load_clip, load_prior
+from engine.recipe import Recipe
+from engine.runtime.classifier import classifier_spec
+from engine.runtime.clip import clip_spec
+from engine.runtime.prior import prior_spec
+from engine.runtime.sizes import batches
+from export.spec import NetworkSpec
+
+CPU = "cpu"
+"""Networks are exported from the CPU, wherever the engine will run."""
+
+
+class Networks:
+    """`load(name)` gives a spec with freshly loaded weights, which its caller alone holds."""
+
+    def __init__(self, recipe: Recipe, runtime: Runtime, student_weights: str | None) -> None:
+        self._recipe, self._runtime, self._student_weights = recipe, runtime, student_weights
+
+    def load(self, name: str) -> NetworkSpec:
+        """Raises UserError where the recipe has no such network, or it cannot be read."""
+        recipe = self._recipe
+        if name == "teacher":
+            return self._teacher()
+        if name == "student":
+            return self._student()
+        if name == "clip":
+            if not recipe.filter.model:
+                raise UserError("--network clip: filter.model is empty; give a model or leave clip out")
+            clip = load_clip(recipe.filter.model, recipe.filter.pretrained, CPU)
+            return clip_spec(clip, rows=recipe.filter.micro_batch, runtime=self._runtime)
+        part = {"vae_encoder": "vae", "vae_decoder": "vae"}.get(name, name)
+        return prior_spec(name, self.prior(part), recipe.augment, self._runtime)
+
+    def prior(self, *parts: str) -> DiffusionPrior:
+        """Some networks of the diffusion prior. Raises UserError as `load` does."""
+        if not self._recipe.augment.prior:
+            raise UserError("--network: augment.prior is empty; give a prior, or name teacher and clip alone")
+        return load_prior(self._recipe.augment.prior, CPU, parts=parts)
+
+    def _teacher(self) -> NetworkSpec:
+        recipe = self._recipe
+        teacher = load_classifier(recipe.teacher, "teacher")
+        taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
+        rows = max(recipe.distill.batch_size, recipe.filter.micro_batch)
+        return self._classifier("teacher", teacher, taps, rows)
+
+    def _student(self) -> NetworkSpec:
+        if self._student_weights is None:
+            raise UserError("--network student: give --run DIR, the folder of a finished run")
+        student = load_classifier(replace(self._recipe.student, weights=self._student_weights), "student")
+        return self._classifier("student", student, [], self._recipe.filter.micro_batch)
+
+    def _classifier(self, name: str, classifier: Classifier, taps: list[str], rows: int) -> NetworkSpec:
+        size = self._recipe.teacher.image_size
+        return classifier_spec(name, classifier, taps, image_size=size, batches=batches(self._runtime, rows))

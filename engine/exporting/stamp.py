@@ -1,0 +1,116 @@
+"""What an export was made from, noted in its folder, so that a second call need not load the networks."""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.files import replacing
+from engine.models.config import LIBRARIES
+from engine.paths import PROJECT_ROOT, resolve
+from engine.recipe import Recipe
+from engine.stages.filter_config import LOCAL_DIR
+
+CODE = ("export", "engine/exporting", "engine/models", "engine/runtime")
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "onnx", "onnx_ir")
+RUNTIMES = ("onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """`settings`: everything but files; `files`: those read, None where only a load could tell."""
+
+    settings: dict[str, Any]
+    files: list[Path] | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, networks: list[str], student: str | None, images: str | None) -> "Stamp":
+        """Raises UserError for a file that the recipe names and that does not exist."""
+        settings = {
+            "recipe": asdict(recipe),
+            "networks": networks,
+            "machine": [platform.node(), platform.machine(), Path("/dev/nvidiactl").exists()],
+            "packages": {name: _version(name) for name in (*PACKAGES, *RUNTIMES)},
+            "code": _code_hash(),
+        }
+        return cls(settings=settings, files=_files(recipe, student, images))
+
+    @property
+    def name(self) -> str:
+        """Of its file: other settings have another one."""
+        return f".stamp-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    def target(self, folder: Path) -> str | None:
+        """What the export in `folder` is for, where it is of these settings and files and complete."""
+        try:
+            noted = json.loads((folder / self.name).read_text())
+            same = set(noted["files"]) == set(map(str, self.files or ())) and all(
+                _unchanged(Path(path), note) for path, note in noted["files"].items()
+            )
+            whole = all((folder / entry).is_dir() for entry in noted["entries"])
+            return str(noted["target"]) if same and whole else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def put_on(self, folder: Path, target: str, entries: list[str]) -> None:
+        """After a whole export for `target`, whose folders are `entries`."""
+        if self.files is None:
+            return
+        files = {str(path): {"stat": _stat(path), "sha256": _sha256(path)} for path in self.files}
+        with replacing(folder / self.name) as part:
+            part.write_text(json.dumps({"target": target, "files": files, "entries": entries}))
+
+
+def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path] | None:
+    if recipe.teacher.name.partition(":")[0] not in LIBRARIES:
+        return None
+    named = {"teacher.weights": recipe.teacher.weights, "--run": student, "--images": images}
+    named["augment.prior"] = recipe.augment.prior
+    named["filter.model"] = recipe.filter.model.removeprefix(LOCAL_DIR)
+    if recipe.filter.pretrained is not None:
+        return None
+    files: list[Path] = []
+    for field, given in named.items():
+        if given:
+            try:
+                found = resolve(given, field)
+            except UserError:
+                return None  # a hub id, or a mistake that the loading will name
+            files += (
+                sorted(path for path in found.rglob("*") if path.is_file()) if found.is_dir() else [found]
+            )
+    return files
+
+
+def _unchanged(path: Path, note: dict[str, Any]) -> bool:
+    return _stat(path) == note["stat"] or _sha256(path) == note["sha256"]
+
+
+def _stat(path: Path) -> list[int]:
+    """Changes with every write; the time of the inode's change cannot be set back."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,21 @@
+"""What an export made, as a table."""
+
+from typing import Any
+
+
+def report_table(report: dict[str, Any], networks: list[str], target: str) -> str:
+    """One line a network: the precision it took for `target`, size, time, and the proof's relative errors."""
+    lines = [f"{'network':<14} {'precision':<10} {'MB':>8} {'seconds':>8}  relative error to torch"]
+    for network in networks:
+        proof = report[network][target]
+        errors = "; ".join(
+            f"by {by}: " + ", ".join(f"{_error(found)} on {kind} inputs" for kind, found in kinds.items())
+            for by, kinds in proof["parity"].items()
+        )
+        cells = f"{network:<14} {proof['precision']:<10} {proof['megabytes']:>8.1f} {proof['seconds']:>8.1f}"
+        lines.append(f"{cells}  {errors}")
+    return "\n".join(lines)
+
+
+def _error(found: dict[str, Any]) -> str:
+    return f"{found['relative_error']:.1e}" if found["finite"] else "not finite"

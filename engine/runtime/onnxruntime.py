@@ -1,0 +1,100 @@
+"""The ONNX Runtime: on CPUs in fp32, on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.runtime.artifacts import Graph
+from engine.runtime.place import Place
+from engine.runtime.profile import check_sizes
+from export.errors import RuntimeUnavailableError
+from export.spec import NetworkSpec
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+WARNINGS_AND_WORSE = 3
+
+
+def require_provider(place: Place) -> str:
+    """The execution provider for the place.
+
+    Raises RuntimeUnavailableError where the installed package has none, or not for the precision.
+    """
+    import onnxruntime
+
+    asked = place.device.type if place.onnx_provider == "auto" else place.onnx_provider
+    provider = PROVIDERS[asked]
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeUnavailableError(
+            f"onnxruntime: the installed package has no {provider}; "
+            "pip install onnxruntime-gpu in the place of onnxruntime, or take another --runtime"
+        )
+    if (asked == "cpu") != (place.device.type == "cpu"):
+        raise RuntimeUnavailableError(
+            f"onnxruntime: {provider} does not run on --compute.device {place.device.type}; make them agree"
+        )
+    if asked == "cpu" and place.precision == "bf16":
+        raise RuntimeUnavailableError(
+            "onnxruntime has no bf16 on a CPU; take --precision fp32, or --runtime openvino"
+        )
+    return provider
+
+
+def _options(provider: str, spec: NetworkSpec) -> dict[str, str]:
+    """TensorRT is told the sizes to come; elsewhere each size is dealt with as it comes."""
+    if provider != PROVIDERS["tensorrt"]:
+        return {}
+    return {
+        f"trt_profile_{point}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
+        )
+        for index, point in enumerate(("min", "opt", "max"))
+    }
+
+
+class OnnxExecutable:
+    """Runs a graph in the precision of its weights."""
+
+    def __init__(self, spec: NetworkSpec, graph: Graph, place: Place) -> None:
+        import onnxruntime
+
+        self._provider = require_provider(place)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = place.threads
+        options.log_severity_level = WARNINGS_AND_WORSE
+        self._spec, self._device = spec, place.device
+        self._session = onnxruntime.InferenceSession(
+            graph.path, options, providers=[(self._provider, _options(self._provider, spec))]
+        )
+
+    @property
+    def description(self) -> str:
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__} on {self._provider}"
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        check_sizes(self._spec, inputs)
+        contiguous = {name: value.float().contiguous() for name, value in inputs.items()}
+        if self._device.type == "cuda":
+            return self._spec.named(self._run_bound(contiguous))
+        arrays = self._session.run(None, {name: value.numpy() for name, value in contiguous.items()})
+        return self._spec.named(torch.from_numpy(array) for array in arrays)
+
+    def _run_bound(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """On torch's own memory, without a way over the host."""
+        binding: Any = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_input(
+                name, "cuda", value.device.index or 0, np.float32, tuple(value.shape), value.data_ptr()
+            )
+        for name in self._spec.outputs:
+            binding.bind_output(name, "cuda")
+        torch.cuda.current_stream().synchronize()
+        self._session.run_with_iobinding(binding)
+        return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]

@@ -1,0 +1,91 @@
+"""The sizes an engine takes: a batch of any size in pieces, other sizes as they are or not at all."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from export.errors import ExportError
+from export.spec import Axis, Input, NetworkSpec
+
+
+def with_fixed_batch(spec: NetworkSpec) -> NetworkSpec:
+    """The same network, compiled for batches of the tuned size alone."""
+    opt = spec.axes()["batch"].opt
+    fixed = Axis(name="batch", min=opt, opt=opt, max=opt)
+
+    def of(given: Input) -> Input:
+        is_batched = isinstance(first := given.shape[0], Axis) and first.name == "batch"
+        return replace(given, shape=(fixed, *given.shape[1:])) if is_batched else given
+
+    return replace(spec, inputs=tuple(map(of, spec.inputs)))
+
+
+def check_sizes(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> None:
+    """Raises ExportError where a size is out of its range; that of the batch is free."""
+    assert inputs.keys() == {given.name for given in spec.inputs}, f"{spec.name}: {sorted(inputs)}"
+    for given in spec.inputs:
+        shape = list(inputs[given.name].shape)
+        if len(shape) != len(given.shape) or not all(map(_fits, shape, given.shape)):
+            raise ExportError(
+                f"{spec.name}: input {given.name} has shape {shape}, its engine takes [{_range(given)}];"
+                " resize the images, or export the network for other sizes"
+            )
+
+
+def pieces(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The inputs in batches the engine takes; too small a one is filled up with copies of its last row.
+
+    The outputs of all pieces together are cut to the rows of the call.
+    """
+    batch = spec.axes()["batch"]
+    batched = {given.name for given in spec.inputs if given.shape[0] == batch}
+    for begin, end, size in ranges(rows(spec, inputs), batch):
+        yield {
+            name: _filled(value[begin:end], size) if name in batched else value
+            for name, value in inputs.items()
+        }
+
+
+def rows(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> int:
+    """The size of the batch."""
+    batch = spec.axes()["batch"]
+    sizes = {len(inputs[given.name]) for given in spec.inputs if given.shape[0] == batch}
+    assert len(sizes) == 1, f"{spec.name}: inputs of {sorted(sizes)} rows"
+    return sizes.pop()
+
+
+def ranges(rows: int, batch: Axis) -> Iterator[tuple[int, int, int]]:
+    """(begin, end, size to fill up to) of each piece."""
+    for begin in range(0, rows, batch.max):
+        end = min(begin + batch.max, rows)
+        yield begin, end, max(end - begin, batch.min)
+
+
+def _fits(size: int, wanted: int | Axis) -> bool:
+    if isinstance(wanted, int):
+        return size == wanted
+    if wanted.name == "batch":
+        return size > 0
+    return wanted.min <= size <= wanted.max and size % wanted.multiple == 0
+
+
+def _range(given: Input) -> str:
+    return ", ".join(map(_in_words, given.shape))
+
+
+def _in_words(axis: int | Axis) -> str:
+    if isinstance(axis, int):
+        return str(axis)
+    if axis.name == "batch":
+        return "batch"
+    if axis.min == axis.max:
+        return str(axis.min)
+    steps = f" in steps of {axis.multiple}" if axis.multiple > 1 else ""
+    return f"{axis.name} {axis.min} to {axis.max}{steps}"
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    missing = size - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows

@@ -1,0 +1,187 @@
+"""The TensorRT runtime: an engine on an NVIDIA GPU, on torch's own memory and streams."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.runtime import compiled
+from engine.runtime.profile import check_sizes, pieces, rows
+from export.errors import ExportError, RuntimeUnavailableError
+from export.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+MAX_GRAPHS = 4
+"""CUDA graphs kept at a time, each of one set of shapes and with memory of its own."""
+
+Tensors = dict[str, Tensor]
+
+
+def require_gpu() -> None:
+    """Raises RuntimeUnavailableError where torch sees no CUDA device."""
+    if not torch.cuda.is_available():
+        raise RuntimeUnavailableError(
+            "tensorrt: no GPU here; its engines can be built here (python -m export --runtime tensorrt) but"
+            " not run; run on a machine with an NVIDIA GPU or take --runtime openvino"
+        )
+
+
+class TensorRtExecutable:
+    """Runs the engine of `spec` on `device`; for one thread at a time.
+
+    `engine`: bytes that the store has verified. `weights`: the ONNX graph of an engine stored without them.
+    `compiled_file`: where TensorRT-RTX keeps its kernels, a file for each engine and GPU. `say` gets a line
+    where the engine will run slowly. With `cuda_graph` calls of a shape seen before are replayed at once
+    instead of launched kernel by kernel. Raises RuntimeUnavailableError where the engine cannot run here.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        engine: bytes,
+        device: torch.device,
+        *,
+        compiled_file: Path,
+        say: Callable[[str], None],
+        weights: Path | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        require_gpu()
+        from export.tensorrt.contexts import Contexts
+        from export.tensorrt.loading import load_engine
+
+        self._spec, self._device, self._compiled_file = spec, device, compiled_file
+        with torch.cuda.device(device):
+            self._contexts = Contexts(
+                load_engine(engine, weights=weights, say=say),
+                cuda_graph=cuda_graph,
+                compiled=compiled.load(compiled_file),
+            )
+            self._stream = torch.cuda.Stream()
+            self._direct = None if cuda_graph else self._contexts.new()
+        self._graphs: OrderedDict[tuple[torch.Size, ...], _Graph] = OrderedDict()
+        self._seen: set[tuple[torch.Size, ...]] = set()
+
+    @property
+    def description(self) -> str:
+        from export.tensorrt.bindings import VERSION
+
+        return f"{VERSION} on {torch.cuda.get_device_name(self._device)}"
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Tensor) -> Tensors:
+        check_sizes(self._spec, inputs)
+        assert all(value.is_cuda for value in inputs.values()), f"{self._spec.name}: inputs off the GPU"
+        with torch.cuda.device(self._device):
+            done = [self._run(piece) for piece in pieces(self._spec, inputs)]
+        count = rows(self._spec, inputs)
+        return {name: _joined([part[name] for part in done])[:count] for name in self._spec.outputs}
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        """One piece, on a stream of ours: on the default stream TensorRT synchronizes the device."""
+        inputs = {given.name: inputs[given.name].float().contiguous() for given in self._spec.inputs}
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            outputs = self._launch(inputs)
+        caller.wait_stream(self._stream)
+        for value in inputs.values():
+            value.record_stream(self._stream)
+        for value in outputs.values():
+            value.record_stream(caller)
+        self._keep_compiled(inputs)
+        return outputs
+
+    def _launch(self, inputs: Tensors) -> Tensors:
+        if self._direct is not None:
+            outputs = bind(self._direct, inputs, self._spec.outputs)
+            enqueue(self._direct, self._stream)
+            return outputs
+        shapes = tuple(value.shape for value in inputs.values())
+        if shapes not in self._graphs:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._stream.synchronize()
+                self._graphs.popitem(last=False)
+            self._graphs[shapes] = _Graph(self._contexts.new(), inputs, self._spec.outputs, self._stream)
+        self._graphs.move_to_end(shapes)
+        return self._graphs[shapes](inputs)
+
+    def _keep_compiled(self, inputs: Tensors) -> None:
+        """TensorRT-RTX compiles at the first call of a shape."""
+        shapes = tuple(value.shape for value in inputs.values())
+        if shapes not in self._seen:
+            self._seen.add(shapes)
+            if kernels := self._contexts.compiled():
+                compiled.save(self._compiled_file, kernels)
+
+
+class _Graph:
+    """One set of shapes at fixed addresses, captured in a CUDA graph.
+
+    It has a context of its own: a graph is void once its context has seen other shapes.
+    """
+
+    def __init__(
+        self,
+        context: trt.IExecutionContext,
+        inputs: Tensors,
+        outputs: tuple[str, ...],
+        stream: torch.cuda.Stream,
+    ) -> None:
+        from export.tensorrt.bindings import IS_RTX
+
+        self._context, self._stream = context, stream
+        self._inputs = {name: value.clone() for name, value in inputs.items()}
+        self._outputs = bind(context, self._inputs, outputs)
+        enqueue(context, stream)  # allocates and compiles what a capture may not
+        self._graph = None if IS_RTX else self._capture()
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        for name, value in inputs.items():
+            self._inputs[name].copy_(value)
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            enqueue(self._context, self._stream)  # TensorRT-RTX replays its own graph
+        return {name: value.clone() for name, value in self._outputs.items()}
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            enqueue(self._context, self._stream)
+        return graph
+
+
+def bind(context: trt.IExecutionContext, inputs: Tensors, outputs: tuple[str, ...]) -> Tensors:
+    """Gives the context the memory of the inputs, and of new outputs, which are returned."""
+    for name, value in inputs.items():
+        _check(context.set_input_shape(name, tuple(value.shape)), name)
+        _check(context.set_tensor_address(name, value.data_ptr()), name)
+    device = next(iter(inputs.values())).device
+    bound = {}
+    for name in outputs:
+        bound[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=torch.float32, device=device)
+        _check(context.set_tensor_address(name, bound[name].data_ptr()), name)
+    return bound
+
+
+def enqueue(context: trt.IExecutionContext, stream: torch.cuda.Stream) -> None:
+    _check(context.execute_async_v3(stream.cuda_stream), "execution")
+
+
+def _check(done: bool, what: str) -> None:
+    if not done:
+        from export.tensorrt.bindings import LOGGER, VERSION
+
+        raise ExportError(f"{VERSION}: {what} failed: {LOGGER.take()}; take another --runtime")
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,1 @@
+"""Networks as ONNX graphs and engine files: specs, export, parity with torch, a cache, TensorRT builds."""

@@ -1,0 +1,60 @@
+"""CLIP's image towers: open_clip's, which the filter asks, and transformers', which conditions the prior."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.networks.axes import BATCHES, batch
+from export.spec import Input, NetworkSpec
+
+
+class _ImageTower(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.tower = tower
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.embed((images - self.mean) / self.std),)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels)
+
+
+class _VisionModel(_ImageTower):
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).image_embeds
+
+
+def open_clip_spec(
+    tower: nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: tuple[int, int],
+    batches: tuple[int, int, int] = BATCHES,
+) -> NetworkSpec:
+    """open_clip's `visual`: images [B, 3, *size] in [0, 1] -> embeddings [B, D], not normalised."""
+    return _spec("clip", _ImageTower(tower, mean, std), size, batches)
+
+
+def clip_vision_spec(
+    model: nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: tuple[int, int],
+    batches: tuple[int, int, int] = BATCHES,
+) -> NetworkSpec:
+    """transformers' CLIPVisionModelWithProjection, with the same inputs and outputs."""
+    return _spec("image_encoder", _VisionModel(model, mean, std), size, batches)
+
+
+def _spec(name: str, module: nn.Module, size: tuple[int, int], batches: tuple[int, int, int]) -> NetworkSpec:
+    images = Input(name="images", shape=(batch(batches), 3, *size), values="uniform")
+    return NetworkSpec(name=name, module=module.eval(), inputs=(images,), outputs=("embeddings",))

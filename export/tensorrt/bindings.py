@@ -1,0 +1,50 @@
+"""The Python bindings of TensorRT: `tensorrt` of version 11 or newer, else `tensorrt_rtx`.
+
+Importing this module raises RuntimeUnavailableError where neither is installed.
+"""
+
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from export.errors import RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = None
+    with suppress(ImportError):
+        import tensorrt as trt
+    if trt is None or int(trt.__version__.split(".")[0]) < 11:
+        try:
+            import tensorrt_rtx as trt
+        except ImportError as error:
+            raise RuntimeUnavailableError(
+                "tensorrt: neither tensorrt >= 11 nor tensorrt_rtx can be imported;"
+                " pip install 'dda-engine[trt]' or take another --runtime"
+            ) from error
+
+IS_RTX = trt.__name__ == "tensorrt_rtx"
+VERSION = f"{trt.__name__} {trt.__version__}"
+
+
+class _Errors(trt.ILogger):
+    """Keeps the latest error lines, to tell why a call gave nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=20)
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        if severity <= trt.ILogger.Severity.ERROR:
+            self.lines.append(" ".join(msg.split()))
+
+    def take(self) -> str:
+        """The first error since the last call in one line, and forgets all."""
+        first = self.lines[0] if self.lines else "TensorRT gives no reason"
+        self.lines.clear()
+        return first
+
+
+LOGGER = _Errors()
+"""The only one: TensorRT ignores every logger but the first of a process."""

@@ -1,0 +1,125 @@
+"""ONNX graphs to engines. Engines are strongly typed: the precision is that of the graph's tensors."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from export.errors import ExportError
+from export.fingerprint import files_hash
+from export.tensorrt import targets
+from export.tensorrt.bindings import LOGGER, VERSION, trt
+from export.tensorrt.options import BuildOptions
+from export.tensorrt.progress import OnProgress, reporting
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
+"""(min, opt, max) of each input by name."""
+
+
+def build_engine(
+    onnx_path: Path, engine_path: Path, shapes: Shapes, options: BuildOptions, on_progress: OnProgress
+) -> None:
+    """Writes the engine of a graph, whose external data must have been checked.
+
+    `on_progress` gets the phase of the build, the steps done and the number of steps. Ctrl-C ends the build
+    at its next step. Raises ExportError for what cannot be built.
+    """
+    targets.check(options)
+    LOGGER.take()
+    builder = trt.Builder(LOGGER)
+    network = builder.create_network()
+    parser = _parse(network, onnx_path)
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_profile(builder, network, shapes, onnx_path))
+    targets.set_targets(config, options)
+    if options.workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.refit != "no":
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.refit == "stripped":
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    cache = _timing_cache(config, options.timing_cache) if options.timing_cache else None
+    with reporting(config, on_progress):
+        engine = builder.build_serialized_network(network, config)
+    del parser  # it owns the weights that the network points to until the engine is built
+    if engine is None:
+        raise ExportError(
+            f"{onnx_path}: {VERSION} could not build an engine: {LOGGER.take()}; take another --runtime"
+        )
+    with engine_path.open("wb") as file:
+        file.write(engine)
+    if options.timing_cache and cache:
+        options.timing_cache.write_bytes(cache.serialize())
+
+
+def engine_key_parts(shapes: Shapes, options: BuildOptions) -> dict[str, str]:
+    """What an engine depends on beside its graph, by names that can be given as the reason to rebuild."""
+    targets.check(options)
+    return {
+        "builder": VERSION,
+        "code": files_hash((__file__, targets.__file__)),
+        "shapes": json.dumps(dict(shapes), sort_keys=True),
+        "workspace": str(options.workspace_bytes),
+        "refit": options.refit,
+        "compute capabilities": ", ".join(options.compute_capabilities),
+        "device": targets.device(options),
+    }
+
+
+def first_error(get_error: Callable[[int], trt.ParserError], num_errors: int) -> str:
+    """The node that a parser stumbled over, and why."""
+    if not num_errors:
+        return LOGGER.take()
+    error = get_error(0)
+    node = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
+    return f"{node}{' '.join(error.desc().split())}"
+
+
+def _parse(network: trt.INetworkDefinition, onnx_path: Path) -> trt.OnnxParser:
+    """Fills the network; the parser must live as long as the network is used."""
+    parser = trt.OnnxParser(network, LOGGER)
+    if not parser.parse_from_file(str(onnx_path)):
+        error = first_error(parser.get_error, parser.num_errors)
+        raise ExportError(f"{onnx_path}: {VERSION} cannot take the graph: {error}; take another --runtime")
+    doors = [*_inputs(network), *(network.get_output(i) for i in range(network.num_outputs))]
+    for door in doors:
+        if door.dtype != trt.DataType.FLOAT:
+            raise ExportError(f"{onnx_path}: {door.name} is not float32; cast inside the graph")
+    return parser
+
+
+def _profile(
+    builder: trt.Builder, network: trt.INetworkDefinition, shapes: Shapes, onnx_path: Path
+) -> trt.IOptimizationProfile:
+    graph = {given.name: tuple(given.shape) for given in _inputs(network)}
+    if graph.keys() != shapes.keys():
+        raise ExportError(
+            f"{onnx_path}: its inputs are {', '.join(graph)}, but shapes are given for {', '.join(shapes)}"
+        )
+    profile = builder.create_optimization_profile()
+    for name, (least, best, most) in shapes.items():
+        if not _fits(graph[name], least, best, most):
+            sizes = f"from {least} over {best} to {most}"
+            raise ExportError(f"{onnx_path}: input {name} of shape {graph[name]} cannot range {sizes}")
+        profile.set_shape(name, least, best, most)
+    return profile
+
+
+def _inputs(network: trt.INetworkDefinition) -> list[trt.ITensor]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
+
+
+def _fits(graph: Shape, least: Shape, best: Shape, most: Shape) -> bool:
+    """Whether the sizes are in order, and fixed where the graph's are; -1 stands for any size."""
+    return len(graph) == len(least) == len(best) == len(most) and all(
+        0 < low <= middle <= high and fixed in (-1, low) and (fixed == -1 or low == high)
+        for fixed, low, middle, high in zip(graph, least, best, most, strict=True)
+    )
+
+
+def _timing_cache(config: trt.IBuilderConfig, file: Path) -> trt.ITimingCache:
+    """Classic TensorRT's measurements in earlier builds, to which this build adds."""
+    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if not config.set_timing_cache(cache, False):
+        raise ExportError(f"{file}: {VERSION} cannot use this timing cache: {LOGGER.take()}; delete it")
+    return cache

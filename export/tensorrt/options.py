@@ -1,0 +1,54 @@
+"""What a build of an engine may be told."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from export.errors import ExportError
+
+FILE = "model.engine"
+"""Name of an engine's file."""
+
+CURRENT = "current"
+"""The compute capability of the GPU at hand."""
+
+Refit = Literal["no", "refit", "stripped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Raises ExportError for values that no build can take."""
+
+    workspace_bytes: int | None = None
+    """Most scratch memory of a layer; None leaves all of the GPU's."""
+
+    refit: Refit = "no"
+    """Whether weights can be put into the engine when it is loaded, and whether it is stored without them."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs to build for, e.g. ("8.6", "8.9"), or ("current",); none leaves the builder's portable list."""
+
+    timing_cache: Path | None = None
+    """Classic TensorRT's measurements of kernels, read and added to, which make the next build faster."""
+
+    def __post_init__(self) -> None:
+        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+            raise ExportError(
+                f"tensorrt: workspace_bytes is {self.workspace_bytes}; give a positive number or none"
+            )
+        if self.refit not in get_args(Refit):
+            raise ExportError(f"tensorrt: refit is {self.refit!r}; give one of {', '.join(get_args(Refit))}")
+        for capability in self.compute_capabilities:
+            if capability != CURRENT and not re.fullmatch(r"\d+\.\d", capability):
+                raise ExportError(
+                    f"tensorrt: compute_capabilities has {capability!r}; give numbers like 8.9, or {CURRENT}"
+                )
+        if CURRENT in self.compute_capabilities and len(self.compute_capabilities) > 1:
+            raise ExportError(f"tensorrt: compute_capabilities has {CURRENT} among others; give it alone")
+        if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
+            raise ExportError("tensorrt: compute_capabilities names one twice; give each once")
+
+    @property
+    def for_current_gpu(self) -> bool:
+        return CURRENT in self.compute_capabilities

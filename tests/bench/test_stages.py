@@ -1,0 +1,178 @@
+"""The stage bench on tiny networks: both sides do the same work, and rows say what was measured."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import images as bench_images
+from bench.machine import Ceiling
+from bench.parity import DifferentWorkError, require_alike, require_close
+from bench.published.similarity import PublishedSimilarity
+from bench.published.variations import PublishedVariations
+from bench.random_networks import drawn
+from bench.stages import augment, filter, measure, teacher
+from bench.stages.case import Case, Ours, Work, flops
+from engine.compute import ComputeConfig
+from tests.bench import tiny_networks
+from tests.tiny_priors import write_clip
+
+pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
+CPU = torch.device("cpu")
+
+
+def test_sources_and_their_copies_are_what_the_stages_take() -> None:
+    of = bench_images.sources(3, 8, variations=2)
+    copies = bench_images.noisy_copies(of, 2)
+    assert of.keys.tolist() == [0, 3, 6]
+    assert copies.parents.tolist() == [0, 0, 3, 3, 6, 6]
+    assert copies.keys.tolist() == [1, 2, 4, 5, 7, 8]
+    torch.testing.assert_close(bench_images.from_pil(bench_images.to_pil(of.images)), of.images)
+
+
+def test_variations_of_both_sides_are_the_same_images() -> None:
+    pipeline, size = tiny_networks.pipeline(), augment.Size(sources=2, variations=3, steps=2)
+    prior = augment.prior_of(pipeline, CPU)
+    batch = bench_images.sources(2, 16, variations=3)
+    published = PublishedVariations(pipeline=pipeline, copies=3, steps=2, guidance_scale=3.0)
+    start = augment.noise(batch, size, prior.latent_shape)
+    ours = augment.variations(prior, size, batch, tiny_networks.machine().place)()
+    given = bench_images.to_pil(batch.images)
+    theirs = bench_images.from_pil(published.batched(given, start))
+    assert ours.shape == (6, 3, 16, 16)
+    assert theirs.float().std() > 10, "images of one colour would be alike, too"
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    alone = bench_images.from_pil(published.batched(given[1:], start[3:]))
+    assert (alone.int() - theirs[3:].int()).abs().max() <= 1
+    assert len(published.one_by_one(given)) == 6
+
+
+def test_an_augment_case_of_a_wrong_prior_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = augment.prior_of
+
+    def wrong(pipeline: object, device: torch.device) -> object:
+        prior = right(pipeline, device)
+        drawn(prior.unet, seed=1)
+        return prior
+
+    monkeypatch.setattr(augment, "prior_of", wrong)
+    case = augment.case("tiny", tiny_networks.pipeline(), augment.Size(sources=2, variations=2, steps=2), CPU)
+    with pytest.raises(DifferentWorkError, match="augment/tiny: cosine"):
+        case.open(tiny_networks.machine())
+
+
+def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = augment.Size(sources=2, variations=2, steps=2)
+
+    def cases(device: torch.device) -> list[Case]:
+        return [augment.case("tiny", tiny_networks.pipeline(), size, device)]
+
+    monkeypatch.setitem(measure.STAGES, "augment", cases)
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
+    config = ComputeConfig(device="cpu", precision="fp32", runtime="torch")
+    rows = list(measure.rows(["augment"], config))
+    baselines = ["diffusers as in its README, fp32", "diffusers batched, fp32"]
+    assert [row.baseline for row in rows] == [*baselines, *(f"{name}, memory kept" for name in baselines)]
+    for row in rows:
+        assert (row.case, row.unit, row.dtype) == ("augment/tiny", "img/s", "fp32")
+        assert row.shape == "2 x 2, 2 steps, torch"
+        assert row.ratio == pytest.approx(row.ours / row.theirs)
+        assert row.floor is not None
+
+
+def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 images by us in 4 ms, by them in 16 ms; 1e6 operations an image, which the ceiling does in 2 ms."""
+    times = {"case": 4.0, "theirs": 16.0, "gemm": 2.0}
+    monkeypatch.setattr(
+        measure, "milliseconds", lambda calls, *_, **__: {name: times[name] for name in calls}
+    )
+    monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
+    work = Work(call=lambda: None, amount=8)
+    ours = Ours(work={"case": work}, flops=1e6, dtype="fp32", shape="8")
+    for unit, values in {"img/s": (2000, 500, 500), "ms": (0.5, 2, 2)}.items():
+        case = Case(published={"theirs": work}, open=lambda _: ours, unit=unit)
+        (row,) = measure._rows(case, {}, tiny_networks.machine(), CPU)
+        assert (row.ours, row.theirs, row.floor) == pytest.approx(values)
+        assert row.ratio == pytest.approx(4)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_similarities_of_the_baseline_are_cosines_of_normalised_embeddings(clip_folder: Path) -> None:
+    network = filter.load_network(str(clip_folder))
+    of = bench_images.sources(3, 24, variations=2)
+    copies = bench_images.noisy_copies(of, 2)
+    preprocess = filter.preprocess_of(network)
+    published = PublishedSimilarity(model=network, preprocess=preprocess, copies=2, batch=2, device=CPU)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
+
+    def pixels(images: Tensor) -> Tensor:
+        return (images.float() / 255 - mean) / std
+
+    expected = F.cosine_similarity(
+        network.encode_image(pixels(copies.images)),
+        network.encode_image(pixels(of.images)).repeat_interleave(2, 0),
+    )
+    given = [bench_images.to_pil(images) for images in (of.images, copies.images)]
+    torch.testing.assert_close(published.of_images(*given), expected, rtol=0, atol=1e-5)
+    tensors = published.of_tensors(pixels(of.images), pixels(copies.images))
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=1e-5)
+
+
+def test_a_filter_case(clip_folder: Path) -> None:
+    network, size = filter.load_network(str(clip_folder)), filter.Size(sources=4, variations=2, batch=5)
+    case = filter.case("tiny", network, size, CPU)
+    ours = case.open(tiny_networks.machine())
+    found = ours.work["filter/tiny"].call()
+    assert isinstance(found, Tensor)
+    assert found.shape == (8,)
+    for work in case.published.values():
+        assert work.amount == 12
+        torch.testing.assert_close(work.call(), found, rtol=0, atol=1e-5)
+    # Patches, two linear layers of attention, two of the MLP on ten tokens; the projection.
+    tokens = 2 * 10 * (4 * 16 * 16 + 2 * 16 * 64) + 2 * 2 * 10 * 10 * 16
+    assert ours.flops == pytest.approx(2 * 9 * 3 * 64 * 16 + tokens + 2 * 16 * 16)
+
+
+def test_a_teacher_case_gives_logits_and_the_feature_map() -> None:
+    case = teacher.case(CPU, 4)
+    ours = case.open(tiny_networks.machine())
+    assert list(ours.work) == ["teacher/WRN-40-2", "teacher/WRN-40-2, fused copy"]
+    (eager,) = case.published.values()
+    logits, feature = eager.call()
+    assert feature.shape == (4, 128, 8, 8)
+    for work in ours.work.values():
+        found, (found_feature,) = work.call()
+        torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found_feature, feature, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_is_counted() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.rand(3, 5, 8)
+    with torch.no_grad():
+        found = flops(lambda: attention(x, x, x, need_weights=False))
+    assert found == 3 * (2 * 5 * 8 * 8 * 4 + 2 * 2 * 5 * 5 * 8)
+
+
+def test_close_is_by_value() -> None:
+    require_close("x", torch.tensor([0.5, 0.51]), torch.tensor([0.51, 0.5]))
+    with pytest.raises(DifferentWorkError, match="x: 0.0300 from"):
+        require_close("x", torch.tensor([0.5, 0.53]), torch.tensor([0.5, 0.5]))
+
+
+def test_alike_is_each_row_whatever_offset_and_scale() -> None:
+    theirs = torch.rand(3, 10)
+    require_alike("x", 255 * theirs + 3, theirs)
+    ours = theirs.clone()
+    ours[1] = torch.rand(10)
+    with pytest.raises(DifferentWorkError, match="x: cosine"):
+        require_alike("x", ours, theirs)
+    with pytest.raises(DifferentWorkError):
+        require_alike("x", theirs * torch.nan, theirs)

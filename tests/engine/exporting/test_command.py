@@ -1,0 +1,233 @@
+"""`python -m export` on tiny real models: what it leaves, what it builds anew, what it refuses."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from engine.cli import main
+from engine.exporting import networks
+from engine.exporting.command import command
+from tests.tiny_recipe import write_recipe
+
+NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"), compute={"runtime": "auto", "threads": 1})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for index in range(3):
+        pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path_factory.mktemp("exported") / "engines"
+    assert main(command, arguments(recipe, out, "--images", str(images))) == 0
+    return out
+
+
+def arguments(recipe: Path, out: Path, *more: str, runtime: str = "tensorrt") -> list[str]:
+    return ["--recipe", str(recipe), "--out", str(out), "--runtime", runtime, *more]
+
+
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "parity.json").read_text())
+
+
+def test_each_network_has_a_graph_an_engine_and_a_proof(exported: Path) -> None:
+    assert report(exported).keys() == NETWORKS
+    for network, targets in report(exported).items():
+        proof = targets["tensorrt fp16"]
+        assert proof["precision"] == "fp16"
+        graph, engine = (exported / entry for entry in proof["entries"])
+        assert graph.name.startswith(f"{network}-onnx-fp16-")
+        assert (graph / "model.onnx").stat().st_size > 1000
+        assert engine.name.startswith(f"{network}-tensorrt-fp16-")
+        assert (engine / "model.engine").stat().st_size > 1000
+        kinds = next(iter(proof["parity"].values()))
+        assert kinds.keys() == {"random", "real"}
+        for found in kinds.values():
+            assert found["finite"]
+            assert 0 < found["relative_error"] < 2e-2
+            assert found["cosine"] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [
+        ("openvino", "fp32", 1e-4),
+        ("openvino", "bf16", 2e-2),
+        ("onnxruntime", "fp32", 1e-4),
+        ("onnxruntime", "fp16", 2e-2),
+    ],
+)
+def test_runtimes_reproduce_torch(
+    recipe: Path, images: Path, exported: Path, runtime: str, precision: str, tolerance: float
+) -> None:
+    if precision == "bf16":
+        from engine.compute import BF16_INSTRUCTIONS
+        from kernels import cpu_features
+
+        if not BF16_INSTRUCTIONS.intersection(cpu_features()):
+            pytest.skip("this processor has no bf16")
+    flags = ["--precision", precision, "--images", str(images)]
+    assert main(command, arguments(recipe, exported, *flags, runtime=runtime)) == 0
+    for network, targets in report(exported).items():
+        proof = targets[f"{runtime} {precision}"]
+        assert proof["precision"] == precision, network
+        for found in proof["parity"][f"{runtime} {precision}"].values():
+            assert found["finite"]
+            assert found["relative_error"] <= tolerance
+    assert "tensorrt fp16" in report(exported)["teacher"], "earlier proofs stay"
+
+
+def test_a_second_call_loads_nothing(
+    recipe: Path, images: Path, exported: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(networks, "load_classifier", never)
+    monkeypatch.setattr(networks, "load_prior", never)
+    monkeypatch.setattr(networks, "load_clip", never)
+    assert main(command, arguments(recipe, exported, "--images", str(images))) == 0
+    said = capsys.readouterr().out
+    assert "is up to date" in said
+    assert "unet           fp16" in said
+
+
+def test_a_second_process_takes_less_than_two_seconds(recipe: Path, images: Path, exported: Path) -> None:
+    import subprocess
+    import time
+
+    start = time.perf_counter()
+    flags = arguments(recipe, exported, "--images", str(images))
+    subprocess.run([sys.executable, "-m", "export", *flags], check=True, capture_output=True)
+    assert time.perf_counter() - start < 2
+
+
+def test_a_touched_weight_builds_that_network_anew_and_says_why(
+    recipe: Path, images: Path, exported: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "engines"
+    shutil.copytree(exported, out)
+    weights = recipe.parent / "teacher.safetensors"
+    before = weights.read_bytes()
+    try:
+        state = load_file(weights)
+        state["conv1.weight"][0, 0, 0, 0] += 1e-3
+        save_file(state, weights)
+        assert main(command, arguments(recipe, out, "--images", str(images))) == 0
+    finally:
+        weights.write_bytes(before)
+    said = capsys.readouterr().out
+    assert "teacher: weights changed, building onnx fp16 anew" in said
+    assert "teacher: graph changed, building tensorrt fp16 anew" in said
+    assert said.count("building") == 2, "the others are taken from the folder"
+
+
+def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
+    from engine.runtime import artifacts
+    from export.errors import ExportError
+    from export.store import Store
+
+    out = tmp_path / "engines"
+    shutil.copytree(exported, out)
+    entry = out / report(out)["teacher"]["tensorrt fp16"]["entries"][1]
+    data = bytearray((entry / artifacts.ENGINE).read_bytes())
+    data[100] ^= 1
+    (entry / artifacts.ENGINE).write_bytes(data)
+    with pytest.raises(ExportError, match=entry.name):
+        Store(out, say=print).read(entry, artifacts.ENGINE)
+
+
+def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
+    weights = tmp_path / "recipe" / "prior" / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_in.weight"] *= 1e7
+    save_file(state, weights, metadata={"format": "pt"})
+    out = tmp_path / "engines"
+    assert main(command, arguments(recipe, out, "--network", "unet")) == 0
+    said = capsys.readouterr().out
+    assert "unet: tensorrt fp16 gives numbers that are not finite; taking bf16" in said
+    proof = report(out)["unet"]["tensorrt fp16"]
+    assert proof["precision"] == "bf16"
+    assert not proof["parity"]["onnxruntime fp16"]["random"]["finite"]
+    assert proof["parity"]["torch bf16"]["random"]["passes"]
+    assert proof["no_real_images"].startswith("no real images: give a folder")
+    assert proof["entries"][1].startswith("unet-tensorrt-bf16-")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--network", "teacher,nothing"],
+            "--network: no 'nothing'; there are teacher, clip, unet, vae, student",
+        ),
+        (["--network", "student"], "--network student: give --run DIR"),
+        (
+            ["--network", "student", "--run", "no/such/run"],
+            "student.weights: 'no/such/run/student.safetensors'",
+        ),
+        (["--images", "no/such/folder"], "--images no/such/folder holds no"),
+        (["--runtime", "torch"], "--runtime torch has nothing to export"),
+        (["--runtime", "openvino", "--precision", "fp16"], "openvino computes in fp32 or bf16 on a CPU"),
+        (["--runtime", "onnxruntime", "--precision", "bf16"], "onnxruntime has no bf16 on a CPU"),
+        (["--tensorrt.compute_capabilities", "[9.7]"], "cannot build for compute capability 9.7"),
+        (["--tensorrt.refit", "stripped"], "needs an NVIDIA GPU to build with refit=stripped"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    recipe: Path, tmp_path: Path, capsys, flags: list[str], words: str
+) -> None:
+    if torch.cuda.is_available() and "refit" in flags[0]:
+        pytest.skip("speaks of machines without a GPU")
+    asked = ["--recipe", str(recipe), "--out", str(tmp_path), "--network", "teacher"]
+    runtime = [] if "--runtime" in flags else ["--runtime", "tensorrt"]
+    assert main(command, [*asked, *runtime, *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_without_out_it_says_so(recipe: Path, capsys) -> None:
+    assert main(command, ["--recipe", str(recipe)]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+
+
+def test_a_file_among_the_images_that_is_none_is_named(recipe: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"nothing")
+    flags = ["--network", "teacher", "--images", str(folder)]
+    assert main(command, arguments(recipe, tmp_path / "out", *flags, runtime="openvino")) == 2
+    assert "broken.png is not an image that can be read" in capsys.readouterr().err
+
+
+def test_a_finished_runs_student_is_exported(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(recipe.parent / "teacher.safetensors", run / "student.safetensors")
+    flags = ["--network", "student", "--run", str(run)]
+    assert main(command, arguments(recipe, tmp_path / "out", *flags, runtime="onnxruntime")) == 0
+    assert report(tmp_path / "out")["student"]["onnxruntime fp32"]["parity"]

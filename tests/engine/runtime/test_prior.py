@@ -1,0 +1,93 @@
+"""The tiny prior, CLIP and teacher make the same of images in every runtime."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.batch import ImageBatch
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.networks import wrn_16_1
+from engine.models.priors import load_clip, load_prior
+from engine.runtime.classifier import classifier_spec, open_classifier
+from engine.runtime.clip import open_clip
+from engine.runtime.prior import open_prior
+from engine.stages.augment import augment
+from engine.stages.augment_config import AugmentConfig
+from engine.stages.filter import similarities
+from export.store import Store
+from tests.places import torch_place
+from tests.tiny_priors import write_clip, write_prior
+
+RUNTIMES = ["openvino", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("engines"), say=lambda _: None)
+
+
+def sources(count: int = 3, size: int = 16) -> ImageBatch:
+    images = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(count) * 4
+    return ImageBatch(
+        images=images.to(torch.uint8),
+        labels=torch.arange(count),
+        keys=keys,
+        parents=torch.full_like(keys, -1),
+        seeds=torch.zeros_like(keys),
+    )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_variations_are_those_of_torch_up_to_rounding(
+    tmp_path_factory: pytest.TempPathFactory, store: Store, runtime: str, strength: float
+) -> None:
+    prior = load_prior(str(write_prior(tmp_path_factory.mktemp("prior"))), "cpu")
+    config = AugmentConfig(
+        prior="unused", variations=3, steps=4, guidance_scale=2.0, strength=strength, micro_batch=4
+    )
+
+    def made(runtime: str) -> torch.Tensor:
+        opened = open_prior(prior, config, torch_place(runtime=runtime, store=store))
+        batches = augment(sources(), opened, config, seed=1, class_tokens=None, device=torch.device("cpu"))
+        return torch.cat([batch.images for batch in batches]).int()
+
+    ours, wanted = made(runtime), made("torch")
+    assert wanted.float().std() > 5
+    assert (ours - wanted).abs().max() <= 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_similarities_are_those_of_torch(tmp_path: Path, store: Store, runtime: str) -> None:
+    clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
+    of, others = sources(2, 24), sources(5, 24)
+    variations = ImageBatch(
+        images=others.images,
+        labels=others.labels,
+        keys=others.keys + 1,
+        parents=of.keys[[0, 1, 1, 0, 1]],
+        seeds=others.seeds,
+    )
+    opened = open_clip(clip, 3, torch_place(runtime=runtime, store=store))
+    wanted = similarities(of, variations, clip, 5)
+    torch.testing.assert_close(similarities(of, variations, opened, 3), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_teacher_and_its_feature_map_are_those_of_torch(store: Store, runtime: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = wrn_16_1(10).eval().requires_grad_(False)
+    teacher = Classifier(
+        network, num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, feature_path="relu"
+    ).eval()
+    spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=32, batches=(1, 4, 8))
+    images = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    logits, (feature,) = open_classifier(spec, torch_place(runtime=runtime, store=store))(images)
+    with torch.no_grad():
+        wanted, (wanted_feature,) = forward_with_features(teacher, images, ["network.relu"])
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(feature, wanted_feature.contiguous(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,208 @@
+"""OpenVINO and ONNX Runtime against torch: values, any batch, what is kept, what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.runtime import artifacts
+from engine.runtime.executable import Executable
+from engine.runtime.opening import open_graph
+from engine.runtime.torch import TorchExecutable
+from export.errors import ExportError, RuntimeUnavailableError
+from export.parity import TOLERANCE, compare, reference
+from export.spec import Axis, Input, NetworkSpec
+from export.store import Store
+from tests.places import torch_place
+
+CHUNK = 4
+BATCH = Axis(name="batch", min=1, opt=CHUNK, max=64)
+SIDES = [Axis(name=name, min=8, opt=16, max=32) for name in ("height", "width")]
+
+
+class Conditioned(nn.Module):
+    """Two outputs, a normalization, and an input without a batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.norm(self.conv(images)) + shift[:, :, None, None])
+        return hidden, self.head(hidden.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def spec() -> NetworkSpec:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Conditioned().eval().requires_grad_(False)
+    inputs = (Input(name="images", shape=(BATCH, 3, *SIDES)), Input(name="shift", shape=(1, 8)))
+    return NetworkSpec(name="conditioned", module=module, inputs=inputs, outputs=("hidden", "logits"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("engines"), say=lambda _: None)
+
+
+def opened(spec: NetworkSpec, store: Store, runtime: str, precision: str) -> Executable:
+    place = torch_place(runtime=runtime, precision=precision, store=store)
+    return open_graph(spec, artifacts.graph(spec, place), place)
+
+
+OPENED = [
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "fp16"),
+]
+
+
+@pytest.mark.parametrize(("runtime", "precision"), OPENED)
+@pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, 5 * CHUNK + 3])
+def test_any_batch_gives_what_torch_gives(
+    spec: NetworkSpec, store: Store, runtime: str, precision: str, rows: int
+) -> None:
+    if (runtime, precision) == ("openvino", "bf16"):
+        require_bf16()
+    inputs = spec.example({"batch": rows}, seed=rows)
+    given = opened(spec, store, runtime, precision)(**inputs)
+    wanted = reference(spec, inputs)
+    assert {name: value.shape for name, value in given.items()} == {n: v.shape for n, v in wanted.items()}
+    assert all(value.dtype == torch.float32 for value in given.values())
+    found = compare(wanted, given, precision)
+    assert found.relative_error <= TOLERANCE[precision]
+    assert found.cosine > 0.999, "the rows are in order"
+
+
+def require_bf16() -> None:
+    from engine.compute import BF16_INSTRUCTIONS
+    from kernels import cpu_features
+
+    if not BF16_INSTRUCTIONS.intersection(cpu_features()):
+        pytest.skip("this processor has no bf16")
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_another_resolution_within_the_range_is_compiled_for(
+    spec: NetworkSpec, store: Store, runtime: str
+) -> None:
+    executable = opened(spec, store, runtime, "fp32")
+    for height, width in ((8, 32), (16, 16), (31, 9)):
+        inputs = spec.example({"batch": 3, "height": height, "width": width})
+        assert compare(reference(spec, inputs), executable(**inputs), "fp32").passes
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_resolution_outside_the_range_is_one_line(spec: NetworkSpec, store: Store, runtime: str) -> None:
+    inputs = spec.example({"batch": 1, "height": 40})
+    with pytest.raises(ExportError, match=r"images has shape \[1, 3, 40, 16\].*height 8 to 32"):
+        opened(spec, store, runtime, "fp32")(**inputs)
+
+
+def test_torch_autocasts_and_answers_in_float32(spec: NetworkSpec) -> None:
+    inputs = spec.example({"batch": 3})
+    wanted = reference(spec, inputs)
+    exact = TorchExecutable(spec, "fp32", torch.device("cpu"))(**inputs)
+    assert all(torch.equal(exact[name], wanted[name]) for name in wanted)
+    rounded = TorchExecutable(spec, "bf16", torch.device("cpu"))(**inputs)
+    found = compare(wanted, rounded, "bf16")
+    assert found.passes
+    assert found.relative_error > 1e-5, "autocast was on"
+    assert all(value.dtype == torch.float32 for value in rounded.values())
+
+
+def test_a_compiled_model_is_taken_from_the_store(spec: NetworkSpec, tmp_path: Path) -> None:
+    said: list[str] = []
+    inputs = spec.example({"batch": 2})
+    results = []
+    for _ in range(2):
+        with Store(tmp_path, say=said.append) as store:
+            results.append(opened(spec, store, "openvino", "fp32")(**inputs)["logits"])
+    assert torch.equal(*results)
+    assert [line.split(" for the")[0] for line in said] == [
+        "conditioned: building onnx fp32",
+        "conditioned: building openvino fp32",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_graph_or_compiled_model_with_one_other_byte_is_refused(
+    spec: NetworkSpec, tmp_path: Path, kind: str
+) -> None:
+    inputs = spec.example({"batch": 2})
+    with Store(tmp_path, say=lambda _: None) as store:
+        opened(spec, store, "openvino", "fp32")(**inputs)
+    (file,) = (path for path in tmp_path.glob(f"conditioned-{kind}-*/model.*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(data)
+    with Store(tmp_path, say=lambda _: None) as store, pytest.raises(ExportError, match=str(file.parent)):
+        opened(spec, store, "openvino", "fp32")(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "words"),
+    [
+        ("openvino", "fp16", "openvino computes in fp32 or bf16 on a CPU, not in fp16"),
+        ("onnxruntime", "bf16", "onnxruntime has no bf16 on a CPU; take --precision fp32"),
+    ],
+)
+def test_a_precision_that_a_runtime_does_not_have_is_one_line(
+    spec: NetworkSpec, store: Store, runtime: str, precision: str, words: str
+) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=words):
+        opened(spec, store, runtime, precision)
+
+
+def test_openvino_reads_back_the_precision_it_computes_in(spec: NetworkSpec, store: Store) -> None:
+    """A processor without bf16 takes the hint and computes in float32."""
+    shapes = tuple(value.shape for value in spec.example({"batch": CHUNK}).values())
+    in_fp32 = opened(spec, store, "openvino", "fp32")._compiled(shapes)
+    with pytest.raises(RuntimeUnavailableError, match="asked for bf16 and computes in f32 here"):
+        opened(spec, store, "openvino", "bf16")._check_precision(in_fp32)
+
+
+def test_a_provider_that_the_package_does_not_have_is_one_line(spec: NetworkSpec, store: Store) -> None:
+    import onnxruntime
+
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this package has it")
+    place = torch_place(runtime="onnxruntime", store=store, onnx_provider="tensorrt")
+    with pytest.raises(RuntimeUnavailableError, match="no TensorrtExecutionProvider; pip install"):
+        open_graph(spec, artifacts.graph(spec, place), place)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_on_the_gpu(spec: NetworkSpec, store: Store, precision: str) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime without CUDA")
+    place = torch_place(runtime="onnxruntime", precision=precision, store=store, device=torch.device("cuda"))
+    executable = open_graph(spec, artifacts.graph(spec, place), place)
+    inputs = spec.example({"batch": 7})
+    given = executable(**{name: value.cuda() for name, value in inputs.items()})
+    assert compare(reference(spec, inputs), given, precision).passes
+
+
+@pytest.mark.slow
+def test_inductor_gives_what_eager_gives(spec: NetworkSpec) -> None:
+    inputs = spec.example({"batch": 3})
+    compiled = TorchExecutable(spec, "fp32", torch.device("cpu"), compiled=True)
+    assert compare(reference(spec, inputs), compiled(**inputs), "fp32").passes
+
+
+def test_what_the_numbers_depend_on_is_told(spec: NetworkSpec, store: Store) -> None:
+    assert opened(spec, store, "openvino", "fp32").description.startswith("openvino 20")
+    assert opened(spec, store, "onnxruntime", "fp32").description.endswith("on CPUExecutionProvider")
+
+
+def test_openvino_computes_in_bf16_from_the_fp32_graph(spec: NetworkSpec, store: Store) -> None:
+    places = [torch_place(runtime="openvino", precision=p, store=store) for p in ("bf16", "fp32")]
+    assert len({artifacts.graph(spec, place).path for place in places}) == 1

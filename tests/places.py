@@ -1,0 +1,24 @@
+"""Where tests open networks."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.runtime.place import Place
+from export.store import Store
+
+
+def torch_place(**changes: object) -> Place:
+    """The torch runtime in float32 on the CPU, but for `changes`."""
+    store = Store(Path(tempfile.mkdtemp(prefix="engines-")), say=lambda _: None)
+    place = Place(
+        runtime="torch",
+        precision="fp32",
+        device=torch.device("cpu"),
+        threads=2,
+        store=store,
+        say=lambda _: None,
+    )
+    return replace(place, **changes)
