@@ -151,16 +151,26 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
     assert summary["accuracy_reason"] is None
 
 
-def test_only_pretraining_names_the_training_halves() -> None:
-    """The loop has no way to the private or the public half: outside pretraining no code asks for them."""
+@pytest.mark.parametrize(
+    ("half", "rooms"),
+    [("private", {"datasets", "pretraining"}), ("public", {"datasets", "pretraining", "exporting"})],
+)
+def test_the_loop_names_no_training_half(half: str, rooms: set[str]) -> None:
+    """Pretraining reads both halves; the proof of an export, no part of the loop, reads public images."""
     engine = Path(loop_module.__file__).parent
     asking = {
         path.relative_to(engine).parts[0]
         for path in engine.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and node.value in ("private", "public")
+        if isinstance(node, ast.Constant) and node.value == half
     }
-    assert asking == {"datasets", "pretraining"}
+    assert asking == rooms
+    importing = {
+        path.relative_to(engine).parts[0]
+        for path in engine.rglob("*.py")
+        if "from engine.exporting" in path.read_text()
+    }
+    assert importing == {"exporting"}
 
 
 @pytest.mark.parametrize(
