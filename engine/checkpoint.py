@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.bank import Bank
+from engine.memory_bank import Bank
 from engine.errors import UserError
 from engine.files import replacing
 

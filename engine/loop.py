@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
-from engine.bank import Bank
+from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.compute import open_accelerator
 from engine.datasets.config import check_test_set

@@ -14,9 +14,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from engine import recipes
+from engine.bank.config import BankConfig
 from engine.compute import ComputeConfig
 from engine.datasets.config import EvaluateConfig
 from engine.errors import UserError
+from engine.feed.config import FeedConfig
 from engine.models.config import ClassifierConfig
 from engine.runtime.tensorrt_config import TensorRtConfig
 from engine.schedule import ScheduleConfig
@@ -56,6 +58,10 @@ class Recipe:
     """Variations of the synthesized images by a diffusion prior"""
     filter: FilterConfig
     """Which variations are kept"""
+    bank: BankConfig = BankConfig()
+    """The files of the images"""
+    feed: FeedConfig = FeedConfig()
+    """From the files to the student"""
     distill: DistillConfig
     """Training of the student on the bank"""
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from engine.assembly import Assembly
-from engine.bank import Bank
+from engine.memory_bank import Bank
 from engine.datasets.config import load_test_set
 from engine.models.priors import PROMPT, ClipModel
 from engine.progress import Progress

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.bank import Bank, Sample
+from engine.memory_bank import Bank, Sample
 from engine.errors import NonFiniteError, UserError
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier

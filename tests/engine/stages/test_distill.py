@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from engine.bank import Bank
+from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier

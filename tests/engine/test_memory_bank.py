@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from engine.bank import Bank
+from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.errors import UserError
 from engine.seeding import generator
