@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from engine.memory_bank import Bank
 from engine.errors import UserError
 from engine.files import replacing
+from engine.memory_bank import Bank
 
 
 def save(folder: Path, phase: int, state: dict[str, Any], bank: Bank) -> None:

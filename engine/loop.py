@@ -14,11 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
-from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.compute import open_accelerator
 from engine.datasets.config import check_test_set
 from engine.files import replacing
+from engine.memory_bank import Bank
 from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from engine.assembly import Assembly
-from engine.memory_bank import Bank
 from engine.datasets.config import load_test_set
+from engine.memory_bank import Bank
 from engine.models.priors import PROMPT, ClipModel
 from engine.progress import Progress
 from engine.recipe import Recipe

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.memory_bank import Bank, Sample
 from engine.errors import NonFiniteError, UserError
+from engine.memory_bank import Bank, Sample
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features

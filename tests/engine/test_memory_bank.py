@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.errors import UserError
+from engine.memory_bank import Bank
 from engine.seeding import generator
 
 SHAPE = (3, 4, 5)

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from engine.memory_bank import Bank
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
+from engine.memory_bank import Bank
 from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
