@@ -6,6 +6,7 @@ compiled model is kept in the store.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ BLOB = "model.blob"
 
 def version() -> str:
     """What compiled models depend on besides their graph."""
-    name = _core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
+    name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
     code = files_hash((__file__, small_maps.__file__))[:12]
     return f"openvino {metadata.version('openvino')} on {name}, code {code}"
 
@@ -91,7 +92,6 @@ class OpenVinoExecutable:
         return self._queues[shapes]
 
     def _compiled(self, shapes: tuple[tuple[int, ...], ...]) -> CompiledModel:
-        core = _core()
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
@@ -99,10 +99,10 @@ class OpenVinoExecutable:
         }
 
         def build(folder: Path) -> None:
-            model = core.read_model(self._graph.path)
+            model = core().read_model(self._graph.path)
             model.reshape({given.name: list(s) for given, s in zip(self._spec.inputs, shapes, strict=True)})
             small_maps.write_out_small_maps(model)
-            compiled = core.compile_model(model, DEVICE, options)
+            compiled = core().compile_model(model, DEVICE, options)
             (folder / BLOB).write_bytes(compiled.export_model().getvalue())
 
         parts = {
@@ -113,7 +113,7 @@ class OpenVinoExecutable:
         }
         key = Key(network=self._spec.name, kind="openvino", precision=self._precision, parts=parts)
         blob = self._store.read(self._store.get(key, build), BLOB)
-        compiled = core.import_model(blob, DEVICE, options)
+        compiled = core().import_model(blob, DEVICE, options)
         self._check_precision(compiled)
         return compiled
 
@@ -127,7 +127,13 @@ class OpenVinoExecutable:
             )
 
 
-def _core() -> Core:
+@cache
+def core() -> Core:
+    """The process's only one, never freed.
+
+    The CPU plugin registers an alternate signal stack and unmaps it when its Core ends; with two that end in
+    their order the unmapped one stays registered, and Ctrl-C is a segmentation fault.
+    """
     import openvino
 
     return openvino.Core()

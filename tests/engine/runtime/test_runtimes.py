@@ -1,5 +1,8 @@
 """OpenVINO and ONNX Runtime against torch: values, any batch, what is kept, what is refused."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,26 @@ def test_what_the_numbers_depend_on_is_told(spec: NetworkSpec, store: Store) -> 
 def test_openvino_computes_in_bf16_from_the_fp32_graph(spec: NetworkSpec, store: Store) -> None:
     places = [torch_place(runtime="openvino", precision=p, store=store) for p in ("bf16", "fp32")]
     assert len({artifacts.graph(spec, place).path for place in places}) == 1
+
+
+CORES_THAT_END = """
+import gc, signal
+import numpy as np
+import openvino
+from openvino import opset13
+from engine.runtime.openvino import core
+door = opset13.parameter([1], np.float32)
+model = openvino.Model([opset13.relu(door)], [door])
+open_ones = [(each, each.compile_model(model, "CPU")) for each in (core(), core())]
+while open_ones:
+    del open_ones[0]
+    gc.collect()
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_after_openvino_is_no_segmentation_fault() -> None:
+    command = [sys.executable, "-X", "faulthandler", "-c", CORES_THAT_END]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert ended.returncode == -signal.SIGINT

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.runtime.openvino import core
 from engine.runtime.small_maps import write_out_small_maps
 from export.networks.axes import batch
 from export.onnx import FILE, write_onnx
@@ -37,14 +38,11 @@ def spec(side: int) -> NetworkSpec:
 @pytest.mark.parametrize(("side", "written"), [(2, 2), (8, 2), (9, 0)])
 @pytest.mark.parametrize("hint", ["f32", "bf16"])
 def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, written: int, hint: str) -> None:
-    import openvino
-
-    core = openvino.Core()
     write_onnx(spec(side), "fp32", tmp_path)
     pixels = spec(side).example({"batch": ROWS})["images"].numpy()
     given = []
     for change in (False, True):
-        model = core.read_model(tmp_path / FILE)
+        model = core().read_model(tmp_path / FILE)
         model.reshape([ROWS, 4, side, side])
         if change:
             write_out_small_maps(model)
@@ -53,7 +51,7 @@ def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, written: in
                 list(op.get_output_shape(0)) for op in model.get_ops() if op.get_type_name() == "Constant"
             ]
             assert shapes.count(full) == written
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
         given.append(compiled([pixels])[0].copy())
     assert np.abs(given[0]).max() > 0.5
     assert np.array_equal(*given)

@@ -103,9 +103,9 @@ def run(path: Path, x: Tensor) -> list[Tensor]:
 
 
 def run_openvino(path: Path, x: Tensor) -> list[Tensor]:
-    import openvino
+    from engine.runtime.openvino import core
 
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled({"x": x.numpy()})
     return [torch.from_numpy(found[index].copy()) for index in range(len(compiled.outputs))]
 
