@@ -22,45 +22,65 @@ from engine.stages.augment import class_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assembly:
-    """Everything on the accelerator's device; all but the student frozen and in eval mode."""
+class Pair:
+    """Teacher and student on the accelerator's device, the teacher frozen and in eval mode."""
 
     teacher: Classifier
     ask_teacher: Frozen
     """The teacher in the run's runtime, with the feature map that distillation taps."""
     student: Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly(Pair):
+    """The pair and the priors, frozen, too."""
+
     prior: OpenPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None  # float32 [C, D], for augment.class_condition text
 
 
-def assemble(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Assembly:
-    """Loads the teacher and the priors, opens them in their runtime, draws the student from the seed.
+def assemble_pair(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Pair:
+    """Loads the teacher and opens it in the run's runtime, draws the student from the seed.
 
     `say` gets a line for each graph or engine that is built. Raises UserError that names the field and the
     file for whatever cannot be loaded or does not fit, ExportError for what the runtime cannot run.
     """
+    return _pair(recipe, accelerator, open_place(recipe.compute, recipe.tensorrt, accelerator.device, say))
+
+
+def assemble(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Assembly:
+    """As `assemble_pair`, with the priors of the recipe opened in their runtime."""
     device = accelerator.device
-    teacher = load_classifier(recipe.teacher, "teacher")
+    place = open_place(recipe.compute, recipe.tensorrt, device, say)
+    pair = _pair(recipe, accelerator, place)
     if recipe.synthesize.w_bn > 0:
-        require_batch_norm(teacher, "synthesize.w_bn")
-    teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
-        student = build_classifier(recipe.student, "student")
+        require_batch_norm(pair.teacher, "synthesize.w_bn")
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
     tokens = None
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
         width = prior.unet.config.cross_attention_dim
         tokens = class_tokens(clip, recipe.class_names, cross_attention_dim=width)
-    place = open_place(recipe.compute, recipe.tensorrt, device, say)
     return Assembly(
-        teacher=teacher,
-        ask_teacher=_ask(teacher, recipe, accelerator, place),
-        student=student.to(device).to(memory_format=torch.channels_last),
+        teacher=pair.teacher,
+        ask_teacher=pair.ask_teacher,
+        student=pair.student,
         prior=open_prior(prior, recipe.augment, place) if prior is not None else None,
         clip=open_clip(clip, recipe.filter.micro_batch, place) if clip is not None else None,
         class_tokens=tokens,
+    )
+
+
+def _pair(recipe: Recipe, accelerator: Accelerator, place: Place) -> Pair:
+    device = accelerator.device
+    teacher = load_classifier(recipe.teacher, "teacher").to(device).to(memory_format=torch.channels_last)
+    with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
+        student = build_classifier(recipe.student, "student")
+    return Pair(
+        teacher=teacher,
+        ask_teacher=_ask(teacher, recipe, accelerator, place),
+        student=student.to(device).to(memory_format=torch.channels_last),
     )
 
 

@@ -1,5 +1,6 @@
-"""A run's checkpoint: one state file and the bank file it names; the state's rename is the commit."""
+"""A run's checkpoint: one state file, whole or absent, whose rename is the commit."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,42 +8,33 @@ import torch
 
 from engine.errors import UserError
 from engine.files import replacing
-from engine.memory_bank import Bank
+
+FILE = "state.pt"
 
 
-def save(folder: Path, phase: int, state: dict[str, Any], bank: Bank) -> None:
-    """Commits phase `phase`, then removes older ones. `state` holds tensors and plain values only."""
-    bank.save(_made(folder) / _bank_name(phase))
-    with replacing(folder / "state.pt") as temporary:
-        torch.save({"phase": phase, **state}, temporary)
-    for stale in folder.glob("bank-*.safetensors"):
-        if stale.name != _bank_name(phase):
-            stale.unlink()
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Commits `state`, tensors and plain values only, in place of the last one."""
+    with replacing(folder / FILE) as temporary:
+        torch.save(state, temporary)
 
 
-def load(folder: Path) -> tuple[dict[str, Any], Bank] | None:
-    """The last committed state and its bank, None where nothing was committed.
+def load(folder: Path) -> dict[str, Any] | None:
+    """The last committed state, every byte checked; None where nothing was committed.
 
-    Raises UserError naming the file that is altered or missing.
+    Raises UserError naming the file that is altered.
     """
-    path = folder / "state.pt"
+    path = folder / FILE
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        phase = int(state["phase"])
+        with zipfile.ZipFile(path) as file:
+            altered = file.testzip()
+        if altered is not None:
+            raise ValueError(f"{altered} does not match its checksum")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"checkpoint {path} cannot be read: {reason}; begin again in another --out"
         ) from error
-    return state, Bank.load(folder / _bank_name(phase))
-
-
-def _bank_name(phase: int) -> str:
-    return f"bank-{phase:05}.safetensors"
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return state

@@ -112,8 +112,12 @@ def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None
     return parse(ArgumentParser(exit_on_error=False), [f"--recipe={name_or_file}", *settings])[0]
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Recipe, Namespace]:
+def parse(
+    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+) -> tuple[Recipe, Namespace]:
     """The recipe that `--recipe` names under the `--section.key VALUE` given; and the parser's own options.
+
+    `base`: a recipe as nested mappings, instead of the one that `--recipe` names.
 
     Adds those flags to `parser`, which must have `exit_on_error=False`; `--help` shows the recipe's values as
     the defaults. Raises UserError that names the key (or the recipe) for whatever does not fit.
@@ -128,7 +132,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Recipe, Nam
             action.help = SUPPRESS  # jsonargparse would also take a file for a whole section
     try:
         chosen = _chosen_recipe(arguments)
-        settings = dict(_leaves(recipes.read(chosen), Recipe, f"recipe '{chosen}'"))
+        mapping, source = (recipes.read(chosen), f"recipe '{chosen}'") if base is None else (base, "the bank")
+        settings = dict(_leaves(mapping, Recipe, source))
         parser.parse_object(settings)  # parse_args takes defaults unchecked
         parser.set_defaults(settings)
         _check_flags(arguments, own_flags)

@@ -1,4 +1,4 @@
-"""`--runtime R`, `--precision P` and `--trt`: the flags of a recipe's runtime, said short."""
+"""`--runtime R`, `--precision P`, `--threads N` and `--trt`: settings of a recipe, said short."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,11 @@ from jsonargparse import ArgumentParser
 from engine.errors import UserError
 
 RUNTIME = "--compute.runtime"
-SHORT = {"--runtime": RUNTIME, "--precision": "--compute.runtime_precision"}
+SHORT = {
+    "--runtime": RUNTIME,
+    "--precision": "--compute.runtime_precision",
+    "--threads": "--compute.threads",
+}
 TRT = "--trt"
 
 

@@ -7,7 +7,7 @@ from bench.published.steps import PublishedDistillation
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
-from engine.memory_bank import Sample
+from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
@@ -26,19 +26,18 @@ def _published(device: torch.device) -> Call:
     align = AlignHead(64, 128).to(device)
     trained = [*student.train().parameters(), *align.parameters()]
     step = PublishedDistillation(tap(teacher), tap(student), align, trained).step
-    sample = _sample()
-    images, labels = sample.images.to(device).float() / 255, sample.labels.to(device)
-    return lambda: step(images, labels)
+    batch = _batch(device)
+    return lambda: step(batch.images, batch.labels)
 
 
 def _ours(machine: Machine) -> Ours:
     teacher, student = pair(machine.accelerator.device)
     distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, machine.accelerator, image_size=SIZE)
     distiller.set_training(True)
-    sample = _sample()
+    batch = _batch(machine.accelerator.device)
 
     def step() -> object:
-        return distiller.train_step(sample)
+        return distiller.train_step(batch)
 
     return Ours(
         work={"distill/step": Work(call=step, amount=1)},
@@ -48,6 +47,7 @@ def _ours(machine: Machine) -> Ours:
     )
 
 
-def _sample() -> Sample:
-    pixels = torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
-    return Sample(pixels, torch.arange(BATCH) % CLASSES, torch.ones(BATCH, dtype=torch.bool))
+def _batch(device: torch.device) -> FeedBatch:
+    images = torch.rand(BATCH, 3, SIZE, SIZE, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH, device=device) % CLASSES
+    return FeedBatch(images, labels, torch.ones_like(labels, dtype=torch.bool))

@@ -15,6 +15,9 @@ from engine.recipe import load_recipe
 from engine.stages.evaluate import accuracy
 
 TEMPLATE = """\
+---
+license: apache-2.0
+---
 # Embedded assets: Fashion-MNIST
 
 Remade by `python -m engine.pretrain`. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).

@@ -1,7 +1,7 @@
-"""Distill: train the student, and a feature alignment head, on images of the bank against the teacher."""
+"""Distill: train the student, and a feature alignment head, against the teacher."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -9,16 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import NonFiniteError, UserError
-from engine.memory_bank import Bank, Sample
+from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
-from engine.seeding import derive_seed, generator, seeded
+from engine.seeding import derive_seed, seeded
 from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
-from engine.transforms import random_crop_flip
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,52 +80,47 @@ class Distiller:
 
     def train(
         self,
-        bank: Bank,
+        batches: Iterable[FeedBatch],
         num_steps: int,
         *,
         after_step: Callable[[Tensor, Tensor], None] | None = None,
         on_log: Callable[[int, dict[str, float]], None] | None = None,
         log_every: int = 50,
     ) -> None:
-        """Take `num_steps` steps on batches of the bank; the student is in train mode, then in eval mode.
+        """Take a step by each of the `num_steps` batches, which are those of the steps from `step` on.
 
-        `after_step(images, labels)` gets what the step trained on, on the device: the augmented images, float
-        [B, 3, H, W] in [0, 1], and int64 [B]. `on_log(step, means)` is called every `log_every` steps and at
-        the end with the means since the last call (loss, kl, ce, feature, label_agreement) and the last lr;
-        only there does the host wait for the device, so only there is NonFiniteError raised.
+        The student is in train mode, then in eval mode. `after_step(images, labels)` gets what the step
+        trained on: float [B, 3, H, W] in [0, 1], and int64 [B]. `on_log(step, means)` is called every
+        `log_every` steps and at the end with the means since the last call (loss, kl, ce, feature,
+        label_agreement) and the last lr; only there does the host wait for the device, so only there is
+        NonFiniteError raised.
         """
         assert self.step + num_steps <= self.total_steps, "more steps than the schedule has"
         end, since = self.step + num_steps, self.step
         window = torch.zeros(5, device=self.accelerator.device)
         self.set_training(True)
-        while self.step < end:
-            draw = generator(self.seed, "distill", self.step)
-            sample = bank.sample(self.config.batch_size, draw, self.config.class_balance)
-            images, loss = self.train_step(sample)
-            window += torch.stack(
-                [loss.total.detach(), *loss[1:], sample.agrees.float().mean().to(window.device)]
-            )
+        for batch in batches:
+            loss = self.train_step(batch)
+            window += torch.stack([loss.total.detach(), *loss[1:], batch.agrees.float().mean()])
             if after_step is not None:
-                after_step(images, sample.labels.to(window.device))
+                after_step(batch.images, batch.labels)
             if self.step % log_every == 0 or self.step == end:
                 self._log(window, self.step - since, on_log)
                 window.zero_()
                 since = self.step
         self.set_training(False)
+        assert self.step == end, f"{end - self.step} batches too few"
 
-    def train_step(self, sample: Sample) -> tuple[Tensor, DistillationLoss]:
-        """One update by `sample`; the augmented images and the loss. `set_training(True)` goes before."""
-        device = self.accelerator.device
-        draw = generator(self.seed, "distill-augment", self.step)
-        images = random_crop_flip(sample.images.to(device), draw).float() / 255
+    def train_step(self, batch: FeedBatch) -> DistillationLoss:
+        """One update by `batch`, which is on the device; the loss. `set_training(True)` goes before."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step, self.total_steps)
-        loss = self._loss(images, sample.labels.to(device), sample.agrees.to(device))
+        loss = self._loss(batch.images.float(), batch.labels, batch.agrees)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss.total)
         self.optimizer.step()
         self.step += 1
-        return images, loss
+        return loss
 
     def _loss(self, images: Tensor, labels: Tensor, agrees: Tensor) -> DistillationLoss:
         config = self.config
@@ -172,7 +166,7 @@ class Distiller:
             self.align.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the remaining steps, save the bank: tensors and plain values (`weights_only`)."""
+        """All that decides the remaining steps but their batches; tensors and plain values only."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,

@@ -26,7 +26,7 @@ class Synthesizer:
 
     State: the generator weights that the next batch starts from, `needs_warmup`. Batch i draws labels, z,
     crops and flips from (seed, i) alone; with `reinit` its images are a function of (seed, i), with `reuse`
-    and `meta` also of the batches before it.
+    and `meta` also of the batches before it, unless they are made `independent`.
     """
 
     def __init__(
@@ -54,18 +54,21 @@ class Synthesizer:
         *,
         key_stride: int,
         adversary: Adversary | None,
+        independent: bool = False,
         on_step: Callable[[int], None] | None = None,
     ) -> ImageBatch:
         """Batch number `index` of the run: `batch_size` images whose keys are multiples of `key_stride`.
 
-        `on_step(steps)` is told of the steps done. Raises NonFiniteError where no step gave a finite loss.
+        An `independent` batch starts from the warmed-up generator and leaves it as it was: a function of
+        (seed, index) whatever the start. `on_step(steps)` is told of the steps done. Raises NonFiniteError
+        where no step gave a finite loss.
         """
         if self.needs_warmup:
             self.needs_warmup = False
             self._invert(-1, self.config.warmup_steps, None, on_step)
-        start = self._start(index)
+        start = self._start(index, independent)
         images, labels = self._invert(index, self.config.steps, adversary, on_step)
-        self._keep_start(start)
+        self._keep_start(start, 0.0 if independent else self.config.meta_rate)
         keys = (index * self.config.batch_size + torch.arange(len(labels))) * key_stride
         return ImageBatch(
             images=images,
@@ -75,21 +78,25 @@ class Synthesizer:
             seeds=torch.full_like(keys, derive_seed(self.seed, "synthesize", index)),
         )
 
-    def _start(self, index: int) -> list[Tensor]:
+    def _start(self, index: int, independent: bool) -> list[Tensor]:
         """Puts the generator at its start; returns that start where `_keep_start` will need it."""
         if self.config.start == "reinit":
             redraw(self.generator, generator(self.seed, "generator", index))
-        if self.config.start != "meta":
+            return []
+        if self.config.start == "reuse" and not independent:
             return []
         return [value.detach().clone() for value in self.generator.state_dict().values()]
 
     @torch.no_grad()
-    def _keep_start(self, start: list[Tensor]) -> None:
+    def _keep_start(self, start: list[Tensor], rate: float) -> None:
+        """Moves the generator from where it is back to `start`, but for a share `rate` of the way."""
         if not start:
             return
         for value, before in zip(self.generator.state_dict().values(), start, strict=True):
-            if value.is_floating_point():
-                value.copy_(torch.lerp(before, value, self.config.meta_rate))
+            if rate == 0:
+                value.copy_(before)
+            elif value.is_floating_point():
+                value.copy_(torch.lerp(before, value, rate))
 
     def _invert(
         self, index: int, steps: int, adversary: Adversary | None, on_step: Callable[[int], None] | None

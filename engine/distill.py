@@ -1,0 +1,82 @@
+"""A student from banks of images and their teacher."""
+
+import sys
+from argparse import ArgumentParser as PlainParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from engine.cli import main
+from engine.errors import UserError
+from engine.preparing import prepared
+from engine.progress import Progress
+from engine.report.table import results_table
+from engine.run_folder import check
+from engine.short_flags import add_short_flags
+
+
+def command(arguments: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="python -m engine.distill", description=__doc__, exit_on_error=False)
+    parser.add_argument(
+        "--bank",
+        metavar="BANK[,BANK]",
+        required=True,
+        help="folders or URLs; the recipe is the first one's unless --recipe is given",
+    )
+    parser.add_argument(
+        "--shares", metavar="N,N", help="images of each bank in a batch, in proportion (default: their sizes)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME-distill)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    add_short_flags(parser)
+    urls = _urls(arguments)
+    base = None
+    if urls and not any(argument.partition("=")[0] == "--recipe" for argument in arguments):
+        from engine.bank.reader import BankReader
+
+        base = BankReader.open(urls[0]).header.recipe
+    recipe, options = prepared(parser, arguments, base=base)
+    folder = Path(options.out or f"runs/{recipe.name}-distill")
+    check(folder, recipe, resume=options.resume)
+    from engine.distillation import distill
+
+    try:
+        with Progress() as progress:
+            summary = distill(
+                recipe,
+                urls,
+                _shares(options.shares, len(urls)),
+                folder,
+                resume=options.resume,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
+        raise
+    Console(highlight=False).print(results_table(summary, folder))
+
+
+def _urls(arguments: Sequence[str]) -> list[str]:
+    """Before the parser, whose defaults are the recipe of the first bank."""
+    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    picker.add_argument("--bank", default="")
+    return [url for url in picker.parse_known_args(arguments)[0].bank.split(",") if url]
+
+
+def _shares(given: str | None, banks: int) -> list[float] | None:
+    """Sum 1; None for the banks' sizes."""
+    if given is None:
+        return None
+    try:
+        shares = [float(share) for share in given.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != banks or not all(0 < share < float("inf") for share in shares):
+        raise UserError(f"--shares {given}: give {banks} numbers above 0 with commas between, one a bank")
+    return [share / sum(shares) for share in shares]
+
+
+if __name__ == "__main__":
+    sys.exit(main(command))

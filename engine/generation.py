@@ -1,0 +1,146 @@
+"""One shard's images: a synthesis batch, its variations, and what the filter keeps of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.assembly import Assembly
+from engine.bank.rows import Rows
+from engine.batch import ImageBatch
+from engine.progress import Progress
+from engine.recipe import Recipe
+from engine.stages.augment import augment
+from engine.stages.filter import Verdict, classify, judge
+from engine.stages.synthesize import Adversary, Synthesizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a synthesis batch became."""
+
+    sources: ImageBatch
+    source_top1: Tensor  # int64 [S], the teacher's class
+    source_confidence: Tensor  # float32 [S], its probability
+    variations: ImageBatch | None  # None where nothing is augmented
+    verdict: Verdict | None
+
+    def rows(self) -> Rows:
+        """Everything known of each image, in ascending order of the keys."""
+        count = len(self.sources)
+        columns = {
+            "keys": self.sources.keys,
+            "labels": self.sources.labels,
+            "parents": self.sources.parents,
+            "seeds": self.sources.seeds,
+            "similarity": torch.full((count,), torch.nan),
+            "passes_clip": torch.ones(count, dtype=torch.bool),
+            "kept": torch.ones(count, dtype=torch.bool),
+            "teacher_top1": self.source_top1,
+            "confidence": self.source_confidence,
+        }
+        if self.variations is not None and self.verdict is not None:
+            for name in columns:
+                owner = self.verdict if hasattr(self.verdict, name) else self.variations
+                columns[name] = torch.cat([columns[name], getattr(owner, name)])
+        order = columns["keys"].argsort()
+        return Rows(**{name: column[order].numpy() for name, column in columns.items()})
+
+    def kept_images(self) -> np.ndarray:
+        """uint8 [K, H, W, 3] of the rows that are kept, in their order."""
+        keys, images = self.sources.keys, self.sources.images
+        if self.variations is not None and self.verdict is not None:
+            kept = self.variations[self.verdict.kept]
+            keys, images = torch.cat([keys, kept.keys]), torch.cat([images, kept.images])
+        return images[keys.argsort()].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class Generation:
+    """The stages from the teacher to a shard. `synthesizer` is the whole state."""
+
+    def __init__(self, recipe: Recipe, parts: Assembly, accelerator: Accelerator, progress: Progress) -> None:
+        self.recipe, self.parts, self.accelerator, self.progress = recipe, parts, accelerator, progress
+        self.synthesizer = Synthesizer(
+            parts.teacher,
+            recipe.synthesize,
+            image_size=recipe.teacher.image_size,
+            seed=recipe.seed,
+            accelerator=accelerator,
+            captured=recipe.compute.cuda_graphs,
+        )
+
+    def announce(self, batches: int) -> None:
+        """Tells the progress bars of so many batches to come."""
+        sources = batches * self.recipe.synthesize.batch_size
+        self.progress.announce("synthesize", total=sources, unit="images")
+        if self.parts.prior is not None:
+            variations = sources * self.recipe.augment.variations
+            self.progress.announce("augment", total=variations, unit="images")
+            self.progress.announce("filter", total=variations, unit="images")
+
+    def make(self, index: int, adversary: Adversary | None = None, *, independent: bool = False) -> Made:
+        """Batch number `index`; `independent`: a function of (seed, index) whatever batches went before."""
+        sources = self._synthesize(index, adversary, independent)
+        micro_batch, device = self.recipe.filter.micro_batch, self.accelerator.device
+        top1, confidence = classify(sources.images, self.parts.ask_teacher, micro_batch, device)
+        variations = self._augment(sources) if self.parts.prior is not None else None
+        return Made(
+            sources=sources,
+            source_top1=top1,
+            source_confidence=confidence,
+            variations=variations,
+            verdict=None if variations is None else self._judge(sources, variations),
+        )
+
+    def _synthesize(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
+        config = self.recipe.synthesize
+        steps = config.steps + (config.warmup_steps if self.synthesizer.needs_warmup else 0)
+        taken = 0
+        with self.progress.stage("synthesize", total=config.batch_size, unit="images") as stage:
+
+            def on_step(count: int) -> None:
+                nonlocal taken
+                shown = config.batch_size * taken // steps
+                taken += count
+                stage.advance(config.batch_size * taken // steps - shown)
+
+            return self.synthesizer.batch(
+                index,
+                key_stride=self.recipe.augment.variations + 1,
+                adversary=adversary,
+                independent=independent,
+                on_step=on_step,
+            )
+
+    def _augment(self, sources: ImageBatch) -> ImageBatch:
+        config, parts = self.recipe.augment, self.parts
+        assert parts.prior is not None
+        made = []
+        with self.progress.stage("augment", total=len(sources) * config.variations, unit="images") as stage:
+            for batch in augment(
+                sources,
+                parts.prior,
+                config,
+                seed=self.recipe.seed,
+                class_tokens=parts.class_tokens,
+                device=self.accelerator.device,
+            ):
+                made.append(batch)
+                stage.advance(len(batch))
+        return ImageBatch.cat(made)
+
+    def _judge(self, sources: ImageBatch, variations: ImageBatch) -> Verdict:
+        with self.progress.stage("filter", total=len(variations), unit="images") as stage:
+            verdict = judge(
+                sources,
+                variations,
+                self.parts.clip,
+                self.parts.ask_teacher,
+                self.recipe.filter,
+                self.accelerator.device,
+            )
+            stage.advance(len(variations))
+            stage.note(f"kept {verdict.kept.double().mean():.0%}")
+        return verdict

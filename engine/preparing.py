@@ -1,0 +1,31 @@
+"""From a command line to a recipe that runs on this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from engine.compute import resolved
+from engine.models.config import require_named
+from engine.recipe import Recipe, parse
+from engine.short_flags import spelled_out
+
+
+def prepared(
+    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+) -> tuple[Recipe, Namespace]:
+    """The recipe with every `auto` settled, and the parser's own options; `base`: see `parse`.
+
+    Raises UserError for what does not fit, RuntimeUnavailableError for what cannot run here.
+    """
+    from engine.feed.opening import settled
+
+    recipe, options = parse(parser, spelled_out(arguments), base=base)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
+    compute = resolved(recipe.compute)
+    if compute.runtime == "tensorrt":
+        from engine.runtime.fallback import runnable
+
+        compute = runnable(compute, recipe.tensorrt, print)
+    return replace(recipe, compute=compute, feed=settled(recipe.feed)), options

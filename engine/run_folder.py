@@ -1,0 +1,60 @@
+"""The folder that a run leaves, and the check that a command may go on in one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import UserError
+from engine.recipe import CONFIG, Recipe, first_difference, load_recipe, to_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BANK = "bank"
+CHECKPOINTS = "checkpoints"
+SCALARS = "tb"
+STUDENT = "student.safetensors"
+VARIATIONS = "variations.png"
+
+
+def check(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Makes sure that `folder` is new, or holds the beginning of just this run.
+
+    Raises UserError that names the folder, or the first setting that differs, and the remedies.
+    """
+    config = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if used and not resume:
+        raise UserError(f"--out {folder} is not empty; continue that run with --resume or give another --out")
+    if not used:
+        return
+    if not config.exists():
+        raise UserError(
+            f"--resume: {folder} has no {CONFIG}, so it is no run to continue; give another --out"
+        )
+    difference = first_difference(load_recipe(str(config)), recipe)
+    if difference:
+        raise UserError(
+            f"--resume: this command differs from {config} in {difference};"
+            " repeat the first command's settings or give another --out"
+        )
+
+
+def commit_config(folder: Path, recipe: Recipe) -> None:
+    """Writes the recipe as resolved: from now on the folder is a run."""
+    from engine.files import replacing
+
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(to_yaml(recipe))
+
+
+def save_student(folder: Path, network: "nn.Module") -> None:
+    """Writes the student's weights, whole or not at all."""
+    from safetensors.torch import save_file
+
+    from engine.files import replacing
+
+    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    with replacing(folder / STUDENT) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})

@@ -1,0 +1,31 @@
+"""Generation of a bank, shard by shard."""
+
+from engine.assembly import assemble
+from engine.bank.writer import BankWriter
+from engine.compute import open_accelerator
+from engine.generation import Generation
+from engine.progress import Progress
+from engine.provenance import bank_header
+from engine.recipe import Recipe
+
+
+def generate(recipe: Recipe, url: str, shards: int, *, resume: bool, progress: Progress) -> str:
+    """Makes those of the shards 0 to `shards` - 1 that the bank at `url` does not have; says what there is.
+
+    Raises UserError for what the user can mend and NonFiniteError where numbers break.
+    """
+    accelerator = open_accelerator(recipe.compute)
+    progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
+    with BankWriter.open(url, bank_header(recipe), resume=resume, say=progress.say) as bank:
+        missing = [number for number in range(shards) if number not in bank.committed]
+        if missing:
+            generation = Generation(
+                recipe, assemble(recipe, accelerator, progress.say), accelerator, progress
+            )
+            generation.announce(len(missing))
+            for number in missing:
+                made = generation.make(number, independent=True)
+                bank.commit(number, made.rows(), made.kept_images())
+        images = sum(entry.images for entry in bank.committed.values())
+        found = len(bank.committed) - len(missing)
+    return f"{url}: {len(missing)} shards made, {found} found sound; {images} images"
