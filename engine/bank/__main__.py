@@ -1,0 +1,50 @@
+"""Looks after banks of synthetic images: whether they are sound, and several into one."""
+
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from engine.cli import main
+
+VERIFY = "checks every file, count and image of a bank; exit code 1 where it is not sound"
+MERGE = "copies the shards of several banks into a new one"
+
+
+def command(arguments: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="python -m engine.bank", description=__doc__, exit_on_error=False)
+    commands = parser.add_subcommands(dest="command")
+    verify = ArgumentParser(description=VERIFY, exit_on_error=False)
+    verify.add_argument("bank", metavar="BANK", help="a folder, or a URL such as s3://BUCKET/BANK")
+    commands.add_subcommand("verify", verify, help=VERIFY)
+    merge = ArgumentParser(description=MERGE, exit_on_error=False)
+    merge.add_argument("banks", metavar="BANK", nargs="+", help="with the same classes, image size and codec")
+    merge.add_argument("--out", metavar="BANK", required=True, help="the new bank")
+    merge.add_argument("--resume", action="store_true", help="continue the merge of the same banks into it")
+    commands.add_subcommand("merge", merge, help=MERGE)
+    options = parser.parse_args(list(arguments))
+    {"verify": _verify, "merge": _merge}[options.command](options[options.command])
+
+
+def _verify(options: Namespace) -> None:
+    from engine.bank.reader import BankReader
+    from engine.bank.verify import verify
+
+    problems = verify(options.bank)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise OSError(f"{options.bank} is not sound: {len(problems)} problems")
+    shards = BankReader.open(options.bank).shards
+    print(f"sound: {len(shards)} shards, {sum(entry.images for entry in shards.values())} images")
+
+
+def _merge(options: Namespace) -> None:
+    from engine.bank.merge import merge
+
+    merged = merge(options.banks, options.out, resume=options.resume, say=print)
+    print(f"{options.out}: {len(merged.shards)} shards, {merged.images} images")
+
+
+if __name__ == "__main__":
+    sys.exit(main(command))

@@ -1,0 +1,152 @@
+"""README.md, the dataset card: what the bank holds, what made it, and how it is opened elsewhere."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.bank.codecs import EXTENSIONS
+from engine.bank.manifest import Header, Manifest
+from engine.bank.stats import EDGES, Stats
+
+BAR = 40
+"""Characters of the longest bar of a histogram."""
+
+
+def card(manifest: Manifest, stats: Stats) -> bytes:
+    """The card of a bank; the same bank has the same card."""
+    header = manifest.header
+    sections = [
+        _front_matter(header, stats.images),
+        _what(manifest, stats),
+        "## Made with\n" + "\n".join(_bullets(header.facts)),
+        _counts(stats),
+        "## Kept images by class\n" + _histogram(header.class_names, stats.kept_by_class.tolist()),
+        "## Similarity to the source image, all and kept\n" + _similarity(stats),
+        _opening(header),
+        f"## Recipe\n```json\n{json.dumps(header.recipe, indent=2)}\n```",
+    ]
+    return ("\n\n".join(sections) + "\n").encode()
+
+
+def _front_matter(header: Header, images: int) -> str:
+    import yaml
+
+    matter = {
+        "pretty_name": "Synthetic images for distillation",
+        "tags": ["synthetic", "webdataset", "knowledge-distillation"],
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(images)],
+        "configs": [
+            {"config_name": "images", "data_files": [{"split": "train", "path": "*.tar"}], "default": True}
+        ],
+        "dataset_info": [{"config_name": "images", "features": _features(header)}],
+    }
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---"
+
+
+def _features(header: Header) -> list[dict[str, Any]]:
+    """Of the samples, as Hugging Face's datasets names them."""
+    image: dict[str, Any] = {"dtype": "image"}
+    if header.codec == "raw":
+        image = {"dtype": {"array3_d": {"dtype": "uint8", "shape": [*header.image_size, 3]}}}
+    kinds = {
+        "key": "int64",
+        "label": "int64",
+        "class_name": "string",
+        "parent": "int64",
+        "seed": "int64",
+        "similarity": "float32",
+        "teacher_top1": "int64",
+        "confidence": "float32",
+    }
+    return [
+        {"name": EXTENSIONS[header.codec], **image},
+        {"name": "json", "struct": [{"name": name, "dtype": kind} for name, kind in kinds.items()]},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _size_category(images: int) -> str:
+    bounds = {
+        1_000: "n<1K",
+        10_000: "1K<n<10K",
+        100_000: "10K<n<100K",
+        1_000_000: "100K<n<1M",
+        10_000_000: "1M<n<10M",
+    }
+    return next((name for bound, name in bounds.items() if images < bound), "n>10M")
+
+
+def _what(manifest: Manifest, stats: Stats) -> str:
+    height, width = manifest.header.image_size
+    return (
+        "# Synthetic images for distillation\n"
+        "All images are synthetic: a trained classifier was inverted, and a diffusion model may have varied\n"
+        "what came out. None is a photograph of anything.\n\n"
+        f"{stats.images:,} images of {height} x {width} (RGB, {manifest.header.codec}) of"
+        f" {len(manifest.header.class_names):,} classes, in {len(manifest.shards):,} shards."
+    )
+
+
+def _bullets(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for key, it in value.items():
+        if isinstance(it, Mapping):
+            yield f"{indent}- {key}:"
+            yield from _bullets(it, indent + "  ")
+        else:
+            yield f"{indent}- {key}: {it}"
+
+
+def _counts(stats: Stats) -> str:
+    return (
+        "## Counts\n| | images | the teacher agrees with the label |\n|---|---|---|\n"
+        f"| before the filter | {stats.rows:,} | {_share(stats.agreeing_rows, stats.rows)} |\n"
+        f"| kept | {stats.images:,} | {_share(stats.agreeing_images, stats.images)} |"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"
+
+
+def _histogram(names: Sequence[str], counts: Sequence[int]) -> str:
+    width, most = max(map(len, names), default=0), max(counts, default=0)
+    bars = (
+        f"{name:<{width}} {count:>9,} {_bar(count, most)}" for name, count in zip(names, counts, strict=True)
+    )
+    return "```\n" + "\n".join(line.rstrip() for line in bars) + "\n```"
+
+
+def _similarity(stats: Stats) -> str:
+    counts = zip(
+        EDGES, EDGES[1:], stats.similarity_of_all.tolist(), stats.similarity_of_kept.tolist(), strict=False
+    )
+    most = max(stats.similarity_of_all.tolist())
+    lines = [
+        f"{low:5.2f} to {high:5.2f} {every:>9,} {kept:>9,} {_bar(every, most)}".rstrip()
+        for low, high, every, kept in counts
+        if every
+    ]
+    return "```\n" + "\n".join(lines or ["no similarity was measured"]) + "\n```"
+
+
+def _bar(count: int, most: int) -> str:
+    return "#" * -(-BAR * count // most) if most else ""
+
+
+def _opening(header: Header) -> str:
+    extension = EXTENSIONS[header.codec]
+    decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
+    return f"""## How to open it
+Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
+teacher's top-1). The parquet files have one row an image, rejected ones too, and where the kept ones lie.
+```python
+webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
+datasets.load_dataset("BANK")
+datasets.load_dataset("parquet", data_files="BANK/*.parquet")
+encoded, described = fn.readers.webdataset(
+    paths="BANK/00000.tar", index_paths="BANK/00000.idx", ext=["{extension}", "json"]
+)
+images = {decoder}
+```"""

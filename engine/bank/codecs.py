@@ -1,0 +1,86 @@
+"""Images to the bytes of files and back; the same image gives the same bytes."""
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bank.config import Codec
+
+Images = npt.NDArray[np.uint8]
+
+EXTENSIONS: dict[Codec, str] = {"raw": "npy", "png": "png", "webp": "webp", "jpeg": "jpg"}
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
+    """One file an image of uint8 [K, H, W, 3]."""
+    if codec == "raw":
+        header = npy_header(images.shape[1], images.shape[2])
+        return [header + image.tobytes() for image in images]
+    settings = _settings(codec, quality)
+
+    def one(image: Images) -> bytes:
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, codec, **settings)
+        return file.getvalue()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(one, images))
+
+
+def decoder(codec: Codec, size: tuple[int, int]) -> Callable[[bytes], Images]:
+    """What turns a file into uint8 [H, W, 3], and raises ValueError where it is no image of `size` (H, W)."""
+    return _raw_decoder(size) if codec == "raw" else _pil_decoder(codec, size)
+
+
+@cache
+def npy_header(height: int, width: int) -> bytes:
+    """The 128 bytes before the pixels in a .npy file of format 1.0."""
+    file = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
+
+
+def _settings(codec: Codec, quality: int) -> dict[str, Any]:
+    if codec == "png":
+        return {"compress_level": 6}
+    if codec == "webp":
+        return {"quality": quality, "method": 4, "lossless": quality == 100}
+    return {"quality": quality, "subsampling": 0}
+
+
+def _raw_decoder(size: tuple[int, int]) -> Callable[[bytes], Images]:
+    header = npy_header(*size)
+    shape = (*size, 3)
+    length = len(header) + size[0] * size[1] * 3
+
+    def decode(data: bytes) -> Images:
+        if len(data) != length or not data.startswith(header):
+            raise ValueError(f"is no numpy file of uint8 {list(shape)}")
+        return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
+
+    return decode
+
+
+def _pil_decoder(codec: Codec, size: tuple[int, int]) -> Callable[[bytes], Images]:
+    from PIL import Image
+
+    def decode(data: bytes) -> Images:
+        try:
+            with Image.open(io.BytesIO(data), formats=[codec]) as image:
+                if image.size == size[::-1] and image.mode == "RGB":
+                    return np.asarray(image)
+        except (OSError, SyntaxError) as error:  # PIL raises both on damaged files
+            raise ValueError(f"cannot be decoded ({error})") from None
+        raise ValueError(f"is no RGB image of {size[0]} x {size[1]}")
+
+    return decode

@@ -1,0 +1,119 @@
+"""Several banks into a new one: shards are copied as they are and numbered anew."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.bank.fingerprint import DamagedError, Fingerprint
+from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
+from engine.bank.names import shard_files, shard_name
+from engine.bank.reader import read_manifest
+from engine.bank.storage import Storage, open_storage
+from engine.bank.tars import TarError, members
+from engine.bank.writer import BankWriter
+from engine.errors import UserError
+
+COMMON = ("class_names", "image_size", "codec")
+"""What banks must have in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A shard to copy."""
+
+    storage: Storage
+    number: int
+    entry: ShardEntry
+    origin: Origin
+
+
+def merge(urls: Sequence[str], out: str, *, resume: bool, say: Callable[[str], None]) -> Manifest:
+    """Copies the shards of the banks at `urls` to the bank at `out`, the same shard only once.
+
+    `resume` continues what was begun with the same banks. Gives the new bank's manifest. Raises UserError for
+    banks that do not go together, and for a damaged shard, which it names.
+    """
+    storages = [open_storage(url) for url in urls]
+    manifests = [read_manifest(storage) for storage in storages]
+    for url, manifest in zip(urls, manifests, strict=True):
+        _require_common(urls[0], manifests[0].header, url, manifest.header)
+    sources = list(_distinct(storages, manifests))
+    with BankWriter.open(out, _header(manifests, sources), resume=resume, say=say) as writer:
+        for number, source in enumerate(sources):
+            if number not in writer.committed:
+                contents = dict(zip(shard_files(number), _contents(source), strict=True))
+                writer.adopt(number, contents, source.entry.rows, source.entry.images, source.origin)
+    return read_manifest(open_storage(out))
+
+
+def _require_common(first: str, expected: Header, url: str, header: Header) -> None:
+    for name in COMMON:
+        ours, theirs = getattr(expected, name), getattr(header, name)
+        if ours != theirs:
+            raise UserError(
+                f"{url} differs from {first} in {name} ({theirs!r}, not {ours!r});"
+                " merge banks that agree in it"
+            )
+
+
+def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Iterator[Source]:
+    seen = set()
+    for storage, manifest in zip(storages, manifests, strict=True):
+        header = manifest.header
+        for number, entry in manifest.shards.items():
+            tar = entry.files[shard_files(number)[0]].sha256
+            if tar not in seen:
+                origin = entry.origin or Origin(
+                    settings_sha256=header.settings_sha256, seed=header.recipe.get("seed"), number=number
+                )
+                yield Source(storage, number, entry, origin)
+            seen.add(tar)
+
+
+def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
+    """What decides the merged shards is which files they are copied from, in their order."""
+    first = manifests[0].header
+    files = [[one.sha256 for one in source.entry.files.values()] for source in sources]
+    return Header(
+        recipe={"merged": _by_bank([manifest.header.recipe for manifest in manifests])},
+        settings_sha256=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        class_names=first.class_names,
+        image_size=first.image_size,
+        codec=first.codec,
+        quality=first.quality,
+        facts=_by_bank([manifest.header.facts for manifest in manifests]),
+    )
+
+
+def _by_bank(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One where all are equal."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    return {f"bank {place}": value for place, value in enumerate(values, 1)}
+
+
+def _contents(source: Source) -> list[bytes]:
+    """The files of a shard, proved to be those that were committed."""
+    found = []
+    for name, expected in source.entry.files.items():
+        try:
+            data = source.storage.read(name)
+            expected.require(Fingerprint.of(data))
+        except (FileNotFoundError, DamagedError) as error:
+            what = str(error) if isinstance(error, DamagedError) else "is missing"
+            raise _bad_shard(source, f"{name} {what}") from None
+        found.append(data)
+    try:
+        members(found[0])
+    except TarError as error:
+        raise _bad_shard(source, str(error)) from None
+    return found
+
+
+def _bad_shard(source: Source, what: str) -> UserError:
+    return UserError(
+        f"{source.storage.url}: shard {shard_name(source.number)}: {what};"
+        " the command that made the bank with --resume makes it anew"
+    )

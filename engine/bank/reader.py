@@ -1,0 +1,150 @@
+"""Reads a bank's committed shards; a remote one through copies on this machine."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine.bank.codecs import Images, decoder
+from engine.bank.fingerprint import DamagedError
+from engine.bank.manifest import Header, Manifest, ShardEntry
+from engine.bank.names import MANIFEST, shard_files, shard_name
+from engine.bank.rows import Int, Rows, Spans
+from engine.bank.storage import Storage, open_storage
+from engine.bank.table import Table, from_parquet
+from engine.bank.tars import TarError, walk
+from engine.errors import UserError
+
+
+class BankReader:
+    """The shards that the manifest named when it was last read."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, *, verify: bool, cache: Path) -> None:
+        self._storage = storage
+        self._manifest = manifest
+        self._verify = verify
+        self._cache = cache
+        self._verified: set[tuple[str, str]] = set()
+
+    @classmethod
+    def open(cls, url: str, *, verify: bool = True, cache: Path | None = None) -> "BankReader":
+        """Raises UserError where there is no bank.
+
+        `verify`: each file is checked for size and SHA-256 when it is first used, a tar in its structure too.
+        `cache`: the folder of the copies of remote files (default: `banks` in $ENGINE_CACHE, else in
+        ~/.cache/dda-engine).
+        """
+        storage = open_storage(url)
+        default = Path(os.environ.get("ENGINE_CACHE") or "~/.cache/dda-engine").expanduser() / "banks"
+        return cls(storage, read_manifest(storage), verify=verify, cache=cache or default)
+
+    @property
+    def header(self) -> Header:
+        return self._manifest.header
+
+    @property
+    def shards(self) -> dict[int, ShardEntry]:
+        """By their numbers, ascending."""
+        return dict(self._manifest.shards)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the shards, ascending."""
+        return list(self._manifest.shards)
+
+    @property
+    def images_sha256(self) -> str:
+        """The same for banks with the same images, whatever else is in them."""
+        tars = [entry.files[shard_files(number)[0]].sha256 for number, entry in self._manifest.shards.items()]
+        return hashlib.sha256(json.dumps([self.header.image_size, tars]).encode()).hexdigest()
+
+    def refresh(self) -> None:
+        """Reads the manifest again: shards that were committed since join."""
+        self._manifest = read_manifest(self._storage)
+
+    def rows(self, number: int) -> Rows:
+        """All rows of a shard, rejected ones too."""
+        return self._table(number).rows
+
+    def spans(self, number: int) -> Spans:
+        """Where the kept images of a shard lie."""
+        table = self._table(number)
+        rows, kept = table.rows, table.rows.kept
+        return Spans(
+            path=self._tar(number, table),
+            offsets=table.offsets[kept],
+            sizes=table.sizes[kept].astype(np.int64),
+            keys=rows.keys[kept],
+            labels=rows.labels[kept],
+            agrees=(rows.teacher_top1 == rows.labels)[kept],
+        )
+
+    def images(self, number: int, positions: Sequence[int] | Int) -> Images:
+        """uint8 [n, H, W, 3]; `positions` are among the kept images of a shard."""
+        spans = self.spans(number)
+        decode = decoder(self.header.codec, self.header.image_size)
+        images = np.empty((len(positions), *self.header.image_size, 3), np.uint8)
+        with spans.path.open("rb") as tar:
+            for image, position in zip(images, positions, strict=True):
+                data = os.pread(tar.fileno(), int(spans.sizes[position]), int(spans.offsets[position]))
+                try:
+                    image[:] = decode(data)
+                except ValueError as error:
+                    raise self._bad(number, f"image {spans.keys[position]} {error}") from None
+        return images
+
+    def _table(self, number: int) -> Table:
+        path = self._file(number, shard_files(number)[2])
+        try:
+            return from_parquet(path.read_bytes())
+        except ValueError as error:
+            raise self._bad(number, f"{path.name} {error}") from None
+
+    def _tar(self, number: int, table: Table) -> Path:
+        name = shard_files(number)[0]
+        first = not self._is_verified(number, name)
+        path = self._file(number, name)
+        if first and self._verify:
+            try:
+                images = walk(path)[::2]
+            except TarError as error:
+                raise self._bad(number, f"{name}: {error}") from None
+            kept = zip(table.offsets[table.rows.kept], table.sizes[table.rows.kept], strict=True)
+            if [(it.offset, it.size) for it in images] != list(kept):
+                raise self._bad(number, f"{name} holds other images than its parquet file says")
+        return path
+
+    def _file(self, number: int, name: str) -> Path:
+        """A file of this machine; hashed when it is first used."""
+        expected = self._manifest.shards[number].files[name]
+        verify = self._verify and not self._is_verified(number, name)
+        try:
+            path = self._storage.local(name, expected, self._cache, verify=verify)
+        except DamagedError as error:
+            raise self._bad(number, f"{name} {error}") from None
+        self._verified.add((name, expected.sha256))
+        return path
+
+    def _is_verified(self, number: int, name: str) -> bool:
+        return (name, self._manifest.shards[number].files[name].sha256) in self._verified
+
+    def _bad(self, number: int, what: str) -> UserError:
+        url = self._storage.url
+        return UserError(
+            f"{url}: shard {shard_name(number)}: {what};"
+            f" python -m engine.bank verify {url} names every bad shard;"
+            " the command that made it with --resume makes it anew"
+        )
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Raises UserError where there is none, or a damaged one."""
+    try:
+        return Manifest.from_json(storage.read(MANIFEST), storage.url)
+    except FileNotFoundError:
+        raise UserError(
+            f"{storage.url} has no {MANIFEST}, so it is no bank; give the folder of one"
+        ) from None

@@ -1,0 +1,34 @@
+"""Whether a bank goes on with the settings that it was begun with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.bank.manifest import Header
+from engine.errors import UserError
+
+
+def require_same_settings(url: str, stored: Header, new: Header) -> None:
+    if stored.settings_sha256 != new.settings_sha256:
+        difference = first_difference(stored.recipe, new.recipe) or "its settings"
+        raise UserError(
+            f"--resume: {url} was made with another recipe: {difference};"
+            " repeat the first command's settings or give another bank"
+        )
+    common = ("class_names", "image_size", "codec", "quality")
+    assert all(getattr(stored, name) == getattr(new, name) for name in common), "settings_sha256 covers these"
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """`key: old value -> new value` of the first setting that differs, None where all are equal."""
+    before, after = _flat(old), _flat(new)
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            return f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+    return None
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

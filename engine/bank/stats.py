@@ -1,0 +1,84 @@
+"""The counts of a shard, and their sums."""
+
+import json
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from engine.bank.rows import Float, Int, Rows
+
+EDGES = np.linspace(-1, 1, 41).round(2)
+"""Of the similarity's histogram: steps of 0.05."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What can be added up over shards."""
+
+    rows: int
+    """All images, rejected ones too."""
+    images: int
+    """The kept ones."""
+    kept_by_class: Int
+    """[C]"""
+    similarity_of_all: Int
+    """[40], between EDGES; images without a similarity are in no bin."""
+    similarity_of_kept: Int
+    agreeing_rows: int
+    """Where the teacher's top-1 is the label."""
+    agreeing_images: int
+
+    @classmethod
+    def of(cls, rows: Rows, num_classes: int) -> "Stats":
+        agrees = rows.teacher_top1 == rows.labels
+        return cls(
+            len(rows),
+            int(rows.kept.sum()),
+            np.bincount(rows.labels[rows.kept], minlength=num_classes),
+            _histogram(rows.similarity),
+            _histogram(rows.similarity[rows.kept]),
+            int(agrees.sum()),
+            int((agrees & rows.kept).sum()),
+        )
+
+    @classmethod
+    def zero(cls, num_classes: int) -> "Stats":
+        """Of no images."""
+        bins = np.zeros(len(EDGES) - 1, np.int64)
+        return cls(0, 0, np.zeros(num_classes, np.int64), bins, bins, 0, 0)
+
+    def __add__(self, other: "Stats") -> "Stats":
+        return Stats(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))
+
+    def to_json(self) -> bytes:
+        document = {
+            "rows": self.rows,
+            "images": self.images,
+            "kept_by_class": self.kept_by_class.tolist(),
+            "similarity": {
+                "edges": EDGES.tolist(),
+                "all": self.similarity_of_all.tolist(),
+                "kept": self.similarity_of_kept.tolist(),
+            },
+            "teacher_agrees": {"rows": self.agreeing_rows, "images": self.agreeing_images},
+        }
+        return (json.dumps(document) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Stats":
+        """Raises ValueError or LookupError for what to_json did not write."""
+        read = json.loads(data)
+        return cls(
+            read["rows"],
+            read["images"],
+            np.array(read["kept_by_class"], np.int64),
+            np.array(read["similarity"]["all"], np.int64),
+            np.array(read["similarity"]["kept"], np.int64),
+            read["teacher_agrees"]["rows"],
+            read["teacher_agrees"]["images"],
+        )
+
+
+def _histogram(similarity: Float) -> Int:
+    known = similarity[~np.isnan(similarity)]
+    return np.histogram(known.clip(-1, 1), EDGES)[0]

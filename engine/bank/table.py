@@ -1,0 +1,72 @@
+"""The parquet file of a shard: one row an image, rejected ones too."""
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bank.rows import Int, Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = {
+    "key": ("keys", "int64"),
+    "label": ("labels", "int64"),
+    "parent": ("parents", "int64"),
+    "seed": ("seeds", "int64"),
+    "similarity": ("similarity", "float32"),
+    "passes_clip": ("passes_clip", "bool"),
+    "kept": ("kept", "bool"),
+    "teacher_top1": ("teacher_top1", "int64"),
+    "confidence": ("confidence", "float32"),
+}
+"""By the parquet's names: the field of Rows and the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of a shard and where their encoded images lie in its tar; [N]."""
+
+    rows: Rows
+    offsets: Int
+    """-1 where rejected."""
+    sizes: npt.NDArray[np.int32]
+    """0 where rejected."""
+
+
+def to_parquet(table: Table) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays = [
+        pa.array(getattr(table.rows, field), pa.type_for_alias(kind)) for field, kind in COLUMNS.values()
+    ]
+    arrays += [pa.array(table.offsets, pa.int64()), pa.array(table.sizes, pa.int32())]
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_arrays(arrays, schema=_schema()), file, compression="zstd")
+    return file.getvalue()
+
+
+def from_parquet(data: bytes) -> Table:
+    """Raises ValueError where that is no parquet file with just these columns."""
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(data))
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error})") from None
+    if table.schema != _schema() or any(column.null_count for column in table.columns):
+        raise ValueError("has other columns than a bank's")
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    rows = Rows(**{field: columns[name] for name, (field, _) in COLUMNS.items()})
+    return Table(rows, columns["offset"], columns["bytes"])
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    fields = [(name, pa.type_for_alias(kind)) for name, (_, kind) in COLUMNS.items()]
+    return pa.schema([*fields, ("offset", pa.int64()), ("bytes", pa.int32())])

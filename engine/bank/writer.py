@@ -1,0 +1,152 @@
+"""Writes a bank shard by shard: a shard is in it whole or not at all, however the process ends."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+from engine.bank.card import card
+from engine.bank.codecs import Images
+from engine.bank.fingerprint import Fingerprint
+from engine.bank.ledger import Ledger
+from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
+from engine.bank.names import CARD, MANIFEST, is_part, shard_files, shard_name, shard_number
+from engine.bank.rows import Rows
+from engine.bank.settings import require_same_settings
+from engine.bank.shard import shard_contents
+from engine.bank.storage import Storage, open_storage
+from engine.bank.table import from_parquet
+from engine.bank.totals import total_stats
+from engine.errors import UserError
+
+
+class BankWriter:
+    """The only writer of a bank: a folder is locked; at a URL who opens a bank takes it over.
+
+    There each manifest names its writer, and a writer that finds another's instead of its own ends.
+    """
+
+    def __init__(self, storage: Storage, header: Header, claim: ExitStack) -> None:
+        self._storage = storage
+        self._manifest = Manifest(header=header, writer=storage.token)
+        self._ledger = Ledger(storage)
+        self._claim = claim
+
+    @classmethod
+    def open(cls, url: str, header: Header, *, resume: bool, say: Callable[[str], None]) -> "BankWriter":
+        """Starts the bank at `url`, or continues it with `resume`; `say` gets a line for each bad shard.
+
+        Raises UserError for a folder that is in use, not empty, not a bank, or a bank of another recipe.
+        """
+        storage = open_storage(url)
+        with ExitStack() as claim:
+            if not claim.enter_context(storage.alone()):
+                raise UserError(
+                    f"{url} is being written by another process; wait for it or give another bank"
+                )
+            writer = cls(storage, header, claim)
+            writer._start(resume, say)
+            writer._claim = claim.pop_all()
+        return writer
+
+    def __enter__(self) -> "BankWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._claim:
+            if kind is None:
+                self.close()
+
+    @property
+    def committed(self) -> Mapping[int, ShardEntry]:
+        """By their numbers, ascending."""
+        return self._manifest.shards
+
+    def rows(self, number: int) -> Rows:
+        """Of a committed shard."""
+        name = shard_files(number)[2]
+        data = self._storage.read(name)
+        damage = self.committed[number].files[name].damage(Fingerprint.of(data))
+        if damage:
+            raise UserError(f"{self._storage.url}/{name} {damage}; --resume makes that shard anew")
+        return from_parquet(data).rows
+
+    def commit(self, number: int, rows: Rows, images: Images) -> ShardEntry:
+        """Puts a shard into the bank; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
+
+        Does nothing where the same shard is there already. Raises UserError where another shard is, or where
+        another process has taken the bank over.
+        """
+        contents = shard_contents(number, rows, images, self._manifest.header)
+        return self.adopt(number, contents, len(rows), len(images), origin=None)
+
+    def adopt(
+        self, number: int, contents: Mapping[str, bytes], rows: int, images: int, origin: Origin | None
+    ) -> ShardEntry:
+        """Puts a shard into the bank of which the files are there already, by their names in this bank."""
+        assert tuple(contents) == shard_files(number)
+        files = {name: Fingerprint.of(data) for name, data in contents.items()}
+        entry = ShardEntry(files=files, rows=rows, images=images, origin=origin)
+        if number in self.committed:
+            self._require_same(number, entry)
+            return entry
+        self._ledger.require_unchanged()
+        for name, data in contents.items():
+            self._storage.write(name, data)
+        self._replace(replace(self._manifest, shards={**self.committed, number: entry}))
+        return entry
+
+    def close(self) -> None:
+        """Writes the card and gives the bank free."""
+        with self._claim:
+            self._ledger.require_unchanged()
+            self._storage.write(CARD, card(self._manifest, total_stats(self._storage, self._manifest)))
+            if self._manifest.writer is not None:
+                self._replace(replace(self._manifest, writer=None))
+
+    def _start(self, resume: bool, say: Callable[[str], None]) -> None:
+        url = self._storage.url
+        used = any(not name.startswith(".") for name in self._storage.names())
+        if used and not resume:
+            raise UserError(f"{url} is not empty; continue it with --resume or give another bank")
+        stored = self._ledger.read()
+        if used and stored is None:
+            raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
+        self._replace(self._manifest if stored is None else self._continued(stored, say))
+        self._remove_leftovers()
+
+    def _continued(self, stored: Manifest, say: Callable[[str], None]) -> Manifest:
+        """With the shards that are whole."""
+        require_same_settings(self._storage.url, stored.header, self._manifest.header)
+        sound = {}
+        for number, entry in stored.shards.items():
+            damage = self._damage(entry)
+            if damage is None:
+                sound[number] = entry
+            else:
+                say(f"{self._storage.url}: shard {shard_name(number)} will be made again: {damage}")
+        return replace(stored, shards=sound, writer=self._storage.token)
+
+    def _replace(self, manifest: Manifest) -> None:
+        self._ledger.replace(manifest)
+        self._manifest = manifest
+
+    def _damage(self, entry: ShardEntry) -> str | None:
+        for name, expected in entry.files.items():
+            damage = expected.damage(self._storage.fingerprint(name))
+            if damage:
+                return f"{name} {damage}"
+        return None
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed writers left."""
+        for name in self._storage.names():
+            number = shard_number(name)
+            if is_part(name) or (number is not None and number not in self.committed):
+                self._storage.remove(name)
+
+    def _require_same(self, number: int, entry: ShardEntry) -> None:
+        if entry != self.committed[number]:
+            raise UserError(
+                f"{self._storage.url}: shard {shard_name(number)} came out otherwise than the committed one;"
+                " continue it on the machine and with the settings that made it, or give another bank"
+            )
