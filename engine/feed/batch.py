@@ -1,4 +1,4 @@
-"""What the feed hands to the student's training."""
+"""What the student is fed."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,11 @@ from torch import Tensor
 
 
 class FeedBatch(NamedTuple):
-    """One step's augmented images, on the student's device."""
+    """The images of a step, cropped and mirrored, on the student's device."""
 
-    images: Tensor  # float [B, 3, H, W] in [0, 1], channels_last, in the feed's dtype
-    labels: Tensor  # int64 [B]
-    agrees: Tensor  # bool [B], where the teacher's top-1 is the label
+    images: Tensor
+    """Floating [B, 3, H, W] in [0, 1], channels_last."""
+    labels: Tensor
+    """int64 [B]."""
+    agrees: Tensor
+    """bool [B]: where the teacher's top-1 is the label."""

@@ -1,0 +1,115 @@
+"""The feed by NVIDIA DALI: what the order names is read here, DALI's threads decode and crop it."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from engine.errors import UserError
+from engine.feed.batch import FeedBatch
+from engine.feed.config import FeedConfig
+from engine.feed.dali_pipeline import DaliPipeline
+from engine.feed.feed import DTYPES, Feed
+from engine.feed.index import Index
+from engine.feed.order import Draw, Order
+from engine.feed.tars import Bytes, Tars
+
+_AHEAD = 2
+"""Batches that DALI works on while one is used."""
+
+
+class _Submitted(NamedTuple):
+    draw: Draw
+    images: Bytes | list[Bytes]
+
+
+class DaliFeed(Feed):
+    """One pipeline for the feed's life: a bank that grows, or another order, goes on in the same one."""
+
+    def __init__(
+        self,
+        config: FeedConfig,
+        index: Index,
+        *,
+        codec: str,
+        image_size: tuple[int, int],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(index, device)
+        self._config, self._codec, self._image_size = config, codec, image_size
+        self._batch_size, self._tars = batch_size, Tars(index)
+        self._pipeline = self._new_pipeline()
+        self._waiting: deque[_Submitted] = deque()
+        self._running: Generator[FeedBatch] | None = None
+
+    def _new_pipeline(self) -> DaliPipeline:
+        on_gpu = self.device.type == "cuda"
+        return DaliPipeline(
+            codec=self._codec,
+            image_size=self._image_size,
+            batch_size=self._batch_size,
+            threads=self._config.threads,
+            half=self._config.dtype == "fp16",
+            device_id=(self.device.index or 0) if on_gpu else None,
+        )
+
+    def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
+        self._stop()
+        self._running = self._run(order, first, last)
+        return self._running
+
+    def _run(self, order: Order, first: int, last: int) -> Generator[FeedBatch]:
+        try:
+            for draw in order.draws(first, last):
+                self._submit(draw)
+                if len(self._waiting) > _AHEAD:
+                    yield self._receive()
+            while self._waiting:
+                yield self._receive()
+        finally:
+            while self._waiting:
+                self._receive()
+
+    def _submit(self, draw: Draw) -> None:
+        raw = self._codec == "raw"
+        images = self._tars.raw(draw.rows, self._image_size) if raw else self._tars.encoded(draw.rows)
+        self._pipeline.submit(images, draw)
+        self._waiting.append(_Submitted(draw, images))
+
+    def _receive(self) -> FeedBatch:
+        try:
+            images, shapes = self._pipeline.receive()
+        except RuntimeError as error:
+            raise self._undecodable(error) from None
+        draw = self._waiting.popleft().draw
+        if shapes is not None:
+            for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)):
+                self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
+        return self.labelled(images.to(DTYPES[self._config.dtype]), draw.rows)
+
+    def _undecodable(self, error: RuntimeError) -> UserError:
+        """What DALI does not say: which image. Asks a new pipeline about one after another."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._pipeline = self._new_pipeline()
+        for draw, images in waiting:
+            for place in range(len(images)):
+                one = Draw._make(column[place : place + 1] for column in draw)
+                try:
+                    self._pipeline.submit(images[place : place + 1], one)
+                    self._pipeline.receive()
+                except RuntimeError:
+                    self._pipeline = self._new_pipeline()
+                    return self._tars.damaged(draw.rows[place], "it cannot be decoded")
+        raise error
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
+    def close(self) -> None:
+        self._stop()
+        self._tars.close()

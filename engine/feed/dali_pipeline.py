@@ -1,0 +1,109 @@
+"""A DALI pipeline that decodes, crops, mirrors and scales the batches it is given."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.feed.crops import PAD
+from engine.feed.order import Draw
+from engine.feed.tars import Bytes
+
+
+class DaliPipeline:
+    """Batches go in by `submit` and come out, in that order, by `receive`; in between DALI's threads work.
+
+    It has no end and no epoch: what is not submitted is not run. Prefetch queue depth 1 is DALI's word for
+    "run nothing unasked"; the caller submits ahead instead. With `device_id` None all is done on the CPU;
+    else raw pixels go to that GPU as bytes, and encoded images are decoded there.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: str,
+        image_size: tuple[int, int],
+        batch_size: int,
+        threads: int,
+        half: bool,
+        device_id: int | None,
+    ) -> None:
+        from nvidia.dali import Pipeline
+
+        self._given: deque[tuple[object, ...]] = deque()  # what DALI reads, kept until received
+        self._pipeline = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
+        with self._pipeline:
+            decoded = _pixels(device_id) if codec == "raw" else _decoded(device_id)
+            images = _cropped(decoded, image_size, half)
+            shapes = [] if codec == "raw" else [decoded.shape(device="cpu")]
+            self._pipeline.set_outputs(images, *shapes)
+        self._pipeline.build()
+
+    def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
+        """Raw pixels uint8 [B, H, W, 3], or encoded images; must stay as they are until received."""
+        start = np.stack([draw.top, draw.left], axis=1) - np.int32(PAD)
+        mirror = draw.flip.astype(np.int32)
+        self._given.append((images, start, mirror))
+        self._pipeline.feed_input("images", images)
+        self._pipeline.feed_input("start", start)
+        self._pipeline.feed_input("mirror", mirror)
+        self._pipeline.schedule_run()
+
+    def receive(self) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
+        """Floating [B, 3, H, W] in channels_last memory, not copied, and the H, W, C that were decoded.
+
+        The latter int64 [B, 3], or None for raw pixels.
+
+        Raises RuntimeError for an image that DALI cannot decode; the pipeline cannot be used afterwards.
+        """
+        images, *shapes = self._pipeline.share_outputs()
+        tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
+        decoded = shapes[0].as_array().copy() if shapes else None
+        self._pipeline.release_outputs()
+        self._given.popleft()
+        return tensor.permute(0, 3, 1, 2), decoded
+
+
+def _input(name: str, dtype: Any, **options: Any) -> Any:
+    from nvidia.dali import fn
+
+    return fn.external_source(name=name, dtype=dtype, no_copy=True, **options)
+
+
+def _pixels(device_id: int | None) -> Any:
+    from nvidia.dali import types
+
+    images = _input("images", types.UINT8, layout="HWC")
+    return images if device_id is None else images.gpu()
+
+
+def _decoded(device_id: int | None) -> Any:
+    from nvidia.dali import fn, types
+
+    device = "cpu" if device_id is None else "mixed"
+    return fn.decoders.image(_input("images", types.UINT8), device=device, output_type=types.RGB)
+
+
+def _cropped(images: Any, image_size: tuple[int, int], half: bool) -> Any:
+    """Cropped from the zero-padded image, mirrored, times float32(1 / 255)."""
+    from nvidia.dali import fn, types
+
+    images = fn.slice(
+        images,
+        start=_input("start", types.INT32),
+        shape=list(image_size),
+        axes=[0, 1],
+        out_of_bounds_policy="pad",
+        fill_values=[0.0],
+    )
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=_input("mirror", types.INT32),
+        mean=[0.0],
+        std=[255.0],
+        dtype=types.FLOAT16 if half else types.FLOAT,
+        output_layout="HWC",
+    )

@@ -1,0 +1,47 @@
+"""What every kind of feed does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from engine.feed.batch import FeedBatch
+from engine.feed.index import Index, Int
+from engine.feed.order import Order
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Feed(ABC):
+    """Batches of an index's images, read, decoded, cropped and mirrored ahead of their use."""
+
+    def __init__(self, index: Index, device: torch.device) -> None:
+        self.index, self.device = index, device
+
+    @abstractmethod
+    def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
+        """The batches of the steps first..last - 1 of `order`; nothing is read for a step beyond them.
+
+        One at a time: a call ends the iterator of the call before. Raises UserError naming tar and key for an
+        image that is damaged or has another size.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the threads or processes, and close the tars."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def labelled(self, images: Tensor, rows: Int) -> FeedBatch:
+        """The images, on the device already, with what the index knows of them."""
+        labels, agrees = (torch.from_numpy(of(rows)) for of in (self.index.labels, self.index.agrees))
+        return FeedBatch(images, labels.to(self.device), agrees.to(self.device))

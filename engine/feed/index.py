@@ -1,0 +1,105 @@
+"""What the feed knows of each kept image of the banks' shards: 15 bytes, 19 where their sizes differ."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bank.rows import Spans
+from engine.feed.columns import Column
+from engine.feed.runs import Runs
+
+Int = npt.NDArray[np.int64]
+_BLOCK = 512  # bytes; what a tar's members begin at
+
+
+class Shard(NamedTuple):
+    """A shard of the index: its tar and the bank that it is of."""
+
+    path: str
+    bank: int
+    rows: range
+
+
+class Spots(NamedTuple):
+    """Where images lie; int64 [N]."""
+
+    shards: Int
+    """Numbers of the shards, in order of their addition."""
+    offsets: Int
+    """Of the encoded image's first byte in its tar."""
+    sizes: Int
+    """Bytes of the encoded image."""
+
+
+class Index:
+    """The images of shards, one row each. Rows are only ever appended, so that a snapshot is their number."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+        self._ends = Column(np.int64)  # of each shard's rows
+        self._keys = Column(np.int64)
+        self._labels = Column(np.uint16)
+        self._agrees = Column(np.bool_)
+        self._blocks = Column(np.uint32)  # offsets in _BLOCK bytes
+        self._sizes: Column | None = None  # of each image, once two sizes were seen
+        self._size = 0  # of every image, until then
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        columns = (self._keys, self._labels, self._agrees, self._blocks, self._sizes)
+        return sum(column.values.nbytes for column in columns if column is not None)
+
+    def add(self, spans: Spans, *, bank: int = 0) -> range:
+        """Append a shard's images as rows of the bank of that number; the new rows."""
+        assert not (spans.offsets % _BLOCK).any(), f"{spans.path}: a member does not begin at a block"
+        rows = range(len(self), len(self) + len(spans))
+        self._extend_sizes(spans.sizes)
+        self._keys.extend(spans.keys)
+        self._labels.extend(spans.labels)
+        self._agrees.extend(spans.agrees)
+        self._blocks.extend(spans.offsets // _BLOCK)
+        self._ends.extend(np.array([rows.stop]))
+        self.shards.append(Shard(str(spans.path), bank, rows))
+        return rows
+
+    def _extend_sizes(self, sizes: Int) -> None:
+        if self._sizes is None:
+            if len(self) == 0 and len(sizes):
+                self._size = int(sizes[0])
+            if (sizes == self._size).all():
+                return
+            self._sizes = Column(np.uint32)
+            self._sizes.extend(np.full(len(self), self._size))
+        self._sizes.extend(sizes)
+
+    def keys(self, rows: Int) -> Int:
+        """int64 [N], unique in their shards."""
+        return self._keys.values[rows]
+
+    def labels(self, rows: Int | slice) -> Int:
+        """int64 [N]."""
+        return self._labels.values[rows].astype(np.int64)
+
+    def agrees(self, rows: Int) -> npt.NDArray[np.bool_]:
+        """bool [N]: where the teacher's top-1 is the label."""
+        return self._agrees.values[rows]
+
+    def shard_numbers(self, rows: Int) -> Int:
+        """int64 [N]."""
+        return np.searchsorted(self._ends.values, rows, side="right")
+
+    def spots(self, rows: Int) -> Spots:
+        """Where the images of the rows lie."""
+        offsets = self._blocks.values[rows].astype(np.int64) * _BLOCK
+        sizes = np.full(len(rows), self._size) if self._sizes is None else self._sizes.values[rows]
+        return Spots(self.shard_numbers(rows), offsets, sizes.astype(np.int64))
+
+    def rows_of(self, bank: int | None, count: int) -> Runs:
+        """Those of a bank, or of all where None, among the first `count` rows."""
+        spans = [shard.rows for shard in self.shards if bank is None or shard.bank == bank]
+        return Runs([range(rows.start, min(rows.stop, count)) for rows in spans])
