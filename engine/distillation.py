@@ -91,19 +91,20 @@ def _open(urls: Sequence[str], recipe: Recipe, taken: dict[str, Snapshot] | None
     """The banks, with those shards alone that the run was begun with, where it was."""
     if taken is not None and list(taken) != list(urls):
         raise UserError(
-            f"--resume: this run was begun with --bank {','.join(taken)};"
-            " repeat that or give another --out"
+            f"--resume: this run was begun with --bank {','.join(taken)}; repeat that or give another --out"
         )
     banks = [BankReader.open(url) for url in urls]
     for url, bank in zip(urls, banks, strict=True):
         _require_fit(url, bank, banks[0], recipe)
         if taken is not None:
             require_snapshot(bank, url, taken[url])
-    return banks if taken is None else [bank.only(taken[url]) for url, bank in zip(urls, banks, strict=True)]
+    if taken is None:
+        return banks
+    return [bank.only(taken[url]) for url, bank in zip(urls, banks, strict=True)]
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:
-    """Raises UserError for a bank of other classes, sizes or codecs than the recipe's and the first bank's."""
+    """Raises UserError for a bank of other classes, sizes or codec than the recipe's or the first's."""
     size = recipe.teacher.image_size
     if bank.header.class_names != recipe.class_names:
         raise UserError(f"--bank {url} has other class_names than the recipe; give its own recipe or another")

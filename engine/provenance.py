@@ -40,8 +40,9 @@ def bank_header(recipe: Recipe) -> Header:
 
 def _facts(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
-    teacher = recipe.teacher.weights
-    facts = {"teacher": _fact(recipe.teacher.name, teacher and resolve(teacher, "teacher.weights"))}
+    weights = recipe.teacher.weights
+    teacher = resolve(weights, "teacher.weights") if weights else None
+    facts = {"teacher": _fact(recipe.teacher.name, teacher)}
     if recipe.augment.method == "variation":
         prior = recipe.augment.prior
         facts["diffusion prior"] = _fact(prior, _local_folder(prior))

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ class BankReader:
         """The same for banks with the same images, whatever else is in them."""
         tars = [entry.files[shard_files(number)[0]].sha256 for number, entry in self._manifest.shards.items()]
         return hashlib.sha256(json.dumps([self.header.image_size, tars]).encode()).hexdigest()
+
+    def only(self, numbers: Iterable[int]) -> "BankReader":
+        """A reader of these shards alone."""
+        shards = {number: self._manifest.shards[number] for number in numbers}
+        manifest = replace(self._manifest, shards=shards)
+        return BankReader(self._storage, manifest, verify=self._verify, cache=self._cache)
 
     def refresh(self) -> None:
         """Reads the manifest again: shards that were committed since join."""

@@ -95,6 +95,13 @@ class BankWriter:
         self._replace(replace(self._manifest, shards={**self.committed, number: entry}))
         return entry
 
+    def keep_below(self, number: int) -> None:
+        """Takes the shards from `number` on out of the bank, to be made again."""
+        kept = {old: entry for old, entry in self.committed.items() if old < number}
+        if len(kept) < len(self.committed):
+            self._replace(replace(self._manifest, shards=kept))
+            self._remove_leftovers()
+
     def close(self) -> None:
         """Writes the card and gives the bank free."""
         with self._claim:
