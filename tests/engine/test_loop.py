@@ -7,22 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from engine import loop as loop_module
+from engine.bank.reader import BankReader
+from engine.bank.rows import Rows
+from engine.bank.verify import verify
 from engine.cli import main
 from engine.datasets import fashion_mnist
 from engine.errors import UserError
-from engine.loop import Loop
 from engine.loop import run as run_loop
 from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
 from engine.report import summarize
 from engine.run import command
+from engine.stages.distill import Distiller
+from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 
 
@@ -56,10 +61,17 @@ def test_a_run_leaves_everything_a_user_needs(finished: Path) -> None:
     student = load_file(finished / "student.safetensors")
     assert student["fc.weight"].shape == (3, 64)
     assert (finished / "variations.png").read_bytes().startswith(b"\x89PNG")
-    rows = load_file(finished / "variations.safetensors")
-    assert len(rows["keys"].unique()) == summary["images_augmented"], "rejected ones, too"
-    assert rows["kept"].sum() == summary["images_accepted"]
-    assert rows["similarity"][rows["kept"]].mean() > rows["similarity"][~rows["kept"]].mean()
+    bank = BankReader.open(str(finished / "bank"))
+    shards = [bank.rows(number) for number in bank.numbers]
+    assert len(shards) == 4
+    columns = {name: np.concatenate([getattr(rows, name) for rows in shards]) for name in Rows.__slots__}
+    variation, kept = columns["parents"] >= 0, columns["kept"]
+    assert len(np.unique(columns["keys"])) == 4 * 6 * 4, "rejected ones, too"
+    assert kept[variation].sum() == summary["images_accepted"]
+    assert kept[~variation].all()
+    similarity = columns["similarity"]
+    assert similarity[variation & kept].mean() > similarity[variation & ~kept].mean()
+    assert verify(str(finished / "bank")) == []
     assert (finished / "config.yaml").is_file()
     assert any((finished / "tb").iterdir())
 
@@ -80,8 +92,8 @@ def same_student(a: Path, b: Path) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("cut_after", [0, 1, 2], ids=["first images", "all images", "first round"])
-def test_a_run_cut_between_phases_resumes_to_the_same_end(
+@pytest.mark.parametrize("cut_after", [0, 1, 4, 7, 8])
+def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
     recipe: Path,
     finished: Path,
     tmp_path: Path,
@@ -89,41 +101,43 @@ def test_a_run_cut_between_phases_resumes_to_the_same_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Its commits: a checkpoint after each of 4 batches and after each 2 of 6 steps, in rounds of 3."""
     out = tmp_path / "cut"
-    whole_phase = Loop.phase
+    commit, commits = loop_module.checkpoint.save, 0
 
-    def dying_phase(self: Loop, number: int) -> None:
-        if number > cut_after:
+    def last_commit(*state: Any) -> None:
+        nonlocal commits
+        if commits == cut_after:
             raise KeyboardInterrupt
-        whole_phase(self, number)
+        commits += 1
+        commit(*state)
 
+    often = ("--schedule.checkpoint_steps", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "phase", dying_phase)
-        assert main(command, ["--recipe", str(recipe), "--out", str(out)]) == 130
-    assert f"--out {out} --resume" in capsys.readouterr().err
-    resumed = run(recipe, out, "--resume")
+        patch.setattr(loop_module.checkpoint, "save", last_commit)
+        if main(command, ["--recipe", str(recipe), "--out", str(out), *often]) == 0:
+            assert cut_after == 8, "all commits were made"
+    assert (f"--out {out} --resume" in capsys.readouterr().err) == (cut_after < 8)
+    resumed = run(recipe, out, "--resume", *often)
     first = json.loads((finished / "summary.json").read_text())
     timed = {"seconds_by_stage", "wall_seconds", "images_per_second"}
     assert {k: v for k, v in resumed.items() if k not in timed} == {
         k: v for k, v in first.items() if k not in timed
     }
     assert same_student(finished, out)
+    assert {f.name for f in (out / "bank").iterdir()} == {f.name for f in (finished / "bank").iterdir()}
 
 
-def test_another_micro_batch_gives_the_same_images_up_to_rounding(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    banks = []
-    save = loop_module.checkpoint.save
-    monkeypatch.setattr(
-        loop_module.checkpoint, "save", lambda *args: banks.append(args[-1].images.clone()) or save(*args)
-    )
+def test_another_micro_batch_gives_the_same_images_up_to_rounding(recipe: Path, tmp_path: Path) -> None:
+    images = []
     for size in ("8", "5"):
         run(recipe, tmp_path / size, "--augment.micro_batch", size, "--filter.quantile", "0")
-    whole, parts = banks[3], banks[7]  # the last of four phases of each run
-    assert whole.shape == parts.shape
-    difference = (whole.int() - parts.int()).abs()
-    assert (difference <= 1).double().mean() >= 0.999
+        bank = BankReader.open(str(tmp_path / size / "bank"))
+        counts = [len(bank.spans(number)) for number in bank.numbers]
+        images.append(np.concatenate([bank.images(n, range(k)) for n, k in enumerate(counts)]).astype(int))
+    whole, parts = images
+    assert whole.shape == parts.shape == (4 * 6 * 4, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert (abs(whole - parts) <= 1).mean() >= 0.999
 
 
 def test_the_test_set_is_looked_at_once_after_the_last_step(
@@ -131,7 +145,7 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
 ) -> None:
     looks: list[int] = []
     steps_done = 0
-    whole_train = loop_module.Distiller.train
+    whole_train = Distiller.train
 
     def counting_train(self, *args, **kwargs) -> None:
         nonlocal steps_done
@@ -143,7 +157,7 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
         images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
         return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2])), None
 
-    monkeypatch.setattr(loop_module.Distiller, "train", counting_train)
+    monkeypatch.setattr(Distiller, "train", counting_train)
     monkeypatch.setattr(summarize, "load_test_set", watched_load)
     summary = run(recipe, tmp_path / "out")
     assert looks == [6]

@@ -11,14 +11,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
-from engine.memory_bank import Bank
+from engine.feed.batch import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
 from engine.stages.distill import DistillConfig, Distiller
-from engine.transforms import random_crop_flip
 from kernels.backend import use_backend
 
 SIZE, CLASSES = 8, 4
@@ -53,19 +51,21 @@ def distiller(total_steps: int = 6, precision: str = "no", **settings: Any) -> D
     return Distiller(teacher(), student, config, total_steps, 3, accelerator(precision), image_size=SIZE)
 
 
-@pytest.fixture
-def bank() -> Bank:
-    rows = 24
-    draw = generator(0, "bank")
-    keys = torch.arange(rows)
-    labels = torch.randint(0, CLASSES, (rows,), generator=draw)
-    images = torch.randint(0, 256, (rows, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)
-    bank = Bank(CLASSES, (3, SIZE, SIZE))
-    bank.add(
-        ImageBatch(images=images, labels=labels, keys=keys, parents=keys - keys - 1, seeds=keys),
-        torch.where(keys % 3 > 0, labels, (labels + 1) % CLASSES),
-    )
-    return bank
+@pytest.fixture(scope="module")
+def batches() -> list[FeedBatch]:
+    """For 40 steps; a third of the labels is not the teacher's class."""
+    draw = generator(0, "batches")
+    made = []
+    for _ in range(40):
+        images = torch.rand(8, 3, SIZE, SIZE, generator=draw).to(memory_format=torch.channels_last)
+        labels = torch.randint(0, CLASSES, (8,), generator=draw)
+        made.append(FeedBatch(images, labels, torch.arange(8) % 3 > 0))
+    return made
+
+
+def train(ours: Distiller, batches: list[FeedBatch], steps: int, **options: Any) -> None:
+    """The next steps of a run whose step i is by batches[i]."""
+    ours.train(batches[ours.step : ours.step + steps], steps, **options)
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -78,14 +78,16 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("nesterov", [False, True], ids=["plain", "nesterov"])
 @pytest.mark.parametrize("ce_on_agreement", [True, False], ids=["ce_on_agreement", "ce_on_all"])
-def test_one_step_is_the_written_out_sgd_step(ce_on_agreement: bool, nesterov: bool, bank: Bank) -> None:
+def test_one_step_is_the_written_out_sgd_step(
+    ce_on_agreement: bool, nesterov: bool, batches: list[FeedBatch]
+) -> None:
     """In float64: written-out losses, autograd, w - lr * (gradient + decay * w); no torch optimizer."""
     settings = {"w_kl": 0.7, "w_ce": 1.3, "w_feature": 5.0, "weight_decay": 0.01}
     ours = distiller(ce_on_agreement=ce_on_agreement, nesterov=nesterov, **settings)
     assert ours.align is not None
     student, align = copy.deepcopy(ours.student).double().train(), copy.deepcopy(ours.align).double()
-    sample = bank.sample(8, generator(3, "distill", 0), class_balance=True)
-    images = random_crop_flip(sample.images, generator(3, "distill-augment", 0)).double() / 255
+    sample = batches[0]
+    images = sample.images.double()
 
     def tapped(model: Classifier) -> tuple[Tensor, Tensor]:
         network = model.network
@@ -105,7 +107,7 @@ def test_one_step_is_the_written_out_sgd_step(ce_on_agreement: bool, nesterov: b
     (0.7 * kl + 1.3 * ce + 5 * mse).backward()
 
     logs: list[dict[str, float]] = []
-    ours.train(bank, 1, on_log=lambda _, means: logs.append(means))
+    train(ours, batches, 1, on_log=lambda _, means: logs.append(means))
     assert logs[0]["kl"] == pytest.approx(kl.item(), rel=1e-5, abs=4e-6)
     assert logs[0]["ce"] == pytest.approx(ce.item(), rel=1e-5, abs=4e-6)
     assert logs[0]["feature"] == pytest.approx(mse.item(), rel=1e-5)
@@ -118,19 +120,19 @@ def test_one_step_is_the_written_out_sgd_step(ce_on_agreement: bool, nesterov: b
 
 @pytest.mark.parametrize("w_feature", [30.0, 0.0], ids=["aligned", "logits-only"])
 def test_resuming_from_a_file_ends_with_the_same_bits_as_never_stopping(
-    w_feature: float, bank: Bank, tmp_path: Path
+    w_feature: float, batches: list[FeedBatch], tmp_path: Path
 ) -> None:
     straight = distiller(w_feature=w_feature, warmup_steps=2)
-    straight.train(bank, 6)
+    train(straight, batches, 6)
 
     first = distiller(w_feature=w_feature, warmup_steps=2)
-    first.train(bank, 3)
+    train(first, batches, 3)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     torch.rand(7)  # the global generator is elsewhere when the run is resumed
     second = distiller(w_feature=w_feature, warmup_steps=2)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.step == 3
-    second.train(bank, 3)
+    train(second, batches, 3)
 
     assert second.step == straight.step == 6
     assert same(weights(second.student), weights(straight.student))
@@ -140,32 +142,34 @@ def test_resuming_from_a_file_ends_with_the_same_bits_as_never_stopping(
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_the_student_learns_the_teacher(precision: str, bank: Bank) -> None:
+def test_the_student_learns_the_teacher(precision: str, batches: list[FeedBatch]) -> None:
     ours = distiller(total_steps=40, precision=precision, w_ce=0.0, w_feature=1.0)
     fixed, losses = weights(ours.teacher), []
-    ours.train(bank, 40, on_log=lambda _, means: losses.append(means["loss"]), log_every=10)
+    train(ours, batches, 40, on_log=lambda _, means: losses.append(means["loss"]), log_every=10)
     assert len(losses) == 4
     assert losses[-1] < 0.6 * losses[0]
     assert same(weights(ours.teacher), fixed)
     assert all(p.dtype == torch.float32 for p in ours.student.parameters())
 
 
-def test_bf16_is_used_where_asked_and_the_prepared_student_still_evaluates_in_float32(bank: Bank) -> None:
+def test_bf16_is_used_where_asked_and_the_prepared_student_still_evaluates_in_float32(
+    batches: list[FeedBatch],
+) -> None:
     ours, dtypes = distiller(precision="bf16"), []
     ours.student.network.fc.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
-    ours.train(bank, 1)
+    train(ours, batches, 1)
     ours.student(torch.zeros(1, 3, SIZE, SIZE))
     assert dtypes == [torch.bfloat16, torch.float32]
 
 
-def test_without_a_feature_weight_there_is_no_head_and_no_path_is_needed(bank: Bank) -> None:
+def test_without_a_feature_weight_there_is_no_head_and_no_path_is_needed(batches: list[FeedBatch]) -> None:
     student, blind = wide_resnet(1, seed=2), teacher()
     student.feature_path = blind.feature_path = None
     ours = Distiller(
         blind, student, DistillConfig(batch_size=8, w_feature=0), 2, 3, accelerator(), image_size=SIZE
     )
     before, logs = weights(student), []
-    ours.train(bank, 2, on_log=lambda _, means: logs.append(means))
+    train(ours, batches, 2, on_log=lambda _, means: logs.append(means))
     assert ours.align is None
     assert logs[0]["feature"] == 0
     assert not same(weights(student), before)
@@ -204,26 +208,26 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
         distiller(total_steps=6, warmup_steps=6)
 
 
-def test_a_run_without_steps_leaves_the_student_as_it_was(bank: Bank) -> None:
+def test_a_run_without_steps_leaves_the_student_as_it_was(batches: list[FeedBatch]) -> None:
     ours = distiller(total_steps=0)
     before = weights(ours.student)
-    ours.train(bank, 0)
+    train(ours, batches, 0)
     assert same(weights(ours.student), before)
 
 
-def test_building_and_training_leave_the_global_generator_alone(bank: Bank) -> None:
+def test_building_and_training_leave_the_global_generator_alone(batches: list[FeedBatch]) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    distiller().train(bank, 2)
+    train(distiller(), batches, 2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_dropout_in_the_student_is_a_function_of_the_seed(bank: Bank) -> None:
+def test_dropout_in_the_student_is_a_function_of_the_seed(batches: list[FeedBatch]) -> None:
     def trained(global_seed: int) -> list[Tensor]:
         ours = distiller(w_feature=0.0)
         ours.student.network.fc = nn.Sequential(nn.Dropout(0.5), ours.student.network.fc)
         torch.manual_seed(global_seed)
-        ours.train(bank, 2)
+        train(ours, batches, 2)
         return weights(ours.student)
 
     assert same(trained(1), trained(2))
@@ -235,11 +239,11 @@ def test_align_head_is_a_function_of_the_seed() -> None:
     assert same(weights(first.align), weights(distiller().align))
 
 
-def test_student_trains_in_train_mode_and_is_left_in_eval_mode(bank: Bank) -> None:
+def test_student_trains_in_train_mode_and_is_left_in_eval_mode(batches: list[FeedBatch]) -> None:
     ours, modes = distiller(), []
     ours.student.register_forward_pre_hook(lambda module, _: modes.append(module.network.bn.training))
     statistics = ours.student.network.bn.running_mean.clone()
-    ours.train(bank, 1)
+    train(ours, batches, 1)
     assert modes == [True]
     assert not ours.teacher.training
     assert not ours.student.training
@@ -247,37 +251,39 @@ def test_student_trains_in_train_mode_and_is_left_in_eval_mode(bank: Bank) -> No
     assert not torch.equal(ours.student.network.bn.running_mean, statistics)
 
 
-def test_a_student_that_was_loaded_frozen_is_trained(bank: Bank) -> None:
+def test_a_student_that_was_loaded_frozen_is_trained(batches: list[FeedBatch]) -> None:
     student = wide_resnet(1, seed=2).requires_grad_(False)
     ours = Distiller(teacher(), student, DistillConfig(batch_size=8), 2, 0, accelerator(), image_size=SIZE)
     before = student.network.conv1.weight.clone()
-    ours.train(bank, 1)
+    train(ours, batches, 1)
     assert not torch.equal(student.network.conv1.weight, before)
 
 
-@pytest.mark.parametrize("balance", [True, False], ids=["balanced", "uniform"])
-def test_after_step_gets_the_augmented_images_once_the_weights_have_moved(balance: bool, bank: Bank) -> None:
-    ours, seen = distiller(class_balance=balance), []
+def test_after_step_gets_the_batch_once_the_weights_have_moved(batches: list[FeedBatch]) -> None:
+    ours, seen = distiller(), []
     before = ours.student.network.fc.weight.detach().clone()
 
     def after_step(images: Tensor, labels: Tensor) -> None:
-        seen.append((images.clone(), labels.clone()))
+        seen.append((images, labels))
         assert not torch.equal(ours.student.network.fc.weight, before)
 
-    ours.train(bank, 2, after_step=after_step)
-    for step, (images, labels) in enumerate(seen):
-        sample = bank.sample(8, generator(3, "distill", step), balance)
-        augmented = random_crop_flip(sample.images, generator(3, "distill-augment", step))
-        assert torch.equal(images, augmented.float() / 255)
-        assert torch.equal(labels, sample.labels)
+    train(ours, batches, 2, after_step=after_step)
     assert len(seen) == 2
+    for batch, (images, labels) in zip(batches, seen, strict=False):
+        assert torch.equal(images, batch.images)
+        assert torch.equal(labels, batch.labels)
 
 
-def test_logs_are_means_over_their_window_and_nothing_is_left_out(bank: Bank) -> None:
+def test_a_feed_that_ends_early_is_noticed(batches: list[FeedBatch]) -> None:
+    with pytest.raises(AssertionError, match="2 batches too few"):
+        distiller().train(batches[:1], 3)
+
+
+def test_logs_are_means_over_their_window_and_nothing_is_left_out(batches: list[FeedBatch]) -> None:
     def logged(log_every: int) -> list[tuple[int, dict[str, float]]]:
         logs: list[tuple[int, dict[str, float]]] = []
         ours = distiller(total_steps=5)
-        ours.train(bank, 5, on_log=lambda step, means: logs.append((step, means)), log_every=log_every)
+        train(ours, batches, 5, on_log=lambda step, means: logs.append((step, means)), log_every=log_every)
         return logs
 
     single, pairs = logged(1), logged(2)
@@ -303,7 +309,7 @@ def test_learning_rate_warms_up_and_then_follows_torchs_cosine() -> None:
 
 
 @pytest.mark.parametrize("where", ["middle of the window", "last step of the call"])
-def test_a_loss_that_is_not_finite_stops_at_the_next_log(where: str, bank: Bank) -> None:
+def test_a_loss_that_is_not_finite_stops_at_the_next_log(where: str, batches: list[FeedBatch]) -> None:
     ours, logged = distiller(total_steps=10), []
     broken = 3 if where.startswith("middle") else 6
 
@@ -312,15 +318,15 @@ def test_a_loss_that_is_not_finite_stops_at_the_next_log(where: str, bank: Bank)
             ours.student.network.fc.bias.data[0] = float("nan")
 
     with pytest.raises(NonFiniteError, match=r"distill.* step (4|7);"):
-        ours.train(bank, 7, after_step=poison, on_log=lambda step, _: logged.append(step), log_every=4)
+        train(ours, batches, 7, after_step=poison, on_log=lambda step, _: logged.append(step), log_every=4)
     assert logged == ([] if broken == 3 else [4])
 
 
-def test_steps_beyond_the_schedule_are_refused(bank: Bank) -> None:
+def test_steps_beyond_the_schedule_are_refused(batches: list[FeedBatch]) -> None:
     ours = distiller(total_steps=2)
-    ours.train(bank, 2)
+    train(ours, batches, 2)
     with pytest.raises(AssertionError, match="schedule"):
-        ours.train(bank, 1)
+        train(ours, batches, 1)
 
 
 @pytest.mark.parametrize(("name", "change"), [("total_steps", 1), ("seed", 1)])
@@ -367,14 +373,16 @@ def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], fi
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-4), ("bf16", 2e-2)])
 def test_fused_kernels_and_plain_torch_take_the_same_steps(
-    bank: Bank, precision: str, tolerance: float
+    batches: list[FeedBatch], precision: str, tolerance: float
 ) -> None:
     losses: list[list[float]] = []
     for backend in (None, "torch"):
         with use_backend(backend):
             ours = distiller(precision=precision, lr=0.01)
             seen: list[float] = []
-            ours.train(bank, 6, on_log=lambda _, means, seen=seen: seen.append(means["loss"]), log_every=1)
+            train(
+                ours, batches, 6, on_log=lambda _, means, seen=seen: seen.append(means["loss"]), log_every=1
+            )
         losses.append(seen)
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
