@@ -29,7 +29,7 @@ def open_storage(url: str) -> "Storage":
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         package = "dda-engine[s3]" if scheme in ("s3", "s3a") else "its package"
         raise UserError(f"{url}: {error}; pip install {package}") from None
@@ -133,7 +133,6 @@ class RemoteStorage(Storage):
         return nullcontext(True)
 
     def names(self) -> list[str]:
-        self._filesystem.invalidate_cache()
         try:
             with naming(self.url):
                 found = self._filesystem.ls(self._path, detail=False)

@@ -56,7 +56,7 @@ def from_parquet(data: bytes) -> Table:
 
     try:
         table = parquet.read_table(io.BytesIO(data))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if table.schema != _schema() or any(column.null_count for column in table.columns):
         raise ValueError("has other columns than a bank's")

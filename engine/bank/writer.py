@@ -76,6 +76,7 @@ class BankWriter:
         Does nothing where the same shard is there already. Raises UserError where another shard is, or where
         another process has taken the bank over.
         """
+        assert number >= 0, number
         contents = shard_contents(number, rows, images, self._manifest.header)
         return self.adopt(number, contents, len(rows), len(images), origin=None)
 
@@ -106,9 +107,9 @@ class BankWriter:
     def _start(self, resume: bool, say: Callable[[str], None]) -> None:
         url = self._storage.url
         used = any(not name.startswith(".") for name in self._storage.names())
-        if used and not resume:
+        stored = self._ledger.read() if resume or not used else None
+        if (used or stored) and not resume:
             raise UserError(f"{url} is not empty; continue it with --resume or give another bank")
-        stored = self._ledger.read()
         if used and stored is None:
             raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
         self._replace(self._manifest if stored is None else self._continued(stored, say))
