@@ -17,6 +17,7 @@ from engine.bank.local_copy import local_copy
 from engine.errors import UserError
 from engine.files import replacing
 from export.locks import exclusive_if_free
+from export.sealed import fsync
 
 LOCK = ".lock"
 
@@ -90,6 +91,7 @@ class LocalStorage(Storage):
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.url} is a file; give a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
+        fsync(self.folder.parent)
         with exclusive_if_free(self.folder / LOCK) as free:
             yield free
 

@@ -68,7 +68,7 @@ class BankWriter:
         damage = self.committed[number].files[name].damage(Fingerprint.of(data))
         if damage:
             raise UserError(f"{self._storage.url}/{name} {damage}; --resume makes that shard anew")
-        return from_parquet(data).rows
+        return from_parquet(data, len(self._manifest.header.class_names)).rows
 
     def commit(self, number: int, rows: Rows, images: Images) -> ShardEntry:
         """Puts a shard into the bank; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
@@ -139,10 +139,10 @@ class BankWriter:
         return None
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed writers left."""
+        """Removes what killed writers left, and the card, which holds no longer."""
         for name in self._storage.names():
             number = shard_number(name)
-            if is_part(name) or (number is not None and number not in self.committed):
+            if name == CARD or is_part(name) or (number is not None and number not in self.committed):
                 self._storage.remove(name)
 
     def _require_same(self, number: int, entry: ShardEntry) -> None:

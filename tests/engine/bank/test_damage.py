@@ -1,11 +1,15 @@
 """A file that was cut, altered or deleted is named by its reader and verify; resume makes it again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.bank.fingerprint import Fingerprint
+from engine.bank.manifest import Manifest
 from engine.bank.reader import BankReader
+from engine.bank.shard import shard_contents
 from engine.bank.verify import verify
 from engine.errors import UserError
 from tests.engine.bank import tiny
@@ -94,11 +98,6 @@ def test_what_is_no_bank_is_named(tmp_path: Path) -> None:
 
 def _swapped(folder: Path, name: str, other: str) -> None:
     """Puts a file of shard 0 into shard 1, with a manifest that says so."""
-    from dataclasses import replace
-
-    from engine.bank.fingerprint import Fingerprint
-    from engine.bank.manifest import Manifest
-
     data = other.encode() if other == "null" else (folder / other).read_bytes()
     (folder / name).write_bytes(data)
     manifest = Manifest.from_json((folder / "manifest.json").read_bytes(), "")
@@ -126,6 +125,22 @@ def test_files_that_disagree_are_found_though_their_hashes_are_right(
     _swapped(tmp_path, name, other)
     problems = verify(str(tmp_path))
     assert any(problem.file == file and what in problem.what for problem in problems)
+
+
+def test_rows_that_no_writer_would_write_are_found(tmp_path: Path) -> None:
+    rows, images = tiny.shard(1)
+    tiny.write(tmp_path)
+    many = replace(tiny.header(), class_names=(*tiny.CLASSES, "hat"))
+    foreign = shard_contents(1, replace(rows, labels=rows.labels + 1), images, many)
+    (tmp_path / "null.parquet").write_bytes(foreign["00001.parquet"])
+    _swapped(tmp_path, "00001.parquet", "null.parquet")
+    (tmp_path / "null.parquet").unlink()
+    problems = verify(str(tmp_path))
+    assert [str(problem) for problem in problems] == [
+        "00001.parquet has rows of which a label is not in [0, 3)"
+    ]
+    with pytest.raises(UserError, match=r"shard 00001: .*a label is not in \[0, 3\)"):
+        BankReader.open(str(tmp_path)).rows(1)
 
 
 @pytest.mark.parametrize("codec", tiny.CODECS)
