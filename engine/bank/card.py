@@ -140,9 +140,9 @@ def _opening(header: Header) -> str:
     extension = EXTENSIONS[header.codec]
     decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
     return f"""## How to open it
-Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the teacher's
-top-1). The parquet files have one row an image, rejected ones too, and where the kept ones lie. DALI takes no
-tar without images.
+Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
+teacher's top-1). The parquet files have one row an image, rejected ones too, and where the kept ones lie. DALI
+takes no tar without images.
 ```python
 webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
 datasets.load_dataset("BANK")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.manifest import Manifest
 from engine.bank.reader import BankReader
@@ -144,7 +145,7 @@ def test_rows_that_no_writer_would_write_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", tiny.CODECS)
-def test_an_image_that_cannot_be_decoded_is_found(codec: str, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_found(codec: Codec, tmp_path: Path) -> None:
     tiny.write(tmp_path, codec=codec)
     (tmp_path / "README.md").unlink()
     spans = BankReader.open(str(tmp_path)).spans(1)
@@ -156,3 +157,14 @@ def test_an_image_that_cannot_be_decoded_is_found(codec: str, tmp_path: Path) ->
     problems = verify(str(tmp_path))
     assert [problem.file for problem in problems] == ["00001.tar"]
     assert f"{spans.keys[2]:012d}" in problems[0].what
+
+
+@pytest.mark.parametrize("codec", tiny.CODECS)
+def test_images_of_another_size_are_found(codec: Codec, tmp_path: Path) -> None:
+    tiny.write(tmp_path, codec=codec)
+    other = shard_contents(1, *tiny.shard(1, (8, 9)), tiny.header(codec=codec, image_size=(8, 9)))
+    (tmp_path / "null.tar").write_bytes(other["00001.tar"])
+    _swapped(tmp_path, "00001.tar", "null.tar")
+    (tmp_path / "null.tar").unlink()
+    problems = verify(str(tmp_path))
+    assert sum("is no RGB image of 8 x 8" in it.what or "uint8 [8, 8, 3]" in it.what for it in problems) == 10

@@ -71,6 +71,18 @@ def test_the_files_are_those_of_a_local_bank(url: str, tmp_path: Path) -> None:
     assert {Path(name).name: filesystem.cat_file(name) for name in filesystem.ls(path, detail=False)} == local
 
 
+def test_what_others_write_is_seen(url: str) -> None:
+    tiny.write(url, [0])
+    storage = open_storage(url)
+    before = storage.names()
+    filesystem, path = _filesystem(url)
+    other = type(filesystem)(skip_instance_cache=True)
+    other.pipe_file(f"{path}/new", b"12")
+    assert storage.names() == sorted([*before, "new"])
+    other.pipe_file(f"{path}/new", b"12345678")
+    assert storage.read("new") == b"12345678"
+
+
 def test_a_tar_is_downloaded_once_and_a_damaged_copy_anew(url: str, tmp_path: Path) -> None:
     tiny.write(url, [0])
     copy = BankReader.open(url, cache=tmp_path).spans(0).path

@@ -126,3 +126,12 @@ def test_a_bank_whose_writer_raised_can_be_continued(tmp_path: Path) -> None:
     assert verify(str(tmp_path / "bank")) == []
     tiny.write(tmp_path / "bank", resume=True)
     assert tiny.contents(tmp_path / "bank") == tiny.contents(tmp_path / "whole")
+
+
+def test_the_card_goes_when_a_bank_is_continued_and_comes_when_it_is_closed(tmp_path: Path) -> None:
+    tiny.write(tmp_path, [0])
+    with pytest.raises(ValueError, match="non-negative"):
+        tiny.write(tmp_path, [0, 1, -1], resume=True)
+    assert verify(str(tmp_path)) == []
+    tiny.write(tmp_path, [0, 1], resume=True)
+    assert "20 images" in (tmp_path / "README.md").read_text()
