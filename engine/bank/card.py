@@ -141,8 +141,8 @@ def _opening(header: Header) -> str:
     decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
     return f"""## How to open it
 Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
-teacher's top-1). The parquet files have one row an image, rejected ones too, and where the kept ones lie. DALI
-takes no tar without images.
+teacher's top-1). The parquet files have one row an image, rejected ones too, and the place of those kept.
+DALI takes no tar without images.
 ```python
 webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
 datasets.load_dataset("BANK")

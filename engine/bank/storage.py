@@ -9,7 +9,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
@@ -140,7 +140,8 @@ class RemoteStorage(Storage):
                 found = self._filesystem.ls(self._path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name for path in found if (name := path.rstrip("/").rpartition("/")[2]))
+        own = self._path.strip("/")
+        return sorted(PurePosixPath(path).name for path in found if path.strip("/") != own)
 
     def read(self, name: str) -> bytes:
         with naming(f"{self.url}/{name}"):
@@ -156,7 +157,7 @@ class RemoteStorage(Storage):
 
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:
         def download(to: Path) -> None:
-            with naming(f"{self.url}/{name}"):
+            with naming(f"{self.url}/{name} (to {to})"):
                 self._filesystem.get_file(self._at(name), str(to))
 
         try:

@@ -83,7 +83,7 @@ class BankWriter:
     def adopt(
         self, number: int, contents: Mapping[str, bytes], rows: int, images: int, origin: Origin | None
     ) -> ShardEntry:
-        """Puts a shard into the bank of which the files are there already, by their names in this bank."""
+        """Commits a shard whose files were made before, by their names in this bank: as `commit` does."""
         assert tuple(contents) == shard_files(number)
         files = {name: Fingerprint.of(data) for name, data in contents.items()}
         entry = ShardEntry(files=files, rows=rows, images=images, origin=origin)

@@ -71,6 +71,13 @@ def test_the_files_are_those_of_a_local_bank(url: str, tmp_path: Path) -> None:
     assert {Path(name).name: filesystem.cat_file(name) for name in filesystem.ls(path, detail=False)} == local
 
 
+def test_the_marker_of_an_empty_s3_folder_is_no_file(s3: str) -> None:
+    filesystem, _ = _filesystem(f"{s3}/marked")
+    filesystem.call_s3("put_object", Bucket="bucket", Key="marked/")
+    tiny.write(f"{s3}/marked")
+    assert verify(f"{s3}/marked") == []
+
+
 def test_what_others_write_is_seen(url: str) -> None:
     tiny.write(url, [0])
     storage = open_storage(url)
