@@ -27,7 +27,8 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def _verify(options: Namespace) -> None:
-    from engine.bank.reader import BankReader
+    from engine.bank.reader import read_manifest
+    from engine.bank.storage import open_storage
     from engine.bank.verify import verify
 
     problems = verify(options.bank)
@@ -35,8 +36,8 @@ def _verify(options: Namespace) -> None:
         print(problem)
     if problems:
         raise OSError(f"{options.bank} is not sound: {len(problems)} problems")
-    shards = BankReader.open(options.bank).shards
-    print(f"sound: {len(shards)} shards, {sum(entry.images for entry in shards.values())} images")
+    manifest = read_manifest(open_storage(options.bank))
+    print(f"sound: {len(manifest.shards)} shards, {manifest.images} images")
 
 
 def _merge(options: Namespace) -> None:

@@ -18,7 +18,7 @@ def card(manifest: Manifest, stats: Stats) -> bytes:
     sections = [
         _front_matter(header, stats.images),
         _what(manifest, stats),
-        "## Made with\n" + "\n".join(_bullets(header.facts)),
+        "## Made with\nThe licences of these apply to the images.\n" + "\n".join(_bullets(header.facts)),
         _counts(stats),
         "## Kept images by class\n" + _histogram(header.class_names, stats.kept_by_class.tolist()),
         "## Similarity to the source image, all and kept\n" + _similarity(stats),
@@ -32,6 +32,7 @@ def _front_matter(header: Header, images: int) -> str:
     import yaml
 
     matter = {
+        "license": "other",
         "pretty_name": "Synthetic images for distillation",
         "tags": ["synthetic", "webdataset", "knowledge-distillation"],
         "task_categories": ["image-classification"],
@@ -95,7 +96,7 @@ def _bullets(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}- {key}:"
             yield from _bullets(it, indent + "  ")
         else:
-            yield f"{indent}- {key}: {it}"
+            yield f"{indent}- {key}: {', '.join(map(str, it)) if isinstance(it, list | tuple) else it}"
 
 
 def _counts(stats: Stats) -> str:
@@ -140,7 +141,8 @@ def _opening(header: Header) -> str:
     decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
     return f"""## How to open it
 Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
-teacher's top-1). The parquet files have one row an image, rejected ones too, and where the kept ones lie.
+teacher's top-1). The parquet files have one row an image, rejected ones too, and the place of those kept.
+DALI takes no tar without images.
 ```python
 webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
 datasets.load_dataset("BANK")

@@ -49,7 +49,7 @@ def _disagreements(header: Header, entry: ShardEntry, contents: dict[str, bytes]
     """Whatever follows from the rows is made again from them and compared."""
     (tar_name, tar), (index_name, index), (rows_name, parquet), (stats_name, stats) = contents.items()
     try:
-        table = from_parquet(parquet)
+        table = from_parquet(parquet, len(header.class_names))
     except ValueError as error:
         yield Problem(rows_name, str(error))
         return

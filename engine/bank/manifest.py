@@ -102,7 +102,7 @@ class Manifest:
                 shards={int(name): _entry(name, it) for name, it in document["shards"].items()},
                 writer=document["writer"],
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{bank}/{MANIFEST} is damaged ({error});"
                 " restore it from a copy, or make the bank anew elsewhere"

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.bank.codecs import Images, decoder
 from engine.bank.fingerprint import DamagedError
-from engine.bank.manifest import Header, Manifest, ShardEntry
+from engine.bank.manifest import Header, Manifest
 from engine.bank.names import MANIFEST, shard_files, shard_name
 from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
@@ -45,11 +45,6 @@ class BankReader:
     @property
     def header(self) -> Header:
         return self._manifest.header
-
-    @property
-    def shards(self) -> dict[int, ShardEntry]:
-        """By their numbers, ascending."""
-        return dict(self._manifest.shards)
 
     @property
     def numbers(self) -> list[int]:
@@ -106,7 +101,7 @@ class BankReader:
     def _table(self, number: int) -> Table:
         path = self._file(number, shard_files(number)[2])
         try:
-            return from_parquet(path.read_bytes())
+            return from_parquet(path.read_bytes(), len(self.header.class_names))
         except ValueError as error:
             raise self._bad(number, f"{path.name} {error}") from None
 

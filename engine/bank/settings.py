@@ -1,5 +1,6 @@
 """Whether a bank goes on with the settings that it was begun with."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from engine.errors import UserError
 
 def require_same_settings(url: str, stored: Header, new: Header) -> None:
     if stored.settings_sha256 != new.settings_sha256:
-        difference = first_difference(stored.recipe, new.recipe) or "its settings"
+        difference = first_difference(stored.recipe, json.loads(json.dumps(new.recipe))) or "its settings"
         raise UserError(
             f"--resume: {url} was made with another recipe: {difference};"
             " repeat the first command's settings or give another bank"

@@ -1,13 +1,12 @@
 """The files of a shard, a pure function of its rows and images."""
 
-from dataclasses import fields
-
 import numpy as np
 
 from engine.bank.codecs import EXTENSIONS, Images, encode
 from engine.bank.index import dali_index
 from engine.bank.manifest import Header
 from engine.bank.names import shard_files
+from engine.bank.row_fault import row_fault
 from engine.bank.rows import Rows
 from engine.bank.samples import descriptions, stems
 from engine.bank.stats import Stats
@@ -36,10 +35,7 @@ def shard_contents(number: int, rows: Rows, images: Images, header: Header) -> d
 
 
 def _check(rows: Rows, images: Images, header: Header) -> None:
-    for field in fields(rows):
-        assert getattr(rows, field.name).shape == (len(rows),), field.name
-    assert (np.diff(rows.keys) > 0).all(), "the keys of a shard ascend"
-    assert len(rows) == 0 or rows.keys[0] >= 0, "keys are not negative"
-    assert ((rows.labels >= 0) & (rows.labels < len(header.class_names))).all(), "labels name classes"
+    fault = row_fault(rows, len(header.class_names))
+    assert fault is None, fault
     assert images.dtype == np.uint8, images.dtype
     assert images.shape == (rows.kept.sum(), *header.image_size, 3), images.shape

@@ -9,7 +9,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
@@ -17,6 +17,7 @@ from engine.bank.local_copy import local_copy
 from engine.errors import UserError
 from engine.files import replacing
 from export.locks import exclusive_if_free
+from export.sealed import fsync
 
 LOCK = ".lock"
 
@@ -29,7 +30,7 @@ def open_storage(url: str) -> "Storage":
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         package = "dda-engine[s3]" if scheme in ("s3", "s3a") else "its package"
         raise UserError(f"{url}: {error}; pip install {package}") from None
@@ -90,6 +91,7 @@ class LocalStorage(Storage):
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.url} is a file; give a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
+        fsync(self.folder.parent)
         with exclusive_if_free(self.folder / LOCK) as free:
             yield free
 
@@ -133,13 +135,13 @@ class RemoteStorage(Storage):
         return nullcontext(True)
 
     def names(self) -> list[str]:
-        self._filesystem.invalidate_cache()
         try:
             with naming(self.url):
                 found = self._filesystem.ls(self._path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name for path in found if (name := path.rstrip("/").rpartition("/")[2]))
+        own = self._path.strip("/")
+        return sorted(PurePosixPath(path).name for path in found if path.strip("/") != own)
 
     def read(self, name: str) -> bytes:
         with naming(f"{self.url}/{name}"):
@@ -155,7 +157,7 @@ class RemoteStorage(Storage):
 
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:
         def download(to: Path) -> None:
-            with naming(f"{self.url}/{name}"):
+            with naming(f"{self.url}/{name} (to {to})"):
                 self._filesystem.get_file(self._at(name), str(to))
 
         try:

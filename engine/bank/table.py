@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from engine.bank.row_fault import row_fault
 from engine.bank.rows import Int, Rows
 
 if TYPE_CHECKING:
@@ -50,18 +51,21 @@ def to_parquet(table: Table) -> bytes:
     return file.getvalue()
 
 
-def from_parquet(data: bytes) -> Table:
-    """Raises ValueError where that is no parquet file with just these columns."""
+def from_parquet(data: bytes, num_classes: int) -> Table:
+    """Raises ValueError where that is no parquet file of a shard's rows."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
         table = parquet.read_table(io.BytesIO(data))
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if table.schema != _schema() or any(column.null_count for column in table.columns):
         raise ValueError("has other columns than a bank's")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     rows = Rows(**{field: columns[name] for name, (field, _) in COLUMNS.items()})
+    if fault := row_fault(rows, num_classes):
+        raise ValueError(f"has rows of which {fault}")
     return Table(rows, columns["offset"], columns["bytes"])
 
 

@@ -17,7 +17,7 @@ _MODE_AND_OWNER = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
 _TIME = b"%011o\0" % 0
 _TYPE = b"0"
 _MAGIC = b"ustar\0" + b"00"
-_REST = _TYPE + bytes(100) + _MAGIC + bytes(64) + b"%07o\0%07o\0" % (0, 0) + bytes(167)
+_REST = _TYPE + bytes(100) + _MAGIC + bytes(247)
 _FIXED_SUM = sum(_MODE_AND_OWNER + _TIME + b" " * 8 + _REST)
 
 

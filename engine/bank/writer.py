@@ -68,7 +68,7 @@ class BankWriter:
         damage = self.committed[number].files[name].damage(Fingerprint.of(data))
         if damage:
             raise UserError(f"{self._storage.url}/{name} {damage}; --resume makes that shard anew")
-        return from_parquet(data).rows
+        return from_parquet(data, len(self._manifest.header.class_names)).rows
 
     def commit(self, number: int, rows: Rows, images: Images) -> ShardEntry:
         """Puts a shard into the bank; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
@@ -76,13 +76,14 @@ class BankWriter:
         Does nothing where the same shard is there already. Raises UserError where another shard is, or where
         another process has taken the bank over.
         """
+        assert number >= 0, number
         contents = shard_contents(number, rows, images, self._manifest.header)
         return self.adopt(number, contents, len(rows), len(images), origin=None)
 
     def adopt(
         self, number: int, contents: Mapping[str, bytes], rows: int, images: int, origin: Origin | None
     ) -> ShardEntry:
-        """Puts a shard into the bank of which the files are there already, by their names in this bank."""
+        """Commits a shard whose files were made before, by their names in this bank: as `commit` does."""
         assert tuple(contents) == shard_files(number)
         files = {name: Fingerprint.of(data) for name, data in contents.items()}
         entry = ShardEntry(files=files, rows=rows, images=images, origin=origin)
@@ -113,9 +114,9 @@ class BankWriter:
     def _start(self, resume: bool, say: Callable[[str], None]) -> None:
         url = self._storage.url
         used = any(not name.startswith(".") for name in self._storage.names())
-        if used and not resume:
+        stored = self._ledger.read() if resume or not used else None
+        if (used or stored) and not resume:
             raise UserError(f"{url} is not empty; continue it with --resume or give another bank")
-        stored = self._ledger.read()
         if used and stored is None:
             raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
         self._replace(self._manifest if stored is None else self._continued(stored, say))
@@ -145,10 +146,10 @@ class BankWriter:
         return None
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed writers left."""
+        """Removes what killed writers left, and the card, which holds no longer."""
         for name in self._storage.names():
             number = shard_number(name)
-            if is_part(name) or (number is not None and number not in self.committed):
+            if name == CARD or is_part(name) or (number is not None and number not in self.committed):
                 self._storage.remove(name)
 
     def _require_same(self, number: int, entry: ShardEntry) -> None:

@@ -144,6 +144,14 @@ def test_help_takes_less_than_two_seconds_and_lists_every_key() -> None:
         assert detail in done.stdout
 
 
+@pytest.mark.parametrize("command", [[], ["verify"], ["merge"]], ids=" ".join)
+def test_help_of_the_bank_is_quick(command: list[str]) -> None:
+    done, seconds = _started("engine.bank", *command, "--help")
+    assert done.returncode == 0
+    assert seconds < 2
+    assert ("--out" if command == ["merge"] else "verify") in done.stdout
+
+
 def test_the_process_ends_with_the_code() -> None:
     done, _ = _started("engine.run", "--synthesize.stepz", "3")
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,0 +1,112 @@
+"""Merged banks hold the shards of their sources, byte for byte, each once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.bank.manifest import Origin
+from engine.bank.merge import merge
+from engine.bank.reader import BankReader
+from engine.bank.verify import verify
+from engine.bank.writer import BankWriter
+from engine.errors import UserError
+from tests.engine.bank import tiny
+
+
+def _sources(folder: Path) -> list[str]:
+    """Shards 0 to 2 of seed 0, 2 and 7 of seed 1: shard 2 is the same in both."""
+    tiny.write(folder / "one", range(3))
+    tiny.write(folder / "two", [2, 7], recipe={"seed": 1}, settings_sha256="7" * 64)
+    return [str(folder / "one"), str(folder / "two")]
+
+
+def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    manifest = merge(_sources(tmp_path), out, resume=False, say=print)
+    assert verify(out) == []
+    assert list(manifest.shards) == [0, 1, 2, 3]
+    assert [entry.origin for entry in manifest.shards.values()] == [
+        *(Origin(settings_sha256="5" * 64, seed=0, number=number) for number in range(3)),
+        Origin(settings_sha256="7" * 64, seed=1, number=7),
+    ]
+    for suffix in (".tar", ".idx", ".parquet", "_stats.json"):
+        copied = (tmp_path / "out" / f"00003{suffix}").read_bytes()
+        assert copied == (tmp_path / "two" / f"00007{suffix}").read_bytes()
+    bank = BankReader.open(out)
+    tiny.assert_same(bank.rows(3), tiny.shard(7)[0])
+    assert np.array_equal(bank.images(3, range(10)), tiny.shard(7)[1])
+
+
+def test_a_merged_bank_can_be_merged_and_keeps_the_first_origins(tmp_path: Path) -> None:
+    sources = _sources(tmp_path)
+    merge(sources[:1], str(tmp_path / "a"), resume=False, say=print)
+    again = merge([str(tmp_path / "a"), sources[1]], str(tmp_path / "b"), resume=False, say=print)
+    direct = merge(sources, str(tmp_path / "c"), resume=False, say=print)
+    assert again.shards == direct.shards
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("class_names", ("a", "b", "c")), ("image_size", (8, 9)), ("codec", "png")],
+)
+def test_banks_that_do_not_go_together_are_named(name: str, value: object, tmp_path: Path) -> None:
+    tiny.write(tmp_path / "one", [0])
+    tiny.write(tmp_path / "two", [1], **{name: value})
+    with pytest.raises(UserError, match=rf"two differs from {tmp_path}/one in {name}"):
+        merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False, say=print)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["00001.tar", "00001.parquet", "00001_stats.json"])
+def test_a_damaged_source_is_named_and_the_merge_continues(name: str, tmp_path: Path) -> None:
+    sources = _sources(tmp_path)
+    whole = (tmp_path / "one" / name).read_bytes()
+    (tmp_path / "one" / name).write_bytes(whole[:-1])
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=rf"one: shard 00001: {name} has .*--resume"):
+        merge(sources, str(out), resume=False, say=print)
+    assert verify(str(out)) == []
+    assert BankReader.open(str(out)).numbers == [0]
+    (tmp_path / "one" / name).write_bytes(whole)
+    with pytest.raises(UserError, match="not empty"):
+        merge(sources, str(out), resume=False, say=print)
+    merge(sources, str(out), resume=True, say=print)
+    merge(sources, str(tmp_path / "undisturbed"), resume=False, say=print)
+    assert tiny.contents(out) == tiny.contents(tmp_path / "undisturbed")
+
+
+def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
+    sources = _sources(tmp_path)
+    merge(sources[:1], str(tmp_path / "out"), resume=False, say=print)
+    with pytest.raises(UserError, match=r"made with another recipe: merged\."):
+        merge(sources, str(tmp_path / "out"), resume=True, say=print)
+
+
+def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> None:
+    from engine.bank.fingerprint import Fingerprint
+    from engine.bank.ledger import Ledger
+    from engine.bank.storage import open_storage
+
+    tiny.write(tmp_path / "one", [0])
+    tar = tmp_path / "one" / "00000.tar"
+    tar.write_bytes(b"/" + tar.read_bytes()[1:])
+    ledger = Ledger(open_storage(str(tmp_path / "one")))
+    manifest = ledger.read()
+    files = {**manifest.shards[0].files, tar.name: Fingerprint.of_file(tar)}
+    ledger.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
+    with pytest.raises(UserError, match=r"shard 00000: member '/.*its name is not plain"):
+        merge([str(tmp_path / "one")], str(tmp_path / "out"), resume=False, say=print)
+
+
+def test_empty_shards_and_banks(tmp_path: Path) -> None:
+    with BankWriter.open(str(tmp_path / "one"), tiny.header(), resume=False, say=print) as writer:
+        writer.commit(0, *tiny.shard(0, length=0))
+    tiny.write(tmp_path / "two", [])
+    merged = merge(
+        [str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False, say=print
+    )
+    assert (len(merged.shards), merged.images) == (1, 0)
+    assert verify(str(tmp_path / "out")) == []
+    assert BankReader.open(str(tmp_path / "out")).images(0, []).shape == (0, 8, 8, 3)
