@@ -22,7 +22,6 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--bank",
         metavar="BANK[,BANK]",
-        required=True,
         help="folders or URLs; the recipe is the first one's unless --recipe is given",
     )
     parser.add_argument(
@@ -31,13 +30,16 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME-distill)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    urls = _urls(arguments)
-    base = None
+    urls, base = _urls(arguments), None
     if urls and not any(argument.partition("=")[0] == "--recipe" for argument in arguments):
         from engine.bank.reader import BankReader
 
-        base = BankReader.open(urls[0]).header.recipe
+        of_machine = ("compute", "tensorrt", "feed")
+        recipe = BankReader.open(urls[0]).header.recipe
+        base = {name: value for name, value in recipe.items() if name not in of_machine}
     recipe, options = prepared(parser, arguments, base=base)
+    if not urls:
+        raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     check(folder, recipe, resume=options.resume)
     from engine.distillation import distill

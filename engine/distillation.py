@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -41,6 +42,8 @@ def distill(
     check_test_set(recipe.evaluate)
     state = checkpoint.load(out / CHECKPOINTS) if resume else None
     banks = _open(urls, recipe, None if state is None else state["shards"])
+    if state is not None and state["shares"] != shares:
+        raise UserError("--resume: --shares is not that of the first command; repeat it")
     pair = assemble_pair(recipe, accelerator, progress.say)
     commit_config(out, recipe)
     with (
@@ -52,9 +55,12 @@ def distill(
         for place, bank in enumerate(banks):
             for number in bank.numbers:
                 training.add(bank.spans(number), bank=place)
-        shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
+        images = {
+            "shards": {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)},
+            "shares": shares,
+        }
         if state is None:
-            _save(out, shards, training, progress, time.perf_counter() - start)
+            _save(out, images, training, progress, time.perf_counter() - start)
         else:
             training.load_state_dict(state["training"])
             progress.seconds.update(state["seconds"])
@@ -63,7 +69,7 @@ def distill(
         while training.step < recipe.schedule.total_kd_steps:
             left = recipe.schedule.total_kd_steps - training.step
             training.steps(min(recipe.schedule.checkpoint_steps, left), first_step=0)
-            _save(out, shards, training, progress, time.perf_counter() - start)
+            _save(out, images, training, progress, time.perf_counter() - start)
     save_student(out, pair.student.network)
     summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
     summary.write(out)
@@ -72,14 +78,14 @@ def distill(
 
 def _save(
     out: Path,
-    shards: dict[str, Snapshot],
+    images: dict[str, Any],
     training: StudentTraining,
     progress: Progress,
     wall_seconds: float,
 ) -> None:
     """Commits everything that decides the remaining steps, the names of the shards included."""
     state = {
-        "shards": shards,
+        **images,
         "training": training.state_dict(),
         "seconds": dict(progress.seconds),
         "wall_seconds": wall_seconds,

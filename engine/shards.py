@@ -1,7 +1,7 @@
 """Generation of a bank, shard by shard."""
 
 from engine.assembly import assemble
-from engine.bank.writer import BankWriter
+from engine.bank.writer import BankWriter, require_new
 from engine.compute import open_accelerator
 from engine.generation import Generation
 from engine.progress import Progress
@@ -16,12 +16,14 @@ def generate(recipe: Recipe, url: str, shards: int, *, resume: bool, progress: P
     """
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
+    if not resume:
+        require_new(url)
+    parts = None if resume else assemble(recipe, accelerator, progress.say)  # what fails leaves no bank
     with BankWriter.open(url, bank_header(recipe), resume=resume, say=progress.say) as bank:
         missing = [number for number in range(shards) if number not in bank.committed]
         if missing:
-            generation = Generation(
-                recipe, assemble(recipe, accelerator, progress.say), accelerator, progress
-            )
+            parts = parts or assemble(recipe, accelerator, progress.say)
+            generation = Generation(recipe, parts, accelerator, progress)
             generation.announce(len(missing))
             for number in missing:
                 made = generation.make(number, independent=True)

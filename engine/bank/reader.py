@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.bank.codecs import Images, decoder
 from engine.bank.fingerprint import DamagedError
-from engine.bank.manifest import Header, Manifest
+from engine.bank.manifest import Header, Manifest, ShardEntry
 from engine.bank.names import MANIFEST, shard_files, shard_name
 from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
@@ -45,6 +45,11 @@ class BankReader:
     @property
     def header(self) -> Header:
         return self._manifest.header
+
+    @property
+    def shards(self) -> Mapping[int, ShardEntry]:
+        """By their numbers, ascending."""
+        return self._manifest.shards
 
     @property
     def numbers(self) -> list[int]:

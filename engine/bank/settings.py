@@ -10,9 +10,10 @@ from engine.errors import UserError
 
 def require_same_settings(url: str, stored: Header, new: Header) -> None:
     if stored.settings_sha256 != new.settings_sha256:
-        difference = first_difference(stored.recipe, json.loads(json.dumps(new.recipe))) or "its settings"
+        recipe, facts = (json.loads(json.dumps(part)) for part in (new.recipe, new.facts))
+        difference = first_difference(stored.facts, facts) or first_difference(stored.recipe, recipe)
         raise UserError(
-            f"--resume: {url} was made with another recipe: {difference};"
+            f"--resume: {url} was made with other settings: {difference or 'they differ'};"
             " repeat the first command's settings or give another bank"
         )
     common = ("class_names", "image_size", "codec", "quality")

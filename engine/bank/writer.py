@@ -113,10 +113,10 @@ class BankWriter:
 
     def _start(self, resume: bool, say: Callable[[str], None]) -> None:
         url = self._storage.url
-        used = any(not name.startswith(".") for name in self._storage.names())
+        used = _used(self._storage)
         stored = self._ledger.read() if resume or not used else None
         if (used or stored) and not resume:
-            raise UserError(f"{url} is not empty; continue it with --resume or give another bank")
+            raise _not_empty(url)
         if used and stored is None:
             raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
         self._replace(self._manifest if stored is None else self._continued(stored, say))
@@ -158,3 +158,18 @@ class BankWriter:
                 f"{self._storage.url}: shard {shard_name(number)} came out otherwise than the committed one;"
                 " continue it on the machine and with the settings that made it, or give another bank"
             )
+
+
+def require_new(url: str) -> None:
+    """Raises UserError where there is anything at `url`."""
+    storage = open_storage(url)
+    if _used(storage):
+        raise _not_empty(storage.url)
+
+
+def _used(storage: Storage) -> bool:
+    return any(not name.startswith(".") for name in storage.names())
+
+
+def _not_empty(url: str) -> UserError:
+    return UserError(f"{url} is not empty; continue it with --resume or give another bank")
