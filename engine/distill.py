@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser as PlainParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -30,14 +31,8 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME-distill)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    urls, base = _urls(arguments), None
-    if urls and not any(argument.partition("=")[0] == "--recipe" for argument in arguments):
-        from engine.bank.reader import BankReader
-
-        of_machine = ("compute", "tensorrt", "feed")
-        recipe = BankReader.open(urls[0]).header.recipe
-        base = {name: value for name, value in recipe.items() if name not in of_machine}
-    recipe, options = prepared(parser, arguments, base=base)
+    urls = _urls(arguments)
+    recipe, options = prepared(parser, arguments, base=_recipe_of_bank(urls, arguments))
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     folder = Path(options.out or f"runs/{recipe.name}-distill")
@@ -65,6 +60,17 @@ def _urls(arguments: Sequence[str]) -> list[str]:
     picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     picker.add_argument("--bank", default="")
     return [url for url in picker.parse_known_args(arguments)[0].bank.split(",") if url]
+
+
+def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, Any] | None:
+    """That of the first bank, but for what the machine decides; None where another one is named."""
+    if not urls or any(argument.partition("=")[0] == "--recipe" for argument in arguments):
+        return None
+    from engine.bank.reader import BankReader
+
+    of_machine = ("compute", "tensorrt", "feed")
+    recipe = BankReader.open(urls[0]).header.recipe
+    return {name: value for name, value in recipe.items() if name not in of_machine}
 
 
 def _shares(given: str | None, banks: int) -> list[float] | None:

@@ -87,7 +87,7 @@ class Loop:
         self.reader = reader
         self.generation = Generation(recipe, parts, accelerator, progress)
         self.training = StudentTraining(
-            recipe, parts, accelerator, progress, scalars, codec=recipe.bank.codec
+            recipe, parts, accelerator, progress, scalars, codec=recipe.storage.codec
         )
         self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
         self.examples = Examples()

@@ -15,7 +15,7 @@ from engine.paths import resolve
 from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
 
-DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "bank")
+DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "storage")
 DECIDING_COMPUTE = ("device", "precision", "runtime", "runtime_precision", "threads", "kernels", "compile")
 NOT_STATED = "not stated in its files"
 
@@ -32,8 +32,8 @@ def bank_header(recipe: Recipe) -> Header:
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
         class_names=recipe.class_names,
         image_size=(recipe.teacher.image_size, recipe.teacher.image_size),
-        codec=recipe.bank.codec,
-        quality=recipe.bank.quality,
+        codec=recipe.storage.codec,
+        quality=recipe.storage.quality,
         facts=facts,
     )
 

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from engine import recipes
-from engine.bank.config import BankConfig
+from engine.bank.config import StorageConfig
 from engine.compute import ComputeConfig
 from engine.datasets.config import EvaluateConfig
 from engine.errors import UserError
@@ -58,8 +58,8 @@ class Recipe:
     """Variations of the synthesized images by a diffusion prior"""
     filter: FilterConfig
     """Which variations are kept"""
-    bank: BankConfig = BankConfig()
-    """The files of the images"""
+    storage: StorageConfig = StorageConfig()
+    """The files of the bank's images"""
     feed: FeedConfig = FeedConfig()
     """From the files to the student"""
     distill: DistillConfig

@@ -9,7 +9,7 @@ Codec = Literal["raw", "png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BankConfig:
+class StorageConfig:
     """The files of a bank's images."""
 
     codec: Codec = "raw"
@@ -19,4 +19,4 @@ class BankConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
-            raise UserError(f"bank.quality is {self.quality}; set it to 1 to 100")
+            raise UserError(f"storage.quality is {self.quality}; set it to 1 to 100")
