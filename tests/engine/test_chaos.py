@@ -1,6 +1,7 @@
 """Generation and distillation killed at random moments and resumed end as if nothing had happened."""
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,9 +47,9 @@ def test_generation_survives_kills(
     server: Mortals, recipe: str, bank: tuple[Path, float], tmp_path: Path
 ) -> None:
     undisturbed, seconds = bank
-    draw, kills = random.Random(0), 0
+    draw, kills, tries = random.Random(0), 0, itertools.count()
     while kills < KILLS:
-        out = tmp_path / str(kills)
+        out = tmp_path / str(next(tries))
         arguments = ["--recipe", recipe, "--out", str(out), "--shards", str(SHARDS)]
         kills += server.until_done("generate", arguments, draw=draw, seconds=seconds)
         assert hashes(out) == hashes(undisturbed)
@@ -57,12 +58,12 @@ def test_generation_survives_kills(
 
 @pytest.mark.slow
 def test_distillation_survives_kills(server: Mortals, bank: tuple[Path, float], tmp_path: Path) -> None:
-    student, draw, kills = "student.safetensors", random.Random(1), 0
-    arguments = ["--bank", str(bank[0]), "--out"]
+    student, draw, kills, tries = "student.safetensors", random.Random(1), 0, itertools.count()
+    arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--out"]
     ended = server.run("distill", [*arguments, str(tmp_path / "undisturbed")])
     assert ended.code == 0
     expected = (tmp_path / "undisturbed" / student).read_bytes()
     while kills < KILLS:
-        out = tmp_path / str(kills)
+        out = tmp_path / str(next(tries))
         kills += server.until_done("distill", [*arguments, str(out)], draw=draw, seconds=ended.seconds)
         assert (out / student).read_bytes() == expected
