@@ -1,0 +1,1 @@
+"""The feed beside the loaders that research codes use."""
