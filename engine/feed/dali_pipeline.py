@@ -12,6 +12,9 @@ from engine.feed.crops import PAD
 from engine.feed.order import Draw
 from engine.feed.tars import Bytes
 
+_KEPT = 8
+"""Batches whose inputs are kept for DALI to read: more than are under way at once, on a GPU too."""
+
 
 class DaliPipeline:
     """Batches go in by `submit` and come out, in that order, by `receive`; in between DALI's threads work.
@@ -33,8 +36,9 @@ class DaliPipeline:
     ) -> None:
         from nvidia.dali import Pipeline
 
-        self._given: deque[tuple[object, ...]] = deque()  # what DALI reads, kept until received
-        self._pipeline = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
+        self._given: deque[tuple[object, ...]] = deque(maxlen=_KEPT)
+        self._device_id = device_id
+        self._pipeline: Any = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
         with self._pipeline:
             decoded = _pixels(device_id) if codec == "raw" else _decoded(device_id)
             images = _cropped(decoded, image_size, half)
@@ -43,7 +47,7 @@ class DaliPipeline:
         self._pipeline.build()
 
     def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
-        """Raw pixels uint8 [B, H, W, 3], or encoded images; must stay as they are until received."""
+        """Raw pixels uint8 [B, H, W, 3], or encoded images; neither is copied nor may be written to again."""
         start = np.stack([draw.top, draw.left], axis=1) - np.int32(PAD)
         mirror = draw.flip.astype(np.int32)
         self._given.append((images, start, mirror))
@@ -59,12 +63,21 @@ class DaliPipeline:
 
         Raises RuntimeError for an image that DALI cannot decode; the pipeline cannot be used afterwards.
         """
-        images, *shapes = self._pipeline.share_outputs()
+        images, *shapes = self._pipeline.share_outputs(cuda_stream=_stream(self._device_id))
         tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
         decoded = shapes[0].as_array().copy() if shapes else None
         self._pipeline.release_outputs()
-        self._given.popleft()
         return tensor.permute(0, 3, 1, 2), decoded
+
+    def close(self) -> None:
+        """End DALI's threads now: a pipeline that a forked process finds in its garbage takes it down."""
+        self._pipeline = None
+        self._given.clear()
+
+
+def _stream(device_id: int | None) -> torch.cuda.Stream | None:
+    """Where outputs are used, so that DALI writes to their memory again only after what is queued there."""
+    return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
 def _input(name: str, dtype: Any, **options: Any) -> Any:

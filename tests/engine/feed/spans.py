@@ -1,11 +1,13 @@
 """Indexes without any tar, and banks of a few shards with their pixels."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bench.feed.shard import encoded, write_shard
 from engine.bank.rows import Spans
@@ -47,6 +49,13 @@ class TinyBank:
     @classmethod
     def empty(cls, folder: Path, codec: str, side: int) -> "TinyBank":
         return cls(folder, codec, side, Index(), np.zeros((0, side, side, 3), np.uint8))
+
+    def decoded_pixels(self) -> npt.NDArray[np.uint8]:
+        """`pixels` as Pillow gives them back from the codec, uint8 [N, H, W, 3]."""
+        if self.codec == "raw":
+            return self.pixels
+        files = [encoded(image, self.codec, **QUALITY.get(self.codec, {})) for image in self.pixels]
+        return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
     def add(self, count: int) -> Spans:
         """A shard of smooth random images whose label is their row modulo 5."""
