@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+import kernels
 from bench.feed.loaders import BATCH, THREADS, fed, from_files, from_webdataset, opened
 from bench.feed.workload import WORKLOADS, Workload, lay_out
 from bench.machine import describe
@@ -26,6 +27,7 @@ def rows() -> Iterator[Row]:
 
 def _images_a_second(work: Workload, folder: Path) -> dict[str, float]:
     laid = lay_out(work, folder)
+    kernels.retain_freed_memory()  # as a run on a CPU does
     with opened(work, laid, "torch") as by_torch, opened(work, laid, "dali") as by_dali:
         loaders: dict[str, Iterator[object]] = {
             "files": from_files(work, laid),  # first: its workers are forked from a small process

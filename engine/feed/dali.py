@@ -102,6 +102,7 @@ class DaliFeed(Feed):
 
     def _undecodable(self, reason: str) -> UserError:
         """The error for an image that DALI does not name: a new pipeline is asked about one after another."""
+        height, width = self._image_size
         waiting = list(self._waiting)
         self._waiting.clear()
         self._reopen()
@@ -113,7 +114,7 @@ class DaliFeed(Feed):
                     self._pipeline.receive()
                 except RuntimeError:
                     self._reopen()
-                    return self._tars.damaged(draw.rows[place], "it cannot be decoded")
+                    return self._tars.damaged(draw.rows[place], f"it does not decode to {height}x{width}")
         raise RuntimeError(reason)
 
     def _stop(self) -> None:
