@@ -1,4 +1,4 @@
-"""`python -m bench kernels|stages|production|tensorrt|e2e [--json FILE]`: figures beside baselines.
+"""`python -m bench kernels|stages|feed|production|tensorrt|e2e [--json FILE]`: figures beside baselines.
 
 Ours and the baseline are run in the same process.
 
@@ -67,6 +67,12 @@ def _stage_options(parser: ArgumentParser) -> None:
     _device_option(parser)
 
 
+def _feed_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--images", type=int, default=1_000_000, help="of the largest bank; 5.1 KB each on disk"
+    )
+
+
 def _production_options(parser: ArgumentParser) -> None:
     _device_option(parser)
     parser.add_argument("--stage", default="augment,filter", help="comma-separated: augment, filter")
@@ -100,6 +106,12 @@ def _stages(options: Namespace) -> Iterator[Row]:
 
     names = _names("--stage", options.stage, stages.STAGES)
     return _shown(stages.rows(names, ComputeConfig(device=options.device)))
+
+
+def _feed(options: Namespace) -> Iterator[Row]:
+    from bench import feed
+
+    return _shown(feed.rows(options.images))
 
 
 def _production(options: Namespace) -> Iterator[Row]:
@@ -171,6 +183,7 @@ Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Itera
 BENCHES: dict[str, Bench] = {
     "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
+    "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
     "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),

@@ -5,7 +5,9 @@ from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
@@ -56,6 +58,10 @@ class DaliFeed(Feed):
             device_id=(self.device.index or 0) if on_gpu else None,
         )
 
+    def _reopen(self) -> None:
+        self._pipeline.close()
+        self._pipeline = self._new_pipeline()
+
     def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
         self._running = self._run(order, first, last)
@@ -80,21 +86,26 @@ class DaliFeed(Feed):
         self._waiting.append(_Submitted(draw, images))
 
     def _receive(self) -> FeedBatch:
-        try:
-            images, shapes = self._pipeline.receive()
-        except RuntimeError as error:
-            raise self._undecodable(error) from None
+        images, shapes = self._received()
         draw = self._waiting.popleft().draw
         if shapes is not None:
             for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)):
                 self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
         return self.labelled(images.to(DTYPES[self._config.dtype]), draw.rows)
 
-    def _undecodable(self, error: RuntimeError) -> UserError:
-        """What DALI does not say: which image. Asks a new pipeline about one after another."""
+    def _received(self) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
+        try:
+            return self._pipeline.receive()
+        except RuntimeError as error:
+            reason = str(error)  # not `error`: its frames would hold the broken pipeline
+        raise self._undecodable(reason)
+
+    def _undecodable(self, reason: str) -> UserError:
+        """The error for an image that DALI does not name: a new pipeline is asked about one after another."""
+        height, width = self._image_size
         waiting = list(self._waiting)
         self._waiting.clear()
-        self._pipeline = self._new_pipeline()
+        self._reopen()
         for draw, images in waiting:
             for place in range(len(images)):
                 one = Draw._make(column[place : place + 1] for column in draw)
@@ -102,9 +113,9 @@ class DaliFeed(Feed):
                     self._pipeline.submit(images[place : place + 1], one)
                     self._pipeline.receive()
                 except RuntimeError:
-                    self._pipeline = self._new_pipeline()
-                    return self._tars.damaged(draw.rows[place], "it cannot be decoded")
-        raise error
+                    self._reopen()
+                    return self._tars.damaged(draw.rows[place], f"it does not decode to {height}x{width}")
+        raise RuntimeError(reason)
 
     def _stop(self) -> None:
         if self._running is not None:
@@ -112,4 +123,5 @@ class DaliFeed(Feed):
 
     def close(self) -> None:
         self._stop()
+        self._pipeline.close()
         self._tars.close()

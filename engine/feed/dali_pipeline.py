@@ -12,6 +12,9 @@ from engine.feed.crops import PAD
 from engine.feed.order import Draw
 from engine.feed.tars import Bytes
 
+_KEPT = 8
+"""Batches whose inputs are kept for DALI to read: more than are under way at once, on a GPU too."""
+
 
 class DaliPipeline:
     """Batches go in by `submit` and come out, in that order, by `receive`; in between DALI's threads work.
@@ -33,8 +36,9 @@ class DaliPipeline:
     ) -> None:
         from nvidia.dali import Pipeline
 
-        self._given: deque[tuple[object, ...]] = deque()  # what DALI reads, kept until received
-        self._pipeline = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
+        self._given: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._image_size, self._device_id = image_size, device_id
+        self._pipeline: Any = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
         with self._pipeline:
             decoded = _pixels(device_id) if codec == "raw" else _decoded(device_id)
             images = _cropped(decoded, image_size, half)
@@ -43,28 +47,46 @@ class DaliPipeline:
         self._pipeline.build()
 
     def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
-        """Raw pixels uint8 [B, H, W, 3], or encoded images; must stay as they are until received."""
-        start = np.stack([draw.top, draw.left], axis=1) - np.int32(PAD)
-        mirror = draw.flip.astype(np.int32)
-        self._given.append((images, start, mirror))
-        self._pipeline.feed_input("images", images)
-        self._pipeline.feed_input("start", start)
-        self._pipeline.feed_input("mirror", mirror)
+        """Raw pixels uint8 [B, H, W, 3], or encoded images; neither is copied nor may be written to again."""
+        given: dict[str, Any] = {"images": images, **_pasting(draw, self._image_size)}
+        self._given.append(given)
+        for name, values in given.items():
+            self._pipeline.feed_input(name, values)
         self._pipeline.schedule_run()
 
     def receive(self) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
         """Floating [B, 3, H, W] in channels_last memory, not copied, and the H, W, C that were decoded.
 
-        The latter int64 [B, 3], or None for raw pixels.
-
-        Raises RuntimeError for an image that DALI cannot decode; the pipeline cannot be used afterwards.
+        The latter are int64 [B, 3], None for raw pixels. Raises RuntimeError for an image that DALI cannot
+        decode; the pipeline cannot be used afterwards.
         """
-        images, *shapes = self._pipeline.share_outputs()
+        images, *shapes = self._pipeline.share_outputs(cuda_stream=_stream(self._device_id))
         tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
         decoded = shapes[0].as_array().copy() if shapes else None
         self._pipeline.release_outputs()
-        self._given.popleft()
         return tensor.permute(0, 3, 1, 2), decoded
+
+    def close(self) -> None:
+        """End DALI's threads now: a pipeline that a forked process finds in its garbage takes it down."""
+        self._pipeline = None
+        self._given.clear()
+
+
+def _stream(device_id: int | None) -> torch.cuda.Stream | None:
+    """Where outputs are used, so that DALI writes to their memory again only after what is queued there."""
+    return None if device_id is None else torch.cuda.current_stream(device_id)
+
+
+def _pasting(draw: Draw, image_size: tuple[int, int]) -> dict[str, npt.NDArray[np.int32]]:
+    """Which part of each image shows in its crop, and where; the rest of the crop is padding."""
+    corner = np.stack([draw.top, draw.left], axis=1)[:, None] - np.int32(PAD)  # [B, 1, 2], in the image
+    return {
+        "own": np.arange(len(corner), dtype=np.int32)[:, None],
+        "from": np.maximum(corner, 0),
+        "to": np.maximum(-corner, 0),
+        "shape": np.array(image_size, np.int32) - np.abs(corner),
+        "mirror": draw.flip.astype(np.int32),
+    }
 
 
 def _input(name: str, dtype: Any, **options: Any) -> Any:
@@ -88,20 +110,21 @@ def _decoded(device_id: int | None) -> Any:
 
 
 def _cropped(images: Any, image_size: tuple[int, int], half: bool) -> Any:
-    """Cropped from the zero-padded image, mirrored, times float32(1 / 255)."""
+    """What `_pasting` says on black, mirrored, times float32(1 / 255).
+
+    DALI's slice does the same at a fifth of the speed: it pads pixel by pixel.
+    """
     from nvidia.dali import fn, types
 
-    images = fn.slice(
-        images,
-        start=_input("start", types.INT32),
-        shape=list(image_size),
-        axes=[0, 1],
-        out_of_bounds_policy="pad",
-        fill_values=[0.0],
+    own, begin, end, shape, mirror = (
+        _input(name, types.INT32) for name in ("own", "from", "to", "shape", "mirror")
+    )
+    cropped = fn.multi_paste(
+        images, in_ids=own, in_anchors=begin, out_anchors=end, shapes=shape, output_size=list(image_size)
     )
     return fn.crop_mirror_normalize(
-        images,
-        mirror=_input("mirror", types.INT32),
+        cropped,
+        mirror=mirror,
         mean=[0.0],
         std=[255.0],
         dtype=types.FLOAT16 if half else types.FLOAT,

@@ -40,18 +40,19 @@ class TorchFeed(Feed):
     ) -> None:
         super().__init__(index, device)
         self._dtype = DTYPES[config.dtype]
-        self._codec, self._image_size = codec, image_size
+        self._tars = Tars(index)
+        self._cropping = _Cropping(self._tars, codec, image_size)
         self._workers = 0 if codec == "raw" else config.threads
         self._running: Generator[FeedBatch] | None = None
 
     def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
-        self.close()
+        self._stop()
         self._running = self._run(order.draws(first, last))
         return self._running
 
     def _run(self, draws: Iterator[Draw]) -> Generator[FeedBatch]:
         loader = DataLoader(
-            _Cropping(self.index, self._codec, self._image_size),
+            self._cropping,
             batch_size=None,
             sampler=draws,
             num_workers=self._workers,
@@ -64,6 +65,10 @@ class TorchFeed(Feed):
             yield self.labelled(images.permute(0, 3, 1, 2), cropped.rows)
 
     def close(self) -> None:
+        self._stop()
+        self._tars.close()
+
+    def _stop(self) -> None:
         if self._running is not None:
             self._running.close()
 
@@ -71,8 +76,8 @@ class TorchFeed(Feed):
 class _Cropping(Dataset[_Cropped | UserError]):
     """A draw's images, cropped. A worker's UserError is given, not raised: torch would write a page on it."""
 
-    def __init__(self, index: Index, codec: str, image_size: tuple[int, int]) -> None:
-        self._codec, self._image_size, self._tars = codec, image_size, Tars(index)
+    def __init__(self, tars: Tars, codec: str, image_size: tuple[int, int]) -> None:
+        self._tars, self._codec, self._image_size = tars, codec, image_size
 
     def __getitem__(self, draw: Draw) -> _Cropped | UserError:
         try:

@@ -10,6 +10,8 @@ from engine.errors import UserError
 from engine.feed.index import Index, Int
 
 Bytes = npt.NDArray[np.uint8]
+_NPY_HEADER = 128
+"""Bytes before the pixels of a `.npy` file of an image: numpy's header, padded to a multiple of 64."""
 _OPEN = 128
 """Tars that are held open; the one used least recently is closed for another."""
 
@@ -29,8 +31,8 @@ class Tars:
         images = np.empty((len(rows), *image_size, 3), np.uint8)
         shards, offsets, sizes = self._index.spots(rows)
         pixels = images[0].nbytes
-        for row in rows[sizes < pixels][:1]:
-            raise self.damaged(row, f"it is smaller than {image_size[0]}x{image_size[1]}")
+        for row in rows[sizes != pixels + _NPY_HEADER]:
+            raise self.damaged(row, f"it is not {image_size[0]}x{image_size[1]}")
         lengths = np.full(len(rows), pixels)
         self._read(rows, shards, offsets + sizes - pixels, lengths, images.data.cast("B"))
         return images

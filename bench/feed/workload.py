@@ -1,0 +1,68 @@
+"""The same random images as a bank's shard and as the class folders that research codes read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from bench.feed.shard import encoded, write_shard
+from engine.feed.index import Index
+
+CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, quality 95 where lossy."""
+
+    name: str
+    side: int
+    images: int
+    codec: str
+    files: str
+
+
+WORKLOADS = (
+    Workload(name="feed/32-raw", side=32, images=10_000, codec="raw", files="png"),
+    Workload(name="feed/224-jpeg", side=224, images=2_000, codec="jpeg", files="jpeg"),
+)
+_OPTIONS = {"jpeg": {"quality": 95}}
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A workload on disk."""
+
+    tar: Path
+    folders: Path
+    index: Index
+
+
+def lay_out(work: Workload, folder: Path) -> Laid:
+    """Write the images under `folder` both ways, label = number modulo CLASSES."""
+    folders = folder / "folders"
+    for label in range(CLASSES):
+        (folders / str(label)).mkdir(parents=True)
+    members = []
+    for number in range(work.images):
+        pixels = smooth(number, work.side)
+        members.append(encoded(pixels, work.codec, **_OPTIONS.get(work.codec, {})))
+        file = encoded(pixels, work.files, **_OPTIONS.get(work.files, {}))
+        (folders / str(number % CLASSES) / f"{number:06d}.{work.files}").write_bytes(file)
+    tar = folder / "00000.tar"
+    index = Index()
+    labels = [number % CLASSES for number in range(work.images)]
+    index.add(write_shard(tar, members, labels, codec=work.codec))
+    return Laid(tar, folders, index)
+
+
+def smooth(number: int, side: int) -> npt.NDArray[np.uint8]:
+    """Image `number`, uint8 [side, side, 3]: an eighth of the side in random values, and a little noise."""
+    draw = torch.Generator().manual_seed(number)
+    coarse = torch.rand(1, 3, side // 8, side // 8, generator=draw)
+    image = F.interpolate(coarse, (side, side), mode="bicubic")[0] * 255
+    image += 4 * torch.randn(image.shape, generator=draw)
+    return image.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()

@@ -1,0 +1,221 @@
+"""Both kinds of feed against the augmentation written out, pixel by pixel."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.feed.batch import FeedBatch
+from engine.feed.config import FeedConfig
+from engine.feed.feed import DTYPES, Feed
+from engine.feed.opening import open_feed
+from engine.feed.order import Draw, Order
+from engine.transforms import crop_flip
+from tests.engine.feed.spans import TinyBank
+
+CPU = torch.device("cpu")
+KINDS = ["dali", "torch"]
+TOLERANCES = {"raw": 0.0, "png": 0.0, "webp": 2.0, "jpeg": 2.0}
+"""In grey levels, against Pillow's decoder: that of DALI may round otherwise."""
+
+
+def bank_of(folder: Path, codec: str = "raw", side: int = 32, shards: tuple[int, ...] = (13, 20)) -> TinyBank:
+    bank = TinyBank.empty(folder, codec, side)
+    for count in shards:
+        bank.add(count)
+    return bank
+
+
+def opened(
+    bank: TinyBank, kind: str, *, batch_size: int = 8, device: torch.device = CPU, **config: Any
+) -> Feed:
+    size = (bank.side, bank.side)
+    used = FeedConfig(kind=kind, threads=2, **config)
+    return open_feed(
+        used, bank.index, codec=bank.codec, image_size=size, batch_size=batch_size, device=device
+    )
+
+
+def written_out(pixels: np.ndarray, draw: Draw) -> Tensor:
+    """float32 [B, 3, H, W] by `crop_flip`, which has tests of its own."""
+    images = torch.from_numpy(pixels[draw.rows]).permute(0, 3, 1, 2)
+    top, left = (torch.from_numpy(column).long() for column in (draw.top, draw.left))
+    return crop_flip(images, top, left, torch.from_numpy(draw.flip)).float() * np.float32(1 / 255)
+
+
+def assert_equal(ours: FeedBatch, theirs: FeedBatch) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("codec", TOLERANCES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gives_what_the_order_says(kind: str, codec: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, codec)
+    pixels = bank.decoded_pixels()
+    order = Order(bank.index, batch_size=8, seed=1, first_step=30)
+    with opened(bank, kind) as feed:
+        batches = list(feed.batches(order, 30, 40))
+    assert len(batches) == 10
+    for draw, batch in zip(order.draws(30, 40), batches, strict=True):
+        expected = written_out(pixels, draw)
+        torch.testing.assert_close(batch.images, expected, rtol=0, atol=TOLERANCES[codec] / 255)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.labels.tolist() == (draw.rows % 5).tolist()
+        assert batch.agrees.tolist() == (draw.rows % 3 > 0).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtypes_round_the_float32_once(kind: str, dtype: Any, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path)
+    order = Order(bank.index, batch_size=8, seed=1)
+    with opened(bank, kind, dtype=dtype) as feed:
+        (batch,) = feed.batches(order, 2, 3)
+    expected = written_out(bank.pixels, order.draw(2)).to(DTYPES[dtype])
+    torch.testing.assert_close(batch.images, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumes_at_any_step_bit_for_bit(kind: str, codec: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, codec)
+    order = Order(bank.index, batch_size=8, seed=1, class_balance=True)
+    with opened(bank, kind) as feed:
+        whole = list(feed.batches(order, 0, 12))
+        for first in (1, 7, 11, 12):
+            tail = list(feed.batches(order, first, 12))
+            assert len(tail) == 12 - first
+            for ours, theirs in zip(tail, whole[first:], strict=True):
+                assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_stays_as_it_is_while_later_ones_come(kind: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path)
+    order = Order(bank.index, batch_size=8, seed=1)
+    with opened(bank, kind) as feed:
+        kept, copies = [], []
+        for batch in feed.batches(order, 0, 60):
+            kept.append(batch.images)
+            copies.append(batch.images.clone())
+    del feed
+    gc.collect()
+    assert all(torch.equal(image, copy) for image, copy in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iterator_left_early_does_not_reach_into_the_next(kind: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, "png")
+    order = Order(bank.index, batch_size=8, seed=1)
+    with opened(bank, kind) as feed:
+        left = feed.batches(order, 0, 50)
+        first = next(left)
+        again = list(feed.batches(order, 0, 2))
+        assert_equal(again[0], first)
+        assert list(left) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_nothing_for_steps_beyond_the_last(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = bank_of(tmp_path)
+    order = Order(bank.index, batch_size=8, seed=1)
+    asked: list[range] = []
+    draws = order.draws
+
+    def watched(first: int, last: int) -> Iterator[Draw]:
+        for step, draw in enumerate(draws(first, last), first):
+            asked.append(range(step, last))
+            yield draw
+
+    monkeypatch.setattr(order, "draws", watched)
+    with opened(bank, kind) as feed:
+        assert len(list(feed.batches(order, 3, 5))) == 2
+    assert [steps.start for steps in asked] == [3, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bank_that_grew_goes_on_in_the_same_feed(kind: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, shards=(10,))
+    with opened(bank, kind) as feed:
+        old = Order(bank.index, batch_size=8, seed=1)
+        before = list(feed.batches(old, 0, 5))
+        bank.add(40)
+        new = Order(bank.index, batch_size=8, seed=1, first_step=5, newest_rows=range(10, 50), newest=0.5)
+        for draw, batch in zip(new.draws(5, 9), feed.batches(new, 5, 9), strict=True):
+            torch.testing.assert_close(batch.images, written_out(bank.pixels, draw), rtol=0, atol=0)
+            assert (draw.rows >= 10).sum() >= 4
+        for ours, theirs in zip(feed.batches(old, 0, 5), before, strict=True):
+            assert_equal(ours, theirs)
+
+
+def test_growth_builds_no_new_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the first batch after it take the time of a pipeline's start."""
+    from nvidia.dali import Pipeline
+
+    builds = counted(monkeypatch, Pipeline, "__init__")
+    bank = bank_of(tmp_path)
+    with opened(bank, "dali") as feed:
+        for first in range(0, 50, 5):
+            bank.add(10)
+            order = Order(bank.index, batch_size=8, seed=1, first_step=first)
+            start = time.perf_counter()
+            next(feed.batches(order, first, first + 5))
+            assert time.perf_counter() - start < (5.0 if first == 0 else 0.5)
+    assert len(builds) == 1
+
+
+def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[None]:
+    calls: list[None] = []
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, counting)
+    return calls
+
+
+def test_more_shards_than_files_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.feed.tars._OPEN", 3)
+    bank = bank_of(tmp_path, shards=(2,) * 12)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    order = Order(bank.index, batch_size=8, seed=1)
+    with opened(bank, "torch") as feed:
+        for draw, batch in zip(order.draws(0, 9), feed.batches(order, 0, 9), strict=True):
+            torch.testing.assert_close(batch.images, written_out(bank.pixels, draw), rtol=0, atol=0)
+            assert len(list(Path("/proc/self/fd").iterdir())) <= files + 3
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", TOLERANCES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(kind: str, codec: str, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, codec)
+    pixels = bank.decoded_pixels()
+    order = Order(bank.index, batch_size=8, seed=1)
+    with opened(bank, kind, device=torch.device("cuda", 0)) as feed:
+        for draw, batch in zip(order.draws(0, 9), feed.batches(order, 0, 9), strict=True):
+            assert batch.images.device.type == batch.labels.device.type == "cuda"
+            expected = written_out(pixels, draw)
+            torch.testing.assert_close(batch.images.cpu(), expected, rtol=0, atol=4 / 255)
+
+
+@pytest.mark.gpu
+def test_both_kinds_give_the_same_bits_on_a_gpu(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path)
+    order = Order(bank.index, batch_size=8, seed=1)
+    gpu = torch.device("cuda", 0)
+    with opened(bank, "dali", device=gpu) as dali, opened(bank, "torch", device=gpu) as loader:
+        for ours, theirs in zip(dali.batches(order, 0, 9), loader.batches(order, 0, 9), strict=True):
+            assert_equal(ours, theirs)
