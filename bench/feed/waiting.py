@@ -16,7 +16,6 @@ from bench.stages.pair import SIZE, pair
 from engine.compute import ComputeConfig, open_accelerator
 from engine.feed.batch import FeedBatch
 from engine.feed.order import Order
-from engine.memory_bank import Sample
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
 
@@ -74,5 +73,5 @@ def _waited(loader: Iterator[FeedBatch], distiller: Distiller, steps: int) -> fl
         asked = time.perf_counter()
         batch = next(loader)
         waited += time.perf_counter() - asked
-        distiller.train_step(Sample(*batch))
+        distiller.train_step(batch)
     return 100 * waited / (time.perf_counter() - start)
