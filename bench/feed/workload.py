@@ -16,7 +16,7 @@ CLASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, quality 95 where lossy."""
+    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, at its default quality where lossy."""
 
     name: str
     side: int
@@ -29,7 +29,6 @@ WORKLOADS = (
     Workload(name="feed/32-raw", side=32, images=10_000, codec="raw", files="png"),
     Workload(name="feed/224-jpeg", side=224, images=2_000, codec="jpeg", files="jpeg"),
 )
-_OPTIONS = {"jpeg": {"quality": 95}}
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def lay_out(work: Workload, folder: Path) -> Laid:
     members = []
     for number in range(work.images):
         pixels = smooth(number, work.side)
-        members.append(encoded(pixels, work.codec, **_OPTIONS.get(work.codec, {})))
-        file = encoded(pixels, work.files, **_OPTIONS.get(work.files, {}))
+        members.append(encoded(pixels, work.codec))
+        file = encoded(pixels, work.files)
         (folders / str(number % CLASSES) / f"{number:06d}.{work.files}").write_bytes(file)
     tar = folder / "00000.tar"
     index = Index()
