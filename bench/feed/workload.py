@@ -16,7 +16,7 @@ CLASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, at its default quality where lossy."""
+    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, at its default quality."""
 
     name: str
     side: int
