@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.compute import resolved
+from engine.feed.config import settled
 from engine.models.config import require_named
 from engine.recipe import Recipe, parse
 from engine.short_flags import spelled_out
@@ -19,8 +20,6 @@ def prepared(
 
     Raises UserError for what does not fit, RuntimeUnavailableError for what cannot run here.
     """
-    from engine.feed.opening import settled
-
     recipe, options = parse(parser, spelled_out(arguments), base=base)
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
     compute = resolved(recipe.compute)

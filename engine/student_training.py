@@ -16,6 +16,7 @@ from engine.feed.order import Order
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.distill import Distiller
+from engine.stages.distill_config import DistillConfig
 
 
 class StudentTraining:
@@ -36,7 +37,8 @@ class StudentTraining:
         shares: Sequence[float] | None = None,
     ) -> None:
         """`codec` of the banks; `shares` of each batch that come from each bank, by default as all are."""
-        self.config, self.seed, self.newest_share = recipe.distill, recipe.seed, recipe.feed.newest
+        self.config: DistillConfig = recipe.distill
+        self.seed, self.newest_share = recipe.seed, recipe.feed.newest
         self.progress, self.scalars, self.shares = progress, scalars, shares
         size = recipe.teacher.image_size
         self.distiller = Distiller(

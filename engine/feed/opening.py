@@ -1,30 +1,12 @@
 """Opens the feed that a configuration names."""
 
-from dataclasses import replace
-from importlib.util import find_spec
-
 import torch
 
-from engine.errors import UserError
-from engine.feed.config import FeedConfig
+from engine.feed.config import FeedConfig, settled
 from engine.feed.dali import DaliFeed
 from engine.feed.feed import Feed
 from engine.feed.index import Index
 from engine.feed.loader import TorchFeed
-
-
-def settled(config: FeedConfig) -> FeedConfig:
-    """The configuration with `auto` replaced by the kind that is installed.
-
-    Raises UserError for DALI where it is not.
-    """
-    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    if config.kind == "dali" and not installed:
-        raise UserError(
-            "feed.kind dali: the package is not installed; pip install 'dda-engine[dali]', or take "
-            "--feed.kind torch"
-        )
-    return replace(config, kind="dali" if installed and config.kind != "torch" else "torch")
 
 
 def open_feed(

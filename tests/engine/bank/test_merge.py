@@ -80,7 +80,7 @@ def test_a_damaged_source_is_named_and_the_merge_continues(name: str, tmp_path: 
 def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
     sources = _sources(tmp_path)
     merge(sources[:1], str(tmp_path / "out"), resume=False, say=print)
-    with pytest.raises(UserError, match=r"made with another recipe: merged\."):
+    with pytest.raises(UserError, match=r"made with other settings: merged\."):
         merge(sources, str(tmp_path / "out"), resume=True, say=print)
 
 

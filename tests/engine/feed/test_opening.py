@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.feed import opening
+from engine.feed import config, opening
 from engine.feed.config import FeedConfig
 from engine.feed.dali import DaliFeed
 from engine.feed.index import Index
@@ -19,19 +19,19 @@ def _without_dali(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     def find(name: str) -> Any:
         return None if name == request.param else util.find_spec(name)
 
-    monkeypatch.setattr(opening, "find_spec", find)
+    monkeypatch.setattr(config, "find_spec", find)
 
 
 def test_auto_takes_dali() -> None:
-    assert opening.settled(FeedConfig()) == FeedConfig(kind="dali")
-    assert opening.settled(FeedConfig(kind="torch", threads=3)) == FeedConfig(kind="torch", threads=3)
+    assert config.settled(FeedConfig()) == FeedConfig(kind="dali")
+    assert config.settled(FeedConfig(kind="torch", threads=3)) == FeedConfig(kind="torch", threads=3)
 
 
 @pytest.mark.usefixtures("_without_dali")
 def test_without_dali_auto_takes_torch_and_dali_is_refused() -> None:
-    assert opening.settled(FeedConfig(threads=3)) == FeedConfig(kind="torch", threads=3)
+    assert config.settled(FeedConfig(threads=3)) == FeedConfig(kind="torch", threads=3)
     with pytest.raises(UserError, match=r"pip install 'dda-engine\[dali\]'"):
-        opening.settled(FeedConfig(kind="dali"))
+        config.settled(FeedConfig(kind="dali"))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("dali", DaliFeed), ("torch", TorchFeed)])
