@@ -54,6 +54,22 @@ def bn_stats_backward(
     grad_bias: int,
 ) -> None: ...
 
+class CropFlip:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        height: int,
+        width: int,
+        pad: int,
+        top: int,
+        left: int,
+        flip: int,
+        threads: int,
+    ) -> None: ...
+
+def crop_flip_forward(op: CropFlip, images: int, out: int) -> None: ...
+
 class KdLoss:
     def __init__(
         self,

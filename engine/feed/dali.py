@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
+from engine.feed.cropping import cropped
 from engine.feed.dali_pipeline import DaliPipeline
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.index import Index
@@ -91,9 +92,11 @@ class DaliFeed(Feed):
         if shapes is not None:
             for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)):
                 self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
-        return self.labelled(images.to(DTYPES[self._config.dtype]), draw.rows)
+        assert images is not None, "images of one size make a tensor"
+        seen = images if self._pipeline.crops else cropped(images, draw)
+        return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw.rows)
 
-    def _received(self) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
+    def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
         try:
             return self._pipeline.receive()
         except RuntimeError as error:

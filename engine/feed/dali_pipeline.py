@@ -19,6 +19,7 @@ _KEPT = 8
 class DaliPipeline:
     """Batches go in by `submit` and come out, in that order, by `receive`; in between DALI's threads work.
 
+    On a CPU encoded images are only decoded: `kernels.crop_flip` does the rest in one pass, DALI in two.
     It has no end and no epoch: what is not submitted is not run. Prefetch queue depth 1 is DALI's word for
     "run nothing unasked"; the caller submits ahead instead. With `device_id` None all is done on the CPU;
     else raw pixels go to that GPU as bytes, and encoded images are decoded there.
@@ -39,32 +40,36 @@ class DaliPipeline:
         self._given: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._image_size, self._device_id = image_size, device_id
         self._pipeline: Any = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
+        self.crops = codec == "raw" or device_id is not None
         with self._pipeline:
             decoded = _pixels(device_id) if codec == "raw" else _decoded(device_id)
-            images = _cropped(decoded, image_size, half)
+            images = _cropped(decoded, image_size, half) if self.crops else decoded
             shapes = [] if codec == "raw" else [decoded.shape(device="cpu")]
             self._pipeline.set_outputs(images, *shapes)
         self._pipeline.build()
 
     def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
         """Raw pixels uint8 [B, H, W, 3], or encoded images; neither is copied nor may be written to again."""
-        given: dict[str, Any] = {"images": images, **_pasting(draw, self._image_size)}
+        pasting = _pasting(draw, self._image_size) if self.crops else {}
+        given: dict[str, Any] = {"images": images, **pasting}
         self._given.append(given)
         for name, values in given.items():
             self._pipeline.feed_input(name, values)
         self._pipeline.schedule_run()
 
-    def receive(self) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
-        """Floating [B, 3, H, W] in channels_last memory, not copied, and the H, W, C that were decoded.
+    def receive(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
+        """[B, H, W, 3], not copied, and the H, W, C that were decoded, int64 [B, 3], None for raw pixels.
 
-        The latter are int64 [B, 3], None for raw pixels. Raises RuntimeError for an image that DALI cannot
-        decode; the pipeline cannot be used afterwards.
+        Floating where the pipeline crops, else uint8, None where the images are of several sizes. Raises
+        RuntimeError for an image that DALI cannot decode; the pipeline cannot be used afterwards.
         """
         images, *shapes = self._pipeline.share_outputs(cuda_stream=_stream(self._device_id))
-        tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
         decoded = shapes[0].as_array().copy() if shapes else None
+        tensor = None
+        if self.crops or images.is_dense_tensor():
+            tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
         self._pipeline.release_outputs()
-        return tensor.permute(0, 3, 1, 2), decoded
+        return tensor, decoded
 
     def close(self) -> None:
         """End DALI's threads now: a pipeline that a forked process finds in its garbage takes it down."""

@@ -70,6 +70,29 @@ NB_MODULE(_native, m) {
         },
         "op"_a, "grad_y"_a, "grad_loss"_a, "x"_a, "coefficients"_a, "grad_x"_a, "grad_weight"_a, "grad_bias"_a);
 
+    nb::class_<kernels::CropFlip>(m, "CropFlip")
+        .def(
+            "__init__",
+            [](kernels::CropFlip* self, std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t pad,
+               Address top, Address left, Address flip, int threads) {
+                new (self) kernels::CropFlip{batch,
+                                             height,
+                                             width,
+                                             pad,
+                                             at<std::int64_t>(top),
+                                             at<std::int64_t>(left),
+                                             at<std::uint8_t>(flip),
+                                             threads};
+            },
+            nb::kw_only(), "batch"_a, "height"_a, "width"_a, "pad"_a, "top"_a, "left"_a, "flip"_a, "threads"_a);
+    m.def(
+        "crop_flip_forward",
+        [](const kernels::CropFlip& op, Address images, Address out) {
+            nb::gil_scoped_release released;
+            kernels::isa().crop_flip_forward(op, at<std::uint8_t>(images), at<float>(out));
+        },
+        "op"_a, "images"_a, "out"_a);
+
     nb::class_<kernels::KdLoss>(m, "KdLoss")
         .def(
             "__init__",

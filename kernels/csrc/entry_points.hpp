@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bn_stats.hpp"
+#include "crop_flip.hpp"
 #include "kd_loss.hpp"
 
 namespace kernels {
@@ -10,6 +11,7 @@ struct Isa {
     const char* name;
     BnStatsForward* bn_stats_forward;
     BnStatsBackward* bn_stats_backward;
+    CropFlipForward* crop_flip_forward;
     KdLossForward* kd_loss_forward;
 };
 

@@ -7,9 +7,11 @@ namespace kernels::KERNELS_ISA {
 
 BnStatsForward bn_stats_forward;
 BnStatsBackward bn_stats_backward;
+CropFlipForward crop_flip_forward;
 KdLossForward kd_loss_forward;
 
 extern const Isa kIsa;
-const Isa kIsa = {KERNELS_NAME(KERNELS_ISA), &bn_stats_forward, &bn_stats_backward, &kd_loss_forward};
+const Isa kIsa = {KERNELS_NAME(KERNELS_ISA), &bn_stats_forward, &bn_stats_backward, &crop_flip_forward,
+                  &kd_loss_forward};
 
 }  // namespace kernels::KERNELS_ISA

@@ -84,6 +84,20 @@ void kd_loss(std::int64_t rows, std::int64_t classes) {
     }
 }
 
+void crop_flip(std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t pad) {
+    const std::vector<std::uint8_t> images(batch * height * width * 3, 255);
+    std::vector<float> out(images.size(), NAN);
+    for (const std::int64_t offset : {std::int64_t{0}, pad, 2 * pad}) {
+        const std::vector<std::int64_t> offsets(batch, offset);
+        for (const std::uint8_t flipped : {0, 1}) {
+            const std::vector<std::uint8_t> flip(batch, flipped);
+            isa().crop_flip_forward({batch, height, width, pad, offsets.data(), offsets.data(), flip.data(), 2},
+                                    images.data(), out.data());
+            for (const float value : out) require_finite("crop_flip", value);
+        }
+    }
+}
+
 // All kernels on one instruction set; results of more than half of `cache_bytes` go past the caches.
 void run(const std::string& name, std::int64_t cache_bytes) {
     select_isa(name);
@@ -92,6 +106,8 @@ void run(const std::string& name, std::int64_t cache_bytes) {
     for (const auto& shape : shapes) bn_stats(shape[0], shape[1], shape[2]);
     const std::int64_t logits[][2] = {{2, 1}, {3, 7}, {5, 16}, {2, 401}, {2, 5000}};
     for (const auto& shape : logits) kd_loss(shape[0], shape[1]);
+    const std::int64_t sizes[][4] = {{1, 1, 1, 0}, {2, 7, 13, 4}, {3, 5, 33, 9}, {1, 3, 2, 4}, {2, 160, 160, 4}};
+    for (const auto& size : sizes) crop_flip(size[0], size[1], size[2], size[3]);
     std::printf("%s, %s: sound\n", name.c_str(), cache_bytes > 0 ? "through the caches" : "past them");
 }
 
