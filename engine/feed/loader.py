@@ -1,7 +1,7 @@
 """The feed by torch's DataLoader: Pillow decodes, in worker processes unless there is nothing to decode."""
 
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,6 @@ class _Decoding(Dataset[_Decoded | UserError]):
         return image
 
 
-def _unchanged(batch: _Decoded | UserError) -> _Decoded | UserError:
+def _unchanged(batch: Any) -> Any:
     """torch's own choice makes tensors of the draw's arrays."""
     return batch
