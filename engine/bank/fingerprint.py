@@ -1,6 +1,7 @@
 """Size and SHA-256, by which a file is known to be unaltered."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,3 +50,8 @@ class Fingerprint:
         """Raises DamagedError for a file that has another one."""
         if damage := self.damage(found):
             raise DamagedError(damage)
+
+
+def fingerprints(contents: Mapping[str, bytes]) -> dict[str, Fingerprint]:
+    """Of each of the files, by their names."""
+    return {name: Fingerprint.of(data) for name, data in contents.items()}

@@ -9,7 +9,7 @@ SUFFIXES = (".tar", ".idx", ".parquet", "_stats.json")
 """Of the files of a shard: images, where they lie, one row an image, counts."""
 
 _SHARD = re.compile(rf"(\d{{5,}})({'|'.join(map(re.escape, SUFFIXES))})")
-_PART = re.compile(r"\.(\d{5,}(_stats)?|manifest|README)\.part\.\w+")
+_PART = re.compile(r"\.(\d{5,}(_stats)?|manifest|README)\.[0-9a-f]*part\.\w+")
 
 
 def shard_name(number: int) -> str:

@@ -55,6 +55,10 @@ class Storage(ABC):
         """All names in the folder, sorted; none where there is no folder."""
 
     @abstractmethod
+    def size(self, name: str) -> int | None:
+        """In bytes; None where there is no such file."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
 
@@ -85,6 +89,7 @@ class LocalStorage(Storage):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = str(folder)
+        self._writer = uuid.uuid4().hex
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -98,6 +103,13 @@ class LocalStorage(Storage):
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
 
+    def size(self, name: str) -> int | None:
+        try:
+            with naming(f"{self.url}/{name}"):
+                return (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def read(self, name: str) -> bytes:
         with naming(f"{self.url}/{name}"):
             return (self.folder / name).read_bytes()
@@ -110,7 +122,7 @@ class LocalStorage(Storage):
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        with naming(f"{self.url}/{name}"), replacing(self.folder / name) as part:
+        with naming(f"{self.url}/{name}"), replacing(self.folder / name, writer=self._writer) as part:
             part.write_bytes(data)
 
     def remove(self, name: str) -> None:
@@ -142,6 +154,14 @@ class RemoteStorage(Storage):
             return []
         own = self._path.strip("/")
         return sorted(PurePosixPath(path).name for path in found if path.strip("/") != own)
+
+    def size(self, name: str) -> int | None:
+        try:
+            with naming(f"{self.url}/{name}"):
+                size: int = self._filesystem.size(self._at(name))
+                return size
+        except FileNotFoundError:
+            return None
 
     def read(self, name: str) -> bytes:
         with naming(f"{self.url}/{name}"):

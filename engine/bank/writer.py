@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from engine.bank.card import card
 from engine.bank.codecs import Images
-from engine.bank.fingerprint import Fingerprint
+from engine.bank.fingerprint import Fingerprint, fingerprints
 from engine.bank.ledger import Ledger
 from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
 from engine.bank.names import CARD, MANIFEST, is_part, shard_files, shard_name, shard_number
@@ -85,16 +85,28 @@ class BankWriter:
     ) -> ShardEntry:
         """Commits a shard whose files were made before, by their names in this bank: as `commit` does."""
         assert tuple(contents) == shard_files(number)
-        files = {name: Fingerprint.of(data) for name, data in contents.items()}
-        entry = ShardEntry(files=files, rows=rows, images=images, origin=origin)
+        entry = ShardEntry(files=fingerprints(contents), rows=rows, images=images, origin=origin)
         if number in self.committed:
             self._require_same(number, entry)
             return entry
         self._ledger.require_unchanged()
         for name, data in contents.items():
             self._storage.write(name, data)
-        self._replace(replace(self._manifest, shards={**self.committed, number: entry}))
+        self._add({number: entry})
         return entry
+
+    def enter(self, entries: Mapping[int, ShardEntry]) -> None:
+        """Commits, by one manifest, shards whose files other processes have put there by `write_shard`.
+
+        Raises UserError as `commit` does, and where a file is not there: the bank's folder is not shared.
+        """
+        new = {number: entry for number, entry in entries.items() if number not in self.committed}
+        for number in entries.keys() - new.keys():
+            self._require_same(number, entries[number])
+        for entry in new.values():
+            self._require_there(entry)
+        if new:
+            self._add(new)
 
     def keep_below(self, number: int) -> None:
         """Takes the shards from `number` on out of the bank, to be made again."""
@@ -134,6 +146,17 @@ class BankWriter:
                 say(f"{self._storage.url}: shard {shard_name(number)} will be made again: {damage}")
         return replace(stored, shards=sound, writer=self._storage.token)
 
+    def _add(self, entries: Mapping[int, ShardEntry]) -> None:
+        self._replace(replace(self._manifest, shards={**self.committed, **entries}))
+
+    def _require_there(self, entry: ShardEntry) -> None:
+        for name, expected in entry.files.items():
+            if self._storage.size(name) != expected.size:
+                raise UserError(
+                    f"{self._storage.url}/{name} is not there as its worker wrote it; give all machines one"
+                    " shared folder, or a URL (s3://...)"
+                )
+
     def _replace(self, manifest: Manifest) -> None:
         self._ledger.replace(manifest)
         self._manifest = manifest
@@ -158,6 +181,18 @@ class BankWriter:
                 f"{self._storage.url}: shard {shard_name(number)} came out otherwise than the committed one;"
                 " continue it on the machine and with the settings that made it, or give another bank"
             )
+
+
+def write_shard(url: str, number: int, rows: Rows, images: Images, header: Header) -> ShardEntry:
+    """Puts the files of a shard there, which is not in the bank before `BankWriter.enter` has its entry.
+
+    May run in any number of processes beside the bank's writer; `rows` and `images` as for `commit`.
+    """
+    storage = open_storage(url)
+    contents = shard_contents(number, rows, images, header)
+    for name, data in contents.items():
+        storage.write(name, data)
+    return ShardEntry(files=fingerprints(contents), rows=len(rows), images=len(images))
 
 
 def require_new(url: str) -> None:
