@@ -7,7 +7,7 @@ from engine.bank.manifest import ShardEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class Done:
     """A shard whose files are in the bank's folder; the coordinator commits it."""
 
     number: int
@@ -66,7 +66,7 @@ class Said:
     text: str
 
 
-Report = Made | Failed | Ready | Unable | Said
+Report = Done | Failed | Ready | Unable | Said
 """What a worker says itself."""
 
 

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.workers.events import Event, Failed, Lost, Made
+from engine.workers.events import Done, Event, Failed, Lost
 
 
 @dataclass(kw_only=True)
@@ -69,8 +69,8 @@ class Tally:
     def take(self, event: Event) -> None:
         worker = self.workers.setdefault(event.worker, WorkerTally(since=time.monotonic()))
         match event.what:
-            case Made() as made:
-                self._made(made, worker)
+            case Done() as done:
+                self._done(done, worker)
             case Failed() as failed:
                 self.errors[failed.reason] += 1
             case Lost() as lost:
@@ -78,19 +78,19 @@ class Tally:
                 self.workers_lost += 1
                 self.errors[lost.reason] += 1
 
-    def _made(self, made: Made, worker: WorkerTally) -> None:
+    def _done(self, done: Done, worker: WorkerTally) -> None:
         worker.shards += 1
-        worker.images += made.entry.rows
-        worker.rss = made.rss
+        worker.images += done.entry.rows
+        worker.rss = done.rss
         self.made += 1
-        self.rows += made.entry.rows
-        self.images += made.entry.images
-        self.variations += made.variations
-        self.accepted += made.accepted
-        for name, seconds in made.seconds.items():
+        self.rows += done.entry.rows
+        self.images += done.entry.images
+        self.variations += done.variations
+        self.accepted += done.accepted
+        for name, seconds in done.seconds.items():
             stage = self.stages.setdefault(name, StageTally())
             stage.seconds += seconds
-            stage.images += made.images.get(name, 0)
+            stage.images += done.images.get(name, 0)
 
     @property
     def elapsed(self) -> float:
