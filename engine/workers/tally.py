@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.workers.events import Done, Event, Failed, Lost
+from engine.workers.events import Done, Event, Failed, Left, Lost, Ready
 
 
 @dataclass(kw_only=True)
@@ -12,7 +12,9 @@ class WorkerTally:
     """Of one worker, which may be dead by now."""
 
     since: float
-    """Clock at its first event."""
+    """Clock when it had loaded its networks."""
+    host: str = ""
+    """Name or address of its machine."""
     shards: int = 0
     images: int = 0
     """All that it made, rejected ones too."""
@@ -21,7 +23,7 @@ class WorkerTally:
     alive: bool = True
 
     def rate(self, now: float) -> float:
-        """Images a second since its first event."""
+        """Images a second since it had loaded."""
         return self.images / max(now - self.since, 1e-9)
 
 
@@ -73,6 +75,10 @@ class Tally:
                 self._done(done, worker)
             case Failed() as failed:
                 self.errors[failed.reason] += 1
+            case Ready() as ready:
+                worker.since, worker.host = time.monotonic(), ready.host
+            case Left():
+                worker.alive = False
             case Lost() as lost:
                 worker.alive = False
                 self.workers_lost += 1
