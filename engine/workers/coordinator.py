@@ -33,9 +33,8 @@ class Coordinator:
 
     def await_worker(self) -> None:
         """Returns once a worker has loaded its networks. Raises UserError where none can."""
-        self.crew.resize(1)
         while not any(member.ready for member in self.crew.members) and not self.requests.drain:
-            self.crew.resize(1)
+            self.crew.resize(min(self._wanted_workers(), self.tally.target))
             self._hear(TICK)
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:

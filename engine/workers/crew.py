@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 from engine.errors import UserError
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 
-DEATHS_AT_START = 3
-"""Workers that may die one after another before one of them has loaded its networks."""
+FIRST_DEATHS, LATER_DEATHS = 3, 20
+"""Workers in a row that may end while they load, before one ever has loaded and once one has."""
 
 
 class Member(ABC):
@@ -113,6 +113,7 @@ class Crew(ABC, Generic[M]):
         match event.what:
             case Ready():
                 member.ready, self._has_loaded = True, True
+                self._deaths_at_start = 0
             case Done(number=number) | Failed(number=number):
                 member.under_way.remove(number)
             case Left():
@@ -128,9 +129,11 @@ class Crew(ABC, Generic[M]):
                 self._count_death(member, reason)
 
     def _count_death(self, member: M, reason: str) -> None:
-        self._deaths_at_start = 0 if member.ready else self._deaths_at_start + 1
-        if self._deaths_at_start >= DEATHS_AT_START:
+        if member.ready:
+            return
+        self._deaths_at_start += 1
+        if self._deaths_at_start >= (LATER_DEATHS if self._has_loaded else FIRST_DEATHS):
             raise UserError(
-                f"{DEATHS_AT_START} workers in a row ended while they loaded their networks (the last:"
+                f"{self._deaths_at_start} workers in a row ended while they loaded their networks (the last:"
                 f" {reason}); take fewer --workers, or see to the machine's memory, and go on with --resume"
             )
