@@ -1,6 +1,7 @@
 """A connection to a Ray cluster: what of Ray the project uses is in here."""
 
 import logging
+import os
 from typing import Any
 
 from engine.errors import UserError
@@ -20,6 +21,7 @@ class RayCluster:
 
     def __init__(self, address: str, *, cpus: int) -> None:
         """`address`: host:port, auto, or LOCAL, which starts a cluster with so many `cpus`."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
         try:
             import ray
         except ImportError:
@@ -28,6 +30,11 @@ class RayCluster:
         own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+        except ray.exceptions.AuthenticationError:
+            raise UserError(
+                f"--ray {address}: the cluster asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or"
+                " copy the head's ~/.ray/auth_token"
+            ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(

@@ -1,7 +1,6 @@
 """Clusters that are there already: two nodes, and a head that is lost and started again."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -14,14 +13,20 @@ from engine.bank.verify import verify
 from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import end, same_bank, start, until_made
 
-RAY = Path(sys.executable).with_name("ray")
+HEAD, SECOND = "127.0.0.2", "127.0.0.3"
 ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 
+@pytest.fixture(autouse=True)
+def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's clusters ask who joins them for a token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+
+
 def ray(*arguments: str) -> None:
-    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -33,7 +38,7 @@ def free_port() -> int:
 
 def start_head(port: int) -> None:
     ray(
-        *("start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1"),
+        *("start", "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=1"),
         "--include-dashboard=false",
     )
 
@@ -44,8 +49,8 @@ def address() -> Iterator[str]:
     port = free_port()
     try:
         start_head(port)
-        ray("start", f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.2", "--num-cpus=1")
-        yield f"127.0.0.1:{port}"
+        ray("start", f"--address={HEAD}:{port}", f"--node-ip-address={SECOND}", "--num-cpus=1")
+        yield f"{HEAD}:{port}"
     finally:
         ray("stop", "--force")
 
@@ -57,7 +62,7 @@ def test_two_nodes_make_one_bank(address: str, recipe: Path, undisturbed: Path, 
     assert same_bank(out, undisturbed)
     workers = json.loads((out / ".status.json").read_bytes())["workers"]
     made = {worker["host"]: worker["shards"] for worker in workers.values()}
-    assert made.keys() == {"127.0.0.1", "127.0.0.2"}
+    assert made.keys() == {HEAD, SECOND}
     assert all(made.values())
 
 
@@ -67,21 +72,21 @@ def test_a_head_that_is_lost_midway(recipe: Path, undisturbed: Path, tmp_path: P
     out, port = tmp_path / "bank", free_port()
     try:
         start_head(port)
-        running = start(recipe, out, *ALL, "--ray", f"127.0.0.1:{port}", "--resume")
+        running = start(recipe, out, *ALL, "--ray", f"{HEAD}:{port}", "--resume")
         until_made(running, out, 3)
         ray("stop", "--force")
         running.communicate(timeout=120)
         assert running.returncode != 0
         assert [problem for problem in verify(str(out)) if "no committed shard" not in str(problem)] == []
         start_head(port)
-        end(start(recipe, out, *ALL, "--ray", f"127.0.0.1:{port}", "--resume"))
+        end(start(recipe, out, *ALL, "--ray", f"{HEAD}:{port}", "--resume"))
     finally:
         ray("stop", "--force")
     assert same_bank(out, undisturbed)
 
 
 def test_no_cluster_at_the_address_is_one_line(recipe: Path, tmp_path: Path) -> None:
-    _, error = end(start(recipe, tmp_path / "bank", "--ray", f"127.0.0.1:{free_port()}"), code=2)
-    assert error.startswith("error: --ray 127.0.0.1:")
+    _, error = end(start(recipe, tmp_path / "bank", "--ray", f"{HEAD}:{free_port()}"), code=2)
+    assert error.startswith(f"error: --ray {HEAD}:")
     assert error.count("\n") == 1
     assert not (tmp_path / "bank").exists()
