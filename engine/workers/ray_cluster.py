@@ -32,8 +32,8 @@ class RayCluster:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
         except ray.exceptions.AuthenticationError:
             raise UserError(
-                f"--ray {address}: the cluster asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or"
-                " copy the head's ~/.ray/auth_token"
+                f"--ray {address}: the cluster asks for its token; set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN, or copy the head's ~/.ray/auth_token"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
