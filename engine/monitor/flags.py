@@ -1,0 +1,12 @@
+"""The options by which a generation is watched; their names are those of `open_observers`."""
+
+from jsonargparse import ArgumentParser
+
+from engine.monitor.opening import LOOPBACK
+
+
+def add_monitor_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--metrics-port", type=int, metavar="N", help="serves metrics for Prometheus; 0: any")
+    parser.add_argument("--metrics-host", default=LOOPBACK, metavar="HOST", help="where it listens")
+    parser.add_argument("--tensorboard", metavar="DIR", help="writes curves for TensorBoard")
+    parser.add_argument("--wandb", metavar="PROJECT", help="writes curves to a project of W&B")
