@@ -6,30 +6,38 @@ one less.
 """
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli import main
 from engine.errors import UserError
+from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.preparing import parsed, settled_here
 from engine.recipe import Recipe
 from engine.short_flags import add_short_flags
 from engine.workers.threads import available_cores, with_threads
 
+if TYPE_CHECKING:
+    from engine.workers.workforce import Workforce
+
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.generate", description=__doc__, exit_on_error=False)
     _add_flags(parser)
+    add_monitor_flags(parser)
     add_short_flags(parser)
     recipe, options = parsed(parser, arguments)
-    _check(options)
-    try:
-        print(_generate(recipe, options))
-    except KeyboardInterrupt:
-        print(f"to continue: the same command with --out {options.out} --resume", file=sys.stderr)
-        raise
+    if options.status:
+        from engine.monitor.status import status
+
+        print(status(options.status))
+    elif options.plan:
+        _print_plan(recipe, options)
+    else:
+        _generate(recipe, options)
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -42,8 +50,8 @@ def _add_flags(parser: ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that make shards (default: one for each GPU, or of a cluster as many as fit; without"
-        " GPUs this process alone)",
+        help="how many make shards (default: one for each GPU, of a cluster as many as fit; without GPUs this"
+        " process alone)",
     )
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="workers on a Ray cluster: local, auto, or host:port of its head"
@@ -51,43 +59,72 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--retries", type=int, metavar="N", default=5, help="further tries of a shard that failed"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="makes a short sample and says what --shards N will cost"
+    )
+    parser.add_argument("--status", metavar="BANK", help="says how far a bank is, and ends")
 
 
 def _check(options: Namespace) -> None:
-    if not options.out:
-        raise UserError("--out BANK is missing; give the folder or URL of the bank")
     for flag, least in (("shards", 1), ("workers", 1), ("retries", 0)):
         given = options[flag]
         if given is not None and given < least:
             raise UserError(f"--{flag} is {given}; give {least} or more")
 
 
-def _generate(recipe: Recipe, options: Namespace) -> str:
-    from engine.shards import generate
+def _generate(recipe: Recipe, options: Namespace) -> None:
+    _check(options)
+    if not options.out:
+        raise UserError("--out BANK is missing; give the folder or URL of the bank")
+    try:
+        with _workforce(recipe, options) as (settled, workforce):
+            from engine.shards import generate
 
-    with ExitStack() as stack:
-        cores, cluster = available_cores() // (options.workers or 1), None
-        if options.ray:
-            from engine.workers.ray_cluster import RayCluster
+            line = generate(
+                settled,
+                options.out,
+                options.shards,
+                resume=options.resume,
+                workforce=workforce,
+                watched=monitor_options(options),
+            )
+    except KeyboardInterrupt:
+        print(f"to continue: the same command with --out {options.out} --resume", file=sys.stderr)
+        raise
+    print(line)
 
-            needed = (options.workers or 1) * (recipe.compute.threads or 1)
-            cluster = stack.enter_context(RayCluster(options.ray, cpus=max(available_cores(), needed)))
-            cores = cluster.cores(options.workers)
-        recipe = with_threads(recipe, cores, options.out, resume=options.resume)
-        recipe = cluster.run(settled_here, recipe) if cluster else settled_here(recipe)
-        from engine.monitor.view import View
 
-        view = View()
-        return generate(
-            recipe,
-            options.out,
-            options.shards,
-            resume=options.resume,
-            workers=options.workers,
-            cluster=cluster,
-            retries=options.retries,
-            view=view,
-        )
+@contextmanager
+def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
+    """The workers asked for, and the recipe as settled where they are."""
+    from engine.workers.workforce import Workforce
+
+    given = {"workers": options.workers, "retries": options.retries}
+    if not options.ray:
+        share = available_cores() // (options.workers or 1)
+        settled = settled_here(with_threads(recipe, share, options.out, resume=options.resume))
+        yield settled, Workforce(**given)
+        return
+    from engine.workers.ray_cluster import RayCluster
+
+    needed = (options.workers or 1) * (recipe.compute.threads or 1)
+    with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
+        share = cluster.cores(options.workers)
+        threaded = with_threads(recipe, share, options.out, resume=options.resume)
+        yield cluster.run(settled_here, threaded), Workforce(cluster=cluster, **given)
+
+
+def _print_plan(recipe: Recipe, options: Namespace) -> None:
+    _check(options)
+    from rich.console import Console
+
+    from engine.workers.plan import sample
+    from engine.workers.plan_table import plan_table
+
+    share = available_cores() // (options.workers or 1)
+    settled = settled_here(with_threads(recipe, share, "", resume=False))
+    console = Console(highlight=False)
+    console.print(plan_table(sample(settled, console.print), settled, options.shards, options.workers))
 
 
 if __name__ == "__main__":

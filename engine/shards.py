@@ -1,21 +1,22 @@
 """Generation of a bank, shard by shard, by one worker or many."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
 
 from engine.bank.names import shard_name
 from engine.bank.writer import BankWriter, require_new
 from engine.errors import FailedShardsError
-from engine.monitor.observer import Observer
+from engine.monitor.opening import open_observers
 from engine.monitor.view import View
 from engine.provenance import bank_header
 from engine.recipe import Recipe
 from engine.workers.coordinator import Coordinator
 from engine.workers.job import Job
-from engine.workers.opening import open_crew
 from engine.workers.queue import ShardQueue
-from engine.workers.ray_cluster import RayCluster
 from engine.workers.signals import requests
 from engine.workers.tally import Tally
+from engine.workers.workforce import Workforce
 
 
 def generate(
@@ -24,31 +25,31 @@ def generate(
     shards: int,
     *,
     resume: bool,
-    workers: int | None,
-    cluster: RayCluster | None,
-    retries: int,
-    view: View,
-    observers: Sequence[Observer] = (),
+    workforce: Workforce,
+    watched: Mapping[str, Any],
 ) -> str:
     """Makes those of the shards 0 to `shards` - 1 that the bank at `url` does not have; says what there is.
 
-    `workers` and `cluster`: see `open_crew`. A shard that fails, or whose worker dies, is tried again up to
-    `retries` times. SIGTERM and its like: see `Requests`. Raises UserError for what the user can mend and
-    FailedShardsError, once all others are committed, for the shards that were given up.
+    `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
+    can mend and FailedShardsError, once all others are committed, for the shards that were given up.
     """
+    view = View()
     view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
     if not resume:
         require_new(url)
     job = Job(recipe=recipe, url=url, header=bank_header(recipe))
     tally = Tally(target=shards, found=0)
-    with requests() as asked, open_crew(job, workers, cluster, view.say) as crew:
-        coordinator = Coordinator(crew, tally, asked, observers=(view, *observers), say=view.say)
+    with ExitStack() as stack:
+        observers = stack.enter_context(open_observers(tally, url, view, **watched))
+        asked = stack.enter_context(requests())
+        crew = stack.enter_context(workforce.open(job, view.say))
+        coordinator = Coordinator(crew, tally, asked, observers=observers, say=view.say)
         if not resume:
             coordinator.await_worker()  # what fails to load leaves no bank
         with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
             tally.found = shards - len(missing)
-            coordinator.run(bank, ShardQueue(missing, retries))
+            coordinator.run(bank, ShardQueue(missing, workforce.retries))
             images = sum(entry.images for entry in bank.committed.values())
     return _ending(url, tally, images)
 

@@ -20,7 +20,7 @@ def card(manifest: Manifest, stats: Stats) -> bytes:
         _what(manifest, stats),
         "## Made with\nThe licences of these apply to the images.\n" + "\n".join(_bullets(header.facts)),
         _counts(stats),
-        "## Kept images by class\n" + _histogram(header.class_names, stats.kept_by_class.tolist()),
+        "## Kept images by class\n" + _kept(header.class_names, stats.kept_by_class.tolist()),
         "## Similarity to the source image, all and kept\n" + _similarity(stats),
         _opening(header),
         f"## Recipe\n```json\n{json.dumps(header.recipe, indent=2)}\n```",
@@ -111,12 +111,17 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "-"
 
 
-def _histogram(names: Sequence[str], counts: Sequence[int]) -> str:
+def _kept(names: Sequence[str], counts: Sequence[int]) -> str:
+    return "```\n" + "\n".join(histogram(names, counts)) + "\n```"
+
+
+def histogram(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """One line a name: its count and a bar."""
     width, most = max(map(len, names), default=0), max(counts, default=0)
-    bars = (
-        f"{name:<{width}} {count:>9,} {_bar(count, most)}" for name, count in zip(names, counts, strict=True)
-    )
-    return "```\n" + "\n".join(line.rstrip() for line in bars) + "\n```"
+    return [
+        f"{name:<{width}} {count:>9,} {_bar(count, most)}".rstrip()
+        for name, count in zip(names, counts, strict=True)
+    ]
 
 
 def _similarity(stats: Stats) -> str:

@@ -4,12 +4,14 @@ import re
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+STATUS = ".status.json"
+"""What the writer says of its progress; no part of the bank."""
 
 SUFFIXES = (".tar", ".idx", ".parquet", "_stats.json")
 """Of the files of a shard: images, where they lie, one row an image, counts."""
 
 _SHARD = re.compile(rf"(\d{{5,}})({'|'.join(map(re.escape, SUFFIXES))})")
-_PART = re.compile(r"\.(\d{5,}(_stats)?|manifest|README)\.[0-9a-f]*part\.\w+")
+_PART = re.compile(r"\.(\d{5,}(_stats)?|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
 
 
 def shard_name(number: int) -> str:

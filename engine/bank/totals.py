@@ -1,5 +1,8 @@
 """The counts of a whole bank."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+from engine.bank.codecs import THREADS
 from engine.bank.manifest import Manifest
 from engine.bank.names import shard_files
 from engine.bank.stats import Stats
@@ -9,5 +12,6 @@ from engine.bank.storage import Storage
 def total_stats(storage: Storage, manifest: Manifest) -> Stats:
     """The sum over the committed shards."""
     zero = Stats.zero(len(manifest.header.class_names))
-    stats = (Stats.from_json(storage.read(shard_files(number)[3])) for number in manifest.shards)
-    return sum(stats, start=zero)
+    with ThreadPoolExecutor(THREADS) as pool:
+        documents = pool.map(storage.read, (shard_files(number)[3] for number in manifest.shards))
+        return sum(map(Stats.from_json, documents), start=zero)

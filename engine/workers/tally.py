@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from engine.workers.events import Done, Event, Failed, Left, Lost, Ready
+from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 
 
 @dataclass(kw_only=True)
@@ -12,7 +12,7 @@ class WorkerTally:
     """Of one worker, which may be dead by now."""
 
     since: float
-    """Clock when it had loaded its networks."""
+    """Clock when its networks were loaded, before that at its first event."""
     host: str = ""
     """Name or address of its machine."""
     shards: int = 0
@@ -23,7 +23,7 @@ class WorkerTally:
     alive: bool = True
 
     def rate(self, now: float) -> float:
-        """Images a second since it had loaded."""
+        """Images a second since then."""
         return self.images / max(now - self.since, 1e-9)
 
 
@@ -83,6 +83,19 @@ class Tally:
                 worker.alive = False
                 self.workers_lost += 1
                 self.errors[lost.reason] += 1
+            case Unable() as unable:
+                worker.alive = False
+                self.errors[unable.reason] += 1
+
+    def copy(self) -> "Tally":
+        """What another thread may walk through while this one is counted on."""
+        return replace(
+            self,
+            errors=self.errors.copy(),
+            failed=self.failed.copy(),
+            stages=self.stages.copy(),
+            workers=self.workers.copy(),
+        )
 
     def _done(self, done: Done, worker: WorkerTally) -> None:
         worker.shards += 1
@@ -99,6 +112,11 @@ class Tally:
             stage.images += done.images.get(name, 0)
 
     @property
+    def committed(self) -> int:
+        """Shards that the bank has by now, in range."""
+        return self.found + self.made
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
@@ -111,7 +129,7 @@ class Tally:
     @property
     def left(self) -> int:
         """Shards neither committed nor given up."""
-        return self.target - self.found - self.made - len(self.failed)
+        return self.target - self.committed - len(self.failed)
 
     @property
     def remaining(self) -> float | None:

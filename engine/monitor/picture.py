@@ -1,0 +1,97 @@
+"""A generation as a picture of some twenty lines for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from engine.monitor.headline import Headline
+from engine.monitor.words import one_line, rate
+from engine.workers.tally import Tally, WorkerTally
+
+WORKERS = 12
+"""At most so many lines of the table of workers; the others share one."""
+OTHER_LINES = 17
+"""At most, on a narrow terminal."""
+ERRORS = 3
+FAILED = 10
+
+
+def picture(tally: Tally, now: float, *, height: int, ended: bool) -> RenderableType:
+    """`now`: what time.monotonic() says; `height`: lines of the terminal, of which the workers get what is left."""
+    lines = max(3, min(WORKERS, height - OTHER_LINES))
+    tables = [table for table in (_stages(tally), _workers(tally, now, lines)) if table.row_count]
+    parts = [*_head(tally, ended), *_errors(tally)]
+    return Group(*parts, *(["", Columns(tables, padding=(1, 6))] if tables else []))
+
+
+def _head(tally: Tally, ended: bool) -> Iterator[RenderableType]:
+    line = Headline.of(tally, ended=ended)
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    bar = ProgressBar(total=max(tally.target, 1), completed=tally.committed)
+    row.add_row(Text(line.shards, "bold"), bar, Text(line.time, "cyan"))
+    yield row
+    if line.pace or line.trouble:
+        parts = [Text(text) for text in line.pace] + [Text(text, "yellow") for text in line.trouble]
+        yield Text("   ").join(parts)
+
+
+def _errors(tally: Tally) -> Iterator[RenderableType]:
+    for reason, count in tally.errors.most_common(ERRORS):
+        yield Text(f"{count:,} x {one_line(reason)}", "yellow", no_wrap=True, overflow="ellipsis")
+    if tally.failed:
+        numbers = sorted(tally.failed)
+        rest = len(numbers) - FAILED
+        shown = ", ".join(map(str, numbers[:FAILED])) + (f" and {rest:,} more" if rest > 0 else "")
+        yield Text(f"failed shards: {shown}", "red")
+
+
+def _stages(tally: Tally) -> Table:
+    table = _table("stage", "images", "images/s a worker", "time")
+    whole = sum(stage.seconds for stage in tally.stages.values())
+    for name, stage in tally.stages.items():
+        share = f"{100 * stage.seconds / max(whole, 1e-9):.0f} %"
+        table.add_row(Text(name), f"{stage.images:,}", rate(stage.rate()), share)
+    return table
+
+
+def _workers(tally: Tally, now: float, lines: int) -> Table:
+    """The busiest ones, and one line for all others."""
+    table = _table("worker", "shards", "images/s", "memory", "")
+    ranked = sorted(tally.workers.items(), key=lambda it: (not it[1].alive, -it[1].images))
+    for name, worker in ranked[:lines]:
+        state, style = ("", "") if worker.alive else ("lost", "dim red")
+        cells = _cells(worker.shards, worker.rate(now), worker.rss)
+        table.add_row(Text(name), *cells, state, style=style)
+    rest = [worker for _, worker in ranked[lines:]]
+    if rest:
+        table.add_row(f"{len(rest):,} more", *_sums(rest, now), style="dim")
+    return table
+
+
+def _sums(workers: list[WorkerTally], now: float) -> list[str]:
+    alive = [worker for worker in workers if worker.alive]
+    return _cells(
+        sum(worker.shards for worker in workers),
+        sum(worker.rate(now) for worker in alive),
+        sum(worker.rss for worker in alive),
+    )
+
+
+def _cells(shards: int, per_second: float, rss: int) -> list[str]:
+    return [f"{shards:,}", rate(per_second), decimal(rss) if rss else ""]
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, no_wrap=True, max_width=24)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,125 @@
+""".status.json: what the writer of a bank last said of itself."""
+
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from engine.monitor.words import one_line
+from engine.workers.tally import Tally
+
+RUNNING, DRAINING, DONE, FAILED_SHARDS, STOPPED = "running", "draining", "done", "failed shards", "stopped"
+ERRORS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Counts are of the writer's command; times in seconds, `started` and `updated` since 1970."""
+
+    state: str
+    """One of the above."""
+    target: int
+    found: int
+    made: int
+    failed: dict[str, str]
+    """Reasons, by the shard's number."""
+    errors: dict[str, int]
+    """The most frequent ones, mended ones too."""
+    rows: int
+    images: int
+    acceptance: float | None
+    retries: int
+    workers_alive: int
+    workers_lost: int
+    stages: dict[str, dict[str, Any]]
+    workers: dict[str, dict[str, Any]]
+    images_per_second: float
+    remaining_seconds: float | None
+    started: float
+    updated: float
+    host: str
+    pid: int
+
+    @classmethod
+    def of(cls, tally: Tally, *, ended: bool) -> "Record":
+        now = time.time()
+        clock = time.monotonic()
+        return cls(
+            state=_state(tally, ended),
+            target=tally.target,
+            found=tally.found,
+            made=tally.made,
+            failed={str(number): one_line(reason) for number, reason in sorted(tally.failed.items())},
+            errors={one_line(reason): count for reason, count in tally.errors.most_common(ERRORS)},
+            rows=tally.rows,
+            images=tally.images,
+            acceptance=tally.acceptance,
+            retries=tally.retries,
+            workers_alive=sum(worker.alive for worker in tally.workers.values()),
+            workers_lost=tally.workers_lost,
+            stages={
+                name: asdict(stage) | {"images_per_second": stage.rate()}
+                for name, stage in tally.stages.items()
+            },
+            workers={
+                name: {
+                    "shards": worker.shards,
+                    "images": worker.images,
+                    "images_per_second": worker.rate(clock),
+                    "rss_bytes": worker.rss,
+                    "alive": worker.alive,
+                }
+                for name, worker in tally.workers.items()
+            },
+            images_per_second=tally.rate,
+            remaining_seconds=tally.remaining,
+            started=now - tally.elapsed,
+            updated=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a word after which the writer is not believed to run.
+
+        Three times what a worker takes for a shard, a minute at least; before the first shard ten minutes.
+        """
+        if not self.made:
+            return 600.0
+        return max(60.0, 3 * (self.updated - self.started) * max(self.workers_alive, 1) / self.made)
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Record":
+        """Raises ValueError for what to_json did not write."""
+        try:
+            record = cls(**json.loads(data))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        for name, kind in get_type_hints(cls).items():
+            if not _fits(getattr(record, name), kind):
+                raise ValueError(f"{name} is not {kind}")
+        return record
+
+
+def _state(tally: Tally, ended: bool) -> str:
+    if not ended:
+        return DRAINING if tally.draining else RUNNING
+    if tally.left:
+        return STOPPED
+    return FAILED_SHARDS if tally.failed else DONE
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, it) for it in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is (get_origin(kind) or kind)

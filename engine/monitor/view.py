@@ -1,0 +1,57 @@
+"""The terminal: one live picture; elsewhere a line now and then."""
+
+import sys
+from time import monotonic
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from engine.monitor.headline import Headline
+from engine.monitor.picture import picture
+from engine.workers.tally import Tally
+
+EVERY = 10.0
+"""Seconds between two lines, at least."""
+
+
+class View:
+    """Draws itself twice a second on a terminal; `say` may be called before the first update, too."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stdout, highlight=False)
+        self._animated = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live: Live | None = None
+        self._ended = False
+        self._line_at, self._line_of = -EVERY, ""
+
+    def say(self, text: str) -> None:
+        """One line above the picture."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, tally: Tally) -> None:
+        if not self._animated:
+            self._line(tally)
+        elif self._live is None:
+            self._live = Live(
+                get_renderable=lambda: self._picture(tally), console=self._console, refresh_per_second=2
+            )
+            self._live.start()
+
+    def close(self, tally: Tally) -> None:
+        self._ended = True
+        if self._live is not None:
+            self._live.stop()
+        elif self._line_of:
+            self.say(str(Headline.of(tally, ended=True)))
+
+    def _picture(self, tally: Tally) -> RenderableType:
+        """Called by the thread that draws."""
+        return picture(tally.copy(), monotonic(), height=self._console.height, ended=self._ended)
+
+    def _line(self, tally: Tally) -> None:
+        """Only where there is news."""
+        line = Headline.of(tally, ended=False)
+        news = f"{line.shards} {line.trouble}"
+        if news != self._line_of and monotonic() >= self._line_at + EVERY:
+            self.say(str(line))
+            self._line_at, self._line_of = monotonic(), news

@@ -1,0 +1,44 @@
+"""Who makes the shards of a generation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.workers.crew import Crew
+from engine.workers.job import Job
+from engine.workers.ray_cluster import RayCluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workforce:
+    """What the command line says of workers."""
+
+    workers: int | None = None
+    """None: as many as the cluster has places for, one for each GPU of this machine, or this process alone."""
+    cluster: RayCluster | None = None
+    """Where they are, unless on this machine."""
+    retries: int = 5
+    """Further tries of a shard that failed, or whose worker died."""
+
+    def open(self, job: Job, say: Callable[[str], None]) -> Crew[Any]:
+        """The crew, without its members. One worker of this machine works in this process."""
+        if self.cluster is not None:
+            from engine.workers.ray_crew import RayCrew
+
+            return RayCrew(job, self.cluster, self.workers)
+        count = self.workers or _devices(job)
+        if count == 1:
+            from engine.workers.here import HereCrew
+
+            return HereCrew(job, say)
+        from engine.workers.pool import PoolCrew
+
+        return PoolCrew(job, count)
+
+
+def _devices(job: Job) -> int:
+    if job.recipe.compute.device != "cuda":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
