@@ -1,6 +1,6 @@
-"""`python -m bench kernels|stages|feed|production|tensorrt|e2e [--json FILE]`: figures beside baselines.
+"""`python -m bench kernels|stages|feed|scale|production|tensorrt|e2e [--json FILE]`
 
-Ours and the baseline are run in the same process.
+Figures beside baselines; ours and the baseline are run in the same process, or by it.
 
 `python -m bench full-size --out DIR` writes random networks of production size, for `python -m export`.
 """
@@ -114,6 +114,13 @@ def _feed(options: Namespace) -> Iterator[Row]:
     return _shown(feed.rows(options.images))
 
 
+def _scale(options: Namespace) -> Iterator[Row]:
+    del options
+    from bench import scale
+
+    return _shown(scale.rows())
+
+
 def _production(options: Namespace) -> Iterator[Row]:
     from bench import production
     from engine.compute import ComputeConfig
@@ -184,6 +191,7 @@ BENCHES: dict[str, Bench] = {
     "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
     "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
+    "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
     "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),
