@@ -22,7 +22,7 @@ FAILED = 10
 
 
 def picture(tally: Tally, now: float, *, height: int, ended: bool) -> RenderableType:
-    """`now`: what time.monotonic() says; `height`: lines of the terminal, of which the workers get what is left."""
+    """`now`: what time.monotonic() says; `height`: lines of the terminal; the workers get what is left."""
     lines = max(3, min(WORKERS, height - OTHER_LINES))
     tables = [table for table in (_stages(tally), _workers(tally, now, lines)) if table.row_count]
     parts = [*_head(tally, ended), *_errors(tally)]
