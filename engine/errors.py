@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class NonFiniteError(Exception):
     """NaN or infinity where work cannot go on, one line that names the stage and the step; exit code 1."""
+
+
+class FailedShardsError(Exception):
+    """Shards that were given up, one line that names them; exit code 1."""

@@ -11,8 +11,8 @@ from export.sealed import fsync
 def replacing(path: Path, *, writer: str = "") -> Iterator[Path]:
     """A temporary name beside `path` to write under; then fsynced and renamed onto it, or removed on error.
 
-    The temporary name keeps the suffix, so that writers that go by it work; it has the word `writer` in it, for
-    a file that several processes may write.
+    The temporary name keeps the suffix, so that writers that go by it work; it has the word `writer` in it,
+    for a file that several processes may write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{writer}part{path.suffix}")

@@ -20,11 +20,24 @@ def prepared(
 
     Raises UserError for what does not fit, RuntimeUnavailableError for what cannot run here.
     """
+    recipe, options = parsed(parser, arguments, base=base)
+    return settled_here(recipe), options
+
+
+def parsed(
+    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+) -> tuple[Recipe, Namespace]:
+    """The recipe as given, for whichever machine it will run on; as `prepared` otherwise."""
     recipe, options = parse(parser, spelled_out(arguments), base=base)
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
+    return recipe, options
+
+
+def settled_here(recipe: Recipe) -> Recipe:
+    """With what every `auto` is on this machine. Raises as `prepared` does."""
     compute = resolved(recipe.compute)
     if compute.runtime == "tensorrt":
         from engine.runtime.fallback import runnable
 
         compute = runnable(compute, recipe.tensorrt, print)
-    return replace(recipe, compute=compute, feed=settled(recipe.feed)), options
+    return replace(recipe, compute=compute, feed=settled(recipe.feed))

@@ -23,7 +23,7 @@ NOT_STATED = "not stated in its files"
 def bank_header(recipe: Recipe) -> Header:
     """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found."""
     fields = json.loads(json.dumps(asdict(recipe)))
-    facts = _facts(recipe)
+    facts = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}
     deciding["weights"] = {part: fact["sha256"] for part, fact in facts.items()}
@@ -38,7 +38,7 @@ def bank_header(recipe: Recipe) -> Header:
     )
 
 
-def _facts(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
     weights = recipe.teacher.weights
     teacher = resolve(weights, "teacher.weights") if weights else None

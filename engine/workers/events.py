@@ -40,7 +40,10 @@ class Failed:
 class Ready:
     """A worker has loaded its networks."""
 
+    host: str
+    """Name or address of its machine."""
     seconds: float
+    """That it took."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Unable:
     """A worker could not load its networks, and has ended."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A worker that was dismissed has ended."""
 
 
 @dataclass(frozen=True)
@@ -75,4 +83,4 @@ class Event:
     """Something that happened to the worker of that name."""
 
     worker: str
-    what: Report | Lost
+    what: Report | Left | Lost

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from engine.workers.events import Done, Event, Failed, Lost, Ready, Unable
+from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 
 
 @dataclass(kw_only=True)
@@ -12,16 +12,20 @@ class WorkerTally:
     """Of one worker, which may be dead by now."""
 
     since: float
-    """Clock when its networks were loaded, before that at its first event."""
+    """Clock when it had loaded its networks."""
+    host: str = ""
+    """Name or address of its machine."""
     shards: int = 0
     images: int = 0
     """All that it made, rejected ones too."""
     rss: int = 0
     """Bytes, after its last shard."""
     alive: bool = True
+    lost: bool = False
+    """Whether it has died; others that are not alive were dismissed or could not load."""
 
     def rate(self, now: float) -> float:
-        """Images a second since then."""
+        """Images a second since it had loaded."""
         return self.images / max(now - self.since, 1e-9)
 
 
@@ -71,12 +75,14 @@ class Tally:
         match event.what:
             case Done() as done:
                 self._done(done, worker)
-            case Ready():
-                worker.since = time.monotonic()
             case Failed() as failed:
                 self.errors[failed.reason] += 1
-            case Lost() as lost:
+            case Ready() as ready:
+                worker.since, worker.host = time.monotonic(), ready.host
+            case Left():
                 worker.alive = False
+            case Lost() as lost:
+                worker.alive, worker.lost = False, True
                 self.workers_lost += 1
                 self.errors[lost.reason] += 1
             case Unable() as unable:

@@ -3,6 +3,7 @@
 
 import enum
 from collections.abc import Sequence
+from typing import overload
 
 from typing_extensions import Buffer
 
@@ -21,7 +22,12 @@ class IProgressMonitor:
     def step_complete(self, phase_name: str, step: int) -> bool: ...
     def phase_finish(self, phase_name: str) -> None: ...
 
-class Dims(Sequence[int]): ...
+class Dims(Sequence[int]):
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
 
 class IHostMemory(Buffer):
     @property

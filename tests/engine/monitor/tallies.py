@@ -25,7 +25,7 @@ def at_work(**changes: Any) -> Tally:
     """5 of 10 shards found, 2 made by two workers in 100 s, one of them dead; one shard failed for good."""
     tally = Tally(target=10, found=5, started=time.monotonic() - 100)
     for worker in ("a", "b"):
-        tally.take(Event(worker, Ready(1.0)))
+        tally.take(Event(worker, Ready("here", 1.0)))
         tally.workers[worker].since -= 100
     tally.take(Event("a", done(5)))
     tally.take(Event("b", done(6)))

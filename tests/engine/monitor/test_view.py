@@ -10,7 +10,7 @@ from rich.console import Console
 from engine.monitor import view
 from engine.monitor.picture import picture
 from engine.monitor.view import View
-from engine.workers.events import Event
+from engine.workers.events import Event, Left
 from engine.workers.tally import Tally, WorkerTally
 from tests.engine.monitor.tallies import at_work, done
 
@@ -77,6 +77,14 @@ def test_the_picture() -> None:
     assert stages == [["synthesize", "24", "6.0", "25", "%"], ["augment", "216", "18", "75", "%"]]
     workers = [line[46:].split() for line in lines[7:9]]
     assert workers == [["a", "1", "1.2", "1.0", "GB"], ["b", "1", "1.2", "1.0", "GB", "lost"]]
+
+
+def test_a_dismissed_worker_is_not_a_lost_one() -> None:
+    tally = at_work()
+    tally.take(Event("a", Left()))
+    workers = [line[46:].split() for line in _drawn(tally)[7:9]]
+    assert [worker[-1] for worker in workers] == ["ended", "lost"]
+    assert "   1 worker lost   " in _drawn(tally)[1]
 
 
 def _many_workers(count: int) -> Tally:

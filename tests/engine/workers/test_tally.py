@@ -24,7 +24,7 @@ def test_the_rate_of_a_worker_counts_from_when_it_had_loaded(monkeypatch: pytest
     tally = Tally(target=2, found=0, started=now)
     tally.take(Event("a", Said("loading")))
     now = 200.0
-    tally.take(Event("a", Ready(100.0)))
+    tally.take(Event("a", Ready("here", 100.0)))
     now = 210.0
     tally.take(Event("a", done(0, rows=50)))
     assert tally.workers["a"].rate(now) == 5.0

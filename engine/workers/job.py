@@ -1,0 +1,23 @@
+"""What a worker is told when it starts."""
+
+from dataclasses import dataclass
+
+from engine.bank.manifest import Header
+from engine.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The same for all workers of a bank; it can be sent between processes and loads no torch."""
+
+    recipe: Recipe
+    """Resolved: the same settings on every machine."""
+    url: str
+    """The bank's folder or URL; local folders must be shared by all machines."""
+    header: Header
+    """The bank's; a worker whose weights are other ones does not begin."""
+
+    @property
+    def depth(self) -> int:
+        """Shards that a worker has under way at once."""
+        return 1

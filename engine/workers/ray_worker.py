@@ -1,0 +1,60 @@
+"""A worker as a Ray actor: its methods run side by side, its shards one after the other."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+from engine.workers.events import Done, Failed, Ready, Report, Said, Unable
+from engine.workers.job import Job
+
+
+class RayWorker:
+    """`load` once, then `make` for each shard, of which several may be under way."""
+
+    def __init__(self) -> None:
+        self._said: deque[Said] = deque()
+        self._numbers: SimpleQueue[int | None] = SimpleQueue()
+        self._waiting: deque[Future[Done | Failed]] = deque()
+        self._order = threading.Lock()
+
+    def load(self, job: Job) -> Sequence[Report]:
+        """Ready, or why it cannot be; after the lines that it said."""
+        from engine.workers.worker import EXPECTED, Worker, one_line
+
+        begun = time.perf_counter()
+        try:
+            worker = Worker(job, self._say)
+        except (*EXPECTED, OSError) as error:
+            return [*self._lines(), Unable(f"{_address()}: {one_line(error)}")]
+        reports = worker.run(iter(self._numbers.get, None))
+        threading.Thread(target=self._hand_out, args=(reports,), daemon=True).start()
+        return [*self._lines(), Ready(_address(), time.perf_counter() - begun)]
+
+    def make(self, number: int) -> Sequence[Report]:
+        """Of one shard that it is Done or Failed; after the lines that were said."""
+        mine: Future[Done | Failed] = Future()
+        with self._order:
+            self._waiting.append(mine)
+            self._numbers.put(number)
+        done = mine.result()
+        return [*self._lines(), done]
+
+    def _hand_out(self, reports: Iterator[Done | Failed]) -> None:
+        for report in reports:
+            self._waiting.popleft().set_result(report)
+
+    def _say(self, text: str) -> None:
+        self._said.append(Said(f"{_address()}: {text}"))
+
+    def _lines(self) -> list[Said]:
+        return [self._said.popleft() for _ in range(len(self._said))]
+
+
+def _address() -> str:
+    import ray
+
+    address: str = ray.util.get_node_ip_address()
+    return address

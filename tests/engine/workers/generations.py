@@ -1,0 +1,84 @@
+"""`python -m engine.generate` in a process of its own, and what its workers suffer."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[3]
+
+
+def start(recipe: Path, out: Path | str, *arguments: str) -> "subprocess.Popen[str]":
+    """One thread a worker, so that the bytes are the same however many there are."""
+    command = [sys.executable, "-m", "engine.generate", "--recipe", str(recipe), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--threads", "1", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def end(process: "subprocess.Popen[str]", *, code: int = 0, seconds: float = 240) -> tuple[str, str]:
+    """The last line of stdout, and all of stderr; the exit code must be `code`."""
+    out, error = process.communicate(timeout=seconds)
+    assert process.returncode == code, (process.returncode, out[-1000:], error[-3000:])
+    return out.strip().splitlines()[-1] if out.strip() else "", error
+
+
+def made(out: Path) -> int:
+    """Shards that are committed by now."""
+    manifest = out / "manifest.json"
+    return manifest.read_bytes().count(b'_stats.json"') if manifest.exists() else 0
+
+
+def until_made(process: "subprocess.Popen[str]", out: Path, count: int, seconds: float = 120) -> None:
+    """Waits until so many shards are committed."""
+    last = time.monotonic() + seconds
+    while made(out) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < last, f"{made(out)} of {count} shards after {seconds} s"
+        time.sleep(0.02)
+
+
+def workers_of(process: "subprocess.Popen[str]", mark: str) -> list[psutil.Process]:
+    """Those processes below it whose command line has `mark` in it."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if mark in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def kill_at_random(
+    process: "subprocess.Popen[str]", mark: str, kills: int, draw: random.Random, longest_pause: float
+) -> int:
+    """SIGKILL to a random worker after each random pause, while the process lives; how many were killed."""
+    killed: set[int] = set()
+    while len(killed) < kills and process.poll() is None:
+        time.sleep(draw.uniform(0.1, longest_pause))
+        alive = [worker for worker in workers_of(process, mark) if worker.pid not in killed]
+        if alive:
+            victim = draw.choice(alive)
+            victim.kill()
+            killed.add(victim.pid)
+    return len(killed)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files that a bank's user sees."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def same_bank(one: Path, other: Path) -> bool:
+    """Manifest, card and shards, byte for byte."""
+    return contents(one) == contents(other)

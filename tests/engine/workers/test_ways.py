@@ -1,0 +1,113 @@
+"""However shards are made, and whoever dies meanwhile, the bank is the same."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.engine.workers.conftest import SHARDS
+from tests.engine.workers.generations import (
+    end,
+    kill_at_random,
+    made,
+    same_bank,
+    start,
+    until_made,
+    workers_of,
+)
+
+ALL = ("--shards", str(SHARDS))
+POOL, RAY = "spawn_main", "ray::RayWorker"
+"""Marks of the workers' command lines."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", [["--workers", "2"], ["--workers", "2", "--ray", "local"]], ids=["pool", "ray"]
+)
+def test_the_bank_is_the_same(way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    line, _ = end(start(recipe, tmp_path / "bank", *ALL, *way))
+    assert line.startswith(f"{tmp_path / 'bank'}: {SHARDS} shards made, 0 found sound; ")
+    assert same_bank(tmp_path / "bank", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mark", "way"),
+    [(POOL, ["--workers", "2"]), (RAY, ["--workers", "4", "--ray", "local"])],
+    ids=["pool", "ray"],
+)
+def test_ten_killed_workers_change_nothing(
+    mark: str, way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As often as needed, each time into a new bank, until ten workers have been killed."""
+    draw, kills, tries = random.Random(0), 0, 0
+    while kills < 10:
+        out = tmp_path / str(tries)
+        running = start(recipe, out, *ALL, *way, "--retries", "20")
+        until_made(running, out, 1)
+        kills += kill_at_random(running, mark, 10 - kills, draw, longest_pause=1.0)
+        _, error = end(running)
+        assert error == ""
+        assert same_bank(out, undisturbed)
+        tries += 1
+
+
+@pytest.mark.slow
+def test_a_killed_coordinator_takes_its_workers_along(
+    recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bank"
+    running = start(recipe, out, *ALL, "--workers", "2")
+    until_made(running, out, 2)
+    workers = workers_of(running, POOL)
+    running.kill()
+    running.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert workers
+    assert not alive
+    end(start(recipe, out, *ALL, "--workers", "1", "--resume"))
+    assert same_bank(out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [["--workers", "1"], ["--workers", "2"]], ids=["here", "pool"])
+def test_sigterm_drains_and_resume_makes_the_rest(
+    way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bank"
+    running = start(recipe, out, *ALL, *way)
+    until_made(running, out, 2)
+    running.send_signal(signal.SIGTERM)
+    line, error = end(running, seconds=60)
+    done = made(out)
+    assert error == ""
+    assert 2 <= done < SHARDS
+    assert line.endswith(f"; {SHARDS - done} are left, --resume makes them")
+    assert (out / "README.md").exists()
+    end(start(recipe, out, *ALL, *way, "--resume"))
+    assert same_bank(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_signals_start_and_dismiss_workers(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bank"
+    running = start(recipe, out, *ALL, "--workers", "2")
+    until_made(running, out, 1)
+    running.send_signal(signal.SIGTTOU)
+    _until_workers(running, 1)
+    running.send_signal(signal.SIGTTIN)
+    _until_workers(running, 2)
+    end(running)
+    assert same_bank(out, undisturbed)
+
+
+def _until_workers(running, count: int) -> None:  # noqa: ANN001
+    last = time.monotonic() + 30
+    while len(workers_of(running, POOL)) != count:
+        assert running.poll() is None, "it ended before it followed"
+        assert time.monotonic() < last
+        time.sleep(0.05)
