@@ -22,11 +22,13 @@ FAILED = 10
 
 
 def picture(tally: Tally, now: float, *, height: int, ended: bool) -> RenderableType:
-    """`now`: what time.monotonic() says; `height`: lines of the terminal, of which the workers get what is left."""
+    """`now`: what time.monotonic() says; `height`: lines of the terminal; the workers get what is left."""
     lines = max(3, min(WORKERS, height - OTHER_LINES))
     tables = [table for table in (_stages(tally), _workers(tally, now, lines)) if table.row_count]
     parts = [*_head(tally, ended), *_errors(tally)]
-    return Group(*parts, *(["", Columns(tables, padding=(1, 6))] if tables else []))
+    if tables:
+        parts += ["", Columns(tables, padding=(1, 6))]
+    return Group(*parts)
 
 
 def _head(tally: Tally, ended: bool) -> Iterator[RenderableType]:
@@ -67,9 +69,9 @@ def _workers(tally: Tally, now: float, lines: int) -> Table:
     table = _table("worker", "shards", "images/s", "memory", "")
     ranked = sorted(tally.workers.items(), key=lambda it: (not it[1].alive, -it[1].images))
     for name, worker in ranked[:lines]:
-        state, style = ("", "") if worker.alive else ("lost", "dim red")
+        state = "" if worker.alive else "lost" if worker.lost else "ended"
         cells = _cells(worker.shards, worker.rate(now), worker.rss)
-        table.add_row(Text(name), *cells, state, style=style)
+        table.add_row(Text(name), *cells, state, style="" if worker.alive else "dim")
     rest = [worker for _, worker in ranked[lines:]]
     if rest:
         table.add_row(f"{len(rest):,} more", *_sums(rest, now), style="dim")

@@ -67,6 +67,7 @@ class Record:
             },
             workers={
                 name: {
+                    "host": worker.host,
                     "shards": worker.shards,
                     "images": worker.images,
                     "images_per_second": worker.rate(clock),

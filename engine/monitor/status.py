@@ -49,13 +49,13 @@ def status(url: str) -> str:
 
 
 def _counts(url: str, manifest: Manifest, stats: Stats, record: Record | None) -> str:
-    target = "" if record is None else f" of {max(record.target, len(manifest.shards)):,}"
+    count = len(manifest.shards)
+    shards = counted(count, "shard", "shards")
+    if record is not None and record.target > count:
+        shards = f"{count:,} of {record.target:,} shards"
     variations, accepted = int(stats.similarity_of_all.sum()), int(stats.similarity_of_kept.sum())
     share = f"; {percent(accepted / variations)} of the variations kept" if variations else ""
-    return (
-        f"{url}: {len(manifest.shards):,}{target} shards committed;"
-        f" {stats.rows:,} images made, {stats.images:,} kept{share}"
-    )
+    return f"{url}: {shards} committed; {stats.rows:,} images made, {stats.images:,} kept{share}"
 
 
 def _writer(record: Record, now: float) -> str:

@@ -12,7 +12,7 @@ class WorkerTally:
     """Of one worker, which may be dead by now."""
 
     since: float
-    """Clock when its networks were loaded, before that at its first event."""
+    """Clock when it had loaded its networks."""
     host: str = ""
     """Name or address of its machine."""
     shards: int = 0
@@ -21,9 +21,11 @@ class WorkerTally:
     rss: int = 0
     """Bytes, after its last shard."""
     alive: bool = True
+    lost: bool = False
+    """Whether it has died; others that are not alive were dismissed or could not load."""
 
     def rate(self, now: float) -> float:
-        """Images a second since then."""
+        """Images a second since it had loaded."""
         return self.images / max(now - self.since, 1e-9)
 
 
@@ -80,7 +82,7 @@ class Tally:
             case Left():
                 worker.alive = False
             case Lost() as lost:
-                worker.alive = False
+                worker.alive, worker.lost = False, True
                 self.workers_lost += 1
                 self.errors[lost.reason] += 1
             case Unable() as unable:
