@@ -14,7 +14,7 @@ class Workforce:
     """What the command line says of workers."""
 
     workers: int | None = None
-    """None: as many as the cluster has places for, one for each GPU of this machine, or this process alone."""
+    """None: as many as a cluster has places for, one for each GPU of this machine, or this process alone."""
     cluster: RayCluster | None = None
     """Where they are, unless on this machine."""
     retries: int = 5
