@@ -40,7 +40,7 @@ class Coordinator:
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
         """Until every shard of the queue is committed or given up, or the user asks for an end."""
         while True:
-            self.tally.draining = self.requests.drain
+            self._show()
             outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
             if self.requests.abandon or not outstanding:
                 return
@@ -51,8 +51,11 @@ class Coordinator:
             self._give(queue)  # before the disk is waited for
             done = [event.what for event in events if isinstance(event.what, Done)]
             bank.enter({each.number: each.entry for each in done})
-            for observer in self.observers:
-                observer.update(self.tally)
+
+    def _show(self) -> None:
+        self.tally.draining = self.requests.drain
+        for observer in self.observers:
+            observer.update(self.tally)
 
     def _under_way(self) -> int:
         return sum(len(member.under_way) for member in self.crew.members)
