@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from typing import Any
 
 from engine.errors import UserError
@@ -27,6 +28,7 @@ class RayCluster:
         except ImportError:
             raise UserError("--ray: the package is not installed; pip install 'dda-engine[ray]'") from None
         self._ray = ray
+        _require_listener(address)
         own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
@@ -108,3 +110,17 @@ class RayCluster:
     def kill(self, actor: Any) -> None:
         """At once."""
         self._ray.kill(actor)
+
+
+def _require_listener(address: str) -> None:
+    """Raises UserError where nothing listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"--ray {address}: {error.strerror or error}; start a cluster with `ray start --head`, or take"
+            " --ray local"
+        ) from None
