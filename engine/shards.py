@@ -1,9 +1,12 @@
 """Generation of a bank, shard by shard."""
 
+from contextlib import closing
+
 from engine.assembly import assemble
 from engine.bank.writer import BankWriter, require_new
 from engine.compute import open_accelerator
 from engine.generation import Generation
+from engine.lanes import lanes
 from engine.progress import Progress
 from engine.provenance import bank_header
 from engine.recipe import Recipe
@@ -18,16 +21,21 @@ def generate(recipe: Recipe, url: str, shards: int, *, resume: bool, progress: P
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
     if not resume:
         require_new(url)
-    parts = None if resume else assemble(recipe, accelerator, progress.say)  # what fails leaves no bank
+    side_by_side = lanes(recipe)
+    parts = (
+        None if resume else assemble(recipe, accelerator, progress.say, side_by_side)
+    )  # what fails leaves no bank
     with BankWriter.open(url, bank_header(recipe), resume=resume, say=progress.say) as bank:
         missing = [number for number in range(shards) if number not in bank.committed]
         if missing:
-            parts = parts or assemble(recipe, accelerator, progress.say)
+            parts = parts or assemble(recipe, accelerator, progress.say, side_by_side)
             generation = Generation(recipe, parts, accelerator, progress)
             generation.announce(len(missing))
-            for number in missing:
-                made = generation.make(number, independent=True)
-                bank.commit(number, made.rows(), made.kept_images())
+            with closing(generation.made(iter(missing))) as results:
+                for number, made in results:
+                    if isinstance(made, Exception):
+                        raise made
+                    bank.commit(number, made.rows(), made.kept_images())
         images = sum(entry.images for entry in bank.committed.values())
         found = len(bank.committed) - len(missing)
     return f"{url}: {len(missing)} shards made, {found} found sound; {images} images"
