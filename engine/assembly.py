@@ -1,12 +1,13 @@
 """The networks of a run, loaded once and shared by its stages."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from engine.lanes import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import build_classifier, load_classifier, require_batch_norm, require_feature
@@ -38,6 +39,8 @@ class Assembly(Pair):
     prior: OpenPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None  # float32 [C, D], for augment.class_condition text
+    lanes: tuple[Lane, ...]
+    """The steps that may run side by side; the networks of each are open for its threads."""
 
 
 def assemble_pair(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Pair:
@@ -49,11 +52,19 @@ def assemble_pair(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
     return _pair(recipe, accelerator, open_place(recipe.compute, recipe.tensorrt, accelerator.device, say))
 
 
-def assemble(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Assembly:
-    """As `assemble_pair`, with the priors of the recipe opened in their runtime."""
+def assemble(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    lanes: tuple[Lane, ...] | None = None,
+) -> Assembly:
+    """As `assemble_pair`, with the priors of the recipe opened in their runtime; `lanes`: by default one."""
     device = accelerator.device
+    lanes = lanes or one_lane(recipe.compute)
     place = open_place(recipe.compute, recipe.tensorrt, device, say)
-    pair = _pair(recipe, accelerator, place)
+    for_augment = replace(place, threads=threads_of(lanes, "augment"))
+    for_filter = replace(place, threads=threads_of(lanes, "filter"))
+    pair = _pair(recipe, accelerator, for_filter)
     if recipe.synthesize.w_bn > 0:
         require_batch_norm(pair.teacher, "synthesize.w_bn")
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
@@ -66,9 +77,10 @@ def assemble(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None
         teacher=pair.teacher,
         ask_teacher=pair.ask_teacher,
         student=pair.student,
-        prior=open_prior(prior, recipe.augment, place) if prior is not None else None,
-        clip=open_clip(clip, recipe.filter.micro_batch, place) if clip is not None else None,
+        prior=open_prior(prior, recipe.augment, for_augment) if prior is not None else None,
+        clip=open_clip(clip, recipe.filter.micro_batch, for_filter) if clip is not None else None,
         class_tokens=tokens,
+        lanes=lanes,
     )
 
 

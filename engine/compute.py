@@ -43,6 +43,9 @@ class ComputeConfig:
     """Size of that folder above which the least recently used are removed, in GB."""
     threads: int | None = None
     """CPU threads of torch; null keeps torch's own choice."""
+    overlap: bool | Literal["auto"] = "auto"
+    """engine.generate: synthesis, augmentation and filter of consecutive shards side by side; on a CPU they
+    share `threads` out. auto does so on a GPU, unless `compile` is set."""
     kernels: Literal["fused", "torch"] = "fused"
     """The project's own kernels, or plain torch in their places, for comparison."""
     cuda_graphs: bool = True
@@ -59,6 +62,11 @@ class ComputeConfig:
             raise UserError(
                 f"compute.onnx_provider {self.onnx_provider} is of runtime onnxruntime, "
                 f"not of {self.runtime}; set one of them"
+            )
+        if self.overlap is True and self.compile:
+            raise UserError(
+                "compute.overlap true does not go with compute.compile true: inductor, while it compiles, "
+                "changes what all threads share; set one of them to false"
             )
         if self.compile and self.runtime not in ("auto", "torch"):
             raise UserError(f"compute.compile is of runtime torch, not of {self.runtime}; set one of them")
@@ -92,14 +100,25 @@ def settled(config: ComputeConfig) -> ComputeConfig:
         raise UserError("compute.device cuda: torch sees no GPU here; take --compute.device cpu")
     precision = config.precision if config.precision != "auto" else _native_precision(device)
     runtime = config.runtime if config.runtime != "auto" else _native_runtime(device, config.compile)
+    threads = config.threads or torch.get_num_threads()
     return replace(
         config,
         device=device,
         precision=precision,
         runtime=runtime,
         runtime_precision=_runtime_precision(config, runtime, device, precision),
-        threads=config.threads or torch.get_num_threads(),
+        threads=threads,
+        overlap=_overlap(config, device, threads),
     )
+
+
+def _overlap(config: ComputeConfig, device: str, threads: int) -> bool:
+    if config.overlap is True and device == "cpu" and threads < 2:
+        raise UserError(
+            f"compute.overlap true shares out compute.threads, which is {threads} here; give 2 or more, or "
+            "--compute.overlap false"
+        )
+    return device == "cuda" and not config.compile if config.overlap == "auto" else config.overlap
 
 
 def _native_precision(device: str) -> Literal["fp32", "bf16"]:

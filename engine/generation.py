@@ -1,6 +1,10 @@
 """One shard's images: a synthesis batch, its variations, and what the filter keeps of them."""
 
+import threading
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor
 from engine.assembly import Assembly
 from engine.bank.rows import Rows
 from engine.batch import ImageBatch
+from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
+from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.augment import augment
@@ -57,8 +63,15 @@ class Made:
         return images[keys.argsort()].permute(0, 2, 3, 1).contiguous().numpy()
 
 
+class _StoppedError(Exception):
+    """Nobody waits for the shard any more."""
+
+
 class Generation:
-    """The stages from the teacher to a shard. `synthesizer` is the whole state."""
+    """The stages from the teacher to a shard. `synthesizer` is the whole state.
+
+    Each network has one stage that runs it, so that stages of different shards may run side by side.
+    """
 
     def __init__(self, recipe: Recipe, parts: Assembly, accelerator: Accelerator, progress: Progress) -> None:
         self.recipe, self.parts, self.accelerator, self.progress = recipe, parts, accelerator, progress
@@ -70,6 +83,7 @@ class Generation:
             accelerator=accelerator,
             captured=recipe.compute.cuda_graphs,
         )
+        self._stopping = threading.Event()
 
     def announce(self, batches: int) -> None:
         """Tells the progress bars of so many batches to come."""
@@ -82,17 +96,71 @@ class Generation:
 
     def make(self, index: int, adversary: Adversary | None = None, *, independent: bool = False) -> Made:
         """Batch number `index`; `independent`: a function of (seed, index) whatever batches went before."""
-        sources = self._synthesize(index, adversary, independent)
+        return self._filtered(self._augmented(self._sources(index, adversary, independent)))
+
+    def made(self, numbers: Iterator[int]) -> Generator[tuple[int, Made | Exception], None, None]:
+        """The batches of `numbers`, made independently, in that order; each is the same whenever it is made.
+
+        What a batch raises stands in its place. Where `parts` has several lanes, they work side by side, each
+        in a thread, on consecutive batches, of which at most one more than lanes are in memory; `numbers` may
+        block and is asked by another thread, see `pipelined`.
+        """
+        lanes = self.parts.lanes
+        if len(lanes) == 1:
+            for number in numbers:
+                yield number, _attempted(self._lane(lanes[0]), number)
+            return
+        around = partial(own_stream, self.accelerator.device)
+        stages = [self._lane(lane) for lane in lanes]
+        threads = torch.get_num_threads()
+        try:
+            yield from pipelined(numbers, stages, around=around, stopping=self._stopping)
+        finally:
+            self._stopping.clear()
+            torch.set_num_threads(threads)  # what later threads begin with is the last count set in any
+
+    def _lane(self, lane: Lane) -> Callable[[Any], Any]:
+        """The steps of a lane, one after the other, as one function."""
+        steps: dict[Step, Callable[[Any], Any]] = {
+            "synthesize": lambda number: self._sources(number, None, independent=True),
+            "augment": self._augmented,
+            "filter": self._filtered,
+        }
+
+        def run(value: Any) -> Any:
+            for step in lane.steps:
+                value = steps[step](value)
+            return value
+
+        return run
+
+    def _sources(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
+        with torch_threads(threads_of(self.parts.lanes, "synthesize")):
+            return self._synthesize(index, adversary, independent)
+
+    def _augmented(self, sources: ImageBatch) -> tuple[ImageBatch, ImageBatch | None]:
+        """The sources and their variations."""
+        if self.parts.prior is None:
+            return sources, None
+        with torch_threads(threads_of(self.parts.lanes, "augment")):
+            return sources, self._augment(sources)
+
+    def _filtered(self, found: tuple[ImageBatch, ImageBatch | None]) -> Made:
+        sources, variations = found
         micro_batch, device = self.recipe.filter.micro_batch, self.accelerator.device
-        top1, confidence = classify(sources.images, self.parts.ask_teacher, micro_batch, device)
-        variations = self._augment(sources) if self.parts.prior is not None else None
-        return Made(
-            sources=sources,
-            source_top1=top1,
-            source_confidence=confidence,
-            variations=variations,
-            verdict=None if variations is None else self._judge(sources, variations),
-        )
+        with torch_threads(threads_of(self.parts.lanes, "filter")):
+            top1, confidence = classify(sources.images, self.parts.ask_teacher, micro_batch, device)
+            return Made(
+                sources=sources,
+                source_top1=top1,
+                source_confidence=confidence,
+                variations=variations,
+                verdict=None if variations is None else self._judge(sources, variations),
+            )
+
+    def _require_wanted(self) -> None:
+        if self._stopping.is_set():
+            raise _StoppedError
 
     def _synthesize(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
         config = self.recipe.synthesize
@@ -102,6 +170,7 @@ class Generation:
 
             def on_step(count: int) -> None:
                 nonlocal taken
+                self._require_wanted()
                 shown = config.batch_size * taken // steps
                 taken += count
                 stage.advance(config.batch_size * taken // steps - shown)
@@ -127,6 +196,7 @@ class Generation:
                 class_tokens=parts.class_tokens,
                 device=self.accelerator.device,
             ):
+                self._require_wanted()
                 made.append(batch)
                 stage.advance(len(batch))
         return ImageBatch.cat(made)
@@ -144,3 +214,10 @@ class Generation:
             stage.advance(len(variations))
             stage.note(f"kept {verdict.kept.double().mean():.0%}")
         return verdict
+
+
+def _attempted(function: Callable[[int], Made], number: int) -> Made | Exception:
+    try:
+        return function(number)
+    except Exception as error:
+        return error

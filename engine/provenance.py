@@ -16,7 +16,16 @@ from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
 
 DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "storage")
-DECIDING_COMPUTE = ("device", "precision", "runtime", "runtime_precision", "threads", "kernels", "compile")
+DECIDING_COMPUTE = (
+    "device",
+    "precision",
+    "runtime",
+    "runtime_precision",
+    "threads",
+    "overlap",
+    "kernels",
+    "compile",
+)
 NOT_STATED = "not stated in its files"
 
 

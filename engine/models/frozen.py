@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features, submodule
-from kernels.fuse import fuse_frozen
+from kernels.fuse import fuse_frozen, sharing_tensors
 
 Frozen = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """images [B, 3, H, W] in [0, 1] -> (logits, [outputs of the submodules asked for])."""
@@ -19,18 +19,21 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 def frozen(classifier: Classifier, paths: Sequence[str], accelerator: Accelerator) -> Frozen:
     """`classifier`, which is in eval mode, as it is now; the submodules at `paths` give the features.
 
-    A fused copy (`kernels.fuse`) where its forward can be traced; else the classifier itself, which must then
-    stay as it is. Raises UserError for a path that does not exist.
+    A fused copy (`kernels.fuse`) where its forward can be traced; else a copy of its modules around its own
+    weights, which must then stay as they are. Either may run while another thread runs the classifier. Raises
+    UserError for a path that does not exist.
     """
     assert not classifier.training
     for path in paths:
         submodule(classifier, path)
     fused = fuse_frozen(classifier, paths, DTYPES[accelerator.mixed_precision])
+    unfused = sharing_tensors(classifier) if fused is None else None
 
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with accelerator.autocast():
-            if fused is None:
-                return forward_with_features(classifier, images, paths)
+            if unfused is not None:
+                return forward_with_features(unfused, images, paths)
+            assert fused is not None
             return fused(images)
 
     return forward

@@ -27,7 +27,7 @@ def runnable(compute: ComputeConfig, config: TensorRtConfig, say: Callable[[str]
     if reason is None:
         return compute
     say(f"{reason}; the frozen networks run in torch instead, compiled, as CUDA graphs")
-    asked = replace(compute, runtime="torch", runtime_precision="auto", compile=True)
+    asked = replace(compute, runtime="torch", runtime_precision="auto", compile=True, overlap="auto")
     return settled(asked)
 
 

@@ -6,6 +6,7 @@ compiled model is kept in the store.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +97,8 @@ class OpenVinoExecutable:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
             "INFERENCE_NUM_THREADS": self._threads,
+            # each compiled model would pin its threads to the first cores, beside those of the others
+            "ENABLE_CPU_PINNING": self._threads >= len(os.sched_getaffinity(0)),
         }
 
         def build(folder: Path) -> None:

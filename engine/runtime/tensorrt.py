@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.recording import recording
 from engine.runtime import compiled
 from engine.runtime.profile import check_sizes, pieces, rows
 from export.errors import ExportError, RuntimeUnavailableError
@@ -154,7 +155,7 @@ class _Graph:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with recording(graph, self._stream):
             enqueue(self._context, self._stream)
         return graph
 

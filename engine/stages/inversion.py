@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.recording import recording
 from engine.transforms import crop_flip, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -108,7 +109,7 @@ class Inversion:
         """Records a step, which does not run it, and then runs it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with recording(graph):
                 self.update()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]

@@ -1,6 +1,7 @@
 """Synthesize: invert the teacher with a generator, one batch of images at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,13 +62,15 @@ class Synthesizer:
 
         An `independent` batch starts from the warmed-up generator and leaves it as it was: a function of
         (seed, index) whatever the start. `on_step(steps)` is told of the steps done. Raises NonFiniteError
-        where no step gave a finite loss.
+        where no step gave a finite loss; a batch that fails leaves no trace in those that follow.
         """
         if self.needs_warmup:
+            with self._put_back_on_error(self._weights()):
+                self._invert(-1, self.config.warmup_steps, None, on_step)
             self.needs_warmup = False
-            self._invert(-1, self.config.warmup_steps, None, on_step)
         start = self._start(index, independent)
-        images, labels = self._invert(index, self.config.steps, adversary, on_step)
+        with self._put_back_on_error(start):
+            images, labels = self._invert(index, self.config.steps, adversary, on_step)
         self._keep_start(start, 0.0 if independent else self.config.meta_rate)
         keys = (index * self.config.batch_size + torch.arange(len(labels))) * key_stride
         return ImageBatch(
@@ -85,7 +88,18 @@ class Synthesizer:
             return []
         if self.config.start == "reuse" and not independent:
             return []
+        return self._weights()
+
+    def _weights(self) -> list[Tensor]:
         return [value.detach().clone() for value in self.generator.state_dict().values()]
+
+    @contextmanager
+    def _put_back_on_error(self, start: list[Tensor]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._keep_start(start, 0.0)
+            raise
 
     @torch.no_grad()
     def _keep_start(self, start: list[Tensor], rate: float) -> None:

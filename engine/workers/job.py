@@ -19,5 +19,5 @@ class Job:
 
     @property
     def depth(self) -> int:
-        """Shards that a worker has under way at once."""
-        return 1
+        """Shards that a worker has under way at once: one for each of three lanes, and one that waits."""
+        return 4 if self.recipe.compute.overlap else 1

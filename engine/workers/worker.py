@@ -5,15 +5,16 @@ import resource
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
-from engine import generation
 from engine.assembly import assemble
 from engine.bank.settings import first_difference
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
 from engine.errors import NonFiniteError, UserError
-from engine.generation import Generation
+from engine.generation import Generation, Made
+from engine.lanes import lanes
 from engine.progress import Progress
 from engine.provenance import weights_of
 from engine.workers.events import Done, Failed
@@ -35,30 +36,24 @@ class Worker:
         self._job = job
         _require_weights(job)
         accelerator = open_accelerator(job.recipe.compute)
-        parts = assemble(job.recipe, accelerator, say)
+        parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
         self._progress = Progress(quiet=True)
         self._generation = Generation(job.recipe, parts, accelerator, self._progress)
         self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
         """The shards of these numbers in their order; `numbers` may block, and ends the work when it ends."""
-        for number, made in self._made(numbers):
-            if isinstance(made, Exception):
-                yield failed(number, made)
-                continue
-            try:
-                yield self._written(number, made)
-            except Exception as error:
-                yield failed(number, error)
+        with closing(self._generation.made(numbers)) as results:
+            for number, made in results:
+                if isinstance(made, Exception):
+                    yield failed(number, made)
+                    continue
+                try:
+                    yield self._written(number, made)
+                except Exception as error:
+                    yield failed(number, error)
 
-    def _made(self, numbers: Iterator[int]) -> Iterator[tuple[int, generation.Made | Exception]]:
-        for number in numbers:
-            try:
-                yield number, self._generation.make(number, independent=True)
-            except Exception as error:
-                yield number, error
-
-    def _written(self, number: int, made: generation.Made) -> Done:
+    def _written(self, number: int, made: Made) -> Done:
         rows = made.rows()
         entry = write_shard(self._job.url, number, rows, made.kept_images(), self._job.header)
         verdict = made.verdict

@@ -73,6 +73,12 @@ def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
+def sharing_tensors(network: nn.Module) -> nn.Module:
+    """A copy of the modules of `network` around the same parameters and buffers, not copies of those."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
 def frozen_copy(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy without gradients, its parameters in `dtype`, 4-d ones in channels_last memory."""
     return copy.deepcopy(layer).requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)

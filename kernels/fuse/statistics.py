@@ -15,7 +15,7 @@ from kernels.fuse.graph import (
     replace,
     trace,
 )
-from kernels.fuse.layers import FusedBatchNorm
+from kernels.fuse.layers import FusedBatchNorm, sharing_tensors
 
 
 class BatchNormStatistics:
@@ -37,8 +37,11 @@ class BatchNormStatistics:
                 "no BatchNorm2d in eval mode with running statistics has run since the last take()"
             )
         total = torch.stack(self._losses).sum()
-        self._losses.clear()
+        self.clear()
         return total
+
+    def clear(self) -> None:
+        self._losses.clear()
 
 
 @contextmanager
@@ -56,10 +59,7 @@ def batch_norm_statistics(network: nn.Module) -> Iterator[BatchNormStatistics]:
     if traced is not None:
         replaced = [(network, _rewritten(traced, statistics))]
     else:
-        layers = [
-            module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and measures(module)
-        ]
-        replaced = [(layer, FusedBatchNorm(layer, on_loss=statistics.add)) for layer in layers]
+        replaced = _stand_ins(network, statistics)
     before = [vars(module).get("forward") for module, _ in replaced]
     try:
         for module, stand_in in replaced:
@@ -75,20 +75,27 @@ def batch_norm_statistics(network: nn.Module) -> Iterator[BatchNormStatistics]:
 def measured(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """x -> (network(x), sum of the statistics losses), with the layers as `batch_norm_statistics` runs them.
 
-    `network`, in eval mode, is traced once and never changed; its parameters are shared. Where no graph can
-    be had, each call is one such block.
+    `network`, in eval mode, is traced once and never changed, so that another thread may run it meanwhile;
+    its parameters are shared. Where no graph can be had, layers of a copy of its modules are replaced.
     """
     statistics = BatchNormStatistics()
     traced = trace(network)
+    own = sharing_tensors(network) if traced is None else _rewritten(traced, statistics)
     if traced is None:
+        for layer, stand_in in _stand_ins(own, statistics):
+            layer.forward = stand_in.forward
 
-        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-            with batch_norm_statistics(network) as own:
-                return network(x), own.take()
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        statistics.clear()  # those of a pass that failed
+        return own(x), statistics.take()
 
-        return forward
-    rewritten = _rewritten(traced, statistics)
-    return lambda x: (rewritten(x), statistics.take())
+    return forward
+
+
+def _stand_ins(network: nn.Module, statistics: BatchNormStatistics) -> list[tuple[nn.Module, nn.Module]]:
+    """Each BatchNorm2d that measures, with the layer whose forward is to take the place of its own."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and measures(layer)]
+    return [(layer, FusedBatchNorm(layer, on_loss=statistics.add)) for layer in layers]
 
 
 def _rewritten(traced: fx.GraphModule, statistics: BatchNormStatistics) -> fx.GraphModule:

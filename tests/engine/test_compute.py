@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.compute import ComputeConfig, open_accelerator, resolved, settled
 from engine.errors import UserError
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
@@ -34,15 +34,40 @@ def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: 
         runtime="openvino",
         runtime_precision=precision,
         threads=torch.get_num_threads(),
+        overlap=False,
     )
     assert resolved(used) == used
 
 
 def test_what_was_asked_for_is_kept() -> None:
     asked = ComputeConfig(
-        device="cpu", precision="bf16", runtime="onnxruntime", runtime_precision="fp16", threads=1
+        device="cpu",
+        precision="bf16",
+        runtime="onnxruntime",
+        runtime_precision="fp16",
+        threads=2,
+        overlap=True,
     )
     assert resolved(asked) == asked
+
+
+def test_overlap_on_a_cpu_needs_threads_to_share_out() -> None:
+    with pytest.raises(UserError, match=r"compute\.overlap true shares out compute\.threads, which is 1"):
+        resolved(ComputeConfig(device="cpu", threads=1, overlap=True))
+
+
+def test_overlap_and_inductor_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"compute\.overlap true .* compute\.compile true"):
+        ComputeConfig(overlap=True, compile=True)
+
+
+@pytest.mark.parametrize(("compiled", "overlap"), [(False, True), (True, False)])
+def test_auto_overlaps_on_a_gpu_but_with_inductor(
+    compiled: bool, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    asked = ComputeConfig(device="cuda", precision="fp32", runtime="torch", compile=compiled)
+    assert settled(asked).overlap is overlap
 
 
 @NO_GPU

@@ -135,3 +135,40 @@ def test_parameters_that_change_inside_the_block_count() -> None:
         after = network(x)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, network(x))
+
+
+@pytest.mark.parametrize("name", ["functional", "branching"])
+def test_what_is_measured_is_never_changed_and_its_tensors_are_shared(name: str) -> None:
+    """Looked at from inside a forward pass, when another thread may run the network as it is."""
+    network, x = lively(NETWORKS[name]()), torch.rand(2, 3, 8, 8)
+    expected, expected_loss = network(x), written_out(network, x)[1]
+    ask = measured(network)
+    before = {path: dict(vars(module)) for path, module in network.named_modules()}
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append({path: dict(vars(module)) for path, module in network.named_modules()} == before)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    output, loss = ask(x)
+    handle.remove()
+    assert seen
+    assert all(seen)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(loss, expected_loss)
+    with torch.no_grad():
+        network.fc.bias += 1
+    torch.testing.assert_close(ask(x)[0], expected + 1)
+
+
+@pytest.mark.parametrize("name", ["functional", "branching"])
+def test_a_pass_that_fails_leaves_nothing_for_the_next(name: str) -> None:
+    network, x = lively(NETWORKS[name]()), torch.rand(2, 3, 8, 8)
+    ask = measured(network)
+    expected = ask(x)[1]
+    weight = network.fc.weight.data
+    network.fc.weight.data = weight[:, :-1]  # fails after the BatchNorms have run
+    with pytest.raises(RuntimeError):
+        ask(x)
+    network.fc.weight.data = weight
+    torch.testing.assert_close(ask(x)[1], expected)
