@@ -27,16 +27,25 @@ def torchrun(module: str, arguments: Sequence[str], *, processes: int) -> "subpr
     )
 
 
-def distill(bank: str, out: Path, settings: Mapping[str, object], *, processes: int, threads: int) -> None:
-    """A student of `bank` into the folder `out`, `threads` a process; `settings` by key, `distill.lr`.
+def distill(
+    bank: str,
+    out: Path,
+    settings: Mapping[str, object],
+    *,
+    processes: int,
+    threads: int,
+    resume: bool = False,
+) -> None:
+    """A student of `bank` into the folder `out`, `threads` a process; `settings` by key, as `distill.lr`.
 
-    Raises RuntimeError with the end of what the processes wrote where they fail.
+    With `resume` it goes on in `out`. Raises RuntimeError with what the processes wrote where they fail.
     """
-    options = {"compute.threads": threads, **settings}
-    arguments = [f"--{key}={value}" for key, value in options.items()]
+    arguments = [f"--{key}={value}" for key, value in {"compute.threads": threads, **settings}.items()]
+    if resume:
+        arguments.append("--resume")
     ended = torchrun("engine.distill", ["--bank", bank, "--out", str(out), *arguments], processes=processes)
     if ended.returncode:
-        raise RuntimeError(f"engine.distill in {processes} processes: {ended.stderr[-2000:]}")
+        raise RuntimeError(f"engine.distill in {processes} processes: {ended.stderr}")
 
 
 def losses(out: Path, name: str = "loss") -> dict[int, float]:
