@@ -9,26 +9,33 @@ from export.errors import ExportError
 
 
 def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs `command` on `arguments` (default: the command line's) and returns the exit code.
+    """Runs `command` on `arguments` (default: the command line's), says why it fails, returns the exit code.
 
     0 success, 1 numbers that are not finite or shards or files that fail, 2 a mistake of the user,
     130 interrupted.
     """
-    try:
-        command(sys.argv[1:] if arguments is None else arguments)
-    except (UserError, ExportError) as error:
-        return _end(2, f"error: {error}")
-    except (NonFiniteError, FailedShardsError) as error:
-        return _end(1, f"error: {error}")
-    except ArgumentError as error:
-        return _end(2, f"error: {error}; --help lists the options")
-    except OSError as error:
-        return _end(1, f"error: {error}")
-    except KeyboardInterrupt:
-        return _end(130, "interrupted")
-    return 0
-
-
-def _end(code: int, message: str) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    code, message = outcome(command, sys.argv[1:] if arguments is None else arguments)
+    if message:
+        print(message, file=sys.stderr)
     return code
+
+
+def outcome(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> tuple[int, str]:
+    """The exit code of `command`, and one line that says why it failed, empty where it did not."""
+    try:
+        command(arguments)
+    except (UserError, ExportError) as error:
+        return 2, _line(f"error: {error}")
+    except (NonFiniteError, FailedShardsError) as error:
+        return 1, _line(f"error: {error}")
+    except ArgumentError as error:
+        return 2, _line(f"error: {error}; --help lists the options")
+    except OSError as error:
+        return 1, _line(f"error: {error}")
+    except KeyboardInterrupt:
+        return 130, "interrupted"
+    return 0, ""
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split())

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from engine import ranks
 from engine.errors import UserError
 from export.errors import RuntimeUnavailableError
 
@@ -42,7 +43,7 @@ class ComputeConfig:
     engines_gb: float = 20.0
     """Size of that folder above which the least recently used are removed, in GB."""
     threads: int | None = None
-    """CPU threads of torch; null keeps torch's own choice."""
+    """CPU threads of torch in each process; null keeps its own choice, 1 where torchrun starts several."""
     overlap: bool | Literal["auto"] = "auto"
     """engine.generate: synthesis, augmentation and filter of consecutive shards side by side; on a CPU they
     share `threads` out. auto does so on a GPU, unless `compile` is set."""
@@ -164,21 +165,23 @@ def _runtime_precision(
 
 def open_accelerator(config: ComputeConfig) -> "Accelerator":
     """The Accelerator of a run. Sets torch's threads and the kernels' implementation, and on a CPU keeps
-    freed memory mapped for reuse.
+    freed memory mapped for reuse. In a process that torchrun has started it joins the group of all ranks, by
+    NCCL between GPUs, by gloo between CPUs. Raises UserError for more ranks than GPUs.
 
     One run at a time in a process: Accelerate's state is shared, and the last call owns it.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     from kernels.backend import set_backend
 
     used = resolved(config)
     assert used.threads is not None
-    torch.set_num_threads(used.threads)
     set_backend("torch" if config.kernels == "torch" else None)
     if used.device == "cuda":
+        ranks.require_gpus(torch.cuda.device_count())
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     else:
         import kernels
@@ -187,4 +190,12 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     AcceleratorState._reset_state(
         reset_partial_state=True
     )  # else a second run keeps the first one's precision
-    return Accelerator(cpu=used.device == "cpu", mixed_precision=MIXED_PRECISION[used.precision])
+    accelerator = Accelerator(
+        cpu=used.device == "cpu",
+        mixed_precision=MIXED_PRECISION[used.precision],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.TIMEOUT)],
+    )
+    torch.set_num_threads(
+        used.threads
+    )  # where it makes the group of several ranks, Accelerate sets them, too
+    return accelerator

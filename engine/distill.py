@@ -1,4 +1,4 @@
-"""A student from banks of images and their teacher."""
+"""A student from banks of images and their teacher, on one device, or on several under torchrun."""
 
 import sys
 from argparse import ArgumentParser as PlainParser
@@ -9,12 +9,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from engine.cli import main
+from engine import ranks
+from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
 from engine.report.table import results_table
-from engine.run_folder import check
+from engine.run_folder import OF_MACHINE, check
 from engine.short_flags import add_short_flags
 
 
@@ -35,8 +36,10 @@ def command(arguments: Sequence[str]) -> None:
     recipe, options = prepared(parser, arguments, base=_recipe_of_bank(urls, arguments))
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
+    ranks.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
-    check(folder, recipe, resume=options.resume)
+    if ranks.is_main():
+        check(folder, recipe, resume=options.resume, free=OF_MACHINE)
     from engine.distillation import distill
 
     try:
@@ -50,9 +53,11 @@ def command(arguments: Sequence[str]) -> None:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
+        if ranks.is_main():
+            print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
         raise
-    Console(highlight=False).print(results_table(summary, folder))
+    if summary is not None:
+        Console(highlight=False).print(results_table(summary, folder))
 
 
 def _urls(arguments: Sequence[str]) -> list[str]:

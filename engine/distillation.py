@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
@@ -15,10 +18,12 @@ from engine.compute import open_accelerator
 from engine.datasets.config import check_test_set
 from engine.errors import UserError
 from engine.progress import Progress
+from engine.ranks import from_main, leave
 from engine.recipe import Recipe
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
 from engine.run_folder import CHECKPOINTS, SCALARS, commit_config, save_student
+from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
 
 
@@ -30,83 +35,119 @@ def distill(
     *,
     resume: bool,
     progress: Progress,
-) -> Summary:
+) -> Summary | None:
     """Trains the recipe's student for its schedule's steps on the shards that the banks have at the start.
 
-    Writes what `engine.loop.run` writes, but for a bank. With `resume` it goes on from the last checkpoint.
+    Writes what `engine.loop.run` writes, but for a bank. With `resume` it goes on from the last checkpoint,
+    which does not depend on the number of ranks: on several, each makes this call, the main one alone reads
+    and writes `out` and gives the summary, and the others are done after the last step.
+
     Raises UserError for what the user can mend and NonFiniteError where numbers break.
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
-    progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
-    check_test_set(recipe.evaluate)
-    state = checkpoint.load(out / CHECKPOINTS) if resume else None
-    banks = _open(urls, recipe, None if state is None else state["shards"])
-    if state is not None and state["shares"] != shares:
-        raise UserError("--resume: --shares is not that of the first command; repeat it")
+    progress.say(_headline(recipe, accelerator))
+    if accelerator.is_main_process:
+        check_test_set(recipe.evaluate)
+    state = from_main(accelerator, lambda: checkpoint.load(out / CHECKPOINTS) if resume else None)
+    if state is not None:
+        start -= state["wall_seconds"]
+        progress.seconds.update(state["seconds"])
+    banks = _open(urls, recipe, state, shares, accelerator)
     pair = assemble_pair(recipe, accelerator, progress.say)
-    commit_config(out, recipe)
-    with (
-        SummaryWriter(str(out / SCALARS)) as scalars,
-        StudentTraining(
-            recipe, pair, accelerator, progress, scalars, codec=banks[0].header.codec, shares=shares
-        ) as training,
-    ):
-        for place, bank in enumerate(banks):
-            for number in bank.numbers:
-                training.add(bank.spans(number), bank=place)
-        images = {
-            "shards": {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)},
-            "shares": shares,
-        }
-        if state is None:
-            _save(out, images, training, progress, time.perf_counter() - start)
-        else:
-            training.load_state_dict(state["training"])
-            progress.seconds.update(state["seconds"])
-            start -= state["wall_seconds"]
-        training.announce()
-        while training.step < recipe.schedule.total_kd_steps:
-            left = recipe.schedule.total_kd_steps - training.step
-            training.steps(min(recipe.schedule.checkpoint_steps, left), first_step=0)
-            _save(out, images, training, progress, time.perf_counter() - start)
+    commits = scalars = None
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            commit_config(out, recipe)
+            scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
+            shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
+            images = {"shards": shards, "shares": shares}
+            commits = _Commits(folder=out / CHECKPOINTS, images=images, progress=progress, start=start)
+        codec = banks[0].header.codec
+        training = StudentTraining(recipe, pair, accelerator, progress, scalars, codec=codec, shares=shares)
+        _train(stack.enter_context(training), banks, recipe.schedule, state, commits)
+    leave()
+    if not accelerator.is_main_process:
+        return None
     save_student(out, pair.student.network)
     summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
     summary.write(out)
     return summary
 
 
-def _save(
-    out: Path,
-    images: dict[str, Any],
+def _headline(recipe: Recipe, accelerator: Accelerator) -> str:
+    count = accelerator.num_processes
+    processes = "" if count == 1 else f", {count} processes"
+    return f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}{processes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Commits:
+    """The checkpoints of a run, which one process writes."""
+
+    folder: Path
+    images: dict[str, Any]
+    """The banks' snapshots and shares."""
+    progress: Progress
+    start: float
+
+    def save(self, training: StudentTraining) -> None:
+        """Commits everything that decides the remaining steps, the names of the shards included."""
+        state = {
+            **self.images,
+            "training": training.state_dict(),
+            "seconds": dict(self.progress.seconds),
+            "wall_seconds": time.perf_counter() - self.start,
+        }
+        checkpoint.save(self.folder, state)
+
+
+def _train(
     training: StudentTraining,
-    progress: Progress,
-    wall_seconds: float,
+    banks: Sequence[BankReader],
+    schedule: ScheduleConfig,
+    state: dict[str, Any] | None,
+    commits: _Commits | None,
 ) -> None:
-    """Commits everything that decides the remaining steps, the names of the shards included."""
-    state = {
-        **images,
-        "training": training.state_dict(),
-        "seconds": dict(progress.seconds),
-        "wall_seconds": wall_seconds,
-    }
-    checkpoint.save(out / CHECKPOINTS, state)
+    """All steps that are left after `state`, the checkpoint of an earlier training."""
+    for place, bank in enumerate(banks):
+        for number in bank.numbers:
+            training.add(bank.spans(number), bank=place)
+    if state is not None:
+        training.load_state_dict(state["training"])
+    elif commits is not None:
+        commits.save(training)
+    training.announce()
+    while training.step < schedule.total_kd_steps:
+        left = schedule.total_kd_steps - training.step
+        training.steps(min(schedule.checkpoint_steps, left), first_step=0)
+        if commits is not None:
+            commits.save(training)
 
 
-def _open(urls: Sequence[str], recipe: Recipe, taken: dict[str, Snapshot] | None) -> list[BankReader]:
-    """The banks, with those shards alone that the run was begun with, where it was."""
-    if taken is not None and list(taken) != list(urls):
+def _open(
+    urls: Sequence[str],
+    recipe: Recipe,
+    state: dict[str, Any] | None,
+    shares: Sequence[float] | None,
+    accelerator: Accelerator,
+) -> list[BankReader]:
+    """The banks, with those shards alone that the run was begun with, on every rank the main one's."""
+    if state is not None and list(state["shards"]) != list(urls):
+        begun = ",".join(state["shards"])
         raise UserError(
-            f"--resume: this run was begun with --bank {','.join(taken)}; repeat that or give another --out"
+            f"--resume: this run was begun with --bank {begun}; repeat that or give another --out"
         )
+    if state is not None and state["shares"] != shares:
+        raise UserError("--resume: --shares is not that of the first command; repeat it")
     banks = [BankReader.open(url) for url in urls]
     for url, bank in zip(urls, banks, strict=True):
         _require_fit(url, bank, banks[0], recipe)
-        if taken is not None:
-            require_snapshot(bank, url, taken[url])
-    if taken is None:
-        return banks
-    return [bank.only(taken[url]) for url, bank in zip(urls, banks, strict=True)]
+    found = [snapshot(bank) for bank in banks] if state is None else list(state["shards"].values())
+    taken: list[Snapshot] = from_main(accelerator, lambda: found)
+    for url, bank, shards in zip(urls, banks, taken, strict=True):
+        require_snapshot(bank, url, shards)
+    return [bank.only(shards) for bank, shards in zip(banks, taken, strict=True)]
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:

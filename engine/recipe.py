@@ -220,13 +220,12 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False, width=110)
 
 
-def first_difference(old: Recipe, new: Recipe) -> str | None:
-    """`key: old value -> new value` of the first setting that differs, None where all are equal."""
+def differences(old: Recipe, new: Recipe) -> Iterator[str]:
+    """`key: old value -> new value` of each setting that differs."""
     before, after = _flat(asdict(old)), _flat(asdict(new))
     for key, value in before.items():
         if value != after[key]:
-            return f"{key}: {value!r} -> {after[key]!r}"
-    return None
+            yield f"{key}: {value!r} -> {after[key]!r}"
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

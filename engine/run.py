@@ -7,7 +7,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from engine.cli import main
+from engine import ranks
+from engine.ending import main
+from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
 from engine.report.table import results_table
@@ -21,6 +23,11 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
     recipe, options = prepared(parser, arguments)
+    if ranks.world() > 1:
+        raise UserError(
+            "engine.run works in one process; make a bank with engine.generate, "
+            "then start engine.distill on it in several"
+        )
     folder = Path(options.out or f"runs/{recipe.name}")
     check(folder, recipe, resume=options.resume)
     from engine.loop import run

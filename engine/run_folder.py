@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
-from engine.recipe import CONFIG, Recipe, first_difference, load_recipe, to_yaml
+from engine.recipe import CONFIG, Recipe, differences, load_recipe, to_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,9 +15,14 @@ SCALARS = "tb"
 STUDENT = "student.safetensors"
 VARIATIONS = "variations.png"
 
+OF_MACHINE = ("compute.", "tensorrt.", "feed.kind:", "feed.threads:")
+"""How the settings begin that say where and how to compute, not what."""
 
-def check(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+
+def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] = ()) -> None:
     """Makes sure that `folder` is new, or holds the beginning of just this run.
+
+    Settings that begin with one of `free` may have changed.
 
     Raises UserError that names the folder, or the first setting that differs, and the remedies.
     """
@@ -33,7 +38,8 @@ def check(folder: Path, recipe: Recipe, *, resume: bool) -> None:
         raise UserError(
             f"--resume: {folder} has no {CONFIG}, so it is no run to continue; give another --out"
         )
-    difference = first_difference(load_recipe(str(config)), recipe)
+    found = differences(load_recipe(str(config)), recipe)
+    difference = next((each for each in found if not each.startswith(free)), None)
     if difference:
         raise UserError(
             f"--resume: this command differs from {config} in {difference};"

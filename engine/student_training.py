@@ -23,6 +23,7 @@ class StudentTraining:
     """`add` images, then take `steps`; within steps of one `first_step` the images must stay the same.
 
     What decides the remaining steps is in `state_dict` and in the images; the feed has no state of its own.
+    On several ranks each calls what the others call, and has its part of every batch.
     """
 
     def __init__(
@@ -31,15 +32,18 @@ class StudentTraining:
         pair: Pair,
         accelerator: Accelerator,
         progress: Progress,
-        scalars: SummaryWriter,
+        scalars: SummaryWriter | None,
         *,
         codec: str,
         shares: Sequence[float] | None = None,
     ) -> None:
-        """`codec` of the banks; `shares` of each batch that come from each bank, by default as all are."""
+        """`scalars` gets the logged means; `codec` of the banks; `shares` of each batch from each bank,
+        by default as all are.
+        """
         self.config: DistillConfig = recipe.distill
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
         self.progress, self.scalars, self.shares = progress, scalars, shares
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
         size = recipe.teacher.image_size
         self.distiller = Distiller(
             pair.teacher,
@@ -57,7 +61,7 @@ class StudentTraining:
             self.index,
             codec=codec,
             image_size=(size, size),
-            batch_size=recipe.distill.batch_size,
+            batch_size=recipe.distill.batch_size // self.world,
             device=accelerator.device,
         )
 
@@ -104,6 +108,8 @@ class StudentTraining:
             weights=self.shares,
             newest_rows=newest_rows,
             newest=self.newest_share,
+            rank=self.rank,
+            world=self.world,
         )
         images_a_step = self.config.batch_size
         with self.progress.stage("distill", total=count * images_a_step, unit="images") as stage:
@@ -114,8 +120,9 @@ class StudentTraining:
                 stage.advance((step - previous) * images_a_step)
                 stage.note(f"loss {means['loss']:.3f}")
                 previous = step
-                for name, value in means.items():
-                    self.scalars.add_scalar(f"distill/{name}", value, step)
+                if self.scalars is not None:
+                    for name, value in means.items():
+                        self.scalars.add_scalar(f"distill/{name}", value, step)
 
             batches = self.feed.batches(order, self.step, self.step + count)
             self.distiller.train(batches, count, after_step=after_step, on_log=on_log)

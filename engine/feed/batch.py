@@ -14,3 +14,6 @@ class FeedBatch(NamedTuple):
     """int64 [B]."""
     agrees: Tensor
     """bool [B]: where the teacher's top-1 is the label."""
+    relative_agreement: float = 1.0
+    """Share of agreeing images over that of the global batch, of which this may be one rank's part; 1 if none
+    agrees."""

@@ -10,5 +10,7 @@ from kernels.crop_flip import crop_flip
 
 def cropped(images: Tensor, draw: Draw) -> Tensor:
     """float32 [B, H, W, 3] in [0, 1] of images uint8 [B, H, W, 3], on their device."""
-    top, left, flip = (torch.from_numpy(column).to(images.device) for column in draw[1:])
+    top, left, flip = (
+        torch.from_numpy(column).to(images.device) for column in (draw.top, draw.left, draw.flip)
+    )
     return crop_flip(images, top.long(), left.long(), flip, pad=PAD)

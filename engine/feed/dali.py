@@ -94,7 +94,7 @@ class DaliFeed(Feed):
                 self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
         assert images is not None, "images of one size make a tensor"
         seen = images if self._pipeline.crops else cropped(images, draw)
-        return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw.rows)
+        return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw)
 
     def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
         try:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.feed.batch import FeedBatch
-from engine.feed.index import Index, Int
-from engine.feed.order import Order
+from engine.feed.index import Index
+from engine.feed.order import Draw, Order
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,7 +41,9 @@ class Feed(ABC):
     ) -> None:
         self.close()
 
-    def labelled(self, images: Tensor, rows: Int) -> FeedBatch:
-        """The images, on the device already, with what the index knows of them."""
-        labels, agrees = (torch.from_numpy(of(rows)) for of in (self.index.labels, self.index.agrees))
-        return FeedBatch(images, labels.to(self.device), agrees.to(self.device))
+    def labelled(self, images: Tensor, draw: Draw) -> FeedBatch:
+        """The draw's images, on the device already, with what the index knows of them."""
+        labels, agrees = (torch.from_numpy(of(draw.rows)) for of in (self.index.labels, self.index.agrees))
+        of_all = self.index.agrees(draw.global_rows).mean()
+        relative = float(agrees.double().mean() / of_all) if of_all > 0 else 1.0
+        return FeedBatch(images, labels.to(self.device), agrees.to(self.device), relative)

@@ -61,7 +61,7 @@ class TorchFeed(Feed):
             if isinstance(batch, UserError):
                 raise batch
             images = cropped(batch.images.to(self.device, non_blocking=True), batch.draw)
-            yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw.rows)
+            yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw)
 
     def close(self) -> None:
         self._stop()

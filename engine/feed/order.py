@@ -20,7 +20,7 @@ _DRAWS = 8192
 
 
 class Draw(NamedTuple):
-    """One batch: which images, and how each is cropped from its zero-padded self, then mirrored."""
+    """Part of a batch for a rank: which images, how each is cropped from its padded self, then mirrored."""
 
     rows: Int
     """[B], of the index."""
@@ -28,6 +28,8 @@ class Draw(NamedTuple):
     """int32 [B], in [0, 2 * PAD]."""
     left: Offsets
     flip: npt.NDArray[np.bool_]
+    global_rows: Int
+    """[B * world], of the parts of all ranks, one after another."""
 
 
 class Order:
@@ -91,8 +93,9 @@ class Order:
         if len(parts) > 1:
             mixed = np.lexsort((hashed(bits), steps))  # within each step, the streams' images shuffled
             rows, bits = rows[mixed], bits[mixed]
-        for batch in np.arange(len(rows)).reshape(-1, self.batch_size)[:, self._mine]:
-            yield Draw(rows[batch], *crops(bits[batch]))
+        for batch in np.arange(len(rows)).reshape(-1, self.batch_size):
+            mine = batch[self._mine]
+            yield Draw(rows[mine], *crops(bits[mine]), rows[batch])
 
     def _part(self, number: int, bounds: Int) -> tuple[Int, npt.NDArray[np.uint64], Int]:
         """Of one stream: rows, random bits of each visit, and the step it is for, counted in the block."""

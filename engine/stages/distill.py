@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,12 +13,13 @@ from engine.errors import NonFiniteError, UserError
 from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
+from engine.stages.batch_norm import BatchNormOverRanks
 from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
+from engine.stages.trained import Trained, averaged
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,6 +37,10 @@ class Distiller:
     images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by default its
     fused copy. Raises UserError for a teacher and student that do not fit together. The models are not passed
     through `accelerator.prepare`: it would make their later float32 evaluation run under autocast.
+
+    On several ranks each has its equal part of every batch, and all take the step of the whole: gradients and
+    logged losses are those of the global batch, and so are the statistics of BatchNorm. The state is the same
+    on all ranks, and that of one process.
     """
 
     def __init__(
@@ -59,12 +65,13 @@ class Distiller:
         self.step = 0
         self.teacher, self.student = self._place(teacher).eval(), self._place(student).eval()
         self.align: AlignHead | None = None
-        self._taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
-        trained = nn.ModuleList([student.requires_grad_(True)])
+        taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
         if config.w_feature > 0:
-            self._taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
+            taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
             self.align = self._place(build_align_head(student, teacher, image_size, seed))
-            trained.append(self.align)
+        trained = Trained(student.requires_grad_(True), self.align, taps[1])
+        self._several = accelerator.num_processes > 1
+        self._trained = averaged(trained) if self._several else trained
         sgd = torch.optim.SGD(
             trained.parameters(),
             config.lr,
@@ -73,7 +80,7 @@ class Distiller:
             nesterov=config.nesterov,
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
-        self._ask_teacher = ask_teacher or frozen(teacher, self._taps[0], accelerator)
+        self._ask_teacher = ask_teacher or frozen(teacher, taps[0], accelerator)
 
     def _place(self, module: M) -> M:
         return module.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -93,7 +100,7 @@ class Distiller:
         trained on: float [B, 3, H, W] in [0, 1], and int64 [B]. `on_log(step, means)` is called every
         `log_every` steps and at the end with the means since the last call (loss, kl, ce, feature,
         label_agreement) and the last lr; only there does the host wait for the device, so only there is
-        NonFiniteError raised.
+        NonFiniteError raised, on all ranks.
         """
         assert self.step + num_steps <= self.total_steps, "more steps than the schedule has"
         end, since = self.step + num_steps, self.step
@@ -112,43 +119,46 @@ class Distiller:
         assert self.step == end, f"{end - self.step} batches too few"
 
     def train_step(self, batch: FeedBatch) -> DistillationLoss:
-        """One update by `batch`, which is on the device; the loss. `set_training(True)` goes before."""
+        """One update by `batch`, which is on the device; its loss. `set_training(True)` goes before.
+
+        On several ranks both are this one's part; the mean of their losses is that of the global batch.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step, self.total_steps)
-        loss = self._loss(batch.images.float(), batch.labels, batch.agrees)
+        loss = self._loss(batch)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss.total)
         self.optimizer.step()
         self.step += 1
         return loss
 
-    def _loss(self, images: Tensor, labels: Tensor, agrees: Tensor) -> DistillationLoss:
-        config = self.config
-        features = None
-        dropout = seeded(derive_seed(self.seed, "distill-forward", self.step), images.device)
+    def _loss(self, batch: FeedBatch) -> DistillationLoss:
+        config, images = self.config, batch.images.float()
+        rank = self.accelerator.process_index
+        dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             with torch.no_grad():
-                teacher_logits, of_teacher = self._ask_teacher(images)
-            student_logits, of_student = forward_with_features(self.student, images, self._taps[1])
-            if self.align is not None:
-                height, width = of_teacher[0].shape[2:]
-                features = self.align(of_student[0], (height, width)), of_teacher[0]
+                teacher_logits, features = self._ask_teacher(images)
+            size = tuple(features[0].shape[2:]) if self.align is not None else None
+            with BatchNormOverRanks() if self._several else nullcontext():
+                student_logits, aligned = self._trained(images, size)
         return distillation_loss(
             student_logits,
             teacher_logits,
-            labels,
+            batch.labels,
             temperature=config.temperature,
             w_kl=config.w_kl,
             w_ce=config.w_ce,
             w_feature=config.w_feature,
-            agrees=agrees if config.ce_on_agreement else None,
-            features=features,
+            agrees=batch.agrees if config.ce_on_agreement else None,
+            relative_agreement=batch.relative_agreement,
+            features=None if aligned is None else (aligned, features[0]),
         )
 
     def _log(
         self, window: Tensor, num_steps: int, on_log: Callable[[int, dict[str, float]], None] | None
     ) -> None:
-        means = (window / num_steps).tolist()
+        means = self.accelerator.reduce(window / num_steps, "mean").tolist()
         if not math.isfinite(means[0]):
             raise NonFiniteError(
                 f"distill: NaN or Inf in the loss by step {self.step}; lower distill.lr or take fp32"

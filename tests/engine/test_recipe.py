@@ -9,7 +9,7 @@ import pytest
 
 from engine import recipes
 from engine.errors import UserError
-from engine.recipe import Recipe, first_difference, load_recipe, to_yaml
+from engine.recipe import Recipe, differences, load_recipe, to_yaml
 
 ROOT = Path(recipes.__file__).parents[2]
 SECTIONS = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}
@@ -97,11 +97,11 @@ def test_a_longer_circle_is_found(write) -> None:
         load_recipe(write("extends: other.yaml"))
 
 
-def test_first_difference_names_one_setting() -> None:
+def test_differences_name_the_settings() -> None:
     recipe = load_recipe("fashion-mnist")
-    assert first_difference(recipe, recipe) is None
+    assert list(differences(recipe, recipe)) == []
     other = load_recipe("fashion-mnist", {"distill.lr": 0.5, "seed": 0})
-    assert first_difference(recipe, other) == f"distill.lr: {recipe.distill.lr} -> 0.5"
+    assert list(differences(recipe, other)) == [f"distill.lr: {recipe.distill.lr} -> 0.5"]
 
 
 def test_every_setting_has_a_docstring() -> None:

@@ -1,0 +1,126 @@
+"""`python -m tests.engine.stages.over_ranks DIR` under torchrun: what each rank has, to DIR/RANK.pt.
+
+The same functions, called without ranks, are the one process that it is compared with.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import barrier, get_rank, get_world_size
+
+from engine.compute import ComputeConfig, open_accelerator
+from engine.errors import NonFiniteError
+from engine.feed.batch import FeedBatch
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.wide_resnet import WideResNet
+from engine.ranks import leave
+from engine.seeding import generator
+from engine.stages.batch_norm import BatchNormOverRanks
+from engine.stages.distill import Distiller
+from engine.stages.distill_config import DistillConfig
+
+BATCH, SIZE, CLASSES, STEPS = 8, 8, 4, 30
+
+LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "maps": (lambda: nn.BatchNorm2d(6), (BATCH, 6, 5, 3)),
+    "vectors": (lambda: nn.BatchNorm1d(6), (BATCH, 6)),
+    "sequences": (lambda: nn.BatchNorm1d(6, momentum=0.7, eps=0.1), (BATCH, 6, 7)),
+    "no weights": (lambda: nn.BatchNorm2d(6, affine=False), (BATCH, 6, 5, 3)),
+    "cumulative": (lambda: nn.BatchNorm2d(6, momentum=None), (BATCH, 6, 5, 3)),
+    "no statistics": (lambda: nn.BatchNorm2d(6, track_running_stats=False), (BATCH, 6, 5, 3)),
+}
+
+
+def normalized(name: str, mine: slice) -> dict[str, Tensor]:
+    """Of `mine` of two float64 batches, then of one in eval mode: outputs, gradients, running statistics."""
+    make, shape = LAYERS[name]
+    draw, layer = generator(0, name), make().double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=draw)
+    found: dict[str, Tensor] = {}
+    for step in range(3):
+        layer.train(step < 2)
+        x, grad = (torch.randn(shape, dtype=torch.float64, generator=draw) for _ in range(2))
+        part = (2 + 3 * x.abs().cumsum(0))[mine].requires_grad_()  # the rows' means are far apart
+        y = layer(part)
+        y.backward(grad[mine])
+        assert part.grad is not None
+        found |= {f"y {step}": y.detach(), f"grad {step}": part.grad}
+        found |= {f"{key} {step}": value.clone() for key, value in layer.state_dict().items()}
+    return found | {f"grad of {key}": value.grad for key, value in layer.named_parameters()}
+
+
+def network(widen: int, seed: int) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = WideResNet(10, widen, CLASSES, in_channels=1)
+    nn.init.normal_(net.fc.weight, std=0.1, generator=generator(seed, "fc"))
+    return Classifier(net, num_classes=CLASSES, in_channels=1, mean=(0.5,), std=(0.5,), feature_path="relu")
+
+
+def batches(mine: slice) -> list[FeedBatch]:
+    """`mine` of batches in whose rows the teacher agrees with now more, now fewer, now none of the labels."""
+    draw, made = generator(0, "batches"), []
+    for step in range(STEPS):
+        images = torch.rand(BATCH, 3, SIZE, SIZE, generator=draw)
+        labels = torch.randint(0, CLASSES, (BATCH,), generator=draw)
+        agrees = torch.rand(BATCH, generator=draw) < (step % 4) / 4
+        share = agrees[mine].double().mean() / agrees.double().mean() if agrees.any() else 1.0
+        made.append(FeedBatch(images[mine], labels[mine], agrees[mine], float(share)))
+    return made
+
+
+def distilled(mine: slice) -> dict[str, Any]:
+    """State and logged means of a training in float64; its student has a parameter that it does not use."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        teacher, student = network(2, seed=1).eval().requires_grad_(False), network(1, seed=2)
+        student.network.unused = nn.Parameter(torch.ones(2))
+        ours = Distiller(
+            teacher,
+            student,
+            DistillConfig(batch_size=BATCH, temperature=4, w_feature=5, weight_decay=0.01),
+            STEPS + 1,
+            3,
+            open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=1)),
+            image_size=SIZE,
+            ask_teacher=lambda images: forward_with_features(teacher, images, ["network.relu"]),
+        )
+        logs: list[dict[str, float]] = []
+        ours.train(batches(mine), STEPS, on_log=lambda _, means: logs.append(means), log_every=1)
+        return {"state": copy.deepcopy(ours.state_dict()), "logs": logs, "error": _error_of_nan(ours, mine)}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _error_of_nan(distiller: Distiller, mine: slice) -> str:
+    """What a batch raises whose last image, one of the last rank's, is not a number."""
+    batch = batches(mine)[0]
+    if mine.stop == BATCH:
+        batch.images[-1] = torch.nan
+    try:
+        distiller.train([batch], 1)
+    except NonFiniteError as error:
+        return str(error)
+    return "none"
+
+
+def main(folder: Path) -> None:
+    open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=1))
+    part = BATCH // get_world_size()
+    mine = slice(get_rank() * part, (get_rank() + 1) * part)
+    with BatchNormOverRanks():
+        layers = {name: normalized(name, mine) for name in LAYERS}
+    torch.save({"layers": layers, "distilled": distilled(mine)}, folder / f"{get_rank()}.pt")
+    barrier()
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
