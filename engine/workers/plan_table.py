@@ -11,13 +11,13 @@ from engine.workers.plan import Sample
 def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None) -> RenderableType:
     """A row for each number of workers; above it the shards' size, below it what all rests on."""
     unit = "GPU-hours" if recipe.compute.device == "cuda" else "core-hours"
-    table = Table("workers", "time", unit, "images/s", title=_title(sample, shards), title_justify="left")
+    table = Table("workers", "time", unit, "kept images/s")
     for count in _counts(shards, workers):
         seconds = sample.wall_seconds(shards, count)
         devices = count * (1 if recipe.compute.device == "cuda" else recipe.compute.threads or 1)
         pace = shards * sample.images / seconds
         table.add_row(str(count), clock(seconds), f"{devices * seconds / 3600:.2f}", f"{pace:.1f}")
-    return Group(table, _basis(sample, recipe))
+    return Group(_size(sample, shards), table, _basis(sample, recipe))
 
 
 def _counts(shards: int, workers: int | None) -> list[int]:
@@ -26,7 +26,7 @@ def _counts(shards: int, workers: int | None) -> list[int]:
     return sorted(powers | ({workers} if workers else set()))
 
 
-def _title(sample: Sample, shards: int) -> str:
+def _size(sample: Sample, shards: int) -> str:
     accepted = "" if sample.acceptance is None else f", {sample.acceptance:.0%} of the variations accepted"
     size = shards * sample.shard_bytes
     return f"{shards} shards: {shards * sample.images:,.0f} images, {size / 1e9:.2f} GB{accepted}"
