@@ -61,6 +61,27 @@ def fashion_mnist_root() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URL of a bucket of a real S3 server on the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "any")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
 @pytest.fixture
 def accelerator_state_kept() -> Iterator[None]:
     """Accelerate's shared state after the test is that before it: other modules hold an Accelerator."""

@@ -2,12 +2,15 @@
 
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from engine.bank.reader import BankReader
+from engine.bank.verify import verify
 from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import (
     end,
@@ -105,9 +108,18 @@ def test_signals_start_and_dismiss_workers(recipe: Path, undisturbed: Path, tmp_
     assert same_bank(out, undisturbed)
 
 
-def _until_workers(running, count: int) -> None:  # noqa: ANN001
+def _until_workers(running: "subprocess.Popen[str]", count: int) -> None:
     last = time.monotonic() + 30
     while len(workers_of(running, POOL)) != count:
         assert running.poll() is None, "it ended before it followed"
         assert time.monotonic() < last
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_workers_write_to_a_url(s3: str, recipe: Path, undisturbed: Path) -> None:
+    url = f"{s3}/of-two-workers"
+    end(start(recipe, url, "--shards", "6", "--workers", "2"))
+    assert verify(url) == []
+    expected = BankReader.open(str(undisturbed)).only(range(6))
+    assert BankReader.open(url).images_sha256 == expected.images_sha256
