@@ -97,32 +97,37 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 @contextmanager
 def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
     """The workers asked for, and the recipe as settled where they are."""
-    from engine.workers.workforce import Workforce
+    from engine.workers.workforce import Workforce, default_workers
 
-    given = {"workers": options.workers, "retries": options.retries}
+    def threaded(cores: int) -> Recipe:
+        return with_threads(recipe, cores, options.out, resume=options.resume)
+
     if not options.ray:
-        share = available_cores() // (options.workers or 1)
-        settled = settled_here(with_threads(recipe, share, options.out, resume=options.resume))
-        yield settled, Workforce(**given)
+        workers = options.workers or default_workers(recipe.compute.device)
+        settled = settled_here(threaded(available_cores() // workers))
+        yield settled, Workforce(workers=workers, retries=options.retries)
         return
     from engine.workers.ray_cluster import RayCluster
 
-    needed = (options.workers or 1) * (recipe.compute.threads or 1)
-    with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
-        share = cluster.cores(options.workers)
-        threaded = with_threads(recipe, share, options.out, resume=options.resume)
-        yield cluster.run(settled_here, threaded), Workforce(cluster=cluster, **given)
+    a_worker = threaded(available_cores() // (options.workers or 1)).compute.threads or 1
+    with RayCluster(options.ray, cpus=max(available_cores(), (options.workers or 1) * a_worker)) as cluster:
+        shared = threaded(cluster.cores(options.workers))
+        settled = cluster.run(settled_here, shared, on_gpu=recipe.compute.device == "cuda")
+        yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
 def _print_plan(recipe: Recipe, options: Namespace) -> None:
     _check(options)
+    if options.ray:
+        raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
     from rich.console import Console
 
     from engine.workers.plan import sample
     from engine.workers.plan_table import plan_table
+    from engine.workers.workforce import default_workers
 
-    share = available_cores() // (options.workers or 1)
-    settled = settled_here(with_threads(recipe, share, "", resume=False))
+    workers = default_workers(recipe.compute.device)
+    settled = settled_here(with_threads(recipe, available_cores() // workers, "", resume=False))
     console = Console(highlight=False)
     console.print(plan_table(sample(settled, console.print), settled, options.shards, options.workers))
 

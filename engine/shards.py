@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from engine.bank.names import shard_name
+from engine.bank.names import MANIFEST, shard_name
+from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter, require_new
 from engine.errors import FailedShardsError
 from engine.monitor.opening import open_observers
@@ -37,21 +39,27 @@ def generate(
     view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
     if not resume:
         require_new(url)
-    job = Job(recipe=recipe, url=url, header=bank_header(recipe))
+    job = Job(recipe=recipe, url=_everywhere(url), header=bank_header(recipe))
     tally = Tally(target=shards, found=0)
     with ExitStack() as stack:
         observers = stack.enter_context(open_observers(tally, url, view, **watched))
         asked = stack.enter_context(requests())
         crew = stack.enter_context(workforce.open(job, view.say))
         coordinator = Coordinator(crew, tally, asked, observers=observers, say=view.say)
-        if not resume:
-            coordinator.await_worker()  # what fails to load leaves no bank
+        is_new = open_storage(url).size(MANIFEST) is None
+        if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
+            return f"{url}: ended before its first shard"
         with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
-            tally.found = shards - len(missing)
+            tally.begin(found=shards - len(missing))
             coordinator.run(bank, ShardQueue(missing, workforce.retries))
             images = sum(entry.images for entry in bank.committed.values())
     return _ending(url, tally, images)
+
+
+def _everywhere(url: str) -> str:
+    """A folder's path as processes with another working directory find it."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def _ending(url: str, tally: Tally, images: int) -> str:

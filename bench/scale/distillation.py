@@ -67,7 +67,7 @@ def _row(case: str, baseline: str, ours: float, theirs: float, unit: str) -> Row
         ours=ours,
         theirs=theirs,
         unit=unit,
-        ratio=theirs / ours,
+        ratio=theirs / max(ours, 1e-12),
         floor=None,
         device=machine(),
         dtype="fp32",

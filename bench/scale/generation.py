@@ -64,6 +64,7 @@ def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
         tally = Tally(target=shards, found=0)
         with open_crew(job) as crew:
             coordinator = Coordinator(crew, tally, Requests(), observers=[commits], say=print)
+            coordinator.await_worker()
             with BankWriter.open(url, job.header, resume=False, say=print) as bank:
                 coordinator.run(bank, ShardQueue(range(shards), retries=0))
         assert not tally.failed, tally.failed

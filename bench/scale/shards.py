@@ -26,7 +26,14 @@ def rows() -> Iterator[Row]:
     yield _row(f"scale/memory after {MANY} shards", f"after {FEW}", late, early, "MiB of RSS", early / late)
     growth = slope(made, FEW) / 1024
     pixels = made.images_a_shard * 3 * recipe.teacher.image_size**2 / 1024
-    yield _row("scale/memory, slope", "the pixels of a shard", growth, pixels, "KiB a shard", pixels / growth)
+    yield _row(
+        "scale/memory, slope",
+        "the pixels of a shard",
+        growth,
+        pixels,
+        "KiB a shard",
+        pixels / max(abs(growth), 1e-3),
+    )
     yield _row(f"scale/plan of {FEW} shards", "as it was", planned, taken, "s", planned / taken)
 
 

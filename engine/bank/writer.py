@@ -116,9 +116,11 @@ class BankWriter:
             self._remove_leftovers()
 
     def close(self) -> None:
-        """Writes the card and gives the bank free."""
+        """Writes the card, removes what killed workers left half-written, and gives the bank free."""
         with self._claim:
             self._ledger.require_unchanged()
+            for name in filter(is_part, self._storage.names()):
+                self._storage.remove(name)
             self._storage.write(CARD, card(self._manifest, total_stats(self._storage, self._manifest)))
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))

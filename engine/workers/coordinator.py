@@ -7,7 +7,7 @@ from engine.bank.names import shard_name
 from engine.bank.writer import BankWriter
 from engine.monitor.observer import Observer
 from engine.workers.crew import Crew
-from engine.workers.events import Done, Event, Failed, Lost, Said
+from engine.workers.events import Done, Event, Failed, Lost, Said, Unable
 from engine.workers.queue import ShardQueue
 from engine.workers.signals import Requests
 from engine.workers.tally import Tally
@@ -31,11 +31,17 @@ class Coordinator:
         self.crew, self.tally, self.requests = crew, tally, requests
         self.observers, self.say = observers, say
 
-    def await_worker(self) -> None:
-        """Returns once a worker has loaded its networks. Raises UserError where none can."""
-        while not any(member.ready for member in self.crew.members) and not self.requests.drain:
+    def await_worker(self) -> bool:
+        """Returns once a worker has loaded its networks, or (False) the user asks for an end.
+
+        Raises UserError where none can.
+        """
+        while not any(member.ready for member in self.crew.members):
+            if self.requests.drain:
+                return False
             self.crew.resize(min(self._wanted_workers(), self.tally.target))
             self._hear(TICK)
+        return True
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
         """Until every shard of the queue is committed or given up, or the user asks for an end."""
@@ -49,8 +55,7 @@ class Coordinator:
             events = self._hear(min(TICK, queue.pause or TICK))
             self._put_back(events, queue)
             self._give(queue)  # before the disk is waited for
-            done = [event.what for event in events if isinstance(event.what, Done)]
-            bank.enter({each.number: each.entry for each in done})
+            self._commit(bank, [event for event in events if isinstance(event.what, Done)])
 
     def _show(self) -> None:
         self.tally.draining = self.requests.drain
@@ -61,23 +66,36 @@ class Coordinator:
         return sum(len(member.under_way) for member in self.crew.members)
 
     def _wanted_workers(self) -> int:
-        return max(1, self.crew.capacity + self.requests.more_workers)
+        return self.requests.workers(self.crew.capacity)
 
     def _give(self, queue: ShardQueue) -> None:
-        """Workers get a shard beyond their first only while there is one for each of the others, too."""
+        """Workers get a shard beyond their first only while there is one for each of the others, too.
+
+        A shard that has failed is made alone: what it does to its worker is done to no other.
+        """
         while not self.requests.drain and queue.pause == 0:
-            member = self.crew.freest
-            if member is None or (member.under_way and len(queue) < len(self.crew.members)):
+            member, alone = self.crew.freest, queue.next_has_failed
+            if member is None or (member.under_way and (alone or len(queue) < len(self.crew.members))):
                 return
-            self.crew.give(member, queue.take())
+            self.crew.give(member, queue.take(), alone=alone)
 
     def _hear(self, seconds: float) -> list[Event]:
+        """What happened, counted but for shards that are done: those count once they are committed."""
         events = self.crew.wait(seconds)
         for event in events:
-            self.tally.take(event)
-            if isinstance(event.what, Said):
-                self.say(event.what.text)
+            if not isinstance(event.what, Done):
+                self.tally.take(event)
+            match event.what:
+                case Said(text=text):
+                    self.say(text)
+                case Lost(reason=reason) | Unable(reason=reason):
+                    self.say(f"{event.worker}: {reason}")
         return events
+
+    def _commit(self, bank: BankWriter, done: Sequence[Event]) -> None:
+        bank.enter({event.what.number: event.what.entry for event in done if isinstance(event.what, Done)})
+        for event in done:
+            self.tally.take(event)
 
     def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
         for event in events:
@@ -89,7 +107,6 @@ class Coordinator:
                         self.say(f"{event.worker}: shard {shard_name(number)}:\n{trace}")
                     self._again(number, reason, queue)
                 case Lost(numbers=numbers, reason=reason):
-                    self.say(f"{event.worker}: {reason}")
                     for number in numbers:
                         self._again(number, reason, queue)
 

@@ -1,14 +1,23 @@
 """Workers as the coordinator sees them: who has room, what happened, and who takes the place of the dead."""
 
+import signal
+import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from engine.errors import UserError
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 
 FIRST_DEATHS, LATER_DEATHS = 3, 20
-"""Workers in a row that may end while they load, before one ever has loaded and once one has."""
+"""Workers in a row that may end while they load and no other is at work, before one ever has loaded and once
+one has."""
+LONGEST_PAUSE = 60.0
+"""Of the seconds, doubled each time, before a worker takes the place of one that could not load."""
+FAILURES = 2
+"""Shards in a row that a worker may fail before another takes its place: its device or disk may be broken."""
 
 
 class Member(ABC):
@@ -20,11 +29,17 @@ class Member(ABC):
         self.leaving = False
         """Gets no more shards, and ends once it has none."""
         self.under_way: list[int] = []
+        self.alone = False
+        """Has a shard that no other may be beside, as it may be what its last worker died of."""
+        self.failures = 0
+        """Shards that it failed since the last one that it made."""
 
     @property
     def room(self) -> int:
         """How many shards it can be given."""
-        return self.depth - len(self.under_way) if self.ready and not self.leaving else 0
+        if not self.ready or self.leaving or self.alone:
+            return 0
+        return self.depth - len(self.under_way)
 
     @abstractmethod
     def send(self, number: int) -> None:
@@ -36,7 +51,10 @@ class Member(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends it at once; what it was making is lost."""
+        """Ends it at once; what it was making is lost. Does not wait."""
+
+    def bury(self) -> None:  # noqa: B027
+        """Waits until it has ended, once it was killed."""
 
 
 M = TypeVar("M", bound=Member)
@@ -51,15 +69,19 @@ class Crew(ABC, Generic[M]):
     def __init__(self) -> None:
         self.members: list[M] = []
         self._has_loaded = False
-        self._deaths_at_start = 0
+        self._bad_starts = 0
+        self._next_start = 0.0
         self._started = 0
 
     def __enter__(self) -> "Crew[M]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in self.members:
-            member.kill()
+        with _uninterrupted():
+            for member in self.members:
+                member.kill()
+            for member in self.members:
+                member.bury()
         self.members = []
 
     @property
@@ -78,13 +100,13 @@ class Crew(ABC, Generic[M]):
     def resize(self, size: int) -> None:
         """Starts, or dismisses, as many workers as it takes to have `size`."""
         staying = [member for member in self.members if not member.leaving]
-        for _ in range(size - len(staying)):
-            self._started += 1
-            self.members.append(self.start(f"worker {self._started}"))
+        if time.monotonic() >= self._next_start:
+            for _ in range(size - len(staying)):
+                self._started += 1
+                self.members.append(self.start(f"worker {self._started}"))
         idle_first = sorted(staying, key=lambda member: (len(member.under_way), member.ready))
         for member in idle_first[: max(0, len(staying) - size)]:
-            member.leaving = True
-            member.dismiss()
+            self._dismiss(member)
 
     @property
     def freest(self) -> M | None:
@@ -92,9 +114,10 @@ class Crew(ABC, Generic[M]):
         free = [member for member in self.members if member.room > 0]
         return min(free, key=lambda member: len(member.under_way), default=None)
 
-    def give(self, member: M, number: int) -> None:
-        """One more shard to make."""
+    def give(self, member: M, number: int, *, alone: bool = False) -> None:
+        """One more shard to make, `alone` or beside those that it has and will get."""
         member.under_way.append(number)
+        member.alone = alone
         member.send(number)
 
     def wait(self, seconds: float) -> list[Event]:
@@ -113,27 +136,56 @@ class Crew(ABC, Generic[M]):
         match event.what:
             case Ready():
                 member.ready, self._has_loaded = True, True
-                self._deaths_at_start = 0
-            case Done(number=number) | Failed(number=number):
-                member.under_way.remove(number)
+                self._bad_starts = 0
+            case Done(number=number):
+                self._has_ended(member, number, failures=0)
+            case Failed(number=number, final=final):
+                self._has_ended(member, number, failures=member.failures + (not final))
             case Left():
                 self.members.remove(member)
             case Lost(reason=reason):
                 self.members.remove(member)
-                self._count_death(member, reason)
+                if not member.ready:
+                    self._bad_start(reason, FIRST_DEATHS)
             case Unable(reason=reason):
                 self.members.remove(member)
                 member.kill()
-                if not self._has_loaded:
-                    raise UserError(reason)
-                self._count_death(member, reason)
+                member.bury()
+                self._bad_start(reason, 1)
 
-    def _count_death(self, member: M, reason: str) -> None:
-        if member.ready:
-            return
-        self._deaths_at_start += 1
-        if self._deaths_at_start >= (LATER_DEATHS if self._has_loaded else FIRST_DEATHS):
+    def _has_ended(self, member: M, number: int, failures: int) -> None:
+        member.under_way.remove(number)
+        member.alone, member.failures = False, failures
+        if failures >= FAILURES and not member.leaving:
+            self._dismiss(member)
+
+    def _dismiss(self, member: M) -> None:
+        member.leaving = True
+        member.dismiss()
+
+    def _bad_start(self, reason: str, first_limit: int) -> None:
+        """Counts a worker that ended while it loaded. Raises UserError where no other can be hoped for."""
+        self._bad_starts += 1
+        self._next_start = time.monotonic() + min(2.0 ** (self._bad_starts - 1), LONGEST_PAUSE)
+        limit = LATER_DEATHS if self._has_loaded else first_limit
+        at_work = any(member.ready or not self._has_loaded for member in self.members)
+        if self._bad_starts >= limit and not at_work:
             raise UserError(
-                f"{self._deaths_at_start} workers in a row ended while they loaded their networks (the last:"
+                reason
+                if first_limit == 1
+                else f"{self._bad_starts} workers in a row ended while they loaded their networks (the last:"
                 f" {reason}); take fewer --workers, or see to the machine's memory, and go on with --resume"
             )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C would leave workers behind that ignore it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

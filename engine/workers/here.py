@@ -43,6 +43,10 @@ class HereCrew(Crew[_Here]):
         super().__init__()
         self._job, self._say = job, say
 
+    def resize(self, size: int) -> None:
+        """One at most: a second would hold its own copy of the networks and not make anything sooner."""
+        super().resize(min(size, 1))
+
     def start(self, name: str) -> _Here:
         return _Here(name, self._job, self._say)
 

@@ -20,4 +20,5 @@ class Job:
     @property
     def depth(self) -> int:
         """Shards that a worker has under way at once: one for each of three lanes, and one that waits."""
-        return 4 if self.recipe.compute.overlap else 1
+        several_lanes = self.recipe.compute.overlap and self.recipe.augment.method != "none"
+        return 4 if several_lanes else 1

@@ -16,7 +16,7 @@ from engine.workers.job import Job
 from engine.workers.worker import Worker
 
 LATER_SHARDS = 3
-"""Measured after the first, which takes the generator's warm-up along."""
+"""Measured after the first, which takes the generator's warm-up along; so many for each under way at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,18 @@ class Sample:
 
 
 def sample(recipe: Recipe, say: Callable[[str], None]) -> Sample:
-    """Makes 1 + LATER_SHARDS shards in a temporary folder. Raises what a generation raises."""
+    """Makes some shards in a temporary folder. Raises what a generation raises."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        worker = Worker(Job(recipe=recipe, url=folder, header=bank_header(recipe)), say)
+        job = Job(recipe=recipe, url=folder, header=bank_header(recipe))
+        count = 1 + LATER_SHARDS * job.depth
+        worker = Worker(job, say)
         times = [begun, time.perf_counter()]
         made = []
-        for report in worker.run(iter(range(1 + LATER_SHARDS))):
+        for report in worker.run(iter(range(count))):
             times.append(time.perf_counter())
             made.append(_require_done(report))
-            say(f"sample {len(made)} of {1 + LATER_SHARDS}: {times[-1] - times[-2]:.1f} s")
+            say(f"sample {len(made)} of {count}: {times[-1] - times[-2]:.1f} s")
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
     variations = sum(done.variations for done in made)
     load, first, *later = (after - before for before, after in zip(times, times[1:], strict=False))

@@ -34,6 +34,8 @@ class _Process(Member):
 
     def kill(self) -> None:
         self.process.kill()
+
+    def bury(self) -> None:
         self.process.join()
         self.pipe.close()
 

@@ -25,6 +25,11 @@ class ShardQueue:
         """Seconds until a shard is due; infinite for none."""
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else float("inf")
 
+    @property
+    def next_has_failed(self) -> bool:
+        """Whether the next shard has been tried before."""
+        return self._failures[self._due[0][1]] > 0
+
     def take(self) -> int:
         """The next shard, where `pause` is 0."""
         return heapq.heappop(self._due)[1]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 from typing import Any
 
@@ -57,8 +58,13 @@ class RayCluster:
         )
 
     def cores(self, workers: int | None) -> int:
-        """A worker's share of its node: as many as there are GPUs share one, else `workers` share all."""
+        """A worker's share of its node: as many as there are GPUs share one, else `workers` share all.
+
+        Raises UserError for a cluster without a node to work on.
+        """
         nodes = [node for node in self._nodes() if node.get("CPU", 0) >= 1]
+        if not nodes:
+            raise UserError("--ray: the cluster has no node with a CPU for workers; wait for one to join")
         with_gpus = [node["CPU"] // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
         if with_gpus:
             return int(min(with_gpus))
@@ -69,14 +75,10 @@ class RayCluster:
         """The resources of each node that is alive."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
-    @property
-    def has_gpus(self) -> bool:
-        """Whether a node has one."""
-        return any(node.get("GPU", 0) >= 1 for node in self._nodes())
-
-    def run(self, function: Any, *arguments: Any) -> Any:
-        """What a function gives on a node that has a GPU, where there is one."""
-        remote = self._ray.remote(num_gpus=1 if self.has_gpus else 0)(function)
+    def run(self, function: Any, *arguments: Any, on_gpu: bool) -> Any:
+        """What a function gives on a node that has a GPU, where there is one or it must be `on_gpu`."""
+        has_gpus = any(node.get("GPU", 0) >= 1 for node in self._nodes())
+        remote = self._ray.remote(num_gpus=1 if on_gpu or has_gpus else 0)(function)
         try:
             return self._ray.get(remote.remote(*arguments))
         except self._ray.exceptions.RayTaskError as error:
@@ -104,12 +106,18 @@ class RayCluster:
         try:
             found: list[Report] = self._ray.get(call)
             return found
-        except self._ray.exceptions.RayActorError as error:
-            return f"worker died: {' '.join(str(error).split())[:200]}"
+        except self._ray.exceptions.RayError as error:
+            return f"worker died: {_cause(error)}"
 
     def kill(self, actor: Any) -> None:
         """At once."""
         self._ray.kill(actor)
+
+
+def _cause(error: Exception) -> str:
+    """Without what is of one actor alone, so that deaths of one kind are counted as one."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^.* ip: \S+ ", "", text)[:200]
 
 
 def _require_listener(address: str) -> None:

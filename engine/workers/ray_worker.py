@@ -1,5 +1,6 @@
 """A worker as a Ray actor: its methods run side by side, its shards one after the other."""
 
+import os
 import threading
 import time
 from collections import deque
@@ -43,8 +44,12 @@ class RayWorker:
         return [*self._lines(), done]
 
     def _hand_out(self, reports: Iterator[Done | Failed]) -> None:
-        for report in reports:
-            self._waiting.popleft().set_result(report)
+        """Ends the actor when there are no more: whoever waits then learns that it is dead."""
+        try:
+            for report in reports:
+                self._waiting.popleft().set_result(report)
+        finally:
+            os._exit(1)
 
     def _say(self, text: str) -> None:
         self._said.append(Said(f"{_address()}: {text}"))

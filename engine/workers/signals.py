@@ -24,6 +24,11 @@ class Requests:
     def _more(self, *_: int | FrameType | None) -> None:
         self.more_workers += 1
 
+    def workers(self, capacity: int) -> int:
+        """How many are wanted where `capacity` is the number to begin with; one at least."""
+        self.more_workers = max(self.more_workers, 1 - capacity)
+        return capacity + self.more_workers
+
     def _fewer(self, *_: int | FrameType | None) -> None:
         self.more_workers -= 1
 

@@ -70,6 +70,10 @@ class Tally:
     workers: dict[str, WorkerTally] = field(default_factory=dict)
     draining: bool = False
 
+    def begin(self, found: int) -> None:
+        """So many shards are there already, and the work on the others begins now."""
+        self.found, self.started = found, time.monotonic()
+
     def take(self, event: Event) -> None:
         worker = self.workers.setdefault(event.worker, WorkerTally(since=time.monotonic()))
         match event.what:

@@ -13,8 +13,8 @@ from engine.workers.ray_cluster import RayCluster
 class Workforce:
     """What the command line says of workers."""
 
-    workers: int | None = None
-    """None: as many as a cluster has places for, one for each GPU of this machine, or this process alone."""
+    workers: int | None
+    """None, on a cluster alone: as many as it has places for."""
     cluster: RayCluster | None = None
     """Where they are, unless on this machine."""
     retries: int = 5
@@ -25,20 +25,21 @@ class Workforce:
         if self.cluster is not None:
             from engine.workers.ray_crew import RayCrew
 
-            return RayCrew(job, self.cluster, self.workers)
-        count = self.workers or _devices(job)
-        if count == 1:
+            return RayCrew(job, self.cluster, self.workers, say)
+        assert self.workers is not None
+        if self.workers == 1:
             from engine.workers.here import HereCrew
 
             return HereCrew(job, say)
         from engine.workers.pool import PoolCrew
 
-        return PoolCrew(job, count)
+        return PoolCrew(job, self.workers)
 
 
-def _devices(job: Job) -> int:
-    if job.recipe.compute.device != "cuda":
+def default_workers(device: str) -> int:
+    """On this machine: one for each GPU, where it has any and `device` is not cpu."""
+    if device == "cpu":
         return 1
     import torch
 
-    return torch.cuda.device_count()
+    return max(1, torch.cuda.device_count())

@@ -12,7 +12,7 @@ SHARDS = 24
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), synthesize={"steps": 6})
+    return write_recipe(tmp_path_factory.mktemp("recipe"), synthesize={"steps": 30})
 
 
 @pytest.fixture(scope="session")

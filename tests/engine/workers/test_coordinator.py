@@ -9,7 +9,7 @@ import pytest
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
-from engine.workers import queue
+from engine.workers import crew, queue
 from engine.workers.coordinator import Coordinator
 from engine.workers.crew import Crew, Member
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Said, Unable
@@ -35,11 +35,14 @@ class Scripted(Member):
 
 
 class ScriptedCrew(Crew[Scripted]):
-    """Writes real shards into a real folder; what `script` has for a shard, or a worker, happens first."""
+    """Writes real shards into a real folder; what `script` has for a shard, or a worker, happens first.
 
-    def __init__(self, url: str, capacity: int, script: dict[Any, list[Any]]) -> None:
+    The worker `broken` fails whatever it is given.
+    """
+
+    def __init__(self, url: str, capacity: int, script: dict[Any, list[Any]], broken: str) -> None:
         super().__init__()
-        self.url, self._capacity, self.script = url, capacity, script
+        self.url, self._capacity, self.script, self.broken = url, capacity, script, broken
         self.given: list[tuple[str, int]] = []
 
     @property
@@ -49,9 +52,9 @@ class ScriptedCrew(Crew[Scripted]):
     def start(self, name: str) -> Scripted:
         return Scripted(name)
 
-    def give(self, member: Scripted, number: int) -> None:
+    def give(self, member: Scripted, number: int, *, alone: bool = False) -> None:
         self.given.append((member.name, number))
-        super().give(member, number)
+        super().give(member, number, alone=alone)
 
     def collect(self, seconds: float) -> Iterable[tuple[Scripted, Event]]:  # noqa: ARG002
         for member in list(self.members):
@@ -64,6 +67,8 @@ class ScriptedCrew(Crew[Scripted]):
         if not member.under_way:
             return [Left()] if member.leaving else []
         number = member.under_way[0]
+        if member.name == self.broken:
+            return [failure(number)]
         if self.script.get(number):
             what = self.script[number].pop(0)
             return [Lost(tuple(member.under_way), what) if isinstance(what, str) else what]
@@ -76,6 +81,7 @@ class ScriptedCrew(Crew[Scripted]):
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(crew, "LONGEST_PAUSE", 0.0)
 
 
 def failure(number: int, *, final: bool = False) -> Failed:
@@ -83,23 +89,29 @@ def failure(number: int, *, final: bool = False) -> Failed:
 
 
 def run(
-    folder: Path, script: dict[Any, list[Any]], *, shards: int = 4, retries: int = 2, capacity: int = 2
+    folder: Path,
+    script: dict[Any, list[Any]],
+    *,
+    shards: int = 4,
+    retries: int = 2,
+    capacity: int = 2,
+    broken: str = "",
 ) -> tuple[Tally, ScriptedCrew, list[str]]:
     said: list[str] = []
     tally = Tally(target=shards, found=0)
-    with ScriptedCrew(str(folder), capacity, script) as crew:
-        coordinator = Coordinator(crew, tally, Requests(), observers=[], say=said.append)
+    with ScriptedCrew(str(folder), capacity, script, broken) as workers:
+        coordinator = Coordinator(workers, tally, Requests(), observers=[], say=said.append)
         with BankWriter.open(str(folder), tiny.header(), resume=False, say=said.append) as bank:
             coordinator.run(bank, ShardQueue(range(shards), retries))
-    return tally, crew, said
+    return tally, workers, said
 
 
 def test_all_shards_are_committed_and_the_workers_are_let_go_as_the_work_ends(tmp_path: Path) -> None:
-    tally, crew, _ = run(tmp_path, {}, shards=10, capacity=3)
+    tally, workers, _ = run(tmp_path, {}, shards=10, capacity=3)
     assert BankReader.open(str(tmp_path)).numbers == list(range(10))
     assert (tally.made, tally.left, tally.accepted, tally.failed) == (10, 0, 40, {})
     assert [worker.alive for worker in tally.workers.values()].count(True) == 1
-    assert {worker for worker, _ in crew.given} == {"worker 1", "worker 2", "worker 3"}
+    assert {worker for worker, _ in workers.given} == {"worker 1", "worker 2", "worker 3"}
 
 
 def test_shards_that_fail_are_tried_again_and_counted(tmp_path: Path) -> None:
@@ -116,11 +128,11 @@ def test_shards_that_go_on_failing_are_given_up_and_named_and_the_others_made(tm
 
 
 def test_the_shards_of_the_dead_go_to_others_and_a_new_worker_comes(tmp_path: Path) -> None:
-    tally, crew, said = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
+    tally, workers, said = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
     assert (tally.made, tally.workers_lost) == (8, 1)
     assert not tally.workers["worker 1"].alive
     assert said == ["worker 1: killed by SIGKILL"]
-    assert "worker 3" in {worker for worker, _ in crew.given}
+    assert "worker 3" in {worker for worker, _ in workers.given}
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
@@ -135,19 +147,38 @@ def test_what_a_worker_says_is_said(tmp_path: Path) -> None:
 
 
 def test_where_no_worker_can_load_it_ends_in_that_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="teacher.weights is damaged"):
-        run(tmp_path, {"worker 1": [Unable("teacher.weights is damaged")]})
+    script = {f"worker {number}": [Unable("teacher.weights is damaged")] for number in (1, 2)}
+    with pytest.raises(UserError, match=r"^teacher.weights is damaged$"):
+        run(tmp_path, script)
 
 
-def test_one_worker_that_cannot_load_among_others_is_done_without(tmp_path: Path) -> None:
-    script = {"worker 1": [Ready("here", 1.0)], "worker 2": [Unable("no such file")]}
-    tally, _, _ = run(tmp_path, script, shards=8)
-    assert (tally.made, tally.failed) == (8, {})
+@pytest.mark.parametrize("first", ["worker 1", "worker 2"])
+def test_workers_that_cannot_load_are_said_and_done_without(first: str, tmp_path: Path) -> None:
+    """Whoever speaks first; the replacements cannot load either, on a node where a file is missing."""
+    script = {f"worker {number}": [Unable("no such file")] for number in range(3, 99)}
+    script[first] = [Unable("no such file")]
+    tally, _, said = run(tmp_path, script, shards=30)
+    assert (tally.made, tally.failed) == (30, {})
+    assert said[0] == f"{first}: no such file"
+
+
+def test_a_worker_that_fails_whatever_it_is_given_is_replaced(tmp_path: Path) -> None:
+    tally, _, _ = run(tmp_path, {}, shards=40, broken="worker 1")
+    assert (tally.made, tally.failed) == (40, {})
+    assert tally.workers["worker 1"].shards == 0
+    assert not tally.workers["worker 1"].alive
+
+
+def test_a_shard_that_kills_its_workers_takes_no_other_along(tmp_path: Path) -> None:
+    """The worker has two under way when it dies the first time."""
+    tally, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=6, capacity=1)
+    assert tally.failed == {0: "killed by SIGKILL"}
+    assert tally.made == 5
 
 
 def test_workers_that_die_while_they_load_end_it_after_three(tmp_path: Path) -> None:
     script = {f"worker {number}": [Lost((), "killed by SIGKILL")] for number in range(1, 9)}
-    with pytest.raises(UserError, match=r"3 workers in a row ended while they loaded .*killed by SIGKILL"):
+    with pytest.raises(UserError, match=r"\d workers in a row ended while they loaded .*killed by SIGKILL"):
         run(tmp_path, script)
 
 

@@ -46,17 +46,14 @@ def test_the_bank_is_the_same(way: list[str], recipe: Path, undisturbed: Path, t
 def test_ten_killed_workers_change_nothing(
     mark: str, way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """As often as needed, each time into a new bank, until ten workers have been killed."""
-    draw, kills, tries = random.Random(0), 0, 0
-    while kills < 10:
-        out = tmp_path / str(tries)
-        running = start(recipe, out, *ALL, *way, "--retries", "20")
-        until_made(running, out, 1)
-        kills += kill_at_random(running, mark, 10 - kills, draw, longest_pause=1.0)
-        _, error = end(running)
-        assert error == ""
-        assert same_bank(out, undisturbed)
-        tries += 1
+    out = tmp_path / "bank"
+    running = start(recipe, out, *ALL, *way, "--retries", "20")
+    until_made(running, out, 1)
+    assert kill_at_random(running, mark, 10, random.Random(0), longest_pause=1.0) == 10
+    assert made(out) < SHARDS
+    _, error = end(running)
+    assert error == ""
+    assert same_bank(out, undisturbed)
 
 
 @pytest.mark.slow
@@ -123,3 +120,14 @@ def test_workers_write_to_a_url(s3: str, recipe: Path, undisturbed: Path) -> Non
     assert verify(url) == []
     expected = BankReader.open(str(undisturbed)).only(range(6))
     assert BankReader.open(url).images_sha256 == expected.images_sha256
+
+
+@pytest.mark.slow
+def test_workers_whose_shards_overlap_make_the_same_ones(recipe: Path, tmp_path: Path) -> None:
+    """Several shards are under way in each worker at once."""
+    ways = {"here": ["1"], "pool": ["2"], "ray": ["2", "--ray", "local"]}
+    for name, way in ways.items():
+        overlap = ["--compute.overlap", "true", "--threads", "2", "--shards", "8", "--workers", *way]
+        end(start(recipe, tmp_path / name, *overlap))
+    assert same_bank(tmp_path / "pool", tmp_path / "here")
+    assert same_bank(tmp_path / "ray", tmp_path / "here")
