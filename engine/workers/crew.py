@@ -14,8 +14,8 @@ from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 FIRST_DEATHS, LATER_DEATHS = 3, 20
 """Workers in a row that may end while they load and no other is at work, before one ever has loaded and once
 one has."""
-LONGEST_PAUSE = 60.0
-"""Of the seconds, doubled each time, before a worker takes the place of one that could not load."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+"""Seconds before a worker takes the place of one that ended while it loaded, doubled each time."""
 FAILURES = 2
 """Shards in a row that a worker may fail before another takes its place: its device or disk may be broken."""
 
@@ -166,7 +166,7 @@ class Crew(ABC, Generic[M]):
     def _bad_start(self, reason: str, first_limit: int) -> None:
         """Counts a worker that ended while it loaded. Raises UserError where no other can be hoped for."""
         self._bad_starts += 1
-        self._next_start = time.monotonic() + min(2.0 ** (self._bad_starts - 1), LONGEST_PAUSE)
+        self._next_start = time.monotonic() + min(FIRST_PAUSE * 2 ** (self._bad_starts - 1), LONGEST_PAUSE)
         limit = LATER_DEATHS if self._has_loaded else first_limit
         at_work = any(member.ready or not self._has_loaded for member in self.members)
         if self._bad_starts >= limit and not at_work:

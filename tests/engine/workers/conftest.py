@@ -7,7 +7,7 @@ import pytest
 from tests.engine.workers import generations
 from tests.tiny_recipe import write_recipe
 
-SHARDS = 24
+SHARDS = 16
 
 
 @pytest.fixture(scope="session")
