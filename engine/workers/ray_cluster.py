@@ -116,8 +116,8 @@ class RayCluster:
 
 def _cause(error: Exception) -> str:
     """Without what is of one actor alone, so that deaths of one kind are counted as one."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^.* ip: \S+ ", "", text)[:200]
+    text = re.sub(r"^.* ip: \S+ ", "", " ".join(str(error).split()))
+    return re.sub(r"\b[0-9a-f]{16,}\b", "...", text)[:200]
 
 
 def _require_listener(address: str) -> None:

@@ -38,6 +38,7 @@ class _Actor(Member):
         outcome = self._cluster.outcome(call)
         if isinstance(outcome, str):
             self.calls.clear()
+            self.kill()  # it may be alive beyond a broken connection
             yield Event(self.name, Lost(tuple(self.under_way), outcome))
         else:
             yield from (Event(self.name, report) for report in outcome)

@@ -33,7 +33,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert [worker.pop("images_per_second") for worker in workers.values()] == pytest.approx(
         [1.2, 1.2], rel=0.1
     )
-    one = {"shards": 1, "images": 120, "rss_bytes": 10**9}
+    one = {"host": "here", "shards": 1, "images": 120, "rss_bytes": 10**9}
     assert workers == {"a": one | {"alive": True}, "b": one | {"alive": False}}
     assert read == {
         "state": "running",

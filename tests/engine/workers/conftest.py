@@ -7,7 +7,7 @@ import pytest
 from tests.engine.workers import generations
 from tests.tiny_recipe import write_recipe
 
-SHARDS = 16
+SHARDS = 12
 
 
 @pytest.fixture(scope="session")

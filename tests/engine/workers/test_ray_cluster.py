@@ -67,9 +67,12 @@ def test_two_nodes_make_one_bank(address: str, recipe: Path, undisturbed: Path, 
 
 
 @pytest.mark.slow
-def test_a_head_that_is_lost_midway(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_head_that_is_lost_midway(
+    recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command ends; once there is a head again, the same command with --resume makes the rest."""
     out, port = tmp_path / "bank", free_port()
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # a minute by default
     try:
         start_head(port)
         running = start(recipe, out, *ALL, "--ray", f"{HEAD}:{port}", "--resume")
