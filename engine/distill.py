@@ -11,7 +11,7 @@ from rich.console import Console
 
 from engine.cli import main
 from engine.errors import UserError
-from engine.preparing import prepared
+from engine.preparing import prepared, with_default_batches
 from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import check
@@ -33,6 +33,7 @@ def command(arguments: Sequence[str]) -> None:
     add_short_flags(parser)
     urls = _urls(arguments)
     recipe, options = prepared(parser, arguments, base=_recipe_of_bank(urls, arguments))
+    recipe = with_default_batches(recipe)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     folder = Path(options.out or f"runs/{recipe.name}-distill")

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class NonFiniteError(Exception):
     """NaN or infinity where work cannot go on, one line that names the stage and the step; exit code 1."""
+
+
+class OutOfMemoryError(Exception):
+    """Memory too small for the work, one line that names the stage and the remedy; exit code 1."""

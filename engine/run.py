@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from engine.cli import main
-from engine.preparing import prepared
+from engine.preparing import has_auto_batch, prepared
 from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import check
@@ -22,6 +22,10 @@ def command(arguments: Sequence[str]) -> None:
     add_short_flags(parser)
     recipe, options = prepared(parser, arguments)
     folder = Path(options.out or f"runs/{recipe.name}")
+    if has_auto_batch(recipe):
+        from engine.auto_batch.settling import settled_batches
+
+        recipe = settled_batches(recipe, print)
     check(folder, recipe, resume=options.resume)
     from engine.loop import run
 

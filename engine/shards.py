@@ -3,6 +3,7 @@
 from contextlib import closing
 
 from engine.assembly import assemble
+from engine.auto_batch.settling import settled_batches
 from engine.bank.writer import BankWriter, require_new
 from engine.compute import open_accelerator
 from engine.generation import Generation
@@ -17,6 +18,7 @@ def generate(recipe: Recipe, url: str, shards: int, *, resume: bool, progress: P
 
     Raises UserError for what the user can mend and NonFiniteError where numbers break.
     """
+    recipe = settled_batches(recipe, progress.say)
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
     if not resume:
