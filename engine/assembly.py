@@ -78,7 +78,7 @@ def assemble(
         ask_teacher=pair.ask_teacher,
         student=pair.student,
         prior=open_prior(prior, recipe.augment, for_augment) if prior is not None else None,
-        clip=open_clip(clip, recipe.filter.micro_batch, for_filter) if clip is not None else None,
+        clip=open_clip(clip, recipe.filter.images_at_once, for_filter) if clip is not None else None,
         class_tokens=tokens,
         lanes=lanes,
     )
@@ -100,7 +100,7 @@ def _ask(teacher: Classifier, recipe: Recipe, accelerator: Accelerator, place: P
     taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
     if place.runtime == "torch":
         return frozen(teacher, taps, accelerator)
-    rows = max(recipe.distill.batch_size, recipe.filter.micro_batch)
+    rows = max(recipe.distill.batch_size, recipe.filter.images_at_once)
     spec = classifier_spec(
         "teacher",
         teacher,

@@ -4,15 +4,15 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 
-from engine.errors import FailedShardsError, NonFiniteError, UserError
+from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, UserError
 from export.errors import ExportError
 
 
 def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
     """Runs `command` on `arguments` (default: the command line's), says why it fails, returns the exit code.
 
-    0 success, 1 numbers that are not finite or shards or files that fail, 2 a mistake of the user,
-    130 interrupted.
+    0 success, 1 numbers that are not finite, memory that runs out, shards or files that fail, 2 a mistake
+    of the user, 130 interrupted.
     """
     code, message = outcome(command, sys.argv[1:] if arguments is None else arguments)
     if message:
@@ -26,7 +26,7 @@ def outcome(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         command(arguments)
     except (UserError, ExportError) as error:
         return 2, _line(f"error: {error}")
-    except (NonFiniteError, FailedShardsError) as error:
+    except (NonFiniteError, OutOfMemoryError, FailedShardsError) as error:
         return 1, _line(f"error: {error}")
     except ArgumentError as error:
         return 2, _line(f"error: {error}; --help lists the options")

@@ -12,7 +12,7 @@ from rich.console import Console
 from engine import ranks
 from engine.ending import main
 from engine.errors import UserError
-from engine.preparing import prepared
+from engine.preparing import prepared, with_default_batches
 from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, check
@@ -34,6 +34,7 @@ def command(arguments: Sequence[str]) -> None:
     add_short_flags(parser)
     urls = _urls(arguments)
     recipe, options = prepared(parser, arguments, base=_recipe_of_bank(urls, arguments))
+    recipe = with_default_batches(recipe)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     ranks.require_divisible(recipe.distill.batch_size)

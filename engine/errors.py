@@ -11,3 +11,7 @@ class NonFiniteError(Exception):
 
 class FailedShardsError(Exception):
     """Shards that were given up, one line that names them; exit code 1."""
+
+
+class OutOfMemoryError(Exception):
+    """Memory too small for the work, one line that names the stage and the remedy; exit code 1."""

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from engine.cli import main
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags, monitor_options
-from engine.preparing import parsed, settled_here
+from engine.preparing import has_auto_batch, parsed, settled_to_make
 from engine.recipe import Recipe
 from engine.short_flags import add_short_flags
 from engine.workers.threads import available_cores, with_threads
@@ -104,7 +104,7 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
 
     if not options.ray:
         workers = options.workers or default_workers(recipe.compute.device)
-        settled = settled_here(threaded(available_cores() // workers))
+        settled = settled_to_make(threaded(available_cores() // workers))
         yield settled, Workforce(workers=workers, retries=options.retries)
         return
     from engine.workers.ray_cluster import RayCluster
@@ -112,7 +112,9 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
     a_worker = threaded(available_cores() // (options.workers or 1)).compute.threads or 1
     with RayCluster(options.ray, cpus=max(available_cores(), (options.workers or 1) * a_worker)) as cluster:
         shared = threaded(cluster.cores(options.workers))
-        settled = cluster.run(settled_here, shared, on_gpu=recipe.compute.device == "cuda")
+        settled = cluster.run(settled_to_make, shared, on_gpu=recipe.compute.device == "cuda")
+        if has_auto_batch(shared):
+            print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
         yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
@@ -127,7 +129,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     from engine.workers.workforce import default_workers
 
     workers = default_workers(recipe.compute.device)
-    settled = settled_here(with_threads(recipe, available_cores() // workers, "", resume=False))
+    settled = settled_to_make(with_threads(recipe, available_cores() // workers, "", resume=False))
     console = Console(highlight=False)
     console.print(plan_table(sample(settled, console.print), settled, options.shards, options.workers))
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from engine.assembly import Assembly
 from engine.bank.rows import Rows
 from engine.batch import ImageBatch
+from engine.errors import OutOfMemoryError
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
+from engine.micro_batch import MicroBatch, is_out_of_memory
 from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.recipe import Recipe
@@ -73,7 +75,15 @@ class Generation:
     Each network has one stage that runs it, so that stages of different shards may run side by side.
     """
 
-    def __init__(self, recipe: Recipe, parts: Assembly, accelerator: Accelerator, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: Assembly,
+        accelerator: Accelerator,
+        progress: Progress,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """`say` gets a line where memory runs out, by default `progress` does."""
         self.recipe, self.parts, self.accelerator, self.progress = recipe, parts, accelerator, progress
         self.synthesizer = Synthesizer(
             parts.teacher,
@@ -83,6 +93,9 @@ class Generation:
             accelerator=accelerator,
             captured=recipe.compute.cuda_graphs,
         )
+        say = say or progress.say
+        self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)
+        self.filter_batch = MicroBatch("filter", recipe.filter.images_at_once, say)
         self._stopping = threading.Event()
 
     def announce(self, batches: int) -> None:
@@ -135,8 +148,17 @@ class Generation:
         return run
 
     def _sources(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
-        with torch_threads(threads_of(self.parts.lanes, "synthesize")):
-            return self._synthesize(index, adversary, independent)
+        try:
+            with torch_threads(threads_of(self.parts.lanes, "synthesize")):
+                return self._synthesize(index, adversary, independent)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            size = self.recipe.synthesize.batch_size
+            raise OutOfMemoryError(
+                f"synthesize: out of memory with {size} images at once; give a lower synthesize.batch_size "
+                "(it is not halved by itself, as a batch of another size makes other images)"
+            ) from error
 
     def _augmented(self, sources: ImageBatch) -> tuple[ImageBatch, ImageBatch | None]:
         """The sources and their variations."""
@@ -147,9 +169,9 @@ class Generation:
 
     def _filtered(self, found: tuple[ImageBatch, ImageBatch | None]) -> Made:
         sources, variations = found
-        micro_batch, device = self.recipe.filter.micro_batch, self.accelerator.device
+        ask, device = self.parts.ask_teacher, self.accelerator.device
         with torch_threads(threads_of(self.parts.lanes, "filter")):
-            top1, confidence = classify(sources.images, self.parts.ask_teacher, micro_batch, device)
+            top1, confidence = classify(sources.images, ask, self.filter_batch, device)
             return Made(
                 sources=sources,
                 source_top1=top1,
@@ -195,6 +217,7 @@ class Generation:
                 seed=self.recipe.seed,
                 class_tokens=parts.class_tokens,
                 device=self.accelerator.device,
+                micro_batch=self.augment_batch,
             ):
                 self._require_wanted()
                 made.append(batch)
@@ -210,6 +233,7 @@ class Generation:
                 self.parts.ask_teacher,
                 self.recipe.filter,
                 self.accelerator.device,
+                self.filter_batch,
             )
             stage.advance(len(variations))
             stage.note(f"kept {verdict.kept.double().mean():.0%}")

@@ -11,6 +11,8 @@ from engine.feed.config import settled
 from engine.models.config import require_named
 from engine.recipe import Recipe, parse
 from engine.short_flags import spelled_out
+from engine.stages.augment_config import AugmentConfig
+from engine.stages.filter_config import FilterConfig
 
 
 def prepared(
@@ -41,3 +43,28 @@ def settled_here(recipe: Recipe) -> Recipe:
 
         compute = runnable(compute, recipe.tensorrt, print)
     return replace(recipe, compute=compute, feed=settled(recipe.feed))
+
+
+def settled_to_make(recipe: Recipe) -> Recipe:
+    """As `settled_here`, for commands that make images: micro-batches are measured where they are `auto`."""
+    settled_recipe = settled_here(recipe)
+    if not has_auto_batch(settled_recipe):
+        return settled_recipe
+    from engine.auto_batch.settling import settled_batches
+
+    return settled_batches(settled_recipe, print)
+
+
+def has_auto_batch(recipe: Recipe) -> bool:
+    """Whether a size of its micro-batches is still to be measured."""
+    return "auto" in (recipe.augment.micro_batch, recipe.filter.micro_batch)
+
+
+def with_default_batches(recipe: Recipe) -> Recipe:
+    """`auto` as the default size, for commands that make no images."""
+    augment, filter = recipe.augment, recipe.filter
+    if augment.micro_batch == "auto":
+        augment = replace(augment, micro_batch=AugmentConfig.micro_batch)
+    if filter.micro_batch == "auto":
+        filter = replace(filter, micro_batch=FilterConfig.micro_batch)
+    return replace(recipe, augment=augment, filter=filter)

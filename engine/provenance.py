@@ -32,10 +32,10 @@ NOT_STATED = "not stated in its files"
 def bank_header(recipe: Recipe) -> Header:
     """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found."""
     fields = json.loads(json.dumps(asdict(recipe)))
-    facts = weights_of(recipe)
+    found = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}
-    deciding["weights"] = {part: fact["sha256"] for part, fact in facts.items()}
+    deciding["weights"] = {part: fact["sha256"] for part, fact in found.items()}
     return Header(
         recipe=fields,
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
@@ -43,7 +43,7 @@ def bank_header(recipe: Recipe) -> Header:
         image_size=(recipe.teacher.image_size, recipe.teacher.image_size),
         codec=recipe.storage.codec,
         quality=recipe.storage.quality,
-        facts=facts,
+        facts=found,
     )
 
 
@@ -51,15 +51,15 @@ def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
     weights = recipe.teacher.weights
     teacher = resolve(weights, "teacher.weights") if weights else None
-    facts = {"teacher": _fact(recipe.teacher.name, teacher)}
+    found = {"teacher": _fact(recipe.teacher.name, teacher)}
     if recipe.augment.method == "variation":
         prior = recipe.augment.prior
-        facts["diffusion prior"] = _fact(prior, _local_folder(prior))
+        found["diffusion prior"] = _fact(prior, _local_folder(prior))
     if recipe.filter.model:
         folder = recipe.filter.model.removeprefix(LOCAL_DIR)
         local = _local_folder(folder) if recipe.filter.model.startswith(LOCAL_DIR) else None
-        facts["CLIP"] = _fact(" ".join(filter(None, (folder, recipe.filter.pretrained))), local)
-    return facts
+        found["CLIP"] = _fact(" ".join(filter(None, (folder, recipe.filter.pretrained))), local)
+    return found
 
 
 def _local_folder(name: str) -> Path | None:

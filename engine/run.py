@@ -10,7 +10,7 @@ from rich.console import Console
 from engine import ranks
 from engine.ending import main
 from engine.errors import UserError
-from engine.preparing import prepared
+from engine.preparing import has_auto_batch, prepared
 from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import check
@@ -29,6 +29,10 @@ def command(arguments: Sequence[str]) -> None:
             "then start engine.distill on it in several"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
+    if has_auto_batch(recipe):
+        from engine.auto_batch.settling import settled_batches
+
+        recipe = settled_batches(recipe, print)
     check(folder, recipe, resume=options.resume)
     from engine.loop import run
 

@@ -1,4 +1,4 @@
-"""`--runtime R`, `--precision P`, `--threads N` and `--trt`: settings of a recipe, said short."""
+"""`--runtime R`, `--precision P`, `--threads N`, `--batch N` and `--trt`: a recipe's settings, said short."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,31 @@ SHORT = {
     "--threads": "--compute.threads",
 }
 TRT = "--trt"
+BATCH = "--batch"
+BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
 
 
 def add_short_flags(parser: ArgumentParser) -> None:
     """For --help; `spelled_out` replaces them before the parser reads the command line."""
     for flag, full in SHORT.items():
         parser.add_argument(flag, metavar=flag[2].upper(), help=f"short for {full}")
+    parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
     """The command line with the short flags replaced. Raises UserError for two runtimes."""
-    full = []
-    for argument in arguments:
+    full: list[str] = []
+    given = iter(arguments)
+    for argument in given:
         flag, equals, value = argument.partition("=")
-        full.append(f"{RUNTIME}=tensorrt" if argument == TRT else SHORT.get(flag, flag) + equals + value)
+        if flag == BATCH:
+            size = value if equals else next(given, "")
+            full += [f"{setting}={size}" for setting in BATCHES]
+        elif argument == TRT:
+            full.append(f"{RUNTIME}=tensorrt")
+        else:
+            full.append(SHORT.get(flag, flag) + equals + value)
     runtimes = [argument for argument in full if argument.partition("=")[0] == RUNTIME]
     if TRT in arguments and len(runtimes) > 1:
         raise UserError("--trt is --runtime tensorrt; give one runtime")

@@ -17,6 +17,7 @@ from bench.published.similarity import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import flops
 from bench.stages.filter import clip_of, preprocess_of
+from engine.micro_batch import MicroBatch
 from engine.models.priors import ClipModel
 from engine.runtime.clip import open_clip
 from engine.runtime.place import Place
@@ -62,7 +63,7 @@ def _ours(clip: ClipModel, batch: int, place: Place) -> Make:
     given = sources(batch, clip.size[0], variations=1)
     varied = noisy_copies(given, 1)
     opened = open_clip(clip, batch, place)
-    return lambda _: similarities(given, varied, opened, batch)[None]
+    return lambda _: similarities(given, varied, opened, MicroBatch("filter", batch))[None]
 
 
 def _theirs(network: Any, dtype: torch.dtype, batch: int, device: torch.device, compiled: bool) -> Make:

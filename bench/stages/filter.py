@@ -14,6 +14,7 @@ from bench.parity import require_alike
 from bench.published.similarity import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import Case, Machine, Ours, Work, flops
+from engine.micro_batch import MicroBatch
 from engine.models.priors import ClipModel
 from engine.paths import resolve
 from engine.runtime.clip import open_clip
@@ -76,7 +77,7 @@ def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
 
     def of_ours(place: Place) -> Callable[[], Tensor]:
         opened = open_clip(clip, size.batch, place)
-        return lambda: similarities(batch, varied, opened, size.batch)
+        return lambda: similarities(batch, varied, opened, MicroBatch("filter", size.batch))
 
     def open_ours(machine: Machine) -> Ours:
         judge = of_ours(machine.place)

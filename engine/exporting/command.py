@@ -14,6 +14,7 @@ from engine.exporting.stamp import Stamp
 from engine.exporting.table import report_table
 from engine.files import replacing
 from engine.models.config import require_named
+from engine.preparing import with_default_batches
 from engine.recipe import Recipe, parse
 from engine.short_flags import add_short_flags, spelled_out
 
@@ -40,6 +41,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", metavar="DIR", help="real images for the proof")
     add_short_flags(parser)
     recipe, options = parse(parser, spelled_out(arguments))
+    recipe = with_default_batches(recipe)
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")

@@ -35,7 +35,7 @@ class Networks:
             if not recipe.filter.model:
                 raise UserError("--network clip: filter.model is empty; give a model or leave clip out")
             clip = load_clip(recipe.filter.model, recipe.filter.pretrained, CPU)
-            return clip_spec(clip, rows=recipe.filter.micro_batch, runtime=self._runtime)
+            return clip_spec(clip, rows=recipe.filter.images_at_once, runtime=self._runtime)
         part = {"vae_encoder": "vae", "vae_decoder": "vae"}.get(name, name)
         return prior_spec(name, self.prior(part), recipe.augment, self._runtime)
 
@@ -49,14 +49,14 @@ class Networks:
         recipe = self._recipe
         teacher = load_classifier(recipe.teacher, "teacher")
         taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
-        rows = max(recipe.distill.batch_size, recipe.filter.micro_batch)
+        rows = max(recipe.distill.batch_size, recipe.filter.images_at_once)
         return self._classifier("teacher", teacher, taps, rows)
 
     def _student(self) -> NetworkSpec:
         if self._student_weights is None:
             raise UserError("--network student: give --run DIR, the folder of a finished run")
         student = load_classifier(replace(self._recipe.student, weights=self._student_weights), "student")
-        return self._classifier("student", student, [], self._recipe.filter.micro_batch)
+        return self._classifier("student", student, [], self._recipe.filter.images_at_once)
 
     def _classifier(self, name: str, classifier: Classifier, taps: list[str], rows: int) -> NetworkSpec:
         size = self._recipe.teacher.image_size

@@ -78,7 +78,7 @@ def _sha256(banks: Sequence[BankReader]) -> str:
 def _seen_by_clip(recipe: Recipe, bank: BankReader, clip: ClipModel) -> tuple[float, float | None]:
     """Zero-shot agreement with the labels and mean pairwise distance, of at most MEASURED_IMAGES images."""
     images, labels = _some_images(bank, generator(recipe.seed, "measured-images"))
-    chunks = images.split(recipe.filter.micro_batch)
+    chunks = images.split(recipe.filter.images_at_once)
     embeddings = torch.cat([clip.embed_images(chunk).cpu() for chunk in chunks])
     captions = clip.embed_texts([PROMPT.format(name) for name in recipe.class_names]).cpu()
     agrees = (embeddings @ captions.T).argmax(1) == labels

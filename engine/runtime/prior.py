@@ -43,7 +43,7 @@ class OpenPrior:
 
 def prior_spec(name: str, prior: DiffusionPrior, config: AugmentConfig, runtime: Runtime) -> NetworkSpec:
     """One of NETWORKS, for batches of `config.micro_batch`."""
-    rows = batches(runtime, config.micro_batch)
+    rows = batches(runtime, config.images_at_once)
     if name == "image_encoder":
         size = (prior.encoder_size, prior.encoder_size)
         return clip_vision_spec(
@@ -55,7 +55,7 @@ def prior_spec(name: str, prior: DiffusionPrior, config: AugmentConfig, runtime:
         return vae_decoder_spec(prior.vae, latent_shape=prior.latent_shape, batches=rows)
     assert name == "unet"
     guided = 2 if config.guidance_scale > 1 else 1
-    rows = batches(runtime, guided * config.micro_batch)
+    rows = batches(runtime, guided * config.images_at_once)
     return unet_spec(prior.unet, num_tokens=config.num_tokens, batches=rows)
 
 

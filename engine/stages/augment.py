@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
+from engine.micro_batch import MicroBatch
 from engine.models.priors import PROMPT, ClipModel
 from engine.runtime.prior import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
@@ -44,17 +45,27 @@ def class_tokens(clip: ClipModel, class_names: Sequence[str], *, cross_attention
 
 
 def encode_sources(
-    sources: ImageBatch, prior: OpenPrior, config: AugmentConfig, device: torch.device
+    sources: ImageBatch,
+    prior: OpenPrior,
+    config: AugmentConfig,
+    device: torch.device,
+    micro_batch: MicroBatch | None = None,
 ) -> SourceCodes:
     """Embeds each source once and, where `strength` < 1, takes the mode of its latent posterior."""
-    embeddings, latents = [], []
-    for images in sources.images.split(config.micro_batch):
-        pixels = images.to(device).float() / 255
-        embeddings.append(_embed(pixels, prior))
-        if config.strength < 1:
-            assert prior.vae_encoder is not None, "the prior was opened for pure noise"
-            latents.append(prior.vae_encoder(images=_resize(pixels, prior.image_shape))["latents"])
-    return SourceCodes(embeddings=torch.cat(embeddings), latents=torch.cat(latents) if latents else None)
+    micro_batch = micro_batch or MicroBatch("augment", config.images_at_once)
+
+    def encode(piece: slice) -> tuple[Tensor, Tensor | None]:
+        pixels = sources.images[piece].to(device).float() / 255
+        embeddings = _embed(pixels, prior)
+        if config.strength == 1:
+            return embeddings, None
+        assert prior.vae_encoder is not None, "the prior was opened for pure noise"
+        return embeddings, prior.vae_encoder(images=_resize(pixels, prior.image_shape))["latents"]
+
+    embeddings, latents = zip(*micro_batch.over(len(sources), encode), strict=True)
+    return SourceCodes(
+        embeddings=torch.cat(embeddings), latents=torch.cat(latents) if config.strength < 1 else None
+    )
 
 
 def augment(
@@ -65,37 +76,43 @@ def augment(
     seed: int,
     class_tokens: Tensor | None,
     device: torch.device,
+    micro_batch: MicroBatch | None = None,
 ) -> Iterator[ImageBatch]:
-    """Yields the S * K variations in micro-batches, source by source.
+    """Yields the S * K variations in micro-batches, by default of the configured size, source by source.
 
     Source keys are multiples of K + 1; variation k of source s has key s + 1 + k, parent s, the source's
     label and size, and the seed `derive_seed(seed, "augment", s, k)`. class_tokens: [C, D], or None for the
-    image token alone. Raises NonFiniteError, naming the keys, where an image is not finite.
+    image token alone. Raises NonFiniteError, naming the keys, where an image is not finite, and
+    OutOfMemoryError as MicroBatch does.
     """
     if not len(sources):
         return
     assert not (sources.keys % (config.variations + 1)).any(), "source keys must be multiples of K + 1"
-    codes = encode_sources(sources, prior, config, device)
+    micro_batch = micro_batch or MicroBatch("augment", config.images_at_once)
+    codes = encode_sources(sources, prior, config, device, micro_batch)
     scheduler = build_scheduler(prior, config)
-    for index in torch.arange(len(sources) * config.variations).split(config.micro_batch):
+    places = torch.arange(len(sources) * config.variations)
+
+    def variations(piece: slice) -> ImageBatch:
+        index = places[piece]
         rows, copies = index // config.variations, index % config.variations
         parents, labels = sources.keys[rows], sources.labels[rows]
         keys = parents + 1 + copies
         pairs = zip(parents.tolist(), copies.tolist(), strict=True)
         seeds = [derive_seed(seed, "augment", s, k) for s, k in pairs]
         noise = randn_per_image(seeds, prior.latent_shape).to(device)
-        tokens = codes.embeddings[rows]
-        if class_tokens is not None:
-            tokens = torch.cat([tokens, class_tokens.to(tokens)[labels][:, None]], 1)
+        tokens = _tokens(codes.embeddings[rows], labels, class_tokens)
         anchors = None if codes.latents is None else codes.latents[rows]
         images = sample(prior, scheduler, config, noise, tokens, anchors)
-        yield ImageBatch(
+        return ImageBatch(
             images=_to_uint8(images, sources.images.shape[2:], keys),
             labels=labels,
             keys=keys,
             parents=parents,
             seeds=torch.tensor(seeds, dtype=torch.int64),
         )
+
+    yield from micro_batch.over(len(places), variations)
 
 
 def build_scheduler(prior: OpenPrior, config: AugmentConfig) -> Any:
@@ -150,6 +167,13 @@ def sample(
             output = unconditional + config.guidance_scale * (conditional - unconditional)
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
     return prior.vae_decoder(latents=latents)["images"]
+
+
+def _tokens(embeddings: Tensor, labels: Tensor, class_tokens: Tensor | None) -> Tensor:
+    """[B, 1, D], or [B, 2, D] with the class's token behind the image's."""
+    if class_tokens is None:
+        return embeddings
+    return torch.cat([embeddings, class_tokens.to(embeddings)[labels][:, None]], 1)
 
 
 def _embed(pixels: Tensor, prior: OpenPrior) -> Tensor:

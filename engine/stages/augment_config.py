@@ -37,8 +37,14 @@ class AugmentConfig:
     """1 starts from pure noise; below, from the source's latent with that much noise."""
     class_condition: Literal["none", "text"] = "none"
     """`text` adds the class name's CLIP embedding as a second token beside the source's."""
-    micro_batch: int = 32
-    """Variations made at once."""
+    micro_batch: int | Literal["auto"] = 32
+    """Variations made at once; auto: as many as are fastest, measured once before images are made."""
+
+    @property
+    def images_at_once(self) -> int:
+        """`micro_batch` where `auto` is settled."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
 
     @property
     def num_tokens(self) -> int:
@@ -49,8 +55,9 @@ class AugmentConfig:
         if self.method == "variation" and not self.prior:
             raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")
         for name in ("variations", "steps", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"augment.{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise UserError(f"augment.{name} must be at least 1, got {value}")
         if self.scheduler not in SCHEDULERS:
             raise UserError(
                 f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"

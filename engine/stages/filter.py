@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.batch import ImageBatch
 from engine.errors import NonFiniteError
+from engine.micro_batch import MicroBatch
 from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
 from engine.stages.filter_config import FilterConfig
@@ -44,20 +45,23 @@ def judge(
     ask_teacher: Frozen,
     config: FilterConfig,
     device: torch.device,
+    micro_batch: MicroBatch | None = None,
 ) -> Verdict:
     """Judges variations against their parents in `sources`; each source is embedded once.
 
     A variation passes CLIP where its cosine is >= omega, or >= the `quantile` of this batch's cosines; with
     `class_gate` it is kept only where the teacher's top-1 is the label, at `min_confidence` or more.
-    `clip` may be None with method `none`. Raises NonFiniteError, naming the keys.
+    `clip` may be None with method `none`; `micro_batch` is by default of the configured size. Raises
+    NonFiniteError, naming the keys, and OutOfMemoryError as MicroBatch does.
     """
-    top1, confidence = classify(variations.images, ask_teacher, config.micro_batch, device)
+    micro_batch = micro_batch or MicroBatch("filter", config.images_at_once)
+    top1, confidence = classify(variations.images, ask_teacher, micro_batch, device)
     _require_finite(confidence, variations.keys, "teacher probabilities")
     similarity = torch.full((len(variations),), math.nan)
     passes_clip = torch.ones(len(variations), dtype=torch.bool)
     if config.method == "clip":
         assert clip is not None, "method clip needs a ClipModel"
-        similarity = similarities(sources, variations, clip, config.micro_batch)
+        similarity = similarities(sources, variations, clip, micro_batch)
         _require_finite(similarity, variations.keys, "CLIP similarities")
         passes_clip = similarity >= _threshold(similarity, config)
     kept = passes_clip
@@ -73,7 +77,9 @@ def judge(
     )
 
 
-def similarities(sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: int) -> Tensor:
+def similarities(
+    sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: MicroBatch
+) -> Tensor:
     """Cosine of each variation's embedding and its parent's, float32 [V] on the CPU."""
     keys, order = sources.keys.sort()
     place = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
@@ -86,7 +92,7 @@ def similarities(sources: ImageBatch, variations: ImageBatch, clip: ClipModel, m
 
 @torch.no_grad()
 def classify(
-    images: Tensor, ask_teacher: Frozen, micro_batch: int, device: torch.device
+    images: Tensor, ask_teacher: Frozen, micro_batch: MicroBatch, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The teacher's top-1, int64 [B], and its probability, float32 [B], of uint8 RGB images; on the CPU."""
 
@@ -110,9 +116,10 @@ def mean_pairwise_distance(embeddings: Tensor) -> float:
     return 1 - ((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))).item()
 
 
-def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
+def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: MicroBatch) -> Tensor:
     """`function` over chunks; float32 rows, gathered on the CPU."""
-    return torch.cat([function(chunk).float().cpu() for chunk in images.split(micro_batch)])
+    rows = micro_batch.over(len(images), lambda piece: function(images[piece]).float().cpu())
+    return torch.cat(list(rows))
 
 
 def _threshold(similarity: Tensor, config: FilterConfig) -> float:

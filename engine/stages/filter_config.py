@@ -27,8 +27,15 @@ class FilterConfig:
     """Also ask that the teacher's top-1 is the label."""
     min_confidence: float = 0.0
     """Least teacher probability of its top-1; read by the class gate."""
-    micro_batch: int = 256
-    """Images embedded or classified at once."""
+    micro_batch: int | Literal["auto"] = 256
+    """Images embedded or classified at once; auto: as many as are fastest, measured once before images are
+    made."""
+
+    @property
+    def images_at_once(self) -> int:
+        """`micro_batch` where `auto` is settled."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
 
     def __post_init__(self) -> None:
         if self.omega is not None and not -1 <= self.omega <= 1:
@@ -41,7 +48,7 @@ class FilterConfig:
             raise UserError(
                 f"filter.min_confidence must lie in [0, 1), got {self.min_confidence}; it is a probability"
             )
-        if self.micro_batch < 1:
+        if self.micro_batch != "auto" and self.micro_batch < 1:
             raise UserError(f"filter.micro_batch must be at least 1, got {self.micro_batch}")
         if self.method == "clip":
             self._check_clip()

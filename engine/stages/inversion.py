@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
 from engine.transforms import crop_flip, draw_crops
 
@@ -112,6 +113,8 @@ class Inversion:
             with recording(graph):
                 self.update()
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"synthesize: the step cannot be recorded as a CUDA graph ({reason}); "

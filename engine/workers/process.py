@@ -42,12 +42,12 @@ def work(pipe: Connection, job: Job, place: Place) -> None:
         with sending:
             pipe.send(what)
 
-    from engine.workers.worker import EXPECTED, Worker, one_line
+    from engine.workers.worker import ONE_LINE, Worker, one_line
 
     begun = time.perf_counter()
     try:
         worker = Worker(job, lambda text: report(Said(text)))
-    except (*EXPECTED, OSError) as error:
+    except ONE_LINE as error:
         report(Unable(one_line(error)))
         return
     report(Ready(socket.gethostname(), time.perf_counter() - begun))

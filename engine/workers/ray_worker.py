@@ -23,12 +23,12 @@ class RayWorker:
 
     def load(self, job: Job) -> Sequence[Report]:
         """Ready, or why it cannot be; after the lines that it said."""
-        from engine.workers.worker import EXPECTED, Worker, one_line
+        from engine.workers.worker import ONE_LINE, Worker, one_line
 
         begun = time.perf_counter()
         try:
             worker = Worker(job, self._say)
-        except (*EXPECTED, OSError) as error:
+        except ONE_LINE as error:
             return [*self._lines(), Unable(f"{_address()}: {one_line(error)}")]
         reports = worker.run(iter(self._numbers.get, None))
         threading.Thread(target=self._hand_out, args=(reports,), daemon=True).start()

@@ -12,7 +12,7 @@ from engine.assembly import assemble
 from engine.bank.settings import first_difference
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
-from engine.errors import NonFiniteError, UserError
+from engine.errors import NonFiniteError, OutOfMemoryError, UserError
 from engine.generation import Generation, Made
 from engine.lanes import lanes
 from engine.progress import Progress
@@ -21,8 +21,10 @@ from engine.workers.events import Done, Failed
 from engine.workers.job import Job
 from export.errors import ExportError
 
-EXPECTED = (UserError, ExportError, NonFiniteError)
-"""Each is one line, and comes again however often the shard is tried."""
+FINAL = (UserError, ExportError, NonFiniteError)
+"""These come again however often a shard is tried."""
+ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
+"""These say all that there is to say; others are defects."""
 
 
 class Worker:
@@ -38,7 +40,7 @@ class Worker:
         accelerator = open_accelerator(job.recipe.compute)
         parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
         self._progress = Progress(quiet=True)
-        self._generation = Generation(job.recipe, parts, accelerator, self._progress)
+        self._generation = Generation(job.recipe, parts, accelerator, self._progress, say)
         self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
@@ -78,11 +80,11 @@ class Worker:
 
 def failed(number: int, error: Exception) -> Failed:
     """The report of a shard that `error` ended."""
-    expected = isinstance(error, (*EXPECTED, OSError))
+    expected = isinstance(error, ONE_LINE)
     return Failed(
         number=number,
         reason=one_line(error),
-        final=isinstance(error, EXPECTED),
+        final=isinstance(error, FINAL),
         trace="" if expected else "".join(traceback.format_exception(error)),
     )
 
@@ -90,7 +92,7 @@ def failed(number: int, error: Exception) -> Failed:
 def one_line(error: BaseException) -> str:
     """What an exception says, with its kind where that says more."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, (*EXPECTED, OSError)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ONE_LINE) else f"{type(error).__name__}: {text}"
 
 
 def rss() -> int:

@@ -13,7 +13,7 @@ import torch
 
 from engine.assembly import assemble
 from engine.compute import open_accelerator, resolved
-from engine.errors import NonFiniteError
+from engine.errors import NonFiniteError, OutOfMemoryError
 from engine.generation import Generation, Made
 from engine.lanes import lanes
 from engine.progress import Progress
@@ -150,6 +150,48 @@ def test_closing_early_ends_the_threads_and_the_next_run_is_whole(recipe: Path) 
     results.close()
     assert threading.active_count() <= before + 1  # the one that asks for numbers ends by itself
     assert digests(found, range(3)) == expected
+
+
+def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
+    """The images, and what is known of them, are those of the size that memory holds."""
+    expected = digests(generation(recipe, augment__micro_batch=4, filter__micro_batch=3), [1, 2])
+    found, said = generation(recipe, augment__micro_batch=16, filter__micro_batch=6), list[str]()
+    found.augment_batch._say = found.filter_batch._say = said.append
+    prior, ask = found.parts.prior, found.parts.ask_teacher
+    assert prior is not None
+
+    def decode(latents: torch.Tensor) -> Any:
+        return limited(4, len(latents)) or prior.vae_decoder(latents=latents)
+
+    def classify(images: torch.Tensor) -> Any:
+        return limited(3, len(images)) or ask(images)
+
+    limits = replace(found.parts, prior=replace(prior, vae_decoder=decode), ask_teacher=classify)
+    found.parts = limits
+    assert digests(found, [1, 2]) == expected
+    assert [line.split(";")[0] for line in said] == [
+        "augment: out of memory with 16 images at once, going on with 8",
+        "augment: out of memory with 8 images at once, going on with 4",
+        "filter: out of memory with 6 images at once, going on with 3",
+    ]
+
+
+def limited(most: int, count: int) -> None:
+    if count > most:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_synthesis_out_of_memory_names_its_batch_size(
+    overlap: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = generation(recipe, compute__overlap=overlap)
+    monkeypatch.setattr(found.synthesizer, "_invert", lambda *_: limited(0, 6))
+    ((_, error),) = found.made(iter([0]))
+    assert isinstance(error, OutOfMemoryError)
+    assert str(error).startswith(
+        "synthesize: out of memory with 6 images at once; give a lower synthesize.batch_size"
+    )
 
 
 def weight_storages() -> set[int]:

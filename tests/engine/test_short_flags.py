@@ -12,6 +12,8 @@ from engine.errors import UserError
 from engine.run import command
 from engine.short_flags import spelled_out
 
+RTX = "--compute.runtime=tensorrt"
+
 
 @pytest.mark.parametrize(
     ("short", "long"),
@@ -20,6 +22,9 @@ from engine.short_flags import spelled_out
         (["--runtime", "openvino"], ["--compute.runtime", "openvino"]),
         (["--runtime=torch", "--seed", "1"], ["--compute.runtime=torch", "--seed", "1"]),
         (["--precision", "fp32"], ["--compute.runtime_precision", "fp32"]),
+        (["--batch", "auto"], ["--augment.micro_batch=auto", "--filter.micro_batch=auto"]),
+        (["--batch=64", "--trt"], ["--augment.micro_batch=64", "--filter.micro_batch=64", RTX]),
+        (["--batch"], ["--augment.micro_batch=", "--filter.micro_batch="]),
         (["--runtimes", "x"], ["--runtimes", "x"]),
     ],
 )
@@ -58,6 +63,9 @@ def test_trt_without_a_gpu_ends_with_2_and_one_line(arguments: list[str], tmp_pa
         (["--runtime", "nothing"], "compute.runtime must be one of"),
         (["--precision", "int8"], "compute.runtime_precision must be one of auto, fp32, bf16, fp16"),
         (["--runtime", "openvino", "--compute.compile", "true"], "compute.compile is of runtime torch"),
+        (["--batch", "some"], "augment.micro_batch must be a whole number or one of auto, got 'some'"),
+        (["--batch", "0"], "augment.micro_batch must be at least 1, got 0"),
+        (["--filter.micro_batch", "-2"], "filter.micro_batch must be at least 1, got -2"),
         (["--compute.onnx_provider", "cuda"], "compute.onnx_provider cuda is of runtime onnxruntime"),
         (["--compute.engines_gb", "0"], "compute.engines_gb must be above 0"),
         (["--tensorrt.workspace_gb", "-1"], "tensorrt.workspace_gb must be above 0"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.batch import ImageBatch
+from engine.micro_batch import MicroBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
@@ -72,8 +73,9 @@ def test_similarities_are_those_of_torch(tmp_path: Path, store: Store, runtime: 
         seeds=others.seeds,
     )
     opened = open_clip(clip, 3, torch_place(runtime=runtime, store=store))
-    wanted = similarities(of, variations, clip, 5)
-    torch.testing.assert_close(similarities(of, variations, opened, 3), wanted, rtol=0, atol=1e-5)
+    wanted = similarities(of, variations, clip, MicroBatch("filter", 5))
+    found = similarities(of, variations, opened, MicroBatch("filter", 3))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

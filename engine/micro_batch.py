@@ -1,0 +1,65 @@
+"""How many images a stage takes at once, and what happens when memory does not hold them."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from engine.errors import OutOfMemoryError
+
+Result = TypeVar("Result")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's memory was too small for a call."""
+    if isinstance(error, MemoryError):  # what C++ libraries' std::bad_alloc becomes
+        return True
+    return isinstance(error, Exception) and should_reduce_batch_size(error)
+
+
+class MicroBatch:
+    """The size of the pieces that `stage` cuts its images into; halved, for good, where memory runs out.
+
+    `say` gets a line for each halving.
+    """
+
+    def __init__(self, stage: str, size: int, say: Callable[[str], None] = print) -> None:
+        self.stage, self.size, self._say = stage, size, say
+
+    def over(self, count: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+        """`work` on 0 to `count` in pieces of `size` at most; a piece that failed is done again in halves.
+
+        Raises OutOfMemoryError where memory does not hold a single image.
+        """
+        begin = 0
+        while begin < count:
+            piece = slice(begin, min(begin + self.size, count))
+            done = self._try(work, piece)
+            if done is None:
+                clear_device_cache(garbage_collection=True)
+                continue
+            yield done[0]
+            begin = piece.stop
+
+    def _try(self, work: Callable[[slice], Result], piece: slice) -> tuple[Result] | None:
+        """None where memory ran out and `size` is less now."""
+        try:
+            return (work(piece),)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve(piece.stop - piece.start)
+            return None
+
+    def _halve(self, tried: int) -> None:
+        if tried == 1:
+            raise OutOfMemoryError(
+                f"{self.stage}: out of memory with a single image at once; free memory on the device, "
+                "lower the size of the networks, or take another --compute.device"
+            )
+        self.size = tried // 2
+        setting = f"{self.stage}.micro_batch"
+        self._say(
+            f"{self.stage}: out of memory with {tried} images at once, going on with {self.size}; "
+            f"put {setting}: {self.size} into the recipe"
+        )

@@ -1,0 +1,48 @@
+"""The host's memory: what is free, and what the next size will need."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.auto_batch.host_memory import HostMemory, available_bytes
+
+MEMINFO = "MemTotal:       24000000 kB\nMemFree: 9 kB\nMemAvailable:    1000000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, 1_024_000_000),
+        ("max", 1_024_000_000),
+        ("500000000", 400_000_000),
+        ("9000000000", 1_024_000_000),
+    ],
+)
+def test_available_is_what_system_and_container_leave(
+    limit: str | None, expected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text("100000000\n")
+    assert available_bytes(tmp_path / "meminfo", tmp_path) == expected
+
+
+def test_this_machine_says_what_is_available() -> None:
+    assert available_bytes() > 1 << 20
+
+
+def test_the_next_size_must_leave_half_of_what_is_free() -> None:
+    """64 MiB for 8 at once, freed again: 128 MiB for 16 fit into half of 300 MiB, 256 MiB for 32 do not."""
+    memory = HostMemory(available=lambda: 300 << 20)
+    torch.ones(64 << 18).sum()
+    assert memory.fits(8, 16)
+    assert not memory.fits(8, 32)
+
+
+def test_an_earlier_peak_does_not_count() -> None:
+    torch.ones(256 << 18).sum()
+    memory = HostMemory(available=lambda: 300 << 20)
+    torch.ones(16 << 18).sum()
+    assert memory.fits(8, 32)
