@@ -1,12 +1,14 @@
 """The host's memory: what is free, and what the next size will need."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from engine.auto_batch.host_memory import HostMemory, available_bytes
+from engine.auto_batch.host_memory import available_bytes
 
+ROOT = Path(__file__).parents[3]
 MEMINFO = "MemTotal:       24000000 kB\nMemFree: 9 kB\nMemAvailable:    1000000 kB\n"
 
 
@@ -33,16 +35,26 @@ def test_this_machine_says_what_is_available() -> None:
     assert available_bytes() > 1 << 20
 
 
+def fits(earlier: int, now: int) -> list[bool]:
+    """Whether 16 and 32 fit where 300 MiB are free after 8 have taken `now` MiB, and others `earlier` before.
+
+    In a process of its own: what other tests have freed would be used again.
+    """
+    code = f"""
+from engine.auto_batch.host_memory import HostMemory
+torch.ones({earlier} << 18).sum()
+memory = HostMemory(available=lambda: 300 << 20)
+torch.ones({now} << 18).sum()
+print(int(memory.fits(8, 16)), int(memory.fits(8, 32)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return [word == "1" for word in ended.stdout.split()]
+
+
 def test_the_next_size_must_leave_half_of_what_is_free() -> None:
     """64 MiB for 8 at once, freed again: 128 MiB for 16 fit into half of 300 MiB, 256 MiB for 32 do not."""
-    memory = HostMemory(available=lambda: 300 << 20)
-    torch.ones(64 << 18).sum()
-    assert memory.fits(8, 16)
-    assert not memory.fits(8, 32)
+    assert fits(earlier=1, now=64) == [True, False]
 
 
 def test_an_earlier_peak_does_not_count() -> None:
-    torch.ones(256 << 18).sum()
-    memory = HostMemory(available=lambda: 300 << 20)
-    torch.ones(16 << 18).sum()
-    assert memory.fits(8, 32)
+    assert fits(earlier=256, now=16) == [True, True]
