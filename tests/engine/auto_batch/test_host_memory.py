@@ -41,6 +41,7 @@ def fits(earlier: int, now: int) -> list[bool]:
     In a process of its own: what other tests have freed would be used again.
     """
     code = f"""
+import torch
 from engine.auto_batch.host_memory import HostMemory
 torch.ones({earlier} << 18).sum()
 memory = HostMemory(available=lambda: 300 << 20)
