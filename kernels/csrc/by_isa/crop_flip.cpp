@@ -16,39 +16,36 @@ constexpr int64_t kBytesPerThread = 65536;  // fewer are done sooner than anothe
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-void blacken(float* to, int64_t pixels) {
-    for (int64_t i = 0; i < pixels * kChannels; ++i) to[i] = 0;
+void blacken(uint8_t* to, int64_t pixels) { __builtin_memset(to, 0, pixels * kChannels); }
+
+void copy(const uint8_t* from, int64_t pixels, uint8_t* to) { __builtin_memcpy(to, from, pixels * kChannels); }
+
+void scale(const uint8_t* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i] * kScale;
 }
 
-void scale(const uint8_t* from, int64_t pixels, float* to) {
-    for (int64_t i = 0; i < pixels * kChannels; ++i) to[i] = from[i] * kScale;
-}
-
-void mirror(const float* from, int64_t pixels, float* to) {
-    for (int64_t i = 0; i < pixels; ++i) {
-        const float* pixel = from + i * kChannels;
-        float* seen = to + (pixels - 1 - i) * kChannels;
-        for (int64_t channel = 0; channel < kChannels; ++channel) seen[channel] = pixel[channel];
+// Writes one byte more than the pixels have, their neighbour's: four bytes are moved at once.
+void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
+    __builtin_memcpy(to, from + (pixels - 1) * kChannels, kChannels);
+    for (int64_t i = 1; i < pixels; ++i) {
+        __builtin_memcpy(to + i * kChannels, from + (pixels - 1 - i) * kChannels, kChannels + 1);
     }
 }
 
-// The window's row `y` of one image; `unmirrored` has room for a row.
-void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, float* unmirrored, float* out) {
+// The window's row `y` of one image; `seen` has room for its bytes and one more.
+void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, uint8_t* seen, float* out) {
     const int64_t row = y + op.top[image] - op.pad, shift = op.left[image] - op.pad;
     const int64_t first = min(op.width, max(0, -shift));  // of the window's pixels that see the image
     const int64_t last = max(first, min(op.width, op.width - shift));
-    if (row < 0 || row >= op.height || first == last) return blacken(out, op.width);
-    const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;
-    if (op.flip[image] == 0) {
-        blacken(out, first);
-        scale(from, last - first, out + first * kChannels);
-        blacken(out + last * kChannels, op.width - last);
-        return;
+    const bool black = row < 0 || row >= op.height || first == last, flip = op.flip[image] != 0;
+    const int64_t pixels = black ? 0 : last - first, before = flip ? op.width - last : first;
+    if (!black) {
+        const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;
+        flip ? mirror(from, pixels, seen + before * kChannels) : copy(from, pixels, seen + before * kChannels);
     }
-    scale(from, last - first, unmirrored);
-    blacken(out, op.width - last);
-    mirror(unmirrored, last - first, out + (op.width - last) * kChannels);
-    blacken(out + (op.width - first) * kChannels, first);
+    blacken(seen, before);
+    blacken(seen + (before + pixels) * kChannels, op.width - before - pixels);
+    scale(seen, op.width * kChannels, out);
 }
 
 }  // namespace
@@ -58,10 +55,10 @@ void crop_flip_forward(const CropFlip& op, const uint8_t* images, float* out) {
     const int threads = static_cast<int>(max(1, min(op.threads, rows * elements / kBytesPerThread)));
 #pragma omp parallel num_threads(threads)
     {
-        Scratch<float> unmirrored(elements);
+        Scratch<uint8_t> seen(elements + 1);
 #pragma omp for schedule(static)
         for (int64_t at = 0; at < rows; ++at) {
-            crop_row(op, at / op.height, at % op.height, images, unmirrored.data, out + at * elements);
+            crop_row(op, at / op.height, at % op.height, images, seen.data, out + at * elements);
         }
     }
 }
