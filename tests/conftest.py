@@ -76,9 +76,11 @@ def s3() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         import s3fs
 
-        bucket = f"bucket-{port}"  # the servers of a process share what they hold
-        s3fs.S3FileSystem().mkdir(bucket)
-        yield f"s3://{bucket}"
+        filesystem = s3fs.S3FileSystem()
+        if filesystem.exists("bucket"):  # of an earlier server: those of a process share what they hold
+            filesystem.rm("bucket", recursive=True)
+        filesystem.mkdir("bucket")
+        yield "s3://bucket"
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
