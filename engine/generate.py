@@ -31,9 +31,7 @@ def command(arguments: Sequence[str]) -> None:
     add_short_flags(parser)
     recipe, options = parsed(parser, arguments)
     if options.status:
-        from engine.monitor.status import status
-
-        print(status(options.status))
+        _print_status(options)
     elif options.plan:
         _print_plan(recipe, options)
     else:
@@ -116,6 +114,12 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
         if has_auto_batch(shared):
             print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
         yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
+
+
+def _print_status(options: Namespace) -> None:
+    from engine.monitor.status import status
+
+    print(status(options.status))
 
 
 def _print_plan(recipe: Recipe, options: Namespace) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
+from engine import generate
 from engine.recipe import load_recipe, parse
 from engine.short_flags import add_short_flags, spelled_out
 
@@ -46,3 +47,19 @@ def test_the_commands_in_the_readme_are_understood(own: str, line: str, tmp_path
     assert recipe.name == ("my-recipe" if "my-recipe" in line else "fashion-mnist")
     assert "--trt" not in line or recipe.compute.runtime == "tensorrt"
     assert options.out is None or options.out.startswith(("runs/", "engines"))
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^    python -m engine\.generate (.*?)(?:\s+#.*)?$", README, re.M)
+)
+def test_the_generations_in_the_readme_are_understood(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my-recipe.yaml").write_text(block)
+    asked = []
+    for action in ("_generate", "_print_plan", "_print_status"):
+        monkeypatch.setattr(generate, action, lambda *given: asked.append(given[-1]))
+    generate.command(line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split())
+    (options,) = asked
+    assert [bool(options.out), options.plan, bool(options.status)].count(True) == 1
