@@ -1,5 +1,6 @@
 """Keeps a search from taking the host's memory, which ends with the process killed, not with an error."""
 
+import ctypes
 import resource
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ class HostMemory:
 
     def __init__(self, available: Callable[[], int] = available_bytes) -> None:
         self._available = available
+        with suppress(AttributeError):  # glibc alone keeps freed memory mapped, which would hide growth
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # where it is not allowed an earlier peak counts: the search ends sooner
             Path("/proc/self/clear_refs").write_text("5")
         self._start = _resident_bytes()
