@@ -110,11 +110,8 @@ def _pixels(device_id: int | None) -> Any:
 def _decoded(device_id: int | None) -> Any:
     from nvidia.dali import fn, types
 
-    files = _input("images", types.UINT8)
-    if device_id is not None:
-        return fn.decoders.image(files, device="mixed", output_type=types.RGB)
-    # without the hint a third of a CPU's time for JPEG goes to planning for a hardware decoder
-    return fn.decoders.image(files, device="cpu", output_type=types.RGB, hw_decoder_load=0.0)
+    device = "cpu" if device_id is None else "mixed"
+    return fn.decoders.image(_input("images", types.UINT8), device=device, output_type=types.RGB)
 
 
 def _cropped(images: Any, image_size: tuple[int, int], half: bool) -> Any:
