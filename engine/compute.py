@@ -79,6 +79,11 @@ class ComputeConfig:
         return Path(given).expanduser()
 
 
+def available_cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def resolved(config: ComputeConfig) -> ComputeConfig:
     """`settled`, and the runtime can run here, else UserError or RuntimeUnavailableError."""
     used = settled(config)

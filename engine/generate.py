@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli import main
+from engine.compute import available_cores
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.preparing import has_auto_batch, parsed, settled_to_make
 from engine.recipe import Recipe
 from engine.short_flags import add_short_flags
-from engine.workers.threads import available_cores, with_threads
+from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
     from engine.workers.workforce import Workforce
@@ -95,25 +96,39 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 @contextmanager
 def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
     """The workers asked for, and the recipe as settled where they are."""
-    from engine.workers.workforce import Workforce, default_workers
+    from engine.workers.workforce import Workforce
 
-    def threaded(cores: int) -> Recipe:
-        return with_threads(recipe, cores, options.out, resume=options.resume)
-
+    if options.resume and recipe.compute.threads is None:
+        recipe = with_threads_of_bank(recipe, options.out)
     if not options.ray:
-        workers = options.workers or default_workers(recipe.compute.device)
-        settled = settled_to_make(threaded(available_cores() // workers))
-        yield settled, Workforce(workers=workers, retries=options.retries)
+        workers = options.workers or _local_workers(recipe)
+        yield settled_to_make(_shared(recipe, workers)), Workforce(workers=workers, retries=options.retries)
         return
     from engine.workers.ray_cluster import RayCluster
 
-    a_worker = threaded(available_cores() // (options.workers or 1)).compute.threads or 1
-    with RayCluster(options.ray, cpus=max(available_cores(), (options.workers or 1) * a_worker)) as cluster:
-        shared = threaded(cluster.cores(options.workers))
-        settled = cluster.run(settled_to_make, shared, on_gpu=recipe.compute.device == "cuda")
-        if has_auto_batch(shared):
+    needed = (options.workers or 1) * (recipe.compute.threads or 1)
+    with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
+        threaded = with_threads(recipe, cluster.cores(options.workers))
+        settled = cluster.run(settled_to_make, threaded, on_gpu=recipe.compute.device == "cuda")
+        if has_auto_batch(threaded):
             print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
         yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
+
+
+def _local_workers(recipe: Recipe) -> int:
+    """One for each GPU, where there are any and the recipe does not rule them out."""
+    if recipe.compute.device == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _shared(recipe: Recipe, workers: int) -> Recipe:
+    """Each worker has its share of the threads that torch would take."""
+    import torch
+
+    return with_threads(recipe, torch.get_num_threads() // workers)
 
 
 def _print_status(options: Namespace) -> None:
@@ -130,10 +145,8 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
 
     from engine.workers.plan import sample
     from engine.workers.plan_table import plan_table
-    from engine.workers.workforce import default_workers
 
-    workers = default_workers(recipe.compute.device)
-    settled = settled_to_make(with_threads(recipe, available_cores() // workers, "", resume=False))
+    settled = settled_to_make(_shared(recipe, options.workers or _local_workers(recipe)))
     console = Console(highlight=False)
     console.print(plan_table(sample(settled, console.print), settled, options.shards, options.workers))
 

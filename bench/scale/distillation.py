@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 
-from bench.rows import Row, commit
+from bench.rows import Row
 from bench.scale.generation import embedded
-from bench.scale.workers import machine
+from bench.scale.row import row
 from bench.torchrun import distill, losses
 from engine.shards import generate
 from engine.workers.workforce import Workforce
@@ -33,16 +34,18 @@ def rows() -> Iterator[Row]:
     """
     with TemporaryDirectory() as folder:
         bank = str(Path(folder) / "bank")
-        generate(embedded(32), bank, 2, resume=False, workforce=Workforce(workers=1), watched={})
+        generate(embedded(32), bank, 2, resume=False, workforce=Workforce(workers=1, retries=0), watched={})
         ways = {"one": (1, 1), "two threads": (1, 2), "two processes": (2, 1)}
         for name, (processes, threads) in ways.items():
             distill(bank, Path(folder) / name, SETTINGS, processes=processes, threads=threads)
         curves = {name: losses(Path(folder) / name) for name in ways}
         seconds = {name: _seconds(Path(folder) / name) for name in ways}
     apart = {name: _apart(curve, curves["one"]) for name, curve in curves.items()}
-    yield _row("scale/distill, 2 processes", "one process", seconds["two processes"], seconds["one"], "s")
-    yield _row(
-        "scale/distill, 2 processes, loss",
+    shape = f"WRN-16-2 -> WRN-16-1, {STEPS} steps of {BATCH} images, 1 thread a process"
+    same = partial(row, dtype="fp32", shape=shape)
+    yield same("distill, 2 processes", "one process", seconds["two processes"], seconds["one"], "s of steps")
+    yield same(
+        "distill, 2 processes, loss",
         "one process of 2 threads",
         apart["two processes"],
         apart["two threads"],
@@ -58,19 +61,3 @@ def _apart(curve: dict[int, float], other: dict[int, float]) -> float:
 def _seconds(out: Path) -> float:
     seconds: float = json.loads((out / "summary.json").read_text())["seconds_by_stage"]["distill"]
     return seconds
-
-
-def _row(case: str, baseline: str, ours: float, theirs: float, unit: str) -> Row:
-    return Row(
-        case=case,
-        baseline=baseline,
-        ours=ours,
-        theirs=theirs,
-        unit=unit,
-        ratio=theirs / max(ours, 1e-12),
-        floor=None,
-        device=machine(),
-        dtype="fp32",
-        shape=f"WRN-16-2 -> WRN-16-1, {STEPS} steps of {BATCH} images, 1 thread a process",
-        commit=commit(),
-    )

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from statistics import median
 
-from bench.rows import Row, commit
+from bench.rows import Row
 from bench.scale.generation import Opener, embedded, generation
+from bench.scale.row import row
+from engine.compute import available_cores
 from engine.workers.pool import PoolCrew
 from engine.workers.ray_cluster import LOCAL, RayCluster
 from engine.workers.ray_crew import RayCrew
-from engine.workers.threads import available_cores
 
 BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
 
@@ -28,31 +29,10 @@ def rows() -> Iterator[Row]:
                 made = generation(recipe, open_crew, SHARDS_A_WORKER * count)
                 found[name].append(made.images_a_second())
     pace = {name: median(values) for name, values in found.items()}
-    yield _row(f"scale/{workers} workers", "one worker on one core", pace["pool"], pace["one"])
-    yield _row(f"scale/{workers} workers, ray local", "the pool", pace["ray"], pace["pool"])
-
-
-def _row(case: str, baseline: str, ours: float, theirs: float) -> Row:
-    recipe = embedded(BATCH)
-    return Row(
-        case=case,
-        baseline=baseline,
-        ours=ours,
-        theirs=theirs,
-        unit="img/s",
-        ratio=ours / theirs,
-        floor=None,
-        device=machine(),
-        dtype=recipe.compute.runtime_precision,
-        shape=f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 thread a worker",
-        commit=commit(),
-    )
-
-
-def machine() -> str:
-    """The processor, without the number of threads, of which each row says how many a worker has."""
-    import torch
-
-    from bench.machine import describe
-
-    return describe(torch.device("cpu")).rpartition(",")[0]
+    shape = f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 thread a worker"
+    dtype = recipe.compute.runtime_precision
+    for case, baseline, ours, theirs in (
+        (f"{workers} workers", "one worker on one core", pace["pool"], pace["one"]),
+        (f"{workers} workers, ray local", "the pool", pace["ray"], pace["pool"]),
+    ):
+        yield row(case, baseline, ours, theirs, "img/s", ratio=ours / theirs, dtype=dtype, shape=shape)

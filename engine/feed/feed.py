@@ -44,6 +44,9 @@ class Feed(ABC):
     def labelled(self, images: Tensor, draw: Draw) -> FeedBatch:
         """The draw's images, on the device already, with what the index knows of them."""
         labels, agrees = (torch.from_numpy(of(draw.rows)) for of in (self.index.labels, self.index.agrees))
-        of_all = self.index.agrees(draw.global_rows).mean()
-        relative = float(agrees.double().mean() / of_all) if of_all > 0 else 1.0
+        relative = 1.0 if len(draw.rows) == len(draw.global_rows) else self._relative_agreement(draw)
         return FeedBatch(images, labels.to(self.device), agrees.to(self.device), relative)
+
+    def _relative_agreement(self, draw: Draw) -> float:
+        of_all = self.index.agrees(draw.global_rows).mean()
+        return float(self.index.agrees(draw.rows).mean() / of_all) if of_all > 0 else 1.0

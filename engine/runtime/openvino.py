@@ -6,7 +6,6 @@ compiled model is kept in the store.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.compute import available_cores
 from engine.runtime import small_maps
 from engine.runtime.artifacts import Graph
 from engine.runtime.place import Place
@@ -98,7 +98,7 @@ class OpenVinoExecutable:
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
             "INFERENCE_NUM_THREADS": self._threads,
             # each compiled model would pin its threads to the first cores, beside those of the others
-            "ENABLE_CPU_PINNING": self._threads >= len(os.sched_getaffinity(0)),
+            "ENABLE_CPU_PINNING": self._threads >= available_cores(),
         }
 
         def build(folder: Path) -> None:

@@ -55,7 +55,7 @@ class Coordinator:
             events = self._hear(min(TICK, queue.pause or TICK))
             self._put_back(events, queue)
             self._give(queue)  # before the disk is waited for
-            self._commit(bank, [event for event in events if isinstance(event.what, Done)])
+            self._commit(bank, events)
 
     def _show(self) -> None:
         self.tally.draining = self.requests.drain
@@ -92,10 +92,12 @@ class Coordinator:
                     self.say(f"{event.worker}: {reason}")
         return events
 
-    def _commit(self, bank: BankWriter, done: Sequence[Event]) -> None:
-        bank.enter({event.what.number: event.what.entry for event in done if isinstance(event.what, Done)})
-        for event in done:
-            self.tally.take(event)
+    def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
+        """By one manifest for all; a shard counts once it is in there."""
+        bank.enter({event.what.number: event.what.entry for event in events if isinstance(event.what, Done)})
+        for event in events:
+            if isinstance(event.what, Done):
+                self.tally.take(event)
 
     def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
         for event in events:

@@ -146,12 +146,12 @@ class Crew(ABC, Generic[M]):
             case Lost(reason=reason):
                 self.members.remove(member)
                 if not member.ready:
-                    self._bad_start(reason, FIRST_DEATHS)
+                    self._bad_start(reason, said=False)
             case Unable(reason=reason):
                 self.members.remove(member)
                 member.kill()
                 member.bury()
-                self._bad_start(reason, 1)
+                self._bad_start(reason, said=True)
 
     def _has_ended(self, member: M, number: int, failures: int) -> None:
         member.under_way.remove(number)
@@ -163,19 +163,23 @@ class Crew(ABC, Generic[M]):
         member.leaving = True
         member.dismiss()
 
-    def _bad_start(self, reason: str, first_limit: int) -> None:
-        """Counts a worker that ended while it loaded. Raises UserError where no other can be hoped for."""
+    def _bad_start(self, reason: str, *, said: bool) -> None:
+        """Counts a worker that ended while it loaded; `said`: it gave the reason itself, as others would.
+
+        Raises UserError where no other can be hoped for.
+        """
         self._bad_starts += 1
         self._next_start = time.monotonic() + min(FIRST_PAUSE * 2 ** (self._bad_starts - 1), LONGEST_PAUSE)
-        limit = LATER_DEATHS if self._has_loaded else first_limit
-        at_work = any(member.ready or not self._has_loaded for member in self.members)
-        if self._bad_starts >= limit and not at_work:
-            raise UserError(
-                reason
-                if first_limit == 1
-                else f"{self._bad_starts} workers in a row ended while they loaded their networks (the last:"
-                f" {reason}); take fewer --workers, or see to the machine's memory, and go on with --resume"
-            )
+        first = 1 if said else FIRST_DEATHS
+        hope = any(member.ready or not self._has_loaded for member in self.members)
+        if hope or self._bad_starts < (LATER_DEATHS if self._has_loaded else first):
+            return
+        if said:
+            raise UserError(reason)
+        raise UserError(
+            f"{self._bad_starts} workers in a row ended while they loaded their networks (the last:"
+            f" {reason}); take fewer --workers, or see to the machine's memory, and go on with --resume"
+        )
 
 
 @contextmanager

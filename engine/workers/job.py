@@ -15,7 +15,7 @@ class Job:
     url: str
     """The bank's folder or URL; local folders must be shared by all machines."""
     header: Header
-    """The bank's; a worker whose weights are other ones does not begin."""
+    """The bank's."""
 
     @property
     def depth(self) -> int:

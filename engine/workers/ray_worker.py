@@ -23,10 +23,11 @@ class RayWorker:
 
     def load(self, job: Job) -> Sequence[Report]:
         """Ready, or why it cannot be; after the lines that it said."""
-        from engine.workers.worker import ONE_LINE, Worker, one_line
+        from engine.workers.worker import ONE_LINE, Worker, one_line, require_weights
 
         begun = time.perf_counter()
         try:
+            require_weights(job)
             worker = Worker(job, self._say)
         except ONE_LINE as error:
             return [*self._lines(), Unable(f"{_address()}: {one_line(error)}")]

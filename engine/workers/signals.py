@@ -18,16 +18,16 @@ class Requests:
     abandon: bool = False
     more_workers: int = 0
 
+    def workers(self, capacity: int) -> int:
+        """How many are wanted where it began with `capacity`; one at least, and no debt below that."""
+        self.more_workers = max(self.more_workers, 1 - capacity)
+        return capacity + self.more_workers
+
     def _terminate(self, *_: int | FrameType | None) -> None:
         self.drain, self.abandon = True, self.drain
 
     def _more(self, *_: int | FrameType | None) -> None:
         self.more_workers += 1
-
-    def workers(self, capacity: int) -> int:
-        """How many are wanted where `capacity` is the number to begin with; one at least."""
-        self.more_workers = max(self.more_workers, 1 - capacity)
-        return capacity + self.more_workers
 
     def _fewer(self, *_: int | FrameType | None) -> None:
         self.more_workers -= 1

@@ -44,7 +44,7 @@ class StageTally:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of this command unless said otherwise; `take` every event, `commit` what was committed."""
+    """Counts of this command unless said otherwise; `take` every event, a Done once it is committed."""
 
     target: int
     """Shards that the bank shall have."""

@@ -1,6 +1,5 @@
 """The CPU threads of each worker: a setting that decides the shards' bytes, so it must be settled before."""
 
-import os
 from dataclasses import replace
 
 from engine.bank.reader import read_manifest
@@ -9,22 +8,16 @@ from engine.errors import UserError
 from engine.recipe import Recipe
 
 
-def with_threads(recipe: Recipe, cores: int, url: str, *, resume: bool) -> Recipe:
-    """`compute.threads` as given; else, on `resume`, those of the bank; else `cores`, a worker's share."""
-    threads = recipe.compute.threads or (_of_bank(url) if resume else None) or max(1, cores)
+def with_threads(recipe: Recipe, share: int) -> Recipe:
+    """`compute.threads` as given, else a worker's `share` of the cores, 1 at least."""
+    threads = recipe.compute.threads or max(1, share)
     return replace(recipe, compute=replace(recipe.compute, threads=threads))
 
 
-def available_cores() -> int:
-    """Of this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _of_bank(url: str) -> int | None:
-    """None where there is no bank yet."""
+def with_threads_of_bank(recipe: Recipe, url: str) -> Recipe:
+    """`compute.threads` as given, else those of the bank at `url`, where there is one."""
     try:
-        recipe = read_manifest(open_storage(url)).header.recipe
+        compute = read_manifest(open_storage(url)).header.recipe.get("compute", {})
     except UserError:
-        return None
-    threads = recipe.get("compute", {}).get("threads")
-    return threads if isinstance(threads, int) else None
+        return recipe
+    return with_threads(recipe, compute["threads"]) if compute.get("threads") else recipe

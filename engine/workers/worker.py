@@ -30,13 +30,12 @@ ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
 class Worker:
     """Makes shards of a job's bank and puts their files there; the coordinator commits them.
 
-    `say` gets a line for each graph or engine that is built. Raises UserError or ExportError for what cannot
-    be loaded, and for weights that are not those of the bank.
+    `say` gets a line for each graph or engine that is built, and where memory runs out. Raises UserError or
+    ExportError for what cannot be loaded.
     """
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self._job = job
-        _require_weights(job)
         accelerator = open_accelerator(job.recipe.compute)
         parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
         self._progress = Progress(quiet=True)
@@ -103,7 +102,8 @@ def rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _require_weights(job: Job) -> None:
+def require_weights(job: Job) -> None:
+    """Raises UserError where this machine's weights are not those that the coordinator found on its own."""
     difference = first_difference(job.header.facts, weights_of(job.recipe))
     if difference:
         raise UserError(f"this machine has other weights than the bank: {difference}; copy those of the bank")

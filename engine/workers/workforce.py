@@ -15,10 +15,10 @@ class Workforce:
 
     workers: int | None
     """None, on a cluster alone: as many as it has places for."""
+    retries: int
+    """Further tries of a shard that failed, or whose worker died."""
     cluster: RayCluster | None = None
     """Where they are, unless on this machine."""
-    retries: int = 5
-    """Further tries of a shard that failed, or whose worker died."""
 
     def open(self, job: Job, say: Callable[[str], None]) -> Crew[Any]:
         """The crew, without its members. One worker of this machine works in this process."""
@@ -34,12 +34,3 @@ class Workforce:
         from engine.workers.pool import PoolCrew
 
         return PoolCrew(job, self.workers)
-
-
-def default_workers(device: str) -> int:
-    """On this machine: one for each GPU, where it has any and `device` is not cpu."""
-    if device == "cpu":
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
