@@ -58,8 +58,16 @@ def test_a_view_that_was_never_updated_says_nothing_at_the_end() -> None:
     assert out.getvalue() == "[a] line\n"
 
 
-def _drawn(tally: Tally, *, width: int = 120, height: int = 40) -> list[str]:
-    console = Console(file=io.StringIO(), record=True, width=width, height=height, force_terminal=True)
+def _drawn(tally: Tally, *, width: int = 120, height: int = 40, no_color: bool = False) -> list[str]:
+    console = Console(
+        file=io.StringIO(),
+        record=True,
+        width=width,
+        height=height,
+        force_terminal=True,
+        color_system="standard",
+        no_color=no_color,
+    )
     console.print(picture(tally, time.monotonic(), height=height, ended=False))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
@@ -77,6 +85,12 @@ def test_the_picture() -> None:
     assert stages == [["synthesize", "24", "6.0", "25", "%"], ["augment", "216", "18", "75", "%"]]
     workers = [line[46:].split() for line in lines[7:9]]
     assert workers == [["a", "1", "1.2", "1.0", "GB"], ["b", "1", "1.2", "1.0", "GB", "lost"]]
+
+
+def test_the_picture_without_colour_shows_what_is_left_as_nothing() -> None:
+    lines = _drawn(at_work(draining=True), no_color=True)
+    assert re.fullmatch(r"7/10 shards  ━+ +1:40 left", lines[0])
+    assert lines[1:] == _drawn(at_work(draining=True))[1:]
 
 
 def test_a_dismissed_worker_is_not_a_lost_one() -> None:
