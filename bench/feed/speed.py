@@ -1,5 +1,6 @@
 """Images a second, from the files to torch tensors."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from bench.feed.loaders import BATCH, THREADS, fed, from_files, from_webdataset,
 from bench.feed.workload import WORKLOADS, Workload, lay_out
 from bench.machine import describe
 from bench.rows import Row, commit
-from bench.timing import in_turns
 
-SECONDS = 2.0
-"""Of each run: what was read ahead while others were measured is then a small part."""
+UNTIMED, TIMED = 1.0, 2.0
+"""Seconds of a turn: at first what the loader has ahead is used up, and the others finish theirs."""
+
+TURNS = 5
 
 
 def rows() -> Iterator[Row]:
@@ -35,30 +37,25 @@ def _images_a_second(work: Workload, folder: Path) -> dict[str, float]:
             "dali": fed(by_dali),
             "webdataset": from_webdataset(work, laid),
         }
-        runs = {name: _Run(loader) for name, loader in loaders.items()}
-        ms = in_turns(dict(runs), torch.device("cpu"), runs=5)
-    return {name: 1000 * BATCH * run.batches / ms[name] for name, run in runs.items()}
+        turns = [{name: _turn(loader) for name, loader in loaders.items()} for _ in range(TURNS)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in loaders}
 
 
-class _Run:
-    """Takes as many batches as come in SECONDS at first, and as many again at each later call."""
+def _turn(loader: Iterator[object]) -> float:
+    """Images a second of whole batches."""
+    _taken(loader, UNTIMED)
+    begin = time.perf_counter()
+    batches = _taken(loader, TIMED)
+    return BATCH * batches / (time.perf_counter() - begin)
 
-    def __init__(self, loader: Iterator[object]) -> None:
-        self._loader = loader
-        for _ in range(5):
-            next(loader)
-        self.batches = 0
 
-    def __call__(self) -> None:
-        for _ in range(self.batches or self._counted()):
-            next(self._loader)
-
-    def _counted(self) -> int:
-        end = time.perf_counter() + SECONDS
-        while time.perf_counter() < end:
-            next(self._loader)
-            self.batches += 1
-        return 0
+def _taken(loader: Iterator[object], seconds: float) -> int:
+    """How many batches came before so many seconds were over."""
+    end, batches = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        next(loader)
+        batches += 1
+    return batches
 
 
 def _compared(work: Workload, speeds: dict[str, float]) -> Iterator[Row]:

@@ -22,6 +22,10 @@ from engine.feed.tars import Bytes, Tars
 _AHEAD = 2
 """Batches that DALI works on while one is used."""
 
+_DECODING_TO_CROPPING = 4
+"""Threads that decode for one that crops: it is a fifth of the work, and more would wait for one another
+while those that decode have the cores."""
+
 
 class _Submitted(NamedTuple):
     draw: Draw
@@ -44,6 +48,7 @@ class DaliFeed(Feed):
         super().__init__(index, device)
         self._config, self._codec, self._image_size = config, codec, image_size
         self._batch_size, self._tars = batch_size, Tars(index)
+        self._cropping = max(1, config.threads // _DECODING_TO_CROPPING)
         self._pipeline = self._new_pipeline()
         self._waiting: deque[_Submitted] = deque()
         self._running: Generator[FeedBatch] | None = None
@@ -93,7 +98,7 @@ class DaliFeed(Feed):
             for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)):
                 self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
         assert images is not None, "images of one size make a tensor"
-        seen = images if self._pipeline.crops else cropped(images, draw)
+        seen = images if self._pipeline.crops else cropped(images, draw, threads=self._cropping)
         return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw)
 
     def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:

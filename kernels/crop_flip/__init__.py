@@ -10,18 +10,21 @@ from kernels.crop_flip.reference import crop_flip_reference
 __all__ = ["crop_flip"]
 
 
-def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pad: int) -> Tensor:
+def crop_flip(
+    images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pad: int, threads: int | None = None
+) -> Tensor:
     """What the windows at (top, left) of the images, zero-padded by `pad`, show; mirrored where `flip`.
 
     images uint8 [B, H, W, 3], contiguous; top, left int64 [B] in [0, 2 * pad]; flip bool [B]; on one device.
     Returns float32 [B, H, W, 3] in [0, 1], contiguous: the bytes times float32(1 / 255). ValueError where
-    shapes, dtypes or devices are wrong and, on a CPU, where an offset is out of range.
+    shapes, dtypes or devices are wrong and, on a CPU, where an offset is out of range. `threads`: at most so
+    many of a CPU's; torch's number unless given.
     """
     top, left, flip = top.contiguous(), left.contiguous(), flip.contiguous()
     _check(images, top, left, flip, pad)
     like = images.new_empty(images.shape[:1], dtype=torch.float32)
     if images.numel() and backend_for(like) == "cpp":
-        return cpp.forward(images, top, left, flip, pad)
+        return cpp.forward(images, top, left, flip, pad, threads or torch.get_num_threads())
     return crop_flip_reference(images, top, left, flip, pad)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels import _native
 
 
-def forward(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
+def forward(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int, threads: int) -> Tensor:
     batch, height, width, _ = images.shape
     out = torch.empty(images.shape)
     op = _native.CropFlip(
@@ -17,7 +17,7 @@ def forward(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -
         top=top.data_ptr(),
         left=left.data_ptr(),
         flip=flip.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=threads,
     )
     _native.crop_flip_forward(op, images.data_ptr(), out.data_ptr())
     return out

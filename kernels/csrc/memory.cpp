@@ -1,8 +1,10 @@
 #include "memory.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>  // defines __GLIBC__
+#include <thread>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -25,13 +27,17 @@ bool retain_freed_memory() {
 
 namespace {
 
+// What processors of this number may hope for: a virtual machine of a few is told of its host's whole cache, most of
+// which holds what is others'.
+std::int64_t most_kib() { return std::max(1u, std::thread::hardware_concurrency()) * (std::int64_t{32} << 10); }
+
 std::int64_t shared_cache_bytes() {
     long kib = 0;  // sysconf counts the caches of all core complexes as one
     if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
         if (std::fscanf(file, "%ldK", &kib) != 1) kib = 0;
         std::fclose(file);
     }
-    return std::int64_t{kib > 0 ? kib : 32 << 10} << 10;
+    return std::min(std::int64_t{kib > 0 ? kib : 32 << 10}, most_kib()) << 10;
 }
 
 std::atomic<std::int64_t>& cache_bytes() {
@@ -44,5 +50,7 @@ std::atomic<std::int64_t>& cache_bytes() {
 std::int64_t last_level_cache_bytes() { return cache_bytes(); }
 
 void set_last_level_cache_bytes(std::int64_t bytes) { cache_bytes() = bytes; }
+
+bool outgrows_caches(std::int64_t bytes) { return 2 * bytes > last_level_cache_bytes(); }
 
 }  // namespace kernels

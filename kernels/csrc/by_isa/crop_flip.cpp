@@ -1,6 +1,8 @@
 #include "crop_flip.hpp"
 
+#include "memory.hpp"
 #include "scratch.hpp"
+#include "simd.hpp"
 
 namespace kernels::KERNELS_ISA {
 
@@ -24,6 +26,20 @@ void scale(const uint8_t* from, int64_t count, float* to) {
     for (int64_t i = 0; i < count; ++i) to[i] = from[i] * kScale;
 }
 
+using Scale = void(const uint8_t* from, int64_t count, float* to);
+
+// `to` aligned as a vector.
+void scale_past_caches(const uint8_t* from, int64_t count, float* to) {
+    constexpr int64_t kBlock = kLanes == 4 ? 16 : kLanes;  // compilers convert other numbers of bytes in many more moves
+    int64_t i = 0;
+    for (; i + kBlock <= count; i += kBlock) {
+        float block[kBlock];
+        scale(from + i, kBlock, block);
+        for (int64_t lane = 0; lane < kBlock; lane += kLanes) stream(to + i + lane, load(block + lane));
+    }
+    scale(from + i, count - i, to + i);
+}
+
 // Writes one byte more than the pixels have, their neighbour's: four bytes are moved at once.
 void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
     __builtin_memcpy(to, from + (pixels - 1) * kChannels, kChannels);
@@ -32,20 +48,25 @@ void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
     }
 }
 
-// The window's row `y` of one image; `seen` has room for its bytes and one more.
-void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, uint8_t* seen, float* out) {
+// The window's row `y` of one image; `seen` has room for it and one byte more.
+void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, uint8_t* seen) {
     const int64_t row = y + op.top[image] - op.pad, shift = op.left[image] - op.pad;
     const int64_t first = min(op.width, max(0, -shift));  // of the window's pixels that see the image
     const int64_t last = max(first, min(op.width, op.width - shift));
-    const bool black = row < 0 || row >= op.height || first == last, flip = op.flip[image] != 0;
-    const int64_t pixels = black ? 0 : last - first, before = flip ? op.width - last : first;
-    if (!black) {
-        const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;
-        flip ? mirror(from, pixels, seen + before * kChannels) : copy(from, pixels, seen + before * kChannels);
-    }
+    if (row < 0 || row >= op.height || first == last) return blacken(seen, op.width);
+    const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;
+    const bool flip = op.flip[image] != 0;
+    const int64_t before = flip ? op.width - last : first, after = op.width - before - (last - first);
     blacken(seen, before);
-    blacken(seen + (before + pixels) * kChannels, op.width - before - pixels);
-    scale(seen, op.width * kChannels, out);
+    (flip ? mirror : copy)(from, last - first, seen + before * kChannels);
+    blacken(seen + (op.width - after) * kChannels, after);
+}
+
+// Whether the rows go past the caches: there are too many to be there still when they are read.
+bool streamed(const float* out, const CropFlip& op) {
+    const int64_t row = op.width * kChannels, bytes = op.batch * op.height * row * static_cast<int64_t>(sizeof(float));
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % sizeof(F32) == 0 && row % kLanes == 0;
+    return aligned && outgrows_caches(bytes);
 }
 
 }  // namespace
@@ -53,13 +74,16 @@ void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* image
 void crop_flip_forward(const CropFlip& op, const uint8_t* images, float* out) {
     const int64_t rows = op.batch * op.height, elements = op.width * kChannels;
     const int threads = static_cast<int>(max(1, min(op.threads, rows * elements / kBytesPerThread)));
+    Scale* const into = streamed(out, op) ? scale_past_caches : scale;
 #pragma omp parallel num_threads(threads)
     {
         Scratch<uint8_t> seen(elements + 1);
 #pragma omp for schedule(static)
         for (int64_t at = 0; at < rows; ++at) {
-            crop_row(op, at / op.height, at % op.height, images, seen.data, out + at * elements);
+            crop_row(op, at / op.height, at % op.height, images, seen.data);
+            into(seen.data, elements, out + at * elements);
         }
+        end_stream();
     }
 }
 

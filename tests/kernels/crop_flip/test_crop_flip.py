@@ -12,7 +12,7 @@ from kernels.backend import use_backend
 from kernels.crop_flip import crop_flip
 
 BACKENDS = [*(f"cpp-{isa}" for isa in _native.isas()), "torch"]
-SIZES = [(1, 1), (7, 13), (33, 5), (3, 2), (160, 97)]
+SIZES = [(1, 1), (7, 13), (33, 5), (3, 2), (5, 80), (160, 97)]
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
@@ -43,8 +43,17 @@ def by_pixel(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) 
     return out
 
 
+@pytest.fixture(params=["through the caches", "past them"])
+def _caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _native.last_level_cache_bytes()
+    _native.set_last_level_cache_bytes(0 if request.param == "past them" else before)
+    yield
+    _native.set_last_level_cache_bytes(before)
+
+
+@pytest.mark.usefixtures("_caches")
 @pytest.mark.parametrize("pad", [0, 4])
-@pytest.mark.parametrize("size", SIZES[:4])
+@pytest.mark.parametrize("size", SIZES[:-1])
 def test_every_pixel(size: tuple[int, int], pad: int) -> None:
     """A padding above the size leaves windows that see nothing of their image."""
     given = draw(12, size, pad)
@@ -56,10 +65,12 @@ def test_every_pixel(size: tuple[int, int], pad: int) -> None:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("corner", [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)])
 def test_the_corners_of_the_offsets_in_threads(corner: tuple[int, int], flip: bool) -> None:
-    images, *_ = draw(4, SIZES[4], 4)
+    images, *_ = draw(4, SIZES[-1], 4)
     top, left = (torch.full((4,), offset) for offset in corner)
     given = images, top, left, torch.full((4,), flip)
-    assert np.array_equal(crop_flip(*given, pad=4).numpy(), by_pixel(*given, 4))
+    expected = by_pixel(*given, 4)
+    for threads in (None, 1, 2):
+        assert np.array_equal(crop_flip(*given, pad=4, threads=threads).numpy(), expected)
 
 
 def test_offsets_may_be_strided() -> None:

@@ -43,7 +43,7 @@ template <typename T>
 Output<T> output(T* to, const BnStats& op, int64_t granule) {
     const int64_t bytes = op.batch * op.channels * op.spatial * static_cast<int64_t>(sizeof(T));
     const bool aligned = reinterpret_cast<std::uintptr_t>(to) % (kLanes * sizeof(T)) == 0 && granule % kLanes == 0;
-    return {to, aligned && 2 * bytes > last_level_cache_bytes()};
+    return {to, aligned && outgrows_caches(bytes)};
 }
 
 template <typename T>
