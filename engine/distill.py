@@ -18,6 +18,11 @@ from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, check
 from engine.short_flags import add_short_flags
 
+NOT_TAKEN = ("compute", "tensorrt", "feed")
+"""Sections of a bank's recipe that this command settles for itself."""
+OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
+"""What of a bank's recipe has no say once the images are there."""
+
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.distill", description=__doc__, exit_on_error=False)
@@ -69,14 +74,29 @@ def _urls(arguments: Sequence[str]) -> list[str]:
 
 
 def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, Any] | None:
-    """That of the first bank, but for what the machine decides; None where another one is named."""
+    """That of the first bank, but for what is not taken; None where another one is named.
+
+    Raises UserError for a bank that was merged from banks of recipes that would train differently.
+    """
     if not urls or any(argument.partition("=")[0] == "--recipe" for argument in arguments):
         return None
+    from engine.bank.merged_recipe import recipes_of
     from engine.bank.reader import BankReader
+    from engine.bank.settings import first_difference
 
-    of_machine = ("compute", "tensorrt", "feed")
-    recipe = BankReader.open(urls[0]).header.recipe
-    return {name: value for name, value in recipe.items() if name not in of_machine}
+    recipe, *others = recipes_of(BankReader.open(urls[0]).header.recipe)
+    for other in others:
+        if difference := first_difference(_of_training(recipe), _of_training(other)):
+            raise UserError(
+                f"--bank {urls[0]} was merged from banks of several recipes ({difference});"
+                " give the one to train by with --recipe"
+            )
+    return {name: value for name, value in recipe.items() if name not in NOT_TAKEN}
+
+
+def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a bank's recipe decides of a student that is trained on the bank."""
+    return {name: value for name, value in recipe.items() if name not in (*NOT_TAKEN, *OF_IMAGES)}
 
 
 def _shares(given: str | None, banks: int) -> list[float] | None:

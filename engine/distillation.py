@@ -22,7 +22,7 @@ from engine.ranks import from_main, leave
 from engine.recipe import Recipe
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
-from engine.run_folder import CHECKPOINTS, SCALARS, commit_config, save_student
+from engine.run_folder import CHECKPOINTS, SCALARS, alone, commit_config, save_student
 from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
 
@@ -47,17 +47,22 @@ def distill(
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
     progress.say(_headline(recipe, accelerator))
-    if accelerator.is_main_process:
+    is_main = accelerator.is_main_process
+    if is_main:
         check_test_set(recipe.evaluate)
-    state = from_main(accelerator, lambda: checkpoint.load(out / CHECKPOINTS) if resume else None)
-    if state is not None:
-        start -= state["wall_seconds"]
-        progress.seconds.update(state["seconds"])
-    banks = _open(urls, recipe, state, shares, accelerator)
-    pair = assemble_pair(recipe, accelerator, progress.say)
-    commits = scalars = None
     with ExitStack() as stack:
-        if accelerator.is_main_process:
+        if is_main and resume:
+            stack.enter_context(alone(out, resume=True))
+        state = from_main(accelerator, lambda: checkpoint.load(out / CHECKPOINTS) if resume else None)
+        if state is not None:
+            start -= state["wall_seconds"]
+            progress.seconds.update(state["seconds"])
+        banks = _open(urls, recipe, state, shares, accelerator)
+        pair = assemble_pair(recipe, accelerator, progress.say)
+        commits = scalars = None
+        if is_main:
+            if not resume:  # a folder is made once everything has loaded
+                stack.enter_context(alone(out, resume=False))
             commit_config(out, recipe)
             scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
@@ -66,13 +71,13 @@ def distill(
         codec = banks[0].header.codec
         training = StudentTraining(recipe, pair, accelerator, progress, scalars, codec=codec, shares=shares)
         _train(stack.enter_context(training), banks, recipe.schedule, state, commits)
-    leave()
-    if not accelerator.is_main_process:
-        return None
-    save_student(out, pair.student.network)
-    summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
-    summary.write(out)
-    return summary
+        leave()
+        if not is_main:
+            return None
+        save_student(out, pair.student.network)
+        summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
+        summary.write(out)
+        return summary
 
 
 def _headline(recipe: Recipe, accelerator: Accelerator) -> str:

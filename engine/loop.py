@@ -26,7 +26,7 @@ from engine.recipe import Recipe
 from engine.report.examples import Examples
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
-from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, commit_config, save_student
+from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
 from engine.schedule import Synthesis, Training
 from engine.stages.kd_loss import kl_adversarial
 from engine.stages.rotation import RotationAdversary
@@ -46,16 +46,20 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
     check_test_set(recipe.evaluate)
     parts = assemble(recipe, accelerator, progress.say)
-    header = bank_header(recipe)
-    commit_config(out, recipe)
+    header, url = bank_header(recipe), str(out / BANK)
     with ExitStack() as stack:
+        stack.enter_context(alone(out, resume=resume))
+        state = checkpoint.load(out / CHECKPOINTS)
+        trained = {} if state is None else state["shards"]
+        commit_config(out, recipe)
+        bank = stack.enter_context(
+            BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)
+        )
         scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
-        url = str(out / BANK)
-        bank = stack.enter_context(BankWriter.open(url, header, resume=resume, say=progress.say))
         reader = BankReader.open(url, verify=False)  # what it reads, the writer wrote or verified
+        require_snapshot(reader, url, trained)
         loop = stack.enter_context(Loop(recipe, parts, accelerator, progress, scalars, bank, reader))
-        if resume:
-            loop.restore(out / CHECKPOINTS)
+        loop.restore(state)
         earlier = loop.wall_seconds
         loop.announce()
         while (work := recipe.schedule.next(loop.batches, loop.training.step)) is not None:
@@ -65,7 +69,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         save_student(out, parts.student.network)
         loop.examples.save(out / VARIATIONS, recipe.class_names)
         summary = summarize(recipe, parts, parts.clip, [reader], accelerator, progress, start - earlier)
-    summary.write(out)
+        summary.write(out)
     return summary
 
 
@@ -184,18 +188,13 @@ class Loop:
         }
         checkpoint.save(folder, state)
 
-    def restore(self, folder: Path) -> None:
-        """Back to the last commit in `folder`; the beginning where there is none.
-
-        Raises UserError for a checkpoint that is altered and for a bank that it was not made with.
-        """
-        state = checkpoint.load(folder)
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Back to what `save` committed; to the beginning where that is nothing."""
         done = 0 if state is None else state["batches"]
         self.bank.keep_below(done)
         self.reader.refresh()
         if state is None:
             return
-        require_snapshot(self.reader, str(folder.parent / BANK), state["shards"])
         for batch in range(done):
             self._feed(batch)
         self.training.load_state_dict(state["training"])

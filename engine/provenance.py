@@ -21,6 +21,7 @@ DECIDING_COMPUTE = (
     "precision",
     "runtime",
     "runtime_precision",
+    "onnx_provider",
     "threads",
     "overlap",
     "kernels",

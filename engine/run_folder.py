@@ -1,10 +1,13 @@
 """The folder that a run leaves, and the check that a command may go on in one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.recipe import CONFIG, Recipe, differences, load_recipe, to_yaml
+from export.locks import exclusive_if_free
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,6 +17,7 @@ CHECKPOINTS = "checkpoints"
 SCALARS = "tb"
 STUDENT = "student.safetensors"
 VARIATIONS = "variations.png"
+LOCK = ".lock"
 
 OF_MACHINE = ("compute.", "tensorrt.", "feed.kind:", "feed.threads:")
 """How the settings begin that say where and how to compute, not what."""
@@ -29,10 +33,7 @@ def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] =
     config = folder / CONFIG
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
-    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if used and not resume:
-        raise UserError(f"--out {folder} is not empty; continue that run with --resume or give another --out")
-    if not used:
+    if not _is_used(folder, resume=resume):
         return
     if not config.exists():
         raise UserError(
@@ -45,6 +46,30 @@ def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] =
             f"--resume: this command differs from {config} in {difference};"
             " repeat the first command's settings or give another --out"
         )
+
+
+@contextmanager
+def alone(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Keeps other processes out of `folder`, which is made, until the context ends.
+
+    Raises UserError where one is at work in it or, without `resume`, has been since `check`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_if_free(folder / LOCK) as free:
+        if not free:
+            raise UserError(
+                f"--out {folder} is in use by another process; wait for its end or give another --out"
+            )
+        _is_used(folder, resume=resume)
+        yield
+
+
+def _is_used(folder: Path, *, resume: bool) -> bool:
+    """Raises UserError where it is, and no run is to be continued."""
+    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if used and not resume:
+        raise UserError(f"--out {folder} is not empty; continue that run with --resume or give another --out")
+    return used
 
 
 def commit_config(folder: Path, recipe: Recipe) -> None:

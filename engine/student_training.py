@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.assembly import Pair
+from engine.bank.config import Codec
 from engine.bank.rows import Spans
 from engine.feed.index import Index
 from engine.feed.opening import open_feed
@@ -34,7 +35,7 @@ class StudentTraining:
         progress: Progress,
         scalars: SummaryWriter | None,
         *,
-        codec: str,
+        codec: Codec,
         shares: Sequence[float] | None = None,
     ) -> None:
         """`scalars` gets the logged means; `codec` of the banks; `shares` of each batch from each bank,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.feed.shard import encoded, write_shard
+from engine.bank.config import Codec
 from engine.feed.index import Index
 
 CLASSES = 10
@@ -21,7 +22,7 @@ class Workload:
     name: str
     side: int
     images: int
-    codec: str
+    codec: Codec
     files: str
 
 

@@ -79,7 +79,7 @@ def _pil_decoder(codec: Codec, size: tuple[int, int]) -> Callable[[bytes], Image
             with Image.open(io.BytesIO(data), formats=[codec]) as image:
                 if image.size == size[::-1] and image.mode == "RGB":
                     return np.asarray(image)
-        except (OSError, SyntaxError) as error:  # PIL raises both on damaged files
+        except Exception as error:  # on damaged and hostile files PIL raises a dozen kinds
             raise ValueError(f"cannot be decoded ({error})") from None
         raise ValueError(f"is no RGB image of {size[0]} x {size[1]}")
 

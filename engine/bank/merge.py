@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
 from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
+from engine.bank.merged_recipe import by_bank, merged_recipe
 from engine.bank.names import shard_files, shard_name
 from engine.bank.reader import read_manifest
 from engine.bank.storage import Storage, open_storage
@@ -59,17 +59,19 @@ def _require_common(first: str, expected: Header, url: str, header: Header) -> N
 
 
 def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Iterator[Source]:
+    """Shards differ by their images; those without any, whose tars are all the same, by their rows."""
     seen = set()
     for storage, manifest in zip(storages, manifests, strict=True):
         header = manifest.header
         for number, entry in manifest.shards.items():
-            tar = entry.files[shard_files(number)[0]].sha256
-            if tar not in seen:
+            tar, _, rows, _ = shard_files(number)
+            identity = entry.files[tar if entry.images else rows].sha256
+            if identity not in seen:
                 origin = entry.origin or Origin(
                     settings_sha256=header.settings_sha256, seed=header.recipe.get("seed"), number=number
                 )
                 yield Source(storage, number, entry, origin)
-            seen.add(tar)
+            seen.add(identity)
 
 
 def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
@@ -77,21 +79,14 @@ def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
     first = manifests[0].header
     files = [[one.sha256 for one in source.entry.files.values()] for source in sources]
     return Header(
-        recipe={"merged": _by_bank([manifest.header.recipe for manifest in manifests])},
+        recipe=merged_recipe([manifest.header.recipe for manifest in manifests]),
         settings_sha256=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         class_names=first.class_names,
         image_size=first.image_size,
         codec=first.codec,
         quality=first.quality,
-        facts=_by_bank([manifest.header.facts for manifest in manifests]),
+        facts=by_bank([manifest.header.facts for manifest in manifests]),
     )
-
-
-def _by_bank(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One where all are equal."""
-    if all(value == values[0] for value in values):
-        return values[0]
-    return {f"bank {place}": value for place, value in enumerate(values, 1)}
 
 
 def _contents(source: Source) -> list[bytes]:
@@ -115,5 +110,5 @@ def _contents(source: Source) -> list[bytes]:
 def _bad_shard(source: Source, what: str) -> UserError:
     return UserError(
         f"{source.storage.url}: shard {shard_name(source.number)}: {what};"
-        " the command that made the bank with --resume makes it anew"
+        " restore the file from a copy; engine.generate --resume mends a bank that it made, too"
     )

@@ -143,7 +143,7 @@ class BankReader:
         return UserError(
             f"{url}: shard {shard_name(number)}: {what};"
             f" python -m engine.bank verify {url} names every bad shard;"
-            " the command that made it with --resume makes it anew"
+            " restore the file from a copy; engine.generate --resume mends a bank that it made, too"
         )
 
 

@@ -1,6 +1,6 @@
 """Writes a bank shard by shard: a shard is in it whole or not at all, however the process ends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -32,10 +32,20 @@ class BankWriter:
         self._claim = claim
 
     @classmethod
-    def open(cls, url: str, header: Header, *, resume: bool, say: Callable[[str], None]) -> "BankWriter":
-        """Starts the bank at `url`, or continues it with `resume`; `say` gets a line for each bad shard.
+    def open(
+        cls,
+        url: str,
+        header: Header,
+        *,
+        resume: bool,
+        say: Callable[[str], None],
+        irreplaceable: Collection[int] = (),
+    ) -> "BankWriter":
+        """Starts the bank at `url`, or continues it with `resume`.
 
-        Raises UserError for a folder that is in use, not empty, not a bank, or a bank of another recipe.
+        A bad shard goes out of the bank, to be made again, and `say` gets a line; but where one of the
+        `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
+        folder that is in use, not empty, not a bank, or a bank of another recipe.
         """
         storage = open_storage(url)
         with ExitStack() as claim:
@@ -44,7 +54,7 @@ class BankWriter:
                     f"{url} is being written by another process; wait for it or give another bank"
                 )
             writer = cls(storage, header, claim)
-            writer._start(resume, say)
+            writer._start(resume, say, irreplaceable)
             writer._claim = claim.pop_all()
         return writer
 
@@ -125,7 +135,7 @@ class BankWriter:
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))
 
-    def _start(self, resume: bool, say: Callable[[str], None]) -> None:
+    def _start(self, resume: bool, say: Callable[[str], None], irreplaceable: Collection[int]) -> None:
         url = self._storage.url
         used = _used(self._storage)
         stored = self._ledger.read() if resume or not used else None
@@ -133,20 +143,27 @@ class BankWriter:
             raise _not_empty(url)
         if used and stored is None:
             raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
-        self._replace(self._manifest if stored is None else self._continued(stored, say))
+        manifest = self._manifest if stored is None else stored
+        require_same_settings(url, manifest.header, self._manifest.header)
+        self._replace(self._without_bad_shards(manifest, say, irreplaceable))
         self._remove_leftovers()
 
-    def _continued(self, stored: Manifest, say: Callable[[str], None]) -> Manifest:
-        """With the shards that are whole."""
-        require_same_settings(self._storage.url, stored.header, self._manifest.header)
-        sound = {}
-        for number, entry in stored.shards.items():
-            damage = self._damage(entry)
-            if damage is None:
-                sound[number] = entry
-            else:
-                say(f"{self._storage.url}: shard {shard_name(number)} will be made again: {damage}")
-        return replace(stored, shards=sound, writer=self._storage.token)
+    def _without_bad_shards(
+        self, manifest: Manifest, say: Callable[[str], None], irreplaceable: Collection[int]
+    ) -> Manifest:
+        url = self._storage.url
+        damages = {number: self._damage(entry) for number, entry in manifest.shards.items()}
+        for number in irreplaceable:
+            if damage := damages.get(number, f"is not in {MANIFEST}"):
+                raise UserError(
+                    f"{url}: shard {shard_name(number)}: {damage}; a student was trained on this shard, so it"
+                    " is not made again: restore the file from a copy, then repeat the command"
+                )
+        for number, damage in damages.items():
+            if damage:
+                say(f"{url}: shard {shard_name(number)} will be made again: {damage}")
+        sound = {number: entry for number, entry in manifest.shards.items() if not damages[number]}
+        return replace(manifest, shards=sound, writer=self._storage.token)
 
     def _add(self, entries: Mapping[int, ShardEntry]) -> None:
         self._replace(replace(self._manifest, shards={**self.committed, **entries}))

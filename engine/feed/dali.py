@@ -17,7 +17,7 @@ from engine.feed.dali_pipeline import DaliPipeline
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.index import Index
 from engine.feed.order import Draw, Order
-from engine.feed.tars import Bytes, Tars
+from engine.feed.tars import Bytes, Tars, damaged
 
 _AHEAD = 2
 """Batches that DALI works on while one is used."""
@@ -47,7 +47,8 @@ class DaliFeed(Feed):
     ) -> None:
         super().__init__(index, device)
         self._config, self._codec, self._image_size = config, codec, image_size
-        self._batch_size, self._tars = batch_size, Tars(index)
+        self._batch_size, self._tars = batch_size, Tars()
+        self._wanted = "x".join(map(str, image_size))
         self._cropping = max(1, config.threads // _DECODING_TO_CROPPING)
         self._pipeline = self._new_pipeline()
         self._waiting: deque[_Submitted] = deque()
@@ -86,8 +87,8 @@ class DaliFeed(Feed):
                 self._receive()
 
     def _submit(self, draw: Draw) -> None:
-        raw = self._codec == "raw"
-        images = self._tars.raw(draw.rows, self._image_size) if raw else self._tars.encoded(draw.rows)
+        spots, raw = self.index.spots(draw.rows), self._codec == "raw"
+        images = self._tars.raw(spots, self._image_size) if raw else self._tars.encoded(spots)
         self._pipeline.submit(images, draw)
         self._waiting.append(_Submitted(draw, images))
 
@@ -95,8 +96,9 @@ class DaliFeed(Feed):
         images, shapes = self._received()
         draw = self._waiting.popleft().draw
         if shapes is not None:
-            for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)):
-                self._tars.require_size(draw.rows[place], tuple(shapes[place, :2]), self._image_size)
+            for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)).tolist():
+                size = "x".join(map(str, shapes[place, :2]))
+                raise self._damaged(draw, place, f"it is {size}, not {self._wanted}")
         assert images is not None, "images of one size make a tensor"
         seen = images if self._pipeline.crops else cropped(images, draw, threads=self._cropping)
         return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw)
@@ -110,7 +112,6 @@ class DaliFeed(Feed):
 
     def _undecodable(self, reason: str) -> UserError:
         """The error for an image that DALI does not name: a new pipeline is asked about one after another."""
-        height, width = self._image_size
         waiting = list(self._waiting)
         self._waiting.clear()
         self._reopen()
@@ -122,8 +123,11 @@ class DaliFeed(Feed):
                     self._pipeline.receive()
                 except RuntimeError:
                     self._reopen()
-                    return self._tars.damaged(draw.rows[place], f"it does not decode to {height}x{width}")
+                    return self._damaged(draw, place, f"it does not decode to {self._wanted}")
         raise RuntimeError(reason)
+
+    def _damaged(self, draw: Draw, place: int, reason: str) -> UserError:
+        return damaged(self.index.spots(draw.rows), place, reason)
 
     def _stop(self) -> None:
         if self._running is not None:

@@ -22,14 +22,16 @@ class Shard(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """Where images lie; int64 [N]."""
+    """Where N images lie, for whoever has no index."""
 
-    shards: Int
-    """Numbers of the shards, in order of their addition."""
+    paths: list[str]
+    """Of their tars."""
+    keys: Int
+    """[N], unique in their tars."""
     offsets: Int
-    """Of the encoded image's first byte in its tar."""
+    """[N], of the encoded image's first byte in its tar."""
     sizes: Int
-    """Bytes of the encoded image."""
+    """[N], bytes of the encoded image."""
 
 
 class Index:
@@ -95,9 +97,10 @@ class Index:
 
     def spots(self, rows: Int) -> Spots:
         """Where the images of the rows lie."""
+        paths = [self.shards[number].path for number in self.shard_numbers(rows).tolist()]
         offsets = self._blocks.values[rows].astype(np.int64) * _BLOCK
         sizes = np.full(len(rows), self._size) if self._sizes is None else self._sizes.values[rows]
-        return Spots(self.shard_numbers(rows), offsets, sizes.astype(np.int64))
+        return Spots(paths, self.keys(rows), offsets, sizes.astype(np.int64))
 
     def rows_of(self, bank: int | None, count: int) -> Runs:
         """Those of a bank, or of all where None, among the first `count` rows."""

@@ -1,5 +1,9 @@
-"""The feed by torch's DataLoader: Pillow decodes, in worker processes unless there is nothing to decode."""
+"""The feed by torch's DataLoader: Pillow decodes, in worker processes unless there is nothing to decode.
 
+One loader serves for the feed's life, as its workers know no bank: each task says where its images lie.
+"""
+
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -8,15 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from engine.bank.codecs import decoder
+from engine.bank.config import Codec
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
-from engine.feed.decoding import decoded
 from engine.feed.feed import DTYPES, Feed
-from engine.feed.index import Index, Int
+from engine.feed.index import Index, Spots
 from engine.feed.order import Draw, Order
-from engine.feed.tars import Bytes, Tars
+from engine.feed.tars import Bytes, Tars, damaged
+
+
+class _Task(NamedTuple):
+    draw: Draw
+    spots: Spots
 
 
 class _Decoded(NamedTuple):
@@ -32,16 +42,31 @@ class TorchFeed(Feed):
         config: FeedConfig,
         index: Index,
         *,
-        codec: str,
+        codec: Codec,
         image_size: tuple[int, int],
         device: torch.device,
     ) -> None:
         super().__init__(index, device)
         self._dtype = DTYPES[config.dtype]
-        self._tars = Tars(index)
+        self._tars, self._tasks = Tars(), _Tasks(index)
         self._decoding = _Decoding(self._tars, codec, image_size)
         self._workers = 0 if codec == "raw" else config.threads
+        self._loader = self._new_loader()
         self._running: Generator[FeedBatch] | None = None
+
+    def _new_loader(self) -> DataLoader[Any]:
+        """Its workers begin with its first batch, and end with it."""
+        return DataLoader(
+            self._decoding,
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            worker_init_fn=_end_with_parent,
+            collate_fn=_unchanged,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else each epoch takes a number from torch's own
+        )
 
     def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
@@ -49,15 +74,8 @@ class TorchFeed(Feed):
         return self._running
 
     def _run(self, draws: Iterator[Draw]) -> Generator[FeedBatch]:
-        loader = DataLoader(
-            self._decoding,
-            batch_size=None,
-            sampler=draws,
-            num_workers=self._workers,
-            collate_fn=_unchanged,
-            pin_memory=self.device.type == "cuda",
-        )
-        for batch in loader:
+        self._tasks.draws = draws
+        for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
             images = cropped(batch.images.to(self.device, non_blocking=True), batch.draw)
@@ -65,6 +83,7 @@ class TorchFeed(Feed):
 
     def close(self) -> None:
         self._stop()
+        self._loader = self._new_loader()
         self._tars.close()
 
     def _stop(self) -> None:
@@ -72,33 +91,48 @@ class TorchFeed(Feed):
             self._running.close()
 
 
+class _Tasks:
+    """The draws of one call of `batches` after that of another, with where their images lie."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.draws: Iterator[Draw] = iter(())
+
+    def __iter__(self) -> Iterator[_Task]:
+        return (_Task(draw, self._index.spots(draw.rows)) for draw in self.draws)
+
+
 class _Decoding(Dataset[_Decoded | UserError]):
     """A draw's images, decoded. A worker's UserError is given, not raised: torch would write a page on it."""
 
-    def __init__(self, tars: Tars, codec: str, image_size: tuple[int, int]) -> None:
+    def __init__(self, tars: Tars, codec: Codec, image_size: tuple[int, int]) -> None:
         self._tars, self._codec, self._image_size = tars, codec, image_size
+        self._decode = decoder(codec, image_size)
 
-    def __getitem__(self, draw: Draw) -> _Decoded | UserError:
+    def __getitem__(self, task: _Task) -> _Decoded | UserError:
         try:
-            images = self._images(draw.rows)
+            images = self._images(task.spots)
         except UserError as error:
             return error
-        return _Decoded(torch.from_numpy(images), draw)
+        return _Decoded(torch.from_numpy(images), task.draw)
 
-    def _images(self, rows: Int) -> Bytes:
+    def _images(self, spots: Spots) -> Bytes:
         """uint8 [B, H, W, 3]."""
         if self._codec == "raw":
-            return self._tars.raw(rows, self._image_size)
-        files = self._tars.encoded(rows)
-        return np.stack([self._decoded(row, file) for row, file in zip(rows, files, strict=True)])
+            return self._tars.raw(spots, self._image_size)
+        files = enumerate(self._tars.encoded(spots))
+        return np.stack([self._decoded(spots, place, file) for place, file in files])
 
-    def _decoded(self, row: int, file: Bytes) -> Bytes:
+    def _decoded(self, spots: Spots, place: int, file: Bytes) -> Bytes:
         try:
-            image = decoded(file)
-        except OSError as error:
-            raise self._tars.damaged(row, str(error)) from None
-        self._tars.require_size(row, image.shape[:2], self._image_size)
-        return image
+            return self._decode(file.tobytes())
+        except ValueError as error:
+            raise damaged(spots, place, f"it {error}") from None
+
+
+def _end_with_parent(_: int) -> None:
+    """At once, even where that is killed: a worker holds the locks that it was forked with."""
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 def _unchanged(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import torch
 
+from engine.bank.config import Codec
 from engine.feed.config import FeedConfig, settled
 from engine.feed.dali import DaliFeed
 from engine.feed.feed import Feed
@@ -13,7 +14,7 @@ def open_feed(
     config: FeedConfig,
     index: Index,
     *,
-    codec: str,
+    codec: Codec,
     image_size: tuple[int, int],
     batch_size: int,
     device: torch.device,

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from engine import checkpoint
+from engine.bank.__main__ import command as look_after
 from engine.cli import main
 from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate
+from engine.run_folder import alone
 from tests.tiny_recipe import write_recipe
 
 STUDENT = "student.safetensors"
@@ -114,6 +116,21 @@ def test_a_run_goes_on_with_the_shards_it_was_begun_with(
     assert json.loads((out / "summary.json").read_text())["images_synthesized"] == 2 * 6
 
 
+def test_a_run_is_continued_by_one_process_at_a_time(
+    finished: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = finished / "checkpoints/state.pt"
+    before = state.stat().st_mtime_ns
+    with alone(finished, resume=True):
+        assert distill([banks[0]], finished, "--resume") == 2
+    assert f"--out {finished} is in use by another process" in capsys.readouterr().err
+    assert state.stat().st_mtime_ns == before
+    with alone(tmp_path, resume=False):
+        assert distill([banks[0]], tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert distill([banks[0]], tmp_path) == 0
+
+
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -127,6 +144,33 @@ def test_banks_are_mixed_by_their_shares(finished: Path, banks: tuple[Path, Path
     assert len(students) == 4
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images_synthesized"] == 4 * 6
+
+
+def test_a_merged_bank_has_the_recipe_of_its_banks(
+    recipe: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their images may come of other seeds and settings; also where merged banks were merged."""
+    third, all_but_one, merged = (str(tmp_path / name) for name in ("third", "all but one", "merged"))
+    other = ["--filter.quantile", "0.4"]
+    assert main(generate, ["--recipe", str(recipe), "--out", third, *other]) == 0
+    assert main(look_after, ["merge", str(banks[0]), str(banks[1]), "--out", all_but_one]) == 0
+    assert main(look_after, ["merge", all_but_one, third, "--out", merged]) == 0
+    assert distill([Path(merged)], tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["recipe"], summary["images_synthesized"]) == ("tiny", 5 * 6)
+    again = tmp_path / "again"
+    assert distill([Path(merged)], again, "--recipe", str(recipe)) == 0
+    assert student(again) == student(tmp_path / "out")
+
+    fourth = str(tmp_path / "fourth")
+    assert main(generate, ["--recipe", str(recipe), "--out", fourth, "--distill.lr", "0.5"]) == 0
+    assert main(look_after, ["merge", merged, fourth, "--out", str(tmp_path / "mixed")]) == 0
+    capsys.readouterr()
+    assert distill([tmp_path / "mixed"], tmp_path / "none") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "merged from banks of several recipes (distill.lr: 0.02 -> 0.5)" in line
+    assert "--recipe" in line
+    assert distill([tmp_path / "mixed"], tmp_path / "by recipe", "--recipe", str(recipe)) == 0
 
 
 def damage(bank: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.torchrun import distill, losses, torchrun
+from engine import run_folder
 from engine.cli import main
 from engine.generate import command as generate
 from tests.smooth_student import INTERRUPT
@@ -98,6 +99,17 @@ def test_a_batch_that_does_not_divide_is_one_line(bank: str, tmp_path: Path) -> 
     assert "set it to a multiple of 2, such as 8" in ended.stderr
     assert "exitcode  : 2" in ended.stderr.partition("Root Cause")[2]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_ends_all_processes_with_one_line(bank: str, tmp_path: Path) -> None:
+    arguments = ["--bank", bank, "--out", str(tmp_path), "--compute.runtime", "torch", "--resume"]
+    with run_folder.alone(tmp_path, resume=True):
+        ended = torchrun("engine.distill", arguments, processes=2)
+    assert ended.returncode == 1
+    assert ended.stderr.count(f"error: --out {tmp_path} is in use by another process;") == 1
+    assert "exitcode  : 2" in ended.stderr.partition("Root Cause")[2]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

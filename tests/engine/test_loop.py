@@ -26,6 +26,7 @@ from engine.progress import Progress
 from engine.recipe import load_recipe
 from engine.report import summarize
 from engine.run import command
+from engine.run_folder import alone
 from engine.stages.distill import Distiller
 from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
@@ -92,6 +93,28 @@ def same_student(a: Path, b: Path) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+OFTEN = ("--schedule.checkpoint_steps", "2")
+
+
+def run_until(commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a run that is interrupted instead of a commit.
+
+    Its commits: a checkpoint after each of 4 batches and after each 2 of 6 steps, in rounds of 3.
+    """
+    commit, commits = loop_module.checkpoint.save, 0
+
+    def last_commit(*state: Any) -> None:
+        nonlocal commits
+        if commits == commit_number:
+            raise KeyboardInterrupt
+        commits += 1
+        commit(*state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.checkpoint, "save", last_commit)
+        return main(command, ["--recipe", str(recipe), "--out", str(out), *OFTEN])
+
+
 @pytest.mark.parametrize("cut_after", [0, 1, 4, 7, 8])
 def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
     recipe: Path,
@@ -101,24 +124,11 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its commits: a checkpoint after each of 4 batches and after each 2 of 6 steps, in rounds of 3."""
     out = tmp_path / "cut"
-    commit, commits = loop_module.checkpoint.save, 0
-
-    def last_commit(*state: Any) -> None:
-        nonlocal commits
-        if commits == cut_after:
-            raise KeyboardInterrupt
-        commits += 1
-        commit(*state)
-
-    often = ("--schedule.checkpoint_steps", "2")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module.checkpoint, "save", last_commit)
-        if main(command, ["--recipe", str(recipe), "--out", str(out), *often]) == 0:
-            assert cut_after == 8, "all commits were made"
+    code = run_until(cut_after, recipe, out, monkeypatch)
+    assert code == (130 if cut_after < 8 else 0), "all commits were made"
     assert (f"--out {out} --resume" in capsys.readouterr().err) == (cut_after < 8)
-    resumed = run(recipe, out, "--resume", *often)
+    resumed = run(recipe, out, "--resume", *OFTEN)
     first = json.loads((finished / "summary.json").read_text())
     timed = {"seconds_by_stage", "wall_seconds", "images_per_second"}
     assert {k: v for k, v in resumed.items() if k not in timed} == {
@@ -126,6 +136,74 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
     }
     assert same_student(finished, out)
     assert {f.name for f in (out / "bank").iterdir()} == {f.name for f in (finished / "bank").iterdir()}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["00001.tar", "00001.parquet", "00001_stats.json"])
+def test_a_damaged_shard_that_was_trained_on_stays_until_it_is_restored(
+    name: str,
+    recipe: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert run_until(5, recipe, out, monkeypatch) == 130
+    flip(out / "bank" / name)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    arguments = ["--recipe", str(recipe), "--out", str(out), *OFTEN, "--resume"]
+    for _ in range(2):
+        assert main(command, arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"{out}/bank: shard 00001: {name} was altered" in line
+        assert "restore the file from a copy" in line
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    flip(out / "bank" / name)
+    run(recipe, out, "--resume", *OFTEN)
+    assert same_student(finished, out)
+
+
+def test_a_damaged_shard_that_no_checkpoint_names_is_made_again(
+    recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run_until(5, recipe, out, monkeypatch) == 130
+    flip(out / "bank/00003.tar")
+    run(recipe, out, "--resume", *OFTEN)
+    assert same_student(finished, out)
+    assert verify(str(out / "bank")) == []
+
+
+def test_a_run_is_continued_by_one_process_at_a_time(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "checkpoints/state.pt").stat().st_mtime_ns
+    with alone(finished, resume=True):
+        assert main(command, ["--recipe", str(recipe), "--out", str(finished), "--resume"]) == 2
+    assert f"--out {finished} is in use by another process" in capsys.readouterr().err
+    assert (finished / "checkpoints/state.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_that_another_began_meanwhile_is_left_alone(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, load = tmp_path / "out", loop_module.assemble
+
+    def load_slowly(*arguments: Any) -> Any:
+        out.mkdir()
+        (out / "config.yaml").write_text("of another run")
+        return load(*arguments)
+
+    monkeypatch.setattr(loop_module, "assemble", load_slowly)
+    assert main(command, ["--recipe", str(recipe), "--out", str(out)]) == 2
+    assert f"--out {out} is not empty" in capsys.readouterr().err
+    assert (out / "config.yaml").read_text() == "of another run"
 
 
 def test_another_micro_batch_gives_the_same_images_up_to_rounding(recipe: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.bank.codecs import encode
 from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.manifest import Manifest
@@ -13,6 +14,7 @@ from engine.bank.reader import BankReader
 from engine.bank.shard import shard_contents
 from engine.bank.verify import verify
 from engine.errors import UserError
+from tests.bomb import bomb
 from tests.engine.bank import tiny
 
 FILES = ("00001.tar", "00001.idx", "00001.parquet", "00001_stats.json")
@@ -157,6 +159,20 @@ def test_an_image_that_cannot_be_decoded_is_found(codec: Codec, tmp_path: Path) 
     problems = verify(str(tmp_path))
     assert [problem.file for problem in problems] == ["00001.tar"]
     assert f"{spans.keys[2]:012d}" in problems[0].what
+
+
+def test_a_small_file_of_a_huge_image_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bank that is sound in all else."""
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.bank.shard.encode", lambda *of: [bomb(), *encode(*of)[1:]])
+        tiny.write(tmp_path, [0], codec="png")
+    bank = BankReader.open(str(tmp_path))
+    key = bank.spans(0).keys[0]
+    (problem,) = verify(str(tmp_path))
+    assert str(problem).startswith(f"00000.tar has {key:012d}.png, which cannot be decoded (")
+    assert "400000000 pixels" in problem.what
+    with pytest.raises(UserError, match=rf"shard 00000: image {key} cannot be decoded .*400000000 pixels"):
+        bank.images(0, [0])
 
 
 @pytest.mark.parametrize("codec", tiny.CODECS)

@@ -39,6 +39,21 @@ def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
     assert np.array_equal(bank.images(3, range(10)), tiny.shard(7)[1])
 
 
+def test_shards_without_images_are_the_same_where_their_rows_are(tmp_path: Path) -> None:
+    """Their tars are all the same."""
+    for bank, numbers in (("one", [0, 1, 2]), ("two", [2, 3])):
+        with BankWriter.open(str(tmp_path / bank), tiny.header(), resume=False, say=print) as writer:
+            for number in numbers:
+                rows, images = tiny.shard(number)
+                writer.commit(number, replace(rows, kept=np.zeros(len(rows), bool)), images[:0])
+    out = str(tmp_path / "out")
+    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], out, resume=False, say=print)
+    assert [(it.rows, it.images) for it in merged.shards.values()] == [(12, 0)] * 4
+    bank = BankReader.open(out)
+    for number in range(4):
+        np.testing.assert_array_equal(bank.rows(number).keys, tiny.shard(number)[0].keys)
+
+
 def test_a_merged_bank_can_be_merged_and_keeps_the_first_origins(tmp_path: Path) -> None:
     sources = _sources(tmp_path)
     merge(sources[:1], str(tmp_path / "a"), resume=False, say=print)

@@ -26,6 +26,18 @@ def test_resume_of_nothing_begins(tmp_path: Path) -> None:
     assert verify(str(tmp_path)) == []
 
 
+def test_a_bank_without_an_irreplaceable_shard_is_left_alone(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "bank", [0, 1])
+    (tmp_path / "bank/00002.tar").write_text("of a manifest that is lost")
+    for folder, number in ((tmp_path / "bank", 2), (tmp_path / "nowhere", 0)):
+        before = tiny.contents(folder) if folder.exists() else {".lock": b""}
+        with pytest.raises(
+            UserError, match=rf"{folder}: shard 0000{number}: is not in manifest\.json; .*restore"
+        ):
+            BankWriter.open(str(folder), tiny.header(), resume=True, say=pytest.fail, irreplaceable=[0, 2])
+        assert tiny.contents(folder) == before
+
+
 def test_a_foreign_folder_and_a_file_are_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
     with pytest.raises(UserError, match=r"has no manifest\.json"):

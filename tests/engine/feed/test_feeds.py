@@ -1,6 +1,9 @@
 """Both kinds of feed against the augmentation written out, pixel by pixel."""
 
 import gc
+import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.errors import UserError
 from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.opening import open_feed
 from engine.feed.order import Draw, Order
+from engine.run_folder import alone
 from engine.transforms import crop_flip
 from tests.engine.feed.spans import TinyBank
 
@@ -183,6 +188,64 @@ def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[None]:
 
     patch.setattr(owner, name, counting)
     return calls
+
+
+def test_growth_starts_no_new_workers(tmp_path: Path) -> None:
+    """Nor does an iterator that is left early, nor an error."""
+    bank = bank_of(tmp_path, "png")
+    with opened(bank, "torch") as feed:
+        workers = []
+        for first in range(0, 50, 5):
+            bank.add(10)
+            order = Order(bank.index, batch_size=8, seed=1, first_step=first)
+            next(feed.batches(order, first, first + 5))
+            given = feed.batches(order, first, first + 5)
+            for draw, batch in zip(order.draws(first, first + 5), given, strict=True):
+                torch.testing.assert_close(batch.images, written_out(bank.pixels, draw), rtol=0, atol=0)
+            workers.append({process.pid for process in multiprocessing.active_children()})
+        bank.add(10).path.unlink()
+        gone = Order(bank.index, batch_size=8, seed=1, newest_rows=range(133, 143), newest=0.9)
+        with pytest.raises(UserError, match="No such file"):
+            list(feed.batches(gone, 0, 5))
+        assert {process.pid for process in multiprocessing.active_children()} == workers[0]
+    assert len(workers[0]) == 2
+    assert all(each == workers[0] for each in workers)
+    assert multiprocessing.active_children() == []
+
+
+FEEDING = """
+import sys, time
+from pathlib import Path
+from engine.feed.order import Order
+from engine.run_folder import alone
+from tests.engine.feed.test_feeds import bank_of, opened
+folder = Path(sys.argv[1])
+bank = bank_of(folder, "png")
+with alone(folder / "out", resume=False), opened(bank, "torch") as feed:
+    next(feed.batches(Order(bank.index, batch_size=8, seed=1), 0, 3))
+    print("fed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_of_a_killed_process_hold_no_lock(tmp_path: Path) -> None:
+    """A run that was killed can be continued at once."""
+    arguments = [sys.executable, "-c", FEEDING, str(tmp_path)]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE) as feeding:
+        assert feeding.stdout is not None
+        assert feeding.stdout.readline() == b"fed\n"
+        feeding.kill()
+    time.sleep(0.5)
+    with alone(tmp_path / "out", resume=True):
+        pass
+
+
+def test_a_feed_takes_nothing_of_the_random_numbers_of_others(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, "png")
+    before = torch.get_rng_state()
+    with opened(bank, "torch") as feed:
+        list(feed.batches(Order(bank.index, batch_size=8, seed=1), 0, 3))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_more_shards_than_files_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

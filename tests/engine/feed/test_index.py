@@ -16,7 +16,8 @@ def test_rows_are_those_of_the_shards_in_order() -> None:
     assert index.labels(rows).tolist() == [70, 3, 7]
     assert index.agrees(rows).tolist() == [False, True, True]
     spots = index.spots(rows)
-    assert spots.shards.tolist() == [1, 0, 1]
+    assert spots.paths == ["50.tar", "0.tar", "50.tar"]
+    assert spots.keys.tolist() == [51, 0, 50]
     assert spots.offsets.tolist() == [512 + 5120, 512, 512]
     assert [shard.path for shard in index.shards] == ["0.tar", "50.tar"]
 
