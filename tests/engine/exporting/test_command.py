@@ -113,6 +113,58 @@ def test_a_second_call_loads_nothing(
     assert "unet           fp16" in said
 
 
+def test_proofs_are_those_of_the_recipe_that_is_asked_for(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "engines"
+    other = shutil.copytree(recipe.parent, tmp_path / "other")
+    state = load_file(other / "teacher.safetensors")
+    state["conv1.weight"] *= 1.5
+    save_file(state, other / "teacher.safetensors")
+    text = recipe.read_text()
+    assert str(recipe.parent) in text
+    (other / recipe.name).write_text(text.replace(str(recipe.parent), str(other)))
+    proofs, tables = [], []
+    for asked in (recipe, other / recipe.name, recipe):
+        flags = ["--network", "teacher"]
+        assert main(command, arguments(asked, out, *flags, runtime="onnxruntime")) == 0
+        proofs.append(report(out)["teacher"]["onnxruntime fp32"])
+        tables.append(capsys.readouterr().out)
+    assert "is up to date" in tables[2]
+    assert proofs[0] == proofs[2]
+    assert proofs[0]["entries"] != proofs[1]["entries"]
+    assert tables[2].splitlines()[-1] == tables[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize("left", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
+def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str | None
+) -> None:
+    out = tmp_path / "engines"
+    asked = arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")
+    assert main(command, asked) == 0
+    whole = report(out)
+    if left is None:
+        (out / "parity.json").unlink()
+    else:
+        (out / "parity.json").write_text(left)
+    capsys.readouterr()
+    assert main(command, asked) == 0
+    said = capsys.readouterr().out
+    assert "is up to date" in said
+    assert report(out) == whole
+    damaged = left in ("{", "[]", '{"teacher": 1}')
+    assert said.count("parity.json was damaged and is begun anew") == damaged
+
+
+def test_a_damaged_report_does_not_end_an_export(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    out.mkdir()
+    (out / "parity.json").write_text("{")
+    assert main(command, arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")) == 0
+    assert report(out)["teacher"]["onnxruntime fp32"]["parity"]
+
+
 def test_a_second_process_takes_less_than_two_seconds(recipe: Path, images: Path, exported: Path) -> None:
     import subprocess
     import time
