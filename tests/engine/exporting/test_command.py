@@ -1,20 +1,24 @@
 """`python -m export` on tiny real models: what it leaves, what it builds anew, what it refuses."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.cli import main
+from engine.compute import native_precision
 from engine.exporting import networks
 from engine.exporting.command import command
+from export.onnx.widened import narrow_weights
 from tests.tiny_recipe import write_recipe
 
 NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
@@ -210,6 +214,26 @@ def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
         Store(out, say=print).read(entry, artifacts.ENGINE)
 
 
+def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is executed, not the network in its place."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def altered(model: ir.Model) -> None:
+        narrow_weights(model)
+        for value in model.graph.initializers.values():
+            if value.dtype == ir.DataType.BFLOAT16 and value.const_value is not None:
+                doubled = 2 * value.const_value.numpy()
+                value.const_value = ir.tensor(doubled, dtype=ir.DataType.BFLOAT16, name=value.name)
+
+    monkeypatch.setattr("export.onnx.graph.narrow_weights", altered)
+    asked = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
+    assert main(command, asked) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; taking fp32", said)
+
+
 def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None:
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
@@ -224,7 +248,11 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None
     proof = report(out)["unet"]["tensorrt fp16"]
     assert proof["precision"] == "bf16"
     assert not proof["parity"]["onnxruntime fp16"]["random"]["finite"]
-    assert proof["parity"]["torch bf16"]["random"]["passes"]
+    (by,) = proof["parity"].keys() - {"onnxruntime fp16"}
+    assert by == f"openvino {native_precision('cpu')}", "the graph itself is executed"
+    assert proof["parity"][by]["random"]["passes"]
+    assert proof["parity"][by]["random"]["precision"] == "bf16"
+    assert not list(out.glob("unet-openvino-*"))
     assert proof["no_real_images"].startswith("no real images: give a folder")
     assert proof["entries"][1].startswith("unet-tensorrt-bf16-")
 
