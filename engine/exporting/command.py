@@ -51,7 +51,7 @@ def command(arguments: Sequence[str]) -> None:
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        record(folder / REPORT, exported, _say)  # another recipe's proofs may stand there meanwhile
+        record(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
         exported = _export(recipe, names, student, options.images, folder)
         stamp.put_on(folder, exported)

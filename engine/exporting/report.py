@@ -10,8 +10,7 @@ from engine.files import replacing
 
 
 def record(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
-    """Into the report of earlier exports, or a new one where there is none or, which `say` is told, no
-    longer one."""
+    """Into the report of earlier exports; a damaged one is begun anew, which `say` is told."""
     report = _read(path, say)
     for network, proof in exported.proofs.items():
         report.setdefault(network, {})[exported.target] = proof

@@ -55,8 +55,8 @@ def open_runtime(spec: NetworkSpec, place: Place) -> Executable:
 def torch_precision(spec: NetworkSpec, place: Place, opened: Callable[[Precision], Run]) -> Precision:
     """The place's or, where what is `opened` in it does not reproduce float32, the next safer one.
 
-    `opened` should compile nothing: it is called once, with few rows. Measured at each opening, which costs
-    less than the hash of the weights that the result would have to be kept by.
+    Measured at each opening: of a network that is not exported nothing is kept. `opened` should compile
+    nothing, since what it gives is called once, with few rows.
     """
     precision = place.precision
     while precision != "fp32":
