@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +16,13 @@ from engine.models.priors import ClipModel, load_clip, load_prior
 from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec, open_classifier
 from engine.runtime.clip import open_clip
+from engine.runtime.opening import torch_precision
 from engine.runtime.place import Place, open_place
 from engine.runtime.prior import OpenPrior, open_prior
 from engine.runtime.sizes import batches
 from engine.seeding import derive_seed, seeded
 from engine.stages.augment import class_tokens
+from export.spec import DTYPES, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +101,6 @@ def _pair(recipe: Recipe, accelerator: Accelerator, place: Place) -> Pair:
 
 def _ask(teacher: Classifier, recipe: Recipe, accelerator: Accelerator, place: Place) -> Frozen:
     taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
-    if place.runtime == "torch":
-        return frozen(teacher, taps, accelerator)
     rows = max(recipe.distill.batch_size, recipe.filter.images_at_once)
     spec = classifier_spec(
         "teacher",
@@ -108,4 +109,14 @@ def _ask(teacher: Classifier, recipe: Recipe, accelerator: Accelerator, place: P
         image_size=recipe.teacher.image_size,
         batches=batches(place.runtime, rows),
     )
-    return open_classifier(spec, place)
+    if place.runtime != "torch":
+        return open_classifier(spec, place)
+
+    def fused(precision: Precision) -> Frozen:
+        return frozen(teacher, taps, accelerator, dtype=DTYPES[precision])
+
+    def run(ask: Frozen, images: Tensor) -> dict[str, Tensor]:
+        logits, features = ask(images)
+        return spec.named(output.float() for output in (logits, *features))
+
+    return fused(torch_precision(spec, place, lambda tried: partial(run, fused(tried))))

@@ -104,7 +104,7 @@ def settled(config: ComputeConfig) -> ComputeConfig:
         device = "cuda" if has_cuda and config.runtime != "openvino" else "cpu"
     if device == "cuda" and not has_cuda:
         raise UserError("compute.device cuda: torch sees no GPU here; take --compute.device cpu")
-    precision = config.precision if config.precision != "auto" else _native_precision(device)
+    precision = config.precision if config.precision != "auto" else native_precision(device)
     runtime = config.runtime if config.runtime != "auto" else _native_runtime(device, config.compile)
     threads = config.threads or torch.get_num_threads()
     return replace(
@@ -127,7 +127,8 @@ def _overlap(config: ComputeConfig, device: str, threads: int) -> bool:
     return device == "cuda" and not config.compile if config.overlap == "auto" else config.overlap
 
 
-def _native_precision(device: str) -> Literal["fp32", "bf16"]:
+def native_precision(device: str) -> Literal["fp32", "bf16"]:
+    """bf16 where the hardware has matrix products of it, else fp32."""
     if device == "cuda":
         import torch
 

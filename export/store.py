@@ -2,7 +2,9 @@
 
 An entry is a folder named by its key. It is built under another name, hashed, written through to the disk and
 renamed, so that it is whole or absent; each use verifies every byte. `.locks` holds two lock files an entry:
-`NAME.build`, held alone by who builds or removes it, and `NAME.use`, shared by who uses it.
+`NAME.build`, held alone by who builds or removes it, and `NAME.use`, shared by who uses it. `.beside/NAME`
+has what a runtime derives from the entry for this machine; it counts with the entry and goes with it, and
+nothing here verifies it.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from typing import Any
 
 from export import locks, sealed
 
+BESIDE = ".beside"
 PART = ".part-"
 """Starts the name of a folder being built or removed; who holds its build lock may touch it."""
 
@@ -103,6 +106,12 @@ class Store:
         os.utime(entry / sealed.CARD)
         return entry
 
+    def beside(self, entry: Path) -> Path:
+        """The folder for what is derived from an entry that is in use."""
+        folder = self.folder / BESIDE / entry.name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
     def read(self, entry: Path, name: str) -> bytes:
         """The bytes of a file of an entry, proved to be those that were built, or ExportError."""
         return sealed.read(entry, name)
@@ -165,10 +174,13 @@ class Store:
                     )
 
     def _sizes_by_use(self) -> dict[str, int]:
-        """Bytes of each entry, the one whose last use is longest ago first."""
+        """Bytes of each entry and what is beside it; first what is beside none, then by the latest use."""
         cards = sorted(self.folder.glob(f"[!.]*/{sealed.CARD}"), key=lambda card: card.stat().st_mtime_ns)
+        entries = [card.parent.name for card in cards]
+        alone = {path.name for path in (self.folder / BESIDE).glob("*")} - set(entries)
         return {
-            card.parent.name: sum(path.stat().st_size for path in card.parent.iterdir()) for card in cards
+            name: _bytes(self.folder / name) + _bytes(self.folder / BESIDE / name)
+            for name in (*sorted(alone), *entries)
         }
 
     def _remove(self, name: str) -> bool:
@@ -181,9 +193,19 @@ class Store:
                 return False
             part = self.folder / f"{PART}{name}"
             shutil.rmtree(part, ignore_errors=True)
-            (self.folder / name).rename(part)
+            if (self.folder / name).exists():
+                (self.folder / name).rename(part)
             shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(self.folder / BESIDE / name, ignore_errors=True)
             return True
 
     def _lock(self, name: str, purpose: str) -> Path:
         return self.folder / ".locks" / f"{name}.{purpose}"
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process may replace files beside an entry
+            total += path.lstat().st_size if not path.is_dir() else 0
+    return total

@@ -1,18 +1,16 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from engine.compute import settled
 from engine.errors import UserError
-from engine.exporting.stamp import Stamp
+from engine.exporting.report import record
+from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
-from engine.files import replacing
 from engine.models.config import require_named
 from engine.preparing import with_default_batches
 from engine.recipe import Recipe, parse
@@ -50,13 +48,14 @@ def command(arguments: Sequence[str]) -> None:
     folder = Path(options.out)
     recipe = replace(recipe, compute=replace(recipe.compute, engines=str(folder)))
     stamp = Stamp.of(recipe, names, student, options.images)
-    target = stamp.target(folder) if (folder / REPORT).is_file() else None
-    if target:
+    exported = stamp.found(folder)
+    if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
+        record(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
-        target, entries = _export(recipe, names, student, options.images, folder)
-        stamp.put_on(folder, target, entries)
-    print(report_table(json.loads((folder / REPORT).read_text()), names, target))
+        exported = _export(recipe, names, student, options.images, folder)
+        stamp.put_on(folder, exported)
+    print(report_table(exported.proofs))
 
 
 def _networks(given: str) -> list[str]:
@@ -69,8 +68,8 @@ def _networks(given: str) -> list[str]:
 
 def _export(
     recipe: Recipe, names: list[str], student: str | None, images: str | None, folder: Path
-) -> tuple[str, list[str]]:
-    """What the export is for, and the entries of the folder that hold it."""
+) -> Exported:
+    """Each network's proof is in the report as soon as it is made."""
     import torch
 
     from engine.exporting.images import RealInputs, read_images
@@ -90,20 +89,12 @@ def _export(
     if reason:
         _say(reason)
     real = RealInputs(found, networks) if found else None
-    target, entries = f"{place.runtime} {place.precision}", []
+    exported = Exported(target=f"{place.runtime} {place.precision}", proofs={})
     for name in names:
         proof = prove(name, networks, real, place)
-        entries += proof.entries
-        _record(folder / REPORT, name, target, proof.as_json() | {"no_real_images": reason})
-    return target, entries
-
-
-def _record(path: Path, network: str, target: str, proof: dict[str, Any]) -> None:
-    """Into the report of earlier exports to the folder; each network has its last one for each target."""
-    report = json.loads(path.read_text()) if path.is_file() else {}
-    report.setdefault(network, {})[target] = proof
-    with replacing(path) as part:
-        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
+        record(folder / REPORT, exported, _say)
+    return exported
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What an export was made from, noted in its folder, so that a second call need not load the networks."""
+"""What an export was made from and what it proved, so that a second call need not load the networks."""
 
 import hashlib
 import json
@@ -18,6 +18,14 @@ from engine.stages.filter_config import LOCAL_DIR
 CODE = ("export", "engine/exporting", "engine/models", "engine/runtime")
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "onnx", "onnx_ir")
 RUNTIMES = ("onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export made: for which runtime and precision, and the proof of each network as JSON."""
+
+    target: str
+    proofs: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +52,26 @@ class Stamp:
         """Of its file: other settings have another one."""
         return f".stamp-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]}"
 
-    def target(self, folder: Path) -> str | None:
-        """What the export in `folder` is for, where it is of these settings and files and complete."""
+    def found(self, folder: Path) -> Exported | None:
+        """The export in `folder`, where it is of these settings and files and complete."""
         try:
             noted = json.loads((folder / self.name).read_text())
             same = set(noted["files"]) == set(map(str, self.files or ())) and all(
                 _unchanged(Path(path), note) for path, note in noted["files"].items()
             )
-            whole = all((folder / entry).is_dir() for entry in noted["entries"])
-            return str(noted["target"]) if same and whole else None
+            proofs = {name: noted["proofs"][name] for name in self.settings["networks"]}
+            whole = all((folder / entry).is_dir() for proof in proofs.values() for entry in proof["entries"])
+            return Exported(target=str(noted["target"]), proofs=proofs) if same and whole else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def put_on(self, folder: Path, target: str, entries: list[str]) -> None:
-        """After a whole export for `target`, whose folders are `entries`."""
+    def put_on(self, folder: Path, exported: Exported) -> None:
+        """After a whole export."""
         if self.files is None:
             return
         files = {str(path): {"stat": _stat(path), "sha256": _sha256(path)} for path in self.files}
         with replacing(folder / self.name) as part:
-            part.write_text(json.dumps({"target": target, "files": files, "entries": entries}))
+            part.write_text(json.dumps({"files": files, **asdict(exported)}))
 
 
 def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path] | None:

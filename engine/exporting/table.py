@@ -3,11 +3,10 @@
 from typing import Any
 
 
-def report_table(report: dict[str, Any], networks: list[str], target: str) -> str:
-    """One line a network: the precision it took for `target`, size, time, and the proof's relative errors."""
+def report_table(proofs: dict[str, dict[str, Any]]) -> str:
+    """One line a network: the precision it took, size, time, and the proof's relative errors."""
     lines = [f"{'network':<14} {'precision':<10} {'MB':>8} {'seconds':>8}  relative error to torch"]
-    for network in networks:
-        proof = report[network][target]
+    for network, proof in proofs.items():
         errors = "; ".join(
             f"by {by}: " + ", ".join(f"{_error(found)} on {kind} inputs" for kind, found in kinds.items())
             for by, kinds in proof["parity"].items()

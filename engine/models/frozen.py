@@ -16,8 +16,16 @@ Frozen = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
-def frozen(classifier: Classifier, paths: Sequence[str], accelerator: Accelerator) -> Frozen:
+def frozen(
+    classifier: Classifier,
+    paths: Sequence[str],
+    accelerator: Accelerator,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Frozen:
     """`classifier`, which is in eval mode, as it is now; the submodules at `paths` give the features.
+
+    `dtype`: type of the matrix products, by default that of training.
 
     A fused copy (`kernels.fuse`) where its forward can be traced; else a copy of its modules around its own
     weights, which must then stay as they are. Either may run while another thread runs the classifier. Raises
@@ -26,11 +34,12 @@ def frozen(classifier: Classifier, paths: Sequence[str], accelerator: Accelerato
     assert not classifier.training
     for path in paths:
         submodule(classifier, path)
-    fused = fuse_frozen(classifier, paths, DTYPES[accelerator.mixed_precision])
+    used = dtype or DTYPES[accelerator.mixed_precision]
+    fused = fuse_frozen(classifier, paths, used)
     unfused = sharing_tensors(classifier) if fused is None else None
 
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with accelerator.autocast():
+        with torch.autocast(accelerator.device.type, used, enabled=used != torch.float32):
             if unfused is not None:
                 return forward_with_features(unfused, images, paths)
             assert fused is not None

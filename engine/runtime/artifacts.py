@@ -7,7 +7,7 @@ from engine.runtime.build_progress import BuildProgress
 from engine.runtime.place import Place
 from engine.runtime.tensorrt_config import TensorRtConfig
 from export.fingerprint import onnx_parts
-from export.onnx import FILE, write_onnx
+from export.onnx import FILE, check_external_data, write_onnx
 from export.spec import NetworkSpec
 from export.store import Key
 from export.tensorrt.options import FILE as ENGINE
@@ -22,10 +22,14 @@ class Graph(NamedTuple):
 
 
 def graph(spec: NetworkSpec, place: Place) -> Graph:
-    """The graph of `spec` that the place's runtime reads; OpenVINO computes in bf16 from one in fp32."""
+    """The graph of `spec` that the place's runtime reads; OpenVINO computes in bf16 from one in fp32.
+
+    Raises ExportError for one in the store that was altered or whose weights lie outside its folder.
+    """
     precision = "fp32" if place.runtime == "openvino" else place.precision
     key = Key(network=spec.name, kind="onnx", precision=precision, parts=onnx_parts(spec))
     entry = place.store.get(key, lambda folder: write_onnx(spec, precision, folder))
+    check_external_data(entry / FILE)
     return Graph(entry / FILE, key.digest)
 
 

@@ -16,12 +16,15 @@ from export.onnx import FILE, write_onnx
 from export.spec import Axis, Input, NetworkSpec
 from export.tensorrt.options import FILE as ENGINE
 
+WIDTH = 8
+
 
 def runnable(compute: ComputeConfig, config: TensorRtConfig, say: Callable[[str], None]) -> ComputeConfig:
-    """`compute`, of runtime tensorrt, or torch in its place where this GPU loads no engine; `say` is told.
+    """`compute`, of runtime tensorrt, or torch in its place where this GPU builds or loads no engine; `say`
+    is told.
 
     TensorRT-RTX has no kernels for data-centre GPUs such as the H100 (compute capability 9.0). Raises
-    RuntimeUnavailableError where the package is missing.
+    RuntimeUnavailableError where the package is missing, ExportError for options that no build can take.
     """
     reason = _refusal(config)
     if reason is None:
@@ -31,25 +34,35 @@ def runnable(compute: ComputeConfig, config: TensorRtConfig, say: Callable[[str]
     return settled(asked)
 
 
-class _Doubled(nn.Module):
+class _Probe(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(WIDTH), requires_grad=False)
+
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (x + x,)
+        return (x @ self.weight,)
 
 
 def _refusal(config: TensorRtConfig) -> str | None:
-    """Why an engine built with `config` does not run on the current GPU, None where it does."""
+    """Why the current GPU builds or runs no engine of `config`, None where it does.
+
+    Asked with one of eight by eight weights, for which no limit of scratch memory is to blame.
+    """
+    from export.tensorrt import targets
     from export.tensorrt.builder import build_engine
     from export.tensorrt.loading import load_engine
 
+    options = replace(build_options(config), workspace_bytes=None)
+    targets.check(options)
     rows = Axis(name="batch", min=1, opt=2, max=4)
     spec = NetworkSpec(
-        name="probe", module=_Doubled(), inputs=(Input(name="x", shape=(rows, 8)),), outputs=("y",)
+        name="probe", module=_Probe(), inputs=(Input(name="x", shape=(rows, WIDTH)),), outputs=("y",)
     )
     with tempfile.TemporaryDirectory() as folder:
         graph, engine = Path(folder, FILE), Path(folder, ENGINE)
         write_onnx(spec, "fp32", Path(folder))
-        build_engine(graph, engine, spec.shapes(), build_options(config), lambda *_: None)
         try:
+            build_engine(graph, engine, spec.shapes(), options, lambda *_: None)
             weights = graph if config.refit == "stripped" else None
             load_engine(engine.read_bytes(), weights=weights, say=lambda _: None)
         except RuntimeUnavailableError as error:

@@ -1,5 +1,7 @@
 """The ONNX Runtime: on CPUs in fp32, on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from engine.runtime.artifacts import Graph
 from engine.runtime.place import Place
-from engine.runtime.profile import check_sizes
+from engine.runtime.profile import check_sizes, joined, pieces, rows
 from export.errors import RuntimeUnavailableError
 from export.spec import NetworkSpec
 
@@ -45,16 +47,38 @@ def require_provider(place: Place) -> str:
     return provider
 
 
-def _options(provider: str, spec: NetworkSpec) -> dict[str, str]:
-    """TensorRT is told the sizes to come; elsewhere each size is dealt with as it comes."""
-    if provider != PROVIDERS["tensorrt"]:
+def _options(provider: str, spec: NetworkSpec, graph: Graph, place: Place) -> dict[str, str]:
+    """On a GPU, which one; TensorRT is told the sizes to come and where it keeps its engines."""
+    if provider == PROVIDERS["cpu"]:
         return {}
-    return {
-        f"trt_profile_{point}_shapes": ",".join(
+    options = {"device_id": str(_index(place.device))}
+    if provider == PROVIDERS["cuda"]:
+        return options
+    for index, point in enumerate(("min", "opt", "max")):
+        options[f"trt_profile_{point}_shapes"] = ",".join(
             f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
         )
-        for index, point in enumerate(("min", "opt", "max"))
+    return options | {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(_engines(spec, graph, place)),
     }
+
+
+def _engines(spec: NetworkSpec, graph: Graph, place: Place) -> Path:
+    """The folder of TensorRT's engines of a graph, which are of one GPU, version and range of sizes."""
+    import onnxruntime
+
+    made_for = (onnxruntime.__version__, torch.cuda.get_device_name(place.device), spec.shapes())
+    digest = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
+    folder = place.store.beside(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        place.say(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
+    return folder
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class OnnxExecutable:
@@ -69,7 +93,7 @@ class OnnxExecutable:
         options.log_severity_level = WARNINGS_AND_WORSE
         self._spec, self._device = spec, place.device
         self._session = onnxruntime.InferenceSession(
-            graph.path, options, providers=[(self._provider, _options(self._provider, spec))]
+            graph.path, options, providers=[(self._provider, _options(self._provider, spec, graph, place))]
         )
 
     @property
@@ -80,6 +104,11 @@ class OnnxExecutable:
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         check_sizes(self._spec, inputs)
+        has_profile = self._provider == PROVIDERS["tensorrt"]
+        parts = pieces(self._spec, inputs) if has_profile else [inputs]
+        return joined(self._spec, [self._run(part) for part in parts], rows(self._spec, inputs))
+
+    def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         contiguous = {name: value.float().contiguous() for name, value in inputs.items()}
         if self._device.type == "cuda":
             return self._spec.named(self._run_bound(contiguous))
@@ -89,12 +118,11 @@ class OnnxExecutable:
     def _run_bound(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """On torch's own memory, without a way over the host."""
         binding: Any = self._session.io_binding()
+        index = _index(self._device)
         for name, value in inputs.items():
-            binding.bind_input(
-                name, "cuda", value.device.index or 0, np.float32, tuple(value.shape), value.data_ptr()
-            )
+            binding.bind_input(name, "cuda", index, np.float32, tuple(value.shape), value.data_ptr())
         for name in self._spec.outputs:
-            binding.bind_output(name, "cuda")
-        torch.cuda.current_stream().synchronize()
+            binding.bind_output(name, "cuda", index)
+        torch.cuda.current_stream(self._device).synchronize()
         self._session.run_with_iobinding(binding)
         return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]

@@ -1,10 +1,12 @@
 """Opens a network in a runtime, proves it against torch, and steps to a safer precision where it fails."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.compute import Runtime
 from engine.runtime import artifacts
@@ -23,7 +25,11 @@ SAFER: dict[tuple[Runtime, Precision], Precision] = {
     ("onnxruntime", "fp16"): "fp32",
     ("tensorrt", "fp16"): "bf16",
     ("tensorrt", "bf16"): "fp32",
+    ("torch", "fp16"): "bf16",
+    ("torch", "bf16"): "fp32",
 }
+Run = Callable[..., dict[str, Tensor]]
+"""Named tensors in, named tensors out."""
 REPORT = "parity.json"
 PARITY_BATCH = 2
 
@@ -35,7 +41,8 @@ def open_runtime(spec: NetworkSpec, place: Place) -> Executable:
     where the runtime's package or device is not here.
     """
     if place.runtime == "torch":
-        return TorchExecutable(spec, place.precision, place.device, compiled=place.compiled)
+        precision = torch_precision(spec, place, lambda tried: TorchExecutable(spec, tried, place.device))
+        return TorchExecutable(spec, precision, place.device, compiled=place.compiled)
     require(place)
     graph = artifacts.graph(spec, place)
     executable = open_graph(spec, graph, place)
@@ -43,6 +50,22 @@ def open_runtime(spec: NetworkSpec, place: Place) -> Executable:
     if found.passes:
         return executable
     return open_runtime(spec, replace(place, precision=safer_precision(spec.name, place, found)))
+
+
+def torch_precision(spec: NetworkSpec, place: Place, opened: Callable[[Precision], Run]) -> Precision:
+    """The place's or, where what is `opened` in it does not reproduce float32, the next safer one.
+
+    Measured at each opening: of a network that is not exported nothing is kept. `opened` should compile
+    nothing, since what it gives is called once, with few rows.
+    """
+    precision = place.precision
+    while precision != "fp32":
+        tried = replace(place, precision=precision)
+        found = _compared(spec, opened(precision), tried)
+        if found.passes:
+            break
+        precision = safer_precision(spec.name, tried, found)
+    return precision
 
 
 def safer_precision(network: str, place: Place, found: Parity) -> Precision:
@@ -88,7 +111,7 @@ def open_graph(spec: NetworkSpec, given: Graph, place: Place) -> Executable:
         spec,
         place.store.read(entry, artifacts.ENGINE),
         place.device,
-        compiled_file=place.store.folder / "compiled" / f"{entry.name}-{torch.cuda.get_device_name()}.bin",
+        compiled_file=place.store.beside(entry) / f"{torch.cuda.get_device_name(place.device)}.bin",
         say=place.say,
         weights=given.path if place.tensorrt.refit == "stripped" else None,
         cuda_graph=place.cuda_graph,
@@ -96,12 +119,10 @@ def open_graph(spec: NetworkSpec, given: Graph, place: Place) -> Executable:
 
 
 def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, place: Place) -> Parity:
-    """On random inputs of the tuned resolution; measured once for a graph, a runtime and a device."""
+    """Measured once for a graph, a runtime and a device."""
 
     def measure(folder: Path) -> None:
-        example = spec.example({"batch": PARITY_BATCH})
-        inputs = {name: value.to(place.device) for name, value in example.items()}
-        found = compare(reference(spec, inputs), executable(**inputs), place.precision)
+        found = _compared(spec, executable, place)
         (folder / REPORT).write_text(json.dumps(found.as_json()))
 
     parts = {"graph": graph.digest, "shapes": repr(spec.shapes()), "runtime": executable.description}
@@ -109,3 +130,10 @@ def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, place: Plac
     return Parity.from_json(
         json.loads(place.store.read(place.store.get(key, measure, doing="measuring"), REPORT))
     )
+
+
+def _compared(spec: NetworkSpec, run: Run, place: Place) -> Parity:
+    """On random inputs of the tuned resolution."""
+    example = spec.example({"batch": PARITY_BATCH})
+    inputs = {name: value.to(place.device) for name, value in example.items()}
+    return compare(reference(spec, inputs), run(**inputs), place.precision)

@@ -10,10 +10,10 @@ from export.errors import ExportError
 from export.spec import Axis, Input, NetworkSpec
 
 
-def with_fixed_batch(spec: NetworkSpec) -> NetworkSpec:
-    """The same network, compiled for batches of the tuned size alone."""
-    opt = spec.axes()["batch"].opt
-    fixed = Axis(name="batch", min=opt, opt=opt, max=opt)
+def with_fixed_batch(spec: NetworkSpec, size: int | None = None) -> NetworkSpec:
+    """The same network, compiled for batches of `size` alone, by default the tuned one."""
+    size = size or spec.axes()["batch"].opt
+    fixed = Axis(name="batch", min=size, opt=size, max=size)
 
     def of(given: Input) -> Input:
         is_batched = isinstance(first := given.shape[0], Axis) and first.name == "batch"
@@ -46,6 +46,13 @@ def pieces(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> Iterator[dict[str
             name: _filled(value[begin:end], size) if name in batched else value
             for name, value in inputs.items()
         }
+
+
+def joined(spec: NetworkSpec, parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """The first `count` rows of the outputs of all pieces."""
+    if len(parts) == 1:
+        return {name: parts[0][name][:count] for name in spec.outputs}
+    return {name: torch.cat([part[name] for part in parts])[:count] for name in spec.outputs}
 
 
 def rows(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> int:

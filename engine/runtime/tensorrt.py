@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.recording import recording
 from engine.runtime import compiled
-from engine.runtime.profile import check_sizes, pieces, rows
+from engine.runtime.profile import check_sizes, joined, pieces, rows
 from export.errors import ExportError, RuntimeUnavailableError
 from export.spec import NetworkSpec
 
@@ -82,8 +82,7 @@ class TensorRtExecutable:
         assert all(value.is_cuda for value in inputs.values()), f"{self._spec.name}: inputs off the GPU"
         with torch.cuda.device(self._device):
             done = [self._run(piece) for piece in pieces(self._spec, inputs)]
-        count = rows(self._spec, inputs)
-        return {name: _joined([part[name] for part in done])[:count] for name in self._spec.outputs}
+        return joined(self._spec, done, rows(self._spec, inputs))
 
     def _run(self, inputs: Tensors) -> Tensors:
         """One piece, on a stream of ours: on the default stream TensorRT synchronizes the device."""
@@ -182,7 +181,3 @@ def _check(done: bool, what: str) -> None:
         from export.tensorrt.bindings import LOGGER, VERSION
 
         raise ExportError(f"{VERSION}: {what} failed: {LOGGER.take()}; take another --runtime")
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -12,8 +12,9 @@ class TensorRtConfig:
 
     workspace_gb: float | None = None
     """Most scratch memory of a layer, in GB; null leaves it all of the GPU's."""
-    refit: Literal["no", "refit", "stripped"] = "no"
-    """`stripped` keeps engines without weights, which the graph gives at loading; needs a GPU to build."""
+    refit: Literal["no", "stripped"] = "no"
+    """`stripped` keeps engines without weights, which their graphs give at loading: half the disk. Other
+    weights are another engine all the same. Needs a GPU to build."""
     compute_capabilities: tuple[float | Literal["current"], ...] = ()
     """GPUs to build for, e.g. [8.6, 8.9], or [current] for the one at hand alone; none: TensorRT-RTX's list.
     Classic TensorRT always builds for the one at hand."""

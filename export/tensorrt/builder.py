@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from export.errors import ExportError
+from export.errors import ExportError, RuntimeUnavailableError
 from export.fingerprint import files_hash
 from export.tensorrt import targets
 from export.tensorrt.bindings import LOGGER, VERSION, trt
@@ -22,7 +22,8 @@ def build_engine(
     """Writes the engine of a graph, whose external data must have been checked.
 
     `on_progress` gets the phase of the build, the steps done and the number of steps. Ctrl-C ends the build
-    at its next step. Raises ExportError for what cannot be built.
+    at its next step. Raises ExportError for what cannot be built, RuntimeUnavailableError where the GPU that
+    the build asks is why.
     """
     targets.check(options)
     LOGGER.take()
@@ -34,22 +35,19 @@ def build_engine(
     targets.set_targets(config, options)
     if options.workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.refit != "no":
-        config.set_flag(trt.BuilderFlag.REFIT)
     if options.refit == "stripped":
+        config.set_flag(trt.BuilderFlag.REFIT)
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    cache = _timing_cache(config, options.timing_cache) if options.timing_cache else None
     with reporting(config, on_progress):
         engine = builder.build_serialized_network(network, config)
     del parser  # it owns the weights that the network points to until the engine is built
     if engine is None:
-        raise ExportError(
+        kind = RuntimeUnavailableError if targets.asks_the_gpu(options) else ExportError
+        raise kind(
             f"{onnx_path}: {VERSION} could not build an engine: {LOGGER.take()}; take another --runtime"
         )
     with engine_path.open("wb") as file:
         file.write(engine)
-    if options.timing_cache and cache:
-        options.timing_cache.write_bytes(cache.serialize())
 
 
 def engine_key_parts(shapes: Shapes, options: BuildOptions) -> dict[str, str]:
@@ -115,11 +113,3 @@ def _fits(graph: Shape, least: Shape, best: Shape, most: Shape) -> bool:
         0 < low <= middle <= high and fixed in (-1, low) and (fixed == -1 or low == high)
         for fixed, low, middle, high in zip(graph, least, best, most, strict=True)
     )
-
-
-def _timing_cache(config: trt.IBuilderConfig, file: Path) -> trt.ITimingCache:
-    """Classic TensorRT's measurements in earlier builds, to which this build adds."""
-    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
-    if not config.set_timing_cache(cache, False):
-        raise ExportError(f"{file}: {VERSION} cannot use this timing cache: {LOGGER.take()}; delete it")
-    return cache

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from export.errors import ExportError
@@ -13,7 +12,7 @@ FILE = "model.engine"
 CURRENT = "current"
 """The compute capability of the GPU at hand."""
 
-Refit = Literal["no", "refit", "stripped"]
+Refit = Literal["no", "stripped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +23,10 @@ class BuildOptions:
     """Most scratch memory of a layer; None leaves all of the GPU's."""
 
     refit: Refit = "no"
-    """Whether weights can be put into the engine when it is loaded, and whether it is stored without them."""
+    """`stripped`: the engine is stored without weights, and gets those of its graph when it is loaded."""
 
     compute_capabilities: tuple[str, ...] = ()
     """GPUs to build for, e.g. ("8.6", "8.9"), or ("current",); none leaves the builder's portable list."""
-
-    timing_cache: Path | None = None
-    """Classic TensorRT's measurements of kernels, read and added to, which make the next build faster."""
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and self.workspace_bytes <= 0:

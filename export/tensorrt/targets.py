@@ -13,8 +13,6 @@ from export.tensorrt.options import BuildOptions
 
 def check(options: BuildOptions) -> None:
     """Raises ExportError for what this TensorRT cannot build, here or at all."""
-    if IS_RTX and options.timing_cache:
-        raise ExportError(f"{VERSION} times no kernels; leave timing_cache out")
     if not IS_RTX and options.compute_capabilities and not options.for_current_gpu:
         raise ExportError(f"{VERSION} builds for the GPU at hand alone; leave compute_capabilities out")
     if torch.cuda.is_available():
@@ -24,7 +22,7 @@ def check(options: BuildOptions) -> None:
             f"{VERSION} builds on a machine with an NVIDIA GPU alone, and there is none here;"
             " build there, or pip install tensorrt-rtx in its place"
         )
-    if options.for_current_gpu or options.refit != "no":
+    if asks_the_gpu(options):
         option = "compute_capabilities=current" if options.for_current_gpu else f"refit={options.refit}"
         raise RuntimeUnavailableError(
             f"{VERSION} needs an NVIDIA GPU to build with {option}, and there is none here;"
@@ -32,14 +30,20 @@ def check(options: BuildOptions) -> None:
         )
 
 
+def asks_the_gpu(options: BuildOptions) -> bool:
+    """Whether the build depends on the GPU at hand."""
+    return not IS_RTX or options.for_current_gpu or options.refit != "no"
+
+
 def set_targets(config: trt.IBuilderConfig, options: BuildOptions) -> None:
-    """Tells the builder the GPUs."""
+    """Tells the builder the GPUs. Raises RuntimeUnavailableError where it does not take the one at hand."""
     if not (IS_RTX and options.compute_capabilities):
         return
     config.num_compute_capabilities = len(options.compute_capabilities)
     for index, capability in enumerate(options.compute_capabilities):
         if not config.set_compute_capability(_target(capability), index):
-            raise ExportError(f"{VERSION} cannot build for compute capability {capability}: {LOGGER.take()}")
+            kind = RuntimeUnavailableError if options.for_current_gpu else ExportError
+            raise kind(f"{VERSION} cannot build for compute capability {capability}: {LOGGER.take()}")
 
 
 def _target(capability: str) -> trt.ComputeCapability:

@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,8 +60,8 @@ def flip(path: Path, at: int) -> None:
 
 
 def content(folder: Path) -> set[str]:
-    """The names in the store but for its locks."""
-    return {path.name for path in folder.iterdir()} - {".locks"}
+    """The names of the entries, whole or not."""
+    return {path.name for path in folder.iterdir()} - {".locks", ".beside"}
 
 
 def test_an_entry_is_built_once_and_found_by_an_equal_key(folder: Path, said: Said) -> None:
@@ -293,3 +294,30 @@ def test_no_entry_in_use_goes(folder: Path, said: Said) -> None:
     with Store(folder, max_bytes=1, say=said) as store:
         store.get(key("c"), forbidden)
         assert content(folder) == {key("c").name}
+
+
+def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path, said: Said) -> None:
+    fill(folder, "a", "b")
+    with Store(folder, say=print) as store:
+        kept = store.beside(store.get(key("b"), forbidden)) / "kernels"
+        (store.beside(store.get(key("a"), forbidden)) / "deep").mkdir()
+        (folder / ".beside" / key("a").name / "deep" / "kernels").write_bytes(bytes(50_000))
+        kept.write_bytes(b"small")
+    os.utime(folder / key("a").name / "entry.json", (0, 0))
+    with Store(folder, max_bytes=32_000, say=said) as store:
+        store.get(key("b"), forbidden)
+    assert content(folder) == {key("b").name}
+    assert kept.read_bytes() == b"small"
+    assert {path.name for path in (folder / ".beside").iterdir()} == {key("b").name}
+
+
+def test_what_is_beside_an_entry_that_was_deleted_goes_first(folder: Path, said: Said) -> None:
+    fill(folder, "a", "b")
+    with Store(folder, say=print) as store:
+        entry = store.get(key("a"), forbidden)
+        (store.beside(entry) / "kernels").write_bytes(bytes(50_000))
+        shutil.rmtree(entry)
+    with Store(folder, max_bytes=32_000, say=said) as store:
+        store.get(key("b"), forbidden)
+    assert content(folder) == {key("b").name}
+    assert not list((folder / ".beside").iterdir())

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_memory_that_ends_ends_the_search(
 ) -> None:
     own = timing.judge
 
-    def judge(sources: object, variations: torch.Tensor, *rest: object) -> object:
+    def judge(sources: object, variations: torch.Tensor, *rest: Any) -> object:
         micro_batch = rest[-1]
         limited = micro_batch.over(len(variations), lambda piece: holds(piece.stop - piece.start, 6))
         list(limited)

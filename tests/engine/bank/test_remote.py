@@ -121,7 +121,7 @@ def test_a_server_that_does_not_answer_is_a_line(monkeypatch: pytest.MonkeyPatch
     def fail(*_: object) -> None:
         raise RuntimeError("connection reset")
 
-    monkeypatch.setattr(open_storage(s3)._filesystem, "pipe_file", fail)
+    monkeypatch.setattr(open_storage(s3)._filesystem, "pipe_file", fail)  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="RuntimeError: connection reset: 's3://bucket/lost/manifest.json'"):
         tiny.write(f"{s3}/lost", range(2), resume=True)
     monkeypatch.undo()

@@ -1,20 +1,24 @@
 """`python -m export` on tiny real models: what it leaves, what it builds anew, what it refuses."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.cli import main
+from engine.compute import native_precision
 from engine.exporting import networks
 from engine.exporting.command import command
+from export.onnx.widened import narrow_weights
 from tests.tiny_recipe import write_recipe
 
 NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
@@ -113,6 +117,58 @@ def test_a_second_call_loads_nothing(
     assert "unet           fp16" in said
 
 
+def test_proofs_are_those_of_the_recipe_that_is_asked_for(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "engines"
+    other = shutil.copytree(recipe.parent, tmp_path / "other")
+    state = load_file(other / "teacher.safetensors")
+    state["conv1.weight"] *= 1.5
+    save_file(state, other / "teacher.safetensors")
+    text = recipe.read_text()
+    assert str(recipe.parent) in text
+    (other / recipe.name).write_text(text.replace(str(recipe.parent), str(other)))
+    proofs, tables = [], []
+    for asked in (recipe, other / recipe.name, recipe):
+        flags = ["--network", "teacher"]
+        assert main(command, arguments(asked, out, *flags, runtime="onnxruntime")) == 0
+        proofs.append(report(out)["teacher"]["onnxruntime fp32"])
+        tables.append(capsys.readouterr().out)
+    assert "is up to date" in tables[2]
+    assert proofs[0] == proofs[2]
+    assert proofs[0]["entries"] != proofs[1]["entries"]
+    assert tables[2].splitlines()[-1] == tables[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize("left", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
+def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str | None
+) -> None:
+    out = tmp_path / "engines"
+    asked = arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")
+    assert main(command, asked) == 0
+    whole = report(out)
+    if left is None:
+        (out / "parity.json").unlink()
+    else:
+        (out / "parity.json").write_text(left)
+    capsys.readouterr()
+    assert main(command, asked) == 0
+    said = capsys.readouterr().out
+    assert "is up to date" in said
+    assert report(out) == whole
+    damaged = left in ("{", "[]", '{"teacher": 1}')
+    assert said.count("parity.json was damaged and is begun anew") == damaged
+
+
+def test_a_damaged_report_does_not_end_an_export(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    out.mkdir()
+    (out / "parity.json").write_text("{")
+    assert main(command, arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")) == 0
+    assert report(out)["teacher"]["onnxruntime fp32"]["parity"]
+
+
 def test_a_second_process_takes_less_than_two_seconds(recipe: Path, images: Path, exported: Path) -> None:
     import subprocess
     import time
@@ -158,6 +214,26 @@ def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
         Store(out, say=print).read(entry, artifacts.ENGINE)
 
 
+def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is executed, not the network in its place."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def altered(model: ir.Model) -> None:
+        narrow_weights(model)
+        for value in model.graph.initializers.values():
+            if value.dtype == ir.DataType.BFLOAT16 and value.const_value is not None:
+                doubled = 2 * value.const_value.numpy()
+                value.const_value = ir.tensor(doubled, dtype=ir.DataType.BFLOAT16, name=value.name)
+
+    monkeypatch.setattr("export.onnx.graph.narrow_weights", altered)
+    asked = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
+    assert main(command, asked) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; taking fp32", said)
+
+
 def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None:
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
@@ -172,7 +248,11 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None
     proof = report(out)["unet"]["tensorrt fp16"]
     assert proof["precision"] == "bf16"
     assert not proof["parity"]["onnxruntime fp16"]["random"]["finite"]
-    assert proof["parity"]["torch bf16"]["random"]["passes"]
+    (by,) = proof["parity"].keys() - {"onnxruntime fp16"}
+    assert by == f"openvino {native_precision('cpu')}", "the graph itself is executed"
+    assert proof["parity"][by]["random"]["passes"]
+    assert proof["parity"][by]["random"]["precision"] == "bf16"
+    assert not list(out.glob("unet-openvino-*"))
     assert proof["no_real_images"].startswith("no real images: give a folder")
     assert proof["entries"][1].startswith("unet-tensorrt-bf16-")
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from engine.runtime import opening
 from engine.runtime.opening import open_runtime
 from engine.runtime.place import Place
+from export import parity
 from export.errors import ExportError, RuntimeUnavailableError
 from export.networks.axes import batch
-from export.parity import reference
+from export.parity import compare, reference
 from export.spec import Input, NetworkSpec
 from export.store import Store
 from tests.places import torch_place
@@ -39,7 +40,8 @@ def amplified(gain: float) -> NetworkSpec:
 
 def place(folder: Path, said: list[str], **changes: object) -> Place:
     store = Store(folder, say=said.append)
-    return torch_place(runtime="onnxruntime", precision="fp16", store=store, say=said.append, **changes)
+    settings = {"runtime": "onnxruntime", "precision": "fp16", "store": store, "say": said.append}
+    return torch_place(**{**settings, **changes})
 
 
 def test_fp16_that_holds_the_network_is_taken(tmp_path: Path) -> None:
@@ -59,6 +61,30 @@ def test_activations_beyond_fp16_are_caught_and_run_in_fp32_aloud(tmp_path: Path
     assert "amplified: onnxruntime fp16 gives numbers that are not finite; taking fp32" in said
     inputs = spec.example({"batch": 3})
     torch.testing.assert_close(executable(**inputs)["y"], reference(spec, inputs)["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_torch_is_proved_as_well(tmp_path: Path) -> None:
+    said: list[str] = []
+    spec = amplified(1e6)
+    inputs = spec.example({"batch": 3})
+    wanted = reference(spec, inputs)
+    executable = open_runtime(spec, place(tmp_path, said, runtime="torch"))
+    assert said == ["amplified: torch fp16 gives numbers that are not finite; taking bf16"]
+    assert compare(wanted, executable(**inputs), "bf16").passes
+    open_runtime(amplified(1.0), place(tmp_path, said, runtime="torch"))
+    assert len(said) == 1
+
+
+def test_torch_that_holds_in_float32_alone_ends_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", {"fp32": 0.0, "bf16": 0.0, "fp16": 0.0})
+    said: list[str] = []
+    spec = amplified(1.0)
+    inputs = spec.example()
+    executable = open_runtime(spec, place(tmp_path, said, runtime="torch"))
+    assert [line.rpartition("; ")[2] for line in said] == ["taking bf16", "taking fp32"]
+    assert torch.equal(executable(**inputs)["y"], reference(spec, inputs)["y"])
 
 
 def test_the_proof_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

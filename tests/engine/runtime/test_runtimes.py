@@ -1,20 +1,27 @@
 """OpenVINO and ONNX Runtime against torch: values, any batch, what is kept, what is refused."""
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine.runtime import artifacts
 from engine.runtime.executable import Executable
-from engine.runtime.opening import open_graph
+from engine.runtime.onnxruntime import OnnxExecutable
+from engine.runtime.opening import open_graph, open_runtime
+from engine.runtime.openvino import OpenVinoExecutable
 from engine.runtime.torch import TorchExecutable
 from export.errors import ExportError, RuntimeUnavailableError
 from export.parity import TOLERANCE, compare, reference
+from export.sealed import seal
 from export.spec import Axis, Input, NetworkSpec
 from export.store import Store
 from tests.places import torch_place
@@ -147,6 +154,110 @@ def test_a_graph_or_compiled_model_with_one_other_byte_is_refused(
         opened(spec, store, "openvino", "fp32")(**inputs)
 
 
+def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
+    spec: NetworkSpec, tmp_path: Path
+) -> None:
+    """Also where it was sealed by whoever wrote it: the seal has no secret."""
+    folder = tmp_path / "store"
+    with Store(folder, say=lambda _: None) as store:
+        path = artifacts.graph(spec, torch_place(runtime="onnxruntime", store=store)).path
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    (path.parent / "weights").rename(tmp_path / "weights")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../weights"
+    path.write_bytes(model.SerializeToString())
+    card = path.parent / "entry.json"
+    key = json.loads(card.read_text())["key"]
+    card.unlink()
+    seal(path.parent, key)
+    with Store(folder, say=lambda _: None) as store:
+        for runtime in ("onnxruntime", "openvino"):
+            with pytest.raises(ExportError, match=r"point to '../../weights', outside the graph's folder"):
+                open_runtime(spec, torch_place(runtime=runtime, store=store))
+
+
+class Recorded:
+    """An ONNX Runtime session and its binding on a second GPU that is not there; notes what it is asked."""
+
+    def __init__(self, _path: Path, _options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+        ((self.provider, self.options),) = providers
+        self.bound: list[tuple[Any, ...]] = []
+        self.rows: list[int] = []
+
+    def io_binding(self) -> "Recorded":
+        return self
+
+    def bind_input(self, name: str, *asked: Any) -> None:
+        self.bound.append((name, *asked[:2]))
+        if name == "images":
+            self.rows.append(asked[3][0])
+
+    def bind_output(self, *asked: Any) -> None:
+        self.bound.append(asked)
+
+    def run_with_iobinding(self, binding: "Recorded") -> None:
+        assert binding is self
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        first = sum(self.rows[:-1])
+        column = torch.arange(first, first + self.rows[-1], dtype=torch.float32)[:, None]
+        return [SimpleNamespace(_ortvalue=column), SimpleNamespace(_ortvalue=-column)]
+
+
+@pytest.fixture
+def second_gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    return torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_onnxruntime_is_asked_for_the_gpu_of_the_place(
+    spec: NetworkSpec, store: Store, second_gpu: torch.device, provider: str
+) -> None:
+    """What the session and its binding are told, not what they do with it: that takes two GPUs."""
+    place = torch_place(runtime="onnxruntime", store=store, device=second_gpu, onnx_provider=provider)
+    executable = OnnxExecutable(spec, artifacts.graph(spec, place), place)
+    executable(**spec.example({"batch": 3}))
+    session: Any = executable._session
+    assert session.options["device_id"] == "1"
+    names = ["images", "shift", "hidden", "logits"]
+    assert session.bound == [(name, "cuda", 1) for name in names]
+
+
+def test_onnxruntimes_tensorrt_keeps_its_engines_and_gets_batches_of_its_profile(
+    spec: NetworkSpec, tmp_path: Path, second_gpu: torch.device
+) -> None:
+    """What the session is told; an engine is built by onnxruntime-gpu alone."""
+    said: list[str] = []
+    store = Store(tmp_path, say=lambda _: None)
+    settings = {"runtime": "onnxruntime", "onnx_provider": "tensorrt", "device": second_gpu}
+    place = torch_place(store=store, say=said.append, **settings)
+    graph = artifacts.graph(spec, place)
+    executable = OnnxExecutable(spec, graph, place)
+    session: Any = executable._session
+    folder = Path(session.options["trt_engine_cache_path"])
+    assert session.options["trt_engine_cache_enable"] == "True"
+    assert folder.parent == tmp_path / ".beside" / graph.path.parent.name
+    assert said == [f"conditioned: onnxruntime builds a TensorRT engine at the first call, kept in {folder}"]
+    given = executable(**spec.example({"batch": 150}))
+    assert session.rows == [64, 64, 22]
+    assert torch.equal(given["hidden"][:, 0], torch.arange(150.0))
+    assert torch.equal(given["logits"][:, 0], -torch.arange(150.0))
+    (folder / "an.engine").write_bytes(b"engine")
+    OnnxExecutable(spec, graph, place)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(
     ("runtime", "precision", "words"),
     [
@@ -164,9 +275,11 @@ def test_a_precision_that_a_runtime_does_not_have_is_one_line(
 def test_openvino_reads_back_the_precision_it_computes_in(spec: NetworkSpec, store: Store) -> None:
     """A processor without bf16 takes the hint and computes in float32."""
     shapes = tuple(value.shape for value in spec.example({"batch": CHUNK}).values())
-    in_fp32 = opened(spec, store, "openvino", "fp32")._compiled(shapes)
+    in_fp32, in_bf16 = (opened(spec, store, "openvino", precision) for precision in ("fp32", "bf16"))
+    assert isinstance(in_fp32, OpenVinoExecutable)
+    assert isinstance(in_bf16, OpenVinoExecutable)
     with pytest.raises(RuntimeUnavailableError, match="asked for bf16 and computes in f32 here"):
-        opened(spec, store, "openvino", "bf16")._check_precision(in_fp32)
+        in_bf16._check_precision(in_fp32._compiled(shapes))
 
 
 def test_a_provider_that_the_package_does_not_have_is_one_line(spec: NetworkSpec, store: Store) -> None:

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from engine.runtime import tensorrt
 from engine.runtime.tensorrt import TensorRtExecutable, bind, enqueue, require_gpu
 from export.errors import ExportError, RuntimeUnavailableError
-from export.onnx import write_onnx
+from export.onnx import FILE, write_onnx
 from export.spec import Axis, Input, NetworkSpec
+from export.tensorrt.options import FILE as ENGINE
 from export.tensorrt.options import BuildOptions
 
 BATCH = Axis(name="batch", min=2, opt=3, max=4)
@@ -104,31 +106,48 @@ def test_a_context_that_refuses_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def engine(spec: NetworkSpec, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """For the GPU at hand; where there is none, for those that TensorRT-RTX builds for."""
     pytest.importorskip("tensorrt_rtx")
     from export.tensorrt.bindings import IS_RTX, trt
-    from export.tensorrt.builder import FILE, build_engine
+    from export.tensorrt.builder import build_engine
 
-    major, minor = torch.cuda.get_device_capability()
-    if IS_RTX and f"SM{major}{minor}" not in trt.ComputeCapability.__members__:
-        pytest.skip(f"TensorRT-RTX does not build for compute capability {major}.{minor}")
+    options = BuildOptions()
+    if torch.cuda.is_available() and IS_RTX:
+        major, minor = torch.cuda.get_device_capability()
+        if f"SM{major}{minor}" not in trt.ComputeCapability.__members__:
+            pytest.skip(f"TensorRT-RTX does not build for compute capability {major}.{minor}")
+        options = BuildOptions(compute_capabilities=("current",))
     folder = tmp_path_factory.mktemp("engine")
-    build_engine(
-        write_onnx(spec, "fp16", folder),
-        folder / FILE,
-        spec.shapes(),
-        BuildOptions(compute_capabilities=("current",)),
-        lambda *_: None,
-    )
-    return (folder / FILE).read_bytes()
+    write_onnx(spec, "fp16", folder)
+    build_engine(folder / FILE, folder / ENGINE, spec.shapes(), options, lambda *_: None)
+    return (folder / ENGINE).read_bytes()
+
+
+def opened(
+    spec: NetworkSpec, engine: bytes, kernels: Path, *, cuda_graph: bool = False
+) -> TensorRtExecutable:
+    device = torch.device("cuda")
+    return TensorRtExecutable(spec, engine, device, compiled_file=kernels, say=print, cuda_graph=cuda_graph)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is left to do on a machine without a GPU")
+def test_the_engine_of_these_tests_lacks_nothing_but_a_gpu(
+    spec: NetworkSpec, engine: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built for real and opened as on a GPU, it gets as far as TensorRT's own look at the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr("export.tensorrt.loading._gpu", lambda: "no GPU")
+    assert len(engine) > 1000
+    with pytest.raises(RuntimeUnavailableError, match=r"cannot run the engine on no GPU: .*CUDA driver"):
+        opened(spec, engine, tmp_path / "kernels")
 
 
 @pytest.fixture(params=[False, True], ids=["direct", "cuda graph"])
 def executable(
     request: pytest.FixtureRequest, spec: NetworkSpec, engine: bytes, tmp_path: Path
 ) -> TensorRtExecutable:
-    device = torch.device("cuda")
-    file = tmp_path / "kernels"
-    return TensorRtExecutable(spec, engine, device, compiled_file=file, say=print, cuda_graph=request.param)
+    return opened(spec, engine, tmp_path / "kernels", cuda_graph=request.param)
 
 
 def expected(spec: NetworkSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -193,10 +212,10 @@ def test_what_is_compiled_is_kept_for_the_next_process(
 ) -> None:
     from export.tensorrt.bindings import IS_RTX
 
-    file, device = tmp_path / "kernels", torch.device("cuda")
+    file = tmp_path / "kernels"
     inputs = example(spec, batch=4)
-    first = TensorRtExecutable(spec, engine, device, compiled_file=file, say=print)
+    first = opened(spec, engine, file)
     wanted = first(**inputs)["hidden"]
     assert file.exists() == IS_RTX
-    again = TensorRtExecutable(spec, engine, device, compiled_file=file, say=print)
+    again = opened(spec, engine, file)
     assert torch.equal(again(**inputs)["hidden"], wanted)

@@ -129,17 +129,11 @@ def test_a_gpu_the_builder_does_not_know_is_refused_with_those_it_knows(tmp_path
     assert "8.6, 8.9, 12.0" in line
 
 
-def test_a_timing_cache_is_refused(tmp_path: Path) -> None:
-    timed = BuildOptions(timing_cache=tmp_path / "timings")
-    assert refusal(lambda: built(convolution(), tmp_path, timed)).endswith("leave timing_cache out")
-
-
 @no_gpu
 @pytest.mark.parametrize(
     ("options", "option"),
     [
         (BuildOptions(compute_capabilities=("current",)), "compute_capabilities=current"),
-        (BuildOptions(refit="refit"), "refit=refit"),
         (BuildOptions(refit="stripped"), "refit=stripped"),
     ],
 )
@@ -154,7 +148,7 @@ def test_what_takes_a_gpu_to_build_is_said_without_one(
 def test_a_stripped_engine_lacks_the_weights(tmp_path: Path) -> None:
     proto = convolution(size=31)
     weights = CHANNELS * 3 * 31 * 31 * torch.float16.itemsize
-    full = built(proto, tmp_path, BuildOptions(refit="refit"))
+    full = built(proto, tmp_path)
     stripped = built(proto, tmp_path, BuildOptions(refit="stripped"))
     assert len(full) - len(stripped) > weights / 2
 

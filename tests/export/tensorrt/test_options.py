@@ -8,7 +8,7 @@ from export.tensorrt.options import BuildOptions
     ("values", "line"),
     [
         ({"workspace_bytes": 0}, "tensorrt: workspace_bytes is 0; give a positive number or none"),
-        ({"refit": "yes"}, "tensorrt: refit is 'yes'; give one of no, refit, stripped"),
+        ({"refit": "yes"}, "tensorrt: refit is 'yes'; give one of no, stripped"),
         (
             {"compute_capabilities": ("8.9", "ada")},
             "tensorrt: compute_capabilities has 'ada'; give numbers like 8.9, or current",

@@ -304,7 +304,7 @@ def test_gradcheck_in_float64() -> None:
     weight, bias = (p[n].double().requires_grad_() for n in ("weight", "bias"))
     statistics = p["running_mean"].double(), p["running_var"].double()
     assert torch.autograd.gradcheck(
-        lambda *a: bn_stats(*a, *statistics, activation="silu"), (x, weight, bias)
+        lambda x, weight, bias: bn_stats(x, weight, bias, *statistics, activation="silu"), (x, weight, bias)
     )
 
 

@@ -80,7 +80,7 @@ def test_the_kernels_agree_with_plain_torch_in_float32(name: str) -> None:
 def test_activations_that_alone_follow_are_taken_along() -> None:
     network = lively(Functional())
     with batch_norm_statistics(network):
-        code = network.forward.__self__.code
+        code = network.forward.__self__.code  # type: ignore[attr-defined]
     assert "silu" not in code  # behind bn0
     assert (
         code.count("self.act(") == 1

@@ -92,7 +92,7 @@ def test_compiled_whole(dynamic: bool) -> None:
     for rows in (3, 5):
         student, teacher, labels = draw(rows, 7)
         gradients = []
-        for function in (step, step.__wrapped__):
+        for function in (step, step.__wrapped__):  # type: ignore[attr-defined]
             leaf = student.detach().requires_grad_()
             gradients.append(torch.autograd.grad(3 * function(leaf, teacher, labels), leaf)[0])
         torch.testing.assert_close(*gradients)
