@@ -12,14 +12,16 @@ from engine.exporting.report import record
 from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
 from engine.models.config import require_named
+from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.preparing import with_default_batches
 from engine.recipe import Recipe, parse
 from engine.short_flags import add_short_flags, spelled_out
 
 REPORT = "parity.json"
+IMAGE_ENCODER = "image_encoder"
 GROUPS = {
     "teacher": ("teacher",),
-    "clip": ("clip", "image_encoder"),
+    "clip": ("clip", IMAGE_ENCODER),
     "unet": ("unet",),
     "vae": ("vae_encoder", "vae_decoder"),
     "student": ("student",),
@@ -33,7 +35,10 @@ def command(arguments: Sequence[str]) -> None:
         "--out", metavar="DIR", help="folder of the graphs, engines and parity.json (required)"
     )
     parser.add_argument(
-        "--network", metavar="NAMES", default=DEFAULT, help=f"comma-separated: {', '.join(GROUPS)}"
+        "--network",
+        metavar="NAMES",
+        default=DEFAULT,
+        help=f"comma-separated: {', '.join(GROUPS)}; clip is the filter's and an image-variation prior's",
     )
     parser.add_argument("--run", metavar="DIR", help="for --network student: the folder of a finished run")
     parser.add_argument("--images", metavar="DIR", help="real images for the proof")
@@ -43,7 +48,7 @@ def command(arguments: Sequence[str]) -> None:
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
-    names = _networks(options.network)
+    names = _networks(options.network, recipe)
     student = str(Path(options.run, "student.safetensors")) if options.run else None
     folder = Path(options.out)
     recipe = replace(recipe, compute=replace(recipe.compute, engines=str(folder)))
@@ -58,12 +63,17 @@ def command(arguments: Sequence[str]) -> None:
     print(report_table(exported.proofs))
 
 
-def _networks(given: str) -> list[str]:
+def _networks(given: str, recipe: Recipe) -> list[str]:
     groups = [name.strip() for name in given.split(",")]
     unknown = [name for name in groups if name not in GROUPS]
     if unknown:
         raise UserError(f"--network: no '{unknown[0]}'; there are {', '.join(GROUPS)}")
-    return [name for group in groups for name in GROUPS[group]]
+    names = [name for group in groups for name in GROUPS[group]]
+    return [name for name in names if name != IMAGE_ENCODER or _has_image_encoder(recipe.augment.prior)]
+
+
+def _has_image_encoder(prior: str) -> bool:
+    return bool(prior) and PipelineFolder.open(prior).class_name not in TEXT_TO_IMAGE
 
 
 def _export(

@@ -1,6 +1,8 @@
-"""Real inputs for the proof: a few images, and what the prior's own encoders make of them."""
+"""Real inputs for the proof: a few images, and what the prior's own encoders make of them and of prompts."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 from engine.datasets.config import EvaluateConfig
 from engine.errors import UserError
 from engine.exporting.networks import Networks
-from export.networks.unet import TIMESTEP, time_features
+from export.networks.unet import TIMESTEP, added_features, time_features
 from export.parity import reference
 from export.spec import NetworkSpec
 
+AESTHETIC_SCORE = 6.0
+"""What diffusers asks of SDXL's refiner."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -71,8 +75,24 @@ class RealInputs:
         if name == "latents":
             latents = self._output("vae_encoder")[..., : like.shape[2], : like.shape[3]]
             return latents if spec.name == "vae_decoder" else (latents + like) / 2**0.5
+        if name == "added_features":
+            return self._added_features(spec.module.unet)
         assert name == "tokens", name
+        if self._prompts is not None:
+            return self._prompts[0]
         return self._output("image_encoder")[:, None].expand_as(like).contiguous()
+
+    @cached_property
+    def _prompts(self) -> tuple[Tensor, Tensor | None] | None:
+        return self._networks.prompts(len(self._images))
+
+    def _added_features(self, unet: Any) -> Tensor:
+        assert self._prompts is not None
+        text_embeds = self._prompts[1]
+        assert text_embeds is not None
+        width = unet.config.projection_class_embeddings_input_dim - text_embeds.shape[1]
+        ids = _time_ids(width // unet.config.addition_time_embed_dim, self._networks.prior().image_shape)
+        return added_features(unet, text_embeds, torch.tensor([ids] * len(text_embeds)))
 
     def _output(self, network: str) -> Tensor:
         if network not in self._made:
@@ -87,3 +107,8 @@ class RealInputs:
                 for image in self._images
             ]
         )
+
+
+def _time_ids(count: int, size: tuple[int, int]) -> tuple[float, ...]:
+    """SDXL's six: original size, corner of the crop, target size; its refiner's five end with a score."""
+    return (*size, 0, 0, *size) if count == 6 else (*size, 0, 0, AESTHETIC_SCORE)

@@ -1,12 +1,18 @@
 """The networks that a recipe names, loaded one at a time: together they may not fit into memory."""
 
 from dataclasses import replace
+from itertools import cycle, islice
+
+from torch import Tensor
 
 from engine.compute import Runtime
 from engine.errors import UserError
 from engine.models.classifier import Classifier
+from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import load_classifier, require_feature
-from engine.models.priors import DiffusionPrior, load_clip, load_prior
+from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
+from engine.models.priors import PROMPT, load_clip, load_prior
+from engine.models.text_to_image import embed_prompts, load_text_to_image
 from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec
 from engine.runtime.clip import clip_spec
@@ -39,11 +45,25 @@ class Networks:
         part = {"vae_encoder": "vae", "vae_decoder": "vae"}.get(name, name)
         return prior_spec(name, self.prior(part), recipe.augment, self._runtime)
 
-    def prior(self, *parts: str) -> DiffusionPrior:
+    def prior(self, *parts: str) -> LatentDiffusion:
         """Some networks of the diffusion prior. Raises UserError as `load` does."""
+        pipeline = self._pipeline()
+        if pipeline.class_name in TEXT_TO_IMAGE:
+            return load_text_to_image(pipeline, CPU, parts=parts)
+        return load_prior(self._recipe.augment.prior, CPU, parts=parts)
+
+    def prompts(self, count: int) -> tuple[Tensor, Tensor | None] | None:
+        """What a prior that is conditioned by text makes of `count` prompts; None where it is by images."""
+        pipeline = self._pipeline()
+        if pipeline.class_name not in TEXT_TO_IMAGE:
+            return None
+        names = islice(cycle(self._recipe.class_names), count)
+        return embed_prompts(pipeline, [PROMPT.format(name) for name in names])
+
+    def _pipeline(self) -> PipelineFolder:
         if not self._recipe.augment.prior:
             raise UserError("--network: augment.prior is empty; give a prior, or name teacher and clip alone")
-        return load_prior(self._recipe.augment.prior, CPU, parts=parts)
+        return PipelineFolder.open(self._recipe.augment.prior)
 
     def _teacher(self) -> NetworkSpec:
         recipe = self._recipe

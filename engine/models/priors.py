@@ -1,8 +1,6 @@
 """The foundation models that diversify and judge: a latent diffusion image-variation prior and open_clip."""
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.models.latent_diffusion import LatentDiffusion, load_config, load_latent_diffusion, load_part
+from engine.models.pipeline_folder import IMAGE_VARIATION, INDEX, PipelineFolder, reading
 from engine.paths import resolve
 from engine.stages.filter_config import LOCAL_DIR
 
-PIPELINE = "StableDiffusionImageVariationPipeline"
 PARTS = ("vae", "unet", "image_encoder")
 PROMPT = "a photo of a {}."
 """How a class name is put to a text tower."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionPrior:
+class DiffusionPrior(LatentDiffusion):
     """The parts of a `StableDiffusionImageVariationPipeline`: float32, frozen, in eval mode, on a device."""
 
-    vae: Any  # diffusers.AutoencoderKL
-    unet: Any  # diffusers.UNet2DConditionModel
     image_encoder: Any  # transformers.CLIPVisionModelWithProjection
     scheduler_config: dict[str, Any]
-    latent_shape: tuple[int, int, int]
-    """Channels, height and width of one latent."""
-    image_shape: tuple[int, int]
-    """Height and width in pixels of the images the VAE decodes."""
     encoder_size: int
     """Side in pixels of the image encoder's input."""
     encoder_mean: tuple[float, ...]
@@ -46,102 +38,41 @@ def load_prior(
     *,
     parts: Collection[str] = PARTS,
 ) -> DiffusionPrior:
-    """Loads a pipeline folder (or hub id, `owner/name` or `owner/name@revision`) as diffusers writes them.
+    """Loads an image-variation pipeline, whose `vae` may be an AutoencoderTiny (TAESD), too.
 
-    Weights must be safetensors, whatever their stored precision; networks that `parts` leaves out are None.
-    Raises UserError, naming `section` and the file, where the folder or a component is missing or unreadable
-    or belongs to another pipeline.
+    `folder`: as `PipelineFolder` says. Weights must be safetensors, whatever their stored precision; networks
+    that `parts` leaves out are None. Raises UserError, naming `section` and the file, where the folder or a
+    component is missing or unreadable or belongs to another pipeline.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would write over ours
-    source, where, options = _locate(folder, section)
-    _check_pipeline(source, where, options, section)
-
-    def config(cls: Any, name: str) -> dict[str, Any]:
-        with _reading(section, f"{where}/{name}"):
-            return dict(cls.load_config(source, subfolder=name, **options))
-
-    def part(cls: Any, name: str, dtype_option: str) -> Any:
-        if name not in parts:
-            return None
-        with _reading(section, f"{where}/{name}"):
-            return _load_part(cls, source, name, {dtype_option: torch.float32, **options}).to(device)
-
-    with _reading(section, f"{where}/feature_extractor"):
+    pipeline = PipelineFolder.open(folder, section)
+    if pipeline.class_name != IMAGE_VARIATION:
+        raise UserError(
+            f"{section}: {pipeline.where}/{INDEX} is of a {pipeline.class_name}; give a {IMAGE_VARIATION} "
+            "folder (python -m export takes one of Stable Diffusion 1.x, 2.x or XL, too)"
+        )
+    with pipeline.reading("feature_extractor"):
         processor = CLIPImageProcessor.get_image_processor_dict(
-            source, subfolder="feature_extractor", **options
+            pipeline.source, subfolder="feature_extractor", **pipeline.options
         )[0]
         mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
-    with _reading(section, f"{where}/image_encoder"):
-        encoder_config = CLIPVisionConfig.from_pretrained(source, subfolder="image_encoder", **options)
-    scheduler_config = config(DDIMScheduler, "scheduler")
-    unet_config, vae_config = config(UNet2DConditionModel, "unet"), config(AutoencoderKL, "vae")
-    latent_shape = _latent_shape(unet_config)
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    vae, unet = part(AutoencoderKL, "vae", "torch_dtype"), part(UNet2DConditionModel, "unet", "torch_dtype")
-    for network in filter(None, (vae, unet)):
-        network.to(memory_format=torch.channels_last)
+    with pipeline.reading("image_encoder"):
+        encoder_config = CLIPVisionConfig.from_pretrained(
+            pipeline.source, subfolder="image_encoder", **pipeline.options
+        )
+    encoder = None
+    if "image_encoder" in parts:
+        encoder = load_part(pipeline, CLIPVisionModelWithProjection, "image_encoder", device)
     return DiffusionPrior(
-        vae=vae,
-        unet=unet,
-        image_encoder=part(CLIPVisionModelWithProjection, "image_encoder", "dtype"),
-        scheduler_config=scheduler_config,
-        latent_shape=latent_shape,
-        image_shape=(latent_shape[1] * factor, latent_shape[2] * factor),
+        **vars(load_latent_diffusion(pipeline, device, parts)),
+        image_encoder=encoder,
+        scheduler_config=load_config(pipeline, DDIMScheduler, "scheduler"),
         encoder_size=encoder_config.image_size,
         encoder_mean=mean,
         encoder_std=std,
     )
-
-
-def _latent_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], height, width
-
-
-def _locate(folder: str, section: str) -> tuple[str, str, dict[str, Any]]:
-    """What `from_pretrained` shall be given, its name for the user, and options: a folder, else a hub id."""
-    try:
-        found = str(resolve(folder, section))
-    except UserError:
-        if not _HUB_ID.fullmatch(folder):
-            raise
-        name, _, revision = folder.partition("@")
-        return name, f"{folder} (no folder here, so a hub id)", {"revision": revision} if revision else {}
-    return found, found, {"local_files_only": True}
-
-
-def _check_pipeline(source: str, where: str, options: dict[str, Any], section: str) -> None:
-    from diffusers import DiffusionPipeline
-
-    with _reading(section, f"{where}/model_index.json"):
-        found = DiffusionPipeline.load_config(source, **options).get("_class_name")
-    if found != PIPELINE:
-        raise UserError(f"{section}: {where}/model_index.json is of a {found}; give a {PIPELINE} folder")
-
-
-def _load_part(cls: Any, source: str, part: str, options: dict[str, Any]) -> Any:
-    module, report = cls.from_pretrained(
-        source, subfolder=part, use_safetensors=True, output_loading_info=True, **options
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing, the first {missing[0]}")
-    return module.eval().requires_grad_(False)
-
-
-@contextmanager
-def _reading(section: str, what: str) -> Iterator[None]:
-    """Turns whatever the libraries raise while reading `what` into one line for the user."""
-    try:
-        yield
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{section}: cannot read {what}: {reason}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +122,7 @@ def load_clip(
         name = f"{LOCAL_DIR}{resolve(model.removeprefix(LOCAL_DIR), section)}"
     elif not model.startswith("hf-hub:"):
         _check_architecture(model, pretrained, section)
-    with _reading(section, model):
+    with reading(section, model):
         network = open_clip.create_model(name, pretrained, device=device, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)
     network.eval().requires_grad_(False)

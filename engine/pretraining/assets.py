@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.datasets.fashion_mnist import LabeledImages, load
-from engine.models.priors import PIPELINE
+from engine.models.pipeline_folder import IMAGE_VARIATION
 from engine.pretraining.autoencoder import encode, train_autoencoder
 from engine.pretraining.card import write_card
 from engine.pretraining.clip import TowerPair, save_open_clip, save_vision_tower, train_clip
@@ -70,7 +70,7 @@ def save_pipeline(
         module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
     new_scheduler().save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": PIPELINE,
+        "_class_name": IMAGE_VARIATION,
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
         "requires_safety_checker": False,

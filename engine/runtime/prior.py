@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from engine.compute import Runtime
+from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.priors import DiffusionPrior
+from engine.models.text_to_image import TextToImage
 from engine.runtime.executable import Executable
 from engine.runtime.opening import open_runtime
 from engine.runtime.place import Place
@@ -41,10 +43,11 @@ class OpenPrior:
     scheduler_config: dict[str, Any]
 
 
-def prior_spec(name: str, prior: DiffusionPrior, config: AugmentConfig, runtime: Runtime) -> NetworkSpec:
-    """One of NETWORKS, for batches of `config.micro_batch`."""
+def prior_spec(name: str, prior: LatentDiffusion, config: AugmentConfig, runtime: Runtime) -> NetworkSpec:
+    """One of NETWORKS, for batches of `config.micro_batch`; a TextToImage has no image encoder."""
     rows = batches(runtime, config.images_at_once)
     if name == "image_encoder":
+        assert isinstance(prior, DiffusionPrior)
         size = (prior.encoder_size, prior.encoder_size)
         return clip_vision_spec(
             prior.image_encoder, mean=prior.encoder_mean, std=prior.encoder_std, size=size, batches=rows
@@ -56,7 +59,8 @@ def prior_spec(name: str, prior: DiffusionPrior, config: AugmentConfig, runtime:
     assert name == "unet"
     guided = 2 if config.guidance_scale > 1 else 1
     rows = batches(runtime, guided * config.images_at_once)
-    return unet_spec(prior.unet, num_tokens=config.num_tokens, batches=rows)
+    num_tokens = prior.num_tokens if isinstance(prior, TextToImage) else config.num_tokens
+    return unet_spec(prior.unet, num_tokens=num_tokens, batches=rows)
 
 
 def open_prior(prior: DiffusionPrior, config: AugmentConfig, place: Place) -> OpenPrior:

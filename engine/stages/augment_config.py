@@ -21,7 +21,8 @@ class AugmentConfig:
     method: Literal["variation", "none"] = "variation"
     """`none` leaves diffusion out: the bank then holds the sources alone."""
     prior: str = ""
-    """Folder, or hub id, of a StableDiffusionImageVariationPipeline."""
+    """Folder, or hub id, of a StableDiffusionImageVariationPipeline; its `vae` may be an AutoencoderTiny
+    (TAESD). `python -m export` takes a pipeline of Stable Diffusion 1.x, 2.x or XL, too."""
     variations: int = 8
     """Variations for each source (K)."""
     scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"

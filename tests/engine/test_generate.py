@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
 from engine.cli import main
 from engine.generate import command
+from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_recipe import write_recipe
 
 
@@ -83,6 +86,24 @@ def test_a_bank_at_a_url(recipe: Path, bank: Path) -> None:
     assert generate(recipe, url, "--shards", "3", "--resume") == 0
     assert verify(url) == []
     assert BankReader.open(url).images_sha256 == BankReader.open(str(bank)).images_sha256
+
+
+def test_a_tiny_autoencoder_in_the_priors_folder_decodes_the_variations(tmp_path: Path) -> None:
+    """Its last layer is made to paint everything in one colour."""
+    recipe = write_recipe(tmp_path / "recipe")
+    put_tiny_autoencoder(tmp_path / "recipe" / "prior")
+    weights = tmp_path / "recipe/prior/vae/diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["decoder.layers.6.weight"].zero_()
+    state["decoder.layers.6.bias"][:] = torch.tensor([1.0, 0.2, 0.0])
+    save_file(state, weights)
+    assert generate(recipe, tmp_path / "bank", "--shards", "1", "--storage.codec", "raw") == 0
+    reader = BankReader.open(str(tmp_path / "bank"))
+    is_variation = reader.rows(0).parents[reader.rows(0).kept] >= 0
+    images = reader.images(0, range(len(is_variation)))
+    assert is_variation.any()
+    assert (images[is_variation] == (255, 51, 0)).all()
+    assert not (images[~is_variation] == (255, 51, 0)).all((1, 2, 3)).any()
 
 
 def touch_teacher(folder: Path) -> None:

@@ -41,8 +41,8 @@ def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
 
 def test_shards_without_images_are_the_same_where_their_rows_are(tmp_path: Path) -> None:
     """Their tars are all the same."""
-    for bank, numbers in (("one", [0, 1, 2]), ("two", [2, 3])):
-        with BankWriter.open(str(tmp_path / bank), tiny.header(), resume=False, say=print) as writer:
+    for folder, numbers in (("one", [0, 1, 2]), ("two", [2, 3])):
+        with BankWriter.open(str(tmp_path / folder), tiny.header(), resume=False, say=print) as writer:
             for number in numbers:
                 rows, images = tiny.shard(number)
                 writer.commit(number, replace(rows, kept=np.zeros(len(rows), bool)), images[:0])

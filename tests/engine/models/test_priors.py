@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import UserError
 from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
+from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_priors import CLIP_SIZE, EMBED_DIM, write_clip, write_prior
 
 
@@ -63,6 +64,18 @@ def test_unet_and_vae_are_channels_last(prior_folder: Path) -> None:
         assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
 
+def test_a_tiny_autoencoder_takes_the_place_of_the_vae(prior_folder: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    folder = shutil.copytree(prior_folder, tmp_path / "taesd")
+    put_tiny_autoencoder(folder)
+    prior = load_prior(str(folder), "cpu")
+    assert isinstance(prior.vae, AutoencoderTiny)
+    assert (prior.latent_shape, prior.image_shape) == ((4, 8, 8), (16, 16))
+    stored = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored[name], weight) for name, weight in prior.vae.named_parameters())
+
+
 def _drop_weight(folder: Path) -> None:
     file = folder / "vae/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -80,6 +93,16 @@ def _other_pipeline(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
 
 
+def _other_autoencoder(folder: Path) -> None:
+    file = folder / "vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "AutoencoderDC"}))
+
+
+def _shifting_autoencoder(folder: Path) -> None:
+    file = folder / "vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.1, 0.2, 0.3, 0.4]}))
+
+
 def _no_mean(folder: Path) -> None:
     (folder / "feature_extractor/preprocessor_config.json").write_text("{}")
 
@@ -88,7 +111,22 @@ def _no_mean(folder: Path) -> None:
     ("damage", "said"),
     [
         pytest.param(lambda f: (f / "model_index.json").unlink(), "model_index.json", id="no-index"),
-        pytest.param(_other_pipeline, "StableDiffusionPipeline", id="other-pipeline"),
+        pytest.param(
+            _other_pipeline,
+            "is of a StableDiffusionPipeline; give a StableDiffusionImageVariationPipeline folder",
+            id="other-pipeline",
+        ),
+        pytest.param(
+            _other_autoencoder,
+            "/vae is of a AutoencoderDC; put an AutoencoderKL or AutoencoderTiny",
+            id="other-autoencoder",
+        ),
+        pytest.param(_shifting_autoencoder, "/vae has latents_mean", id="shifting-autoencoder"),
+        pytest.param(
+            lambda f: put_tiny_autoencoder(f, latent_channels=16),
+            "/vae makes latents of 16 channels, its unet takes 4",
+            id="vae-does-not-fit",
+        ),
         pytest.param(lambda f: shutil.rmtree(f / "vae"), "/vae", id="no-vae"),
         pytest.param(lambda f: shutil.rmtree(f / "unet"), "/unet", id="no-unet"),
         pytest.param(lambda f: shutil.rmtree(f / "image_encoder"), "/image_encoder", id="no-encoder"),

@@ -1,5 +1,6 @@
 """Our sampler against diffusers' own pipelines, and the keys, seeds and order of what it yields."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from engine.stages.augment import (
     sample,
 )
 from tests.places import torch_place
+from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_priors import CLASS_NAMES, EMBED_DIM, write_clip, write_prior
 
 # diffusers 0.42 converts tensors in a way numpy 2 deprecates.
@@ -124,8 +126,6 @@ def test_same_noise_gives_the_image_of_diffusers_variation_pipeline(
 def test_strength_and_two_tokens_match_diffusers_img2img(
     prior: DiffusionPrior, tokens: Tensor, scheduler: str, strength: float
 ) -> None:
-    import diffusers
-
     config = _config(scheduler=scheduler, strength=strength, guidance_scale=2.0, variations=1, steps=6)
     sources = _sources(variations=1)
     ours = _all(sources, prior, config, class_tokens=tokens)
@@ -134,24 +134,44 @@ def test_strength_and_two_tokens_match_diffusers_img2img(
     anchors = prior.vae.encode(pixels).latent_dist.mode() * prior.vae.config.scaling_factor
     embeddings = prior.image_encoder(_normalised(sources.images, prior)).image_embeds
     prompt = torch.stack([embeddings, tokens[sources.labels]], 1)
+    _assert_those_of_img2img(ours, prior, config, image=anchors, prompt=prompt)
+
+
+def test_a_tiny_autoencoder_encodes_and_decodes_as_in_diffusers_img2img(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "prior")
+    put_tiny_autoencoder(tmp_path / "prior")
+    prior = load_prior(str(tmp_path / "prior"), "cpu")
+    config = _config(scheduler="ddim", strength=0.5, guidance_scale=2.0, variations=1, steps=6)
+    sources = _sources(variations=1)
+    prompt = prior.image_encoder(_normalised(sources.images, prior)).image_embeds[:, None]
+    ours = _all(sources, prior, config)
+    _assert_those_of_img2img(ours, prior, config, image=sources.images.float() / 255, prompt=prompt)
+
+
+def _assert_those_of_img2img(
+    ours: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, *, image: Tensor, prompt: Tensor
+) -> None:
+    """`image`: the sources' scaled latents, or their pixels in [0, 1]."""
+    import diffusers
+
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(
         vae=prior.vae,
         text_encoder=None,
         tokenizer=None,
         unet=prior.unet,
-        scheduler=getattr(diffusers, SCHEDULERS[scheduler][0]).from_config(prior.scheduler_config),
+        scheduler=getattr(diffusers, SCHEDULERS[config.scheduler][0]).from_config(prior.scheduler_config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        image=anchors,
+        image=image,
         prompt_embeds=prompt,
         negative_prompt_embeds=torch.zeros_like(prompt),
-        strength=strength,
-        guidance_scale=2.0,
-        num_inference_steps=6,
+        strength=config.strength,
+        guidance_scale=config.guidance_scale,
+        num_inference_steps=config.steps,
         generator=[torch.Generator().manual_seed(int(seed)) for seed in ours.seeds],
         output_type="pt",
     ).images

@@ -1,0 +1,57 @@
+"""Stable Diffusion 1.x, 2.x and XL as they are exported: conditioned by the tokens of a prompt."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.models.latent_diffusion import LatentDiffusion, load_latent_diffusion
+from engine.models.pipeline_folder import PipelineFolder
+
+PARTS = ("vae", "unet")
+_UNUSED = ("vae", "unet", "safety_checker", "feature_extractor", "image_encoder")
+"""Components that no prompt goes through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImage(LatentDiffusion):
+    """The networks of one of `TEXT_TO_IMAGE`."""
+
+    num_tokens: int
+    """Tokens of a prompt, padded."""
+
+
+def load_text_to_image(
+    pipeline: PipelineFolder, device: torch.device | str, *, parts: Collection[str] = PARTS
+) -> TextToImage:
+    """Networks that `parts` leaves out are None. Raises UserError as `load_prior` does."""
+    from transformers import CLIPTextConfig
+
+    encoder = "text_encoder_2" if "text_encoder_2" in pipeline.index else "text_encoder"
+    with pipeline.reading(encoder):
+        config = CLIPTextConfig.from_pretrained(pipeline.source, subfolder=encoder, **pipeline.options)
+    networks = load_latent_diffusion(pipeline, device, parts)
+    return TextToImage(**vars(networks), num_tokens=config.max_position_embeddings)
+
+
+def embed_prompts(pipeline: PipelineFolder, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    """N prompts -> tokens, float32 [N, T, D], and for XL the pooled embedding [N, P], on the CPU.
+
+    Raises UserError where a tokenizer or text encoder is unreadable.
+    """
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()  # it would write over ours
+    without: dict[str, object] = {name: None for name in _UNUSED if name in pipeline.index}
+    if "safety_checker" in without:
+        without["requires_safety_checker"] = False
+    with pipeline.reading("text_encoder"), torch.no_grad():
+        encoders = DiffusionPipeline.from_pretrained(
+            pipeline.source, use_safetensors=True, dtype=torch.float32, **without, **pipeline.options
+        )
+        tokens, _, *pooled = encoders.encode_prompt(
+            list(prompts), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    return tokens, pooled[0] if pooled else None
