@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from engine.auto_batch.auto import has_auto_batch
 from engine.cli import main
 from engine.compute import available_cores
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags, monitor_options
-from engine.preparing import has_auto_batch, parsed, settled_to_make
+from engine.preparing import parsed, settled_to_make
 from engine.recipe import Recipe
 from engine.short_flags import add_short_flags
 from engine.workers.threads import with_threads, with_threads_of_bank

@@ -6,13 +6,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from engine.auto_batch.auto import has_auto_batch
 from engine.compute import resolved
 from engine.feed.config import settled
 from engine.models.config import require_named
 from engine.recipe import Recipe, parse
 from engine.short_flags import spelled_out
-from engine.stages.augment_config import AugmentConfig
-from engine.stages.filter_config import FilterConfig
 
 
 def prepared(
@@ -53,18 +52,3 @@ def settled_to_make(recipe: Recipe) -> Recipe:
     from engine.auto_batch.settling import settled_batches
 
     return settled_batches(settled_recipe, print)
-
-
-def has_auto_batch(recipe: Recipe) -> bool:
-    """Whether a size of its micro-batches is still to be measured."""
-    return "auto" in (recipe.augment.micro_batch, recipe.filter.micro_batch)
-
-
-def with_default_batches(recipe: Recipe) -> Recipe:
-    """`auto` as the default size, for commands that make no images."""
-    augment, filter = recipe.augment, recipe.filter
-    if augment.micro_batch == "auto":
-        augment = replace(augment, micro_batch=AugmentConfig.micro_batch)
-    if filter.micro_batch == "auto":
-        filter = replace(filter, micro_batch=FilterConfig.micro_batch)
-    return replace(recipe, augment=augment, filter=filter)

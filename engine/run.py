@@ -8,9 +8,10 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from engine import ranks
+from engine.auto_batch.auto import has_auto_batch
 from engine.ending import main
 from engine.errors import UserError
-from engine.preparing import has_auto_batch, prepared
+from engine.preparing import prepared
 from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import check

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from engine.auto_batch.auto import with_default_batches
 from engine.compute import settled
 from engine.errors import UserError
 from engine.exporting.report import record
@@ -13,7 +14,6 @@ from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
-from engine.preparing import with_default_batches
 from engine.recipe import Recipe, parse
 from engine.short_flags import add_short_flags, spelled_out
 

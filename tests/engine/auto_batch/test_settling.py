@@ -12,11 +12,11 @@ import yaml
 
 from engine import generate, run
 from engine.auto_batch import timing
+from engine.auto_batch.auto import with_default_batches
 from engine.auto_batch.settling import settled_batches
 from engine.bank.reader import BankReader
 from engine.cli import main
 from engine.compute import resolved
-from engine.preparing import with_default_batches
 from engine.recipe import Recipe, load_recipe
 from tests.tiny_recipe import write_recipe
 
