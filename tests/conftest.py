@@ -99,7 +99,12 @@ def accelerator_state_kept() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_together(item.path)))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _together(file: Path) -> str:
+    """Tests of one name run one after another: those of a file share fixtures, those of workers share Ray."""
+    return "workers" if file.parent.name == "workers" else str(file)
