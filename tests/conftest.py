@@ -98,6 +98,7 @@ def accelerator_state_kept() -> Iterator[None]:
         state.update(values)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_together(item.path)))
@@ -106,5 +107,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _together(file: Path) -> str:
-    """Tests of one name run one after another: those of a file share fixtures, those of workers share Ray."""
-    return "workers" if file.parent.name == "workers" else str(file)
+    """The name of the tests that run one after another: a file's share fixtures, those of workers Ray."""
+    return "workers" if file.parent.name == "workers" else file.stem
