@@ -16,9 +16,8 @@ help:  ## Show this list
 run: $(STAMP) data  ## Run the whole loop into a fresh folder of runs/; ARGS="--seed 1", OUT=DIR
 	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
 
-# Two processes, whose threads do not spin where they wait: they have the same two cores.
 test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native"
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

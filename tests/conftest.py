@@ -98,14 +98,8 @@ def accelerator_state_kept() -> Iterator[None]:
         state.update(values)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_together(item.path)))
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-def _together(file: Path) -> str:
-    """The name of the tests that run one after another: a file's share fixtures, those of workers Ray."""
-    return "workers" if file.parent.name == "workers" else file.stem
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
