@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tests.tiny_priors import tiny_vae
+
 IMAGE_SIZE = 16
 NUM_TOKENS = 40
 WIDTH, WIDTH_2 = 16, 24
@@ -107,7 +109,7 @@ def _write_sd(folder: Path, **unet: Any) -> Path:
 
 
 def _autoencoder_and_unet(**unet: Any) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
     fields: dict[str, Any] = {
         "sample_size": IMAGE_SIZE // 2,
@@ -120,14 +122,7 @@ def _autoencoder_and_unet(**unet: Any) -> dict[str, Any]:
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=IMAGE_SIZE,
-        )
+        vae = tiny_vae()
         return {"vae": vae, "unet": UNet2DConditionModel(**fields | unet)}
 
 

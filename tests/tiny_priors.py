@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,10 +13,23 @@ CLASS_NAMES = ("bag", "coat", "ankle boot")
 WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", ".", "bag", "coat", "ankle", "boot", "[EOS]")
 
 
+def tiny_vae() -> Any:
+    """An AutoencoderKL of IMAGE_SIZE, half of it a side in latents, by torch's generator."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=IMAGE_SIZE,
+    )
+
+
 def write_prior(folder: Path, *, dtype: torch.dtype = torch.float32, embed_dim: int = EMBED_DIM) -> Path:
     """A StableDiffusionImageVariationPipeline of 16x16 images and 4x8x8 latents."""
     from diffusers import (
-        AutoencoderKL,
         DDIMScheduler,
         StableDiffusionImageVariationPipeline,
         UNet2DConditionModel,
@@ -24,14 +38,7 @@ def write_prior(folder: Path, *, dtype: torch.dtype = torch.float32, embed_dim: 
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=IMAGE_SIZE,
-        )
+        vae = tiny_vae()
         unet = UNet2DConditionModel(
             sample_size=IMAGE_SIZE // 2,
             block_out_channels=(16, 32),

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.cli import main
@@ -22,21 +20,6 @@ from export.onnx.widened import narrow_weights
 from tests.tiny_recipe import write_recipe
 
 NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), compute={"runtime": "auto", "threads": 1})
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    draw = np.random.default_rng(0)
-    for index in range(3):
-        pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

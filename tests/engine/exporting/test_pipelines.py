@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from engine.cli import main
@@ -23,21 +21,6 @@ from tests.tiny_recipe import write_recipe
 TARGET = "onnxruntime fp32"
 SIZES = {"sdxl": (16, 16, 0, 0, 16, 16), "sdxl_refiner": (16, 16, 0, 0, 6)}
 PROMPTS = ["a photo of a bag.", "a photo of a coat."]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), compute={"runtime": "auto", "threads": 1})
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    draw = np.random.default_rng(0)
-    for index in range(2):
-        pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(scope="module", params=WRITERS)
