@@ -1,6 +1,8 @@
 # `make run` and `make test` each set up a fresh machine: a virtual environment, the build, the data.
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
+KILLS ?= 1000
 OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := .venv/bin
@@ -8,7 +10,7 @@ STAMP := .venv/installed
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sanitize assets data
+.PHONY: help run test chaos lint format sanitize assets data
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -16,8 +18,11 @@ help:  ## Show this list
 run: $(STAMP) data  ## Run the whole loop into a fresh folder of runs/; ARGS="--seed 1", OUT=DIR
 	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
 
-test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 processes
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+chaos: $(STAMP)  ## Kill generation and distillation KILLS=1000 times each; CHAOS_SEED=N repeats a run
+	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

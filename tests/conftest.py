@@ -1,23 +1,47 @@
 """Fixtures for all tests; see CONTRIBUTING.md for what a test must do."""
 
+import fcntl
 import os
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the run's processes share the cores: none may spin
+
 import pytest
 import torch
+
+from tests.commands import CommandServer, command_server
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it where a kernel is defined
 
 POISONED_PACKAGES = {"engine", "export", "kernels"}
+CHAOS_KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
+CHAOS_SEED = int(os.environ.setdefault("CHAOS_SEED", f"{date.today():%Y%m%d}"))  # one for all processes
+
+
+def pytest_report_header() -> str:
+    return f"chaos: CHAOS_KILLS={CHAOS_KILLS} CHAOS_SEED={CHAOS_SEED}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_is_not_ignored() -> Iterator[None]:
+    """A background job ignores SIGINT, and so would every process that a test starts."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,12 +66,40 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     return allocate_poisoned
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Graphs and engines of the tests, made once a session."""
+def _own_engines(run_folder: Path) -> Iterator[None]:
+    """Graphs and engines of the tests, each made once in a test run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENGINE_CACHE", str(tmp_path_factory.mktemp("engines")))
+        patch.setenv("ENGINE_CACHE", str(run_folder / "engines"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _turn(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[None]:
+    """A test marked `alone` waits until no other process of the run is in a test, and keeps them waiting.
+
+    Who waits holds the gate, so that the others cannot overtake.
+    """
+    kind = fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
+    with (run_folder / "turn").open("w") as turn:
+        with (run_folder / "gate").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(turn, kind)
+        yield
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[CommandServer]:
+    """Starts commands in processes that have imported everything already."""
+    with command_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +151,9 @@ def accelerator_state_kept() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the most long tests come first, so that no process is left with one at the end."""
+    long = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -long[item.path])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,6 +1,6 @@
 """Where tests open networks."""
 
-import tempfile
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from export.store import Store
 
 
 def torch_place(**changes: object) -> Place:
-    """The torch runtime in float32 on the CPU, but for `changes`."""
-    store = Store(Path(tempfile.mkdtemp(prefix="engines-")), say=lambda _: None)
+    """Return the torch runtime in float32 on the CPU, but for `changes`; the store is that of the test run."""
+    store = Store(Path(os.environ["ENGINE_CACHE"]), say=lambda _: None)
     place = Place(
         runtime="torch",
         precision="fp32",

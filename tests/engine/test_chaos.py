@@ -1,18 +1,21 @@
-"""Generation and distillation killed at random moments and resumed end as if nothing had happened."""
+"""Generation and distillation killed at random moments and resumed end as if nothing had happened.
+
+CHAOS_KILLS is the number of kills of each. CHAOS_SEED decides the moments: it is the date by default, and the
+head of the test report names it.
+"""
 
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.bank.verify import verify
-from tests.mortal import Mortals, mortals
+from tests.commands import CommandServer
+from tests.conftest import CHAOS_KILLS, CHAOS_SEED
 from tests.tiny_recipe import write_recipe
 
-KILLS = 20
 SHARDS = 8
 
 
@@ -22,19 +25,22 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_recipe(tmp_path_factory.mktemp("recipe"), schedule=schedule))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mortals]:
-    with mortals(tmp_path_factory.mktemp("logs") / "log") as running:
-        yield running
+def run(commands: CommandServer, module: str, arguments: list[str]) -> float:
+    """Run the command undisturbed; return the seconds that it took."""
+    command = commands.start(module, arguments)
+    _, error = command.communicate()
+    assert command.returncode == 0, error
+    return command.seconds
 
 
 @pytest.fixture(scope="module")
-def bank(server: Mortals, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def bank(
+    commands: CommandServer, recipe: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, float]:
     """Never disturbed, and the seconds it took."""
     out = tmp_path_factory.mktemp("banks") / "undisturbed"
-    ended = server.run("generate", ["--recipe", recipe, "--out", str(out), "--shards", str(SHARDS)])
-    assert ended.code == 0
-    return out, ended.seconds
+    arguments = ["--recipe", recipe, "--out", str(out), "--shards", str(SHARDS)]
+    return out, run(commands, "engine.generate", arguments)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -43,27 +49,30 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 10 * CHAOS_KILLS)
 def test_generation_survives_kills(
-    server: Mortals, recipe: str, bank: tuple[Path, float], tmp_path: Path
+    commands: CommandServer, recipe: str, bank: tuple[Path, float], tmp_path: Path
 ) -> None:
     undisturbed, seconds = bank
-    draw, kills, tries = random.Random(0), 0, itertools.count()
-    while kills < KILLS:
+    draw, kills, tries = random.Random(CHAOS_SEED), 0, itertools.count()
+    while kills < CHAOS_KILLS:
         out = tmp_path / str(next(tries))
         arguments = ["--recipe", recipe, "--out", str(out), "--shards", str(SHARDS)]
-        kills += server.until_done("generate", arguments, draw=draw, seconds=seconds)
+        kills += commands.until_done("engine.generate", arguments, draw=draw, seconds=seconds)
         assert hashes(out) == hashes(undisturbed)
         assert verify(str(out)) == []
 
 
 @pytest.mark.slow
-def test_distillation_survives_kills(server: Mortals, bank: tuple[Path, float], tmp_path: Path) -> None:
-    student, draw, kills, tries = "student.safetensors", random.Random(1), 0, itertools.count()
+@pytest.mark.timeout(300 + 10 * CHAOS_KILLS)
+def test_distillation_survives_kills(
+    commands: CommandServer, bank: tuple[Path, float], tmp_path: Path
+) -> None:
+    student, draw, kills, tries = "student.safetensors", random.Random(CHAOS_SEED + 1), 0, itertools.count()
     arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--out"]
-    ended = server.run("distill", [*arguments, str(tmp_path / "undisturbed")])
-    assert ended.code == 0
+    seconds = run(commands, "engine.distill", [*arguments, str(tmp_path / "undisturbed")])
     expected = (tmp_path / "undisturbed" / student).read_bytes()
-    while kills < KILLS:
+    while kills < CHAOS_KILLS:
         out = tmp_path / str(next(tries))
-        kills += server.until_done("distill", [*arguments, str(out)], draw=draw, seconds=ended.seconds)
+        kills += commands.until_done("engine.distill", [*arguments, str(out)], draw=draw, seconds=seconds)
         assert (out / student).read_bytes() == expected

@@ -1,16 +1,20 @@
-"""`torchrun -m engine.distill` on CPUs, by gloo: two processes against one with the same global batches."""
+"""`engine.distill` on several ranks on CPUs, by gloo: two processes against one with the same global batches.
+
+Most ranks are forked; what torchrun adds is tested with torchrun itself.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from bench.torchrun import distill, losses, torchrun
+from bench.torchrun import losses, torchrun
 from engine import run_folder
 from engine.cli import main
 from engine.generate import command as generate
+from tests.commands import Command, CommandServer
 from tests.smooth_student import INTERRUPT
 from tests.tiny_recipe import write_recipe
 
@@ -34,19 +38,36 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "bank")
 
 
-@pytest.fixture(scope="module")
-def run(bank: str) -> Callable[..., None]:
-    def run(out: Path, processes: int, *, resume: bool = False) -> None:
-        distill(bank, out, SETTINGS, processes=processes, threads=3 - processes, resume=resume)
-
-    return run
+Distill = Callable[..., list[Command]]
 
 
 @pytest.fixture(scope="module")
-def alone(run: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distill(commands: CommandServer, bank: str) -> Distill:
+    """`distill(out, processes, *flags)` runs the ranks to their end."""
+
+    def distill(
+        out: Path, processes: int, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> list[Command]:
+        settings = {**SETTINGS, "compute.threads": str(3 - processes)}
+        arguments = ["--bank", bank, "--out", str(out), *(f"--{k}={v}" for k, v in settings.items()), *flags]
+        return commands.ranks("engine.distill", arguments, processes=processes, environment=environment)
+
+    return distill
+
+
+def assert_success(ranks: list[Command]) -> None:
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), errors(ranks)
+
+
+def errors(ranks: list[Command]) -> str:
+    return "".join(rank.communicate()[1] for rank in ranks)
+
+
+@pytest.fixture(scope="module")
+def alone(distill: Distill, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, two threads."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    run(out, 1)
+    assert_success(distill(out, 1))
     return out
 
 
@@ -58,8 +79,8 @@ def assert_same_curves(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(alone: Path, run: Callable[..., None], tmp_path: Path) -> None:
-    run(tmp_path / "two", 2)
+def test_two_processes_have_the_losses_of_one(alone: Path, distill: Distill, tmp_path: Path) -> None:
+    assert_success(distill(tmp_path / "two", 2))
     assert_same_curves(tmp_path / "two", alone)
     curve, agreement = losses(alone), losses(alone, "label_agreement").values()
     assert curve[STEPS] < 0.8 * curve[1]
@@ -72,44 +93,42 @@ def test_two_processes_have_the_losses_of_one(alone: Path, run: Callable[..., No
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
-    before: int,
-    after: int,
-    alone: Path,
-    run: Callable[..., None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    before: int, after: int, alone: Path, distill: Distill, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv(INTERRUPT, "20")
-        with pytest.raises(RuntimeError, match="interrupted") as ended:
-            run(tmp_path, before)
-    assert str(ended.value).count(f"to continue: the same command with --out {tmp_path} --resume") == 1
+    interrupted = distill(tmp_path, before, environment={INTERRUPT: "20"})
+    assert {rank.returncode for rank in interrupted} == {130}
+    assert errors(interrupted).count(f"to continue: the same command with --out {tmp_path} --resume") == 1
     assert list(losses(tmp_path)) == list(range(1, 21))
-    run(tmp_path, after, resume=True)
+    assert_success(distill(tmp_path, after, "--resume"))
     assert_same_curves(tmp_path, alone)
 
 
-@pytest.mark.slow
-def test_a_batch_that_does_not_divide_is_one_line(bank: str, tmp_path: Path) -> None:
-    """torchrun, which cannot be told to end with 2, writes in its report that the ranks did."""
-    arguments = ["--bank", bank, "--out", str(tmp_path / "out"), "--distill.batch_size", "9"]
-    ended = torchrun("engine.distill", arguments, processes=2)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.count("error: distill.batch_size is 9, which 2 processes cannot share alike;") == 1
-    assert "set it to a multiple of 2, such as 8" in ended.stderr
-    assert "exitcode  : 2" in ended.stderr.partition("Root Cause")[2]
+def test_a_batch_that_does_not_divide_is_one_line(distill: Distill, tmp_path: Path) -> None:
+    refused = distill(tmp_path / "out", 2, "--distill.batch_size", "9")
+    assert {rank.returncode for rank in refused} == {2}
+    assert errors(refused) == (
+        "error: distill.batch_size is 9, which 2 processes cannot share alike; set it to a multiple of 2, "
+        "such as 8, or start another number of processes\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_a_folder_in_use_ends_all_processes_with_one_line(bank: str, tmp_path: Path) -> None:
-    arguments = ["--bank", bank, "--out", str(tmp_path), "--compute.runtime", "torch", "--resume"]
+def test_a_folder_in_use_ends_all_processes_with_one_line(distill: Distill, tmp_path: Path) -> None:
     with run_folder.alone(tmp_path, resume=True):
-        ended = torchrun("engine.distill", arguments, processes=2)
-    assert ended.returncode == 1
-    assert ended.stderr.count(f"error: --out {tmp_path} is in use by another process;") == 1
-    assert "exitcode  : 2" in ended.stderr.partition("Root Cause")[2]
+        refused = distill(tmp_path, 2, "--resume")
+    assert {rank.returncode for rank in refused} == {2}
+    assert errors(refused).startswith(f"error: --out {tmp_path} is in use by another process;")
+    assert errors(refused).count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks(bank: str, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "compute.threads": "1", "schedule.kd_steps": "4"}
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    ended = torchrun("engine.distill", ["--bank", bank, "--out", str(tmp_path), *flags], processes=2)
+    assert ended.returncode == 0, ended.stderr
+    assert list(losses(tmp_path)) == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -126,8 +145,8 @@ def test_what_one_rank_says_ends_all_at_once(kind: str, code: int, words: str) -
     assert ranks_own.count("Traceback") == (kind == "defect")
 
 
-@pytest.mark.slow
-def test_the_whole_loop_refuses_several_processes(tmp_path: Path) -> None:
-    ended = torchrun("engine.run", ["--out", str(tmp_path / "out")], processes=2)
-    assert ended.stderr.count("error: engine.run works in one process;") == 1
+def test_the_whole_loop_refuses_several_processes(commands: CommandServer, tmp_path: Path) -> None:
+    refused = commands.ranks("engine.run", ["--out", str(tmp_path / "out")], processes=2)
+    assert {rank.returncode for rank in refused} == {2}
+    assert errors(refused).count("error: engine.run works in one process;") == 1
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`python -m tests.engine.stages.over_ranks DIR` under torchrun: what each rank has, to DIR/RANK.pt.
+"""`python -m tests.engine.stages.over_ranks DIR` on each rank: what each rank has, to DIR/RANK.pt.
 
 The same functions, called without ranks, are the one process that it is compared with.
 """

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from bench.torchrun import torchrun
+from tests.commands import CommandServer
 from tests.engine.stages.over_ranks import BATCH, LAYERS, STEPS, distilled, normalized
 
 WHOLE = slice(0, BATCH)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(commands: CommandServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    ended = torchrun("tests.engine.stages.over_ranks", [str(folder)], processes=2)
-    assert ended.returncode == 0, ended.stderr
+    for rank in commands.ranks("tests.engine.stages.over_ranks", [str(folder)], processes=2):
+        assert rank.returncode == 0, rank.communicate()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

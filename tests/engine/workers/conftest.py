@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.workers import generations
+from tests.commands import Command, CommandServer
+from tests.engine.workers.generations import Start, end
 from tests.tiny_recipe import write_recipe
 
 SHARDS = 12
@@ -16,7 +17,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(recipe: Path, commands: CommandServer) -> Start:
+    def start(out: Path | str, *arguments: str) -> Command:
+        common = ["--recipe", str(recipe), "--out", str(out), "--threads", "1"]
+        return commands.start("engine.generate", [*common, *arguments])
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("banks") / "undisturbed"
-    generations.end(generations.start(recipe, out, "--shards", str(SHARDS)))
+    end(start(out, "--shards", str(SHARDS)))
     return out

@@ -1,31 +1,20 @@
 """`python -m engine.generate` in a process of its own, and what its workers suffer."""
 
-import os
 import random
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[3]
+from tests.commands import Command
+
+Start = Callable[..., Command]
+"""`start(out, *arguments)`: `python -m engine.generate` into `out`, one thread a worker, so that the bytes are the
+same however many workers there are."""
 
 
-def start(recipe: Path, out: Path | str, *arguments: str) -> "subprocess.Popen[str]":
-    """One thread a worker, so that the bytes are the same however many there are."""
-    command = [sys.executable, "-m", "engine.generate", "--recipe", str(recipe), "--out", str(out)]
-    return subprocess.Popen(
-        [*command, "--threads", "1", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
-def end(process: "subprocess.Popen[str]", *, code: int = 0, seconds: float = 240) -> tuple[str, str]:
+def end(process: Command, *, code: int = 0, seconds: float = 240) -> tuple[str, str]:
     """The last line of stdout, and all of stderr; the exit code must be `code`."""
     out, error = process.communicate(timeout=seconds)
     assert process.returncode == code, (process.returncode, out[-1000:], error[-3000:])
@@ -38,7 +27,7 @@ def made(out: Path) -> int:
     return manifest.read_bytes().count(b'_stats.json"') if manifest.exists() else 0
 
 
-def until_made(process: "subprocess.Popen[str]", out: Path, count: int, seconds: float = 120) -> None:
+def until_made(process: Command, out: Path, count: int, seconds: float = 120) -> None:
     """Waits until so many shards are committed."""
     last = time.monotonic() + seconds
     while made(out) < count:
@@ -47,7 +36,7 @@ def until_made(process: "subprocess.Popen[str]", out: Path, count: int, seconds:
         time.sleep(0.02)
 
 
-def workers_of(process: "subprocess.Popen[str]", mark: str) -> list[psutil.Process]:
+def workers_of(process: Command, mark: str) -> list[psutil.Process]:
     """Those processes below it whose command line has `mark` in it."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -59,9 +48,7 @@ def workers_of(process: "subprocess.Popen[str]", mark: str) -> list[psutil.Proce
     return found
 
 
-def kill_at_random(
-    process: "subprocess.Popen[str]", mark: str, kills: int, draw: random.Random, longest_pause: float
-) -> int:
+def kill_at_random(process: Command, mark: str, kills: int, draw: random.Random, longest_pause: float) -> int:
     """SIGKILL to a random worker after each random pause, while the process lives; how many were killed."""
     killed: set[int] = set()
     while len(killed) < kills and process.poll() is None:

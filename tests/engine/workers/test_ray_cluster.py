@@ -11,9 +11,10 @@ import pytest
 
 from engine.bank.verify import verify
 from tests.engine.workers.conftest import SHARDS
-from tests.engine.workers.generations import end, same_bank, start, until_made
+from tests.engine.workers.generations import Start, end, same_bank, until_made
 
 HEAD, SECOND = "127.0.0.2", "127.0.0.3"
+pytestmark = pytest.mark.alone
 ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 
@@ -56,9 +57,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_two_nodes_make_one_bank(address: str, recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_nodes_make_one_bank(address: str, start: Start, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "bank"
-    end(start(recipe, out, "--shards", str(SHARDS), "--ray", address))
+    end(start(out, "--shards", str(SHARDS), "--ray", address))
     assert same_bank(out, undisturbed)
     workers = json.loads((out / ".status.json").read_bytes())["workers"]
     made = {worker["host"]: worker["shards"] for worker in workers.values()}
@@ -68,28 +69,28 @@ def test_two_nodes_make_one_bank(address: str, recipe: Path, undisturbed: Path, 
 
 @pytest.mark.slow
 def test_a_head_that_is_lost_midway(
-    recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command ends; once there is a head again, the same command with --resume makes the rest."""
     out, port = tmp_path / "bank", free_port()
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # a minute by default
     try:
         start_head(port)
-        running = start(recipe, out, *ALL, "--ray", f"{HEAD}:{port}", "--resume")
+        running = start(out, *ALL, "--ray", f"{HEAD}:{port}", "--resume")
         until_made(running, out, 3)
         ray("stop", "--force")
         running.communicate(timeout=120)
         assert running.returncode != 0
         assert [problem for problem in verify(str(out)) if "no committed shard" not in str(problem)] == []
         start_head(port)
-        end(start(recipe, out, *ALL, "--ray", f"{HEAD}:{port}", "--resume"))
+        end(start(out, *ALL, "--ray", f"{HEAD}:{port}", "--resume"))
     finally:
         ray("stop", "--force")
     assert same_bank(out, undisturbed)
 
 
-def test_no_cluster_at_the_address_is_one_line(recipe: Path, tmp_path: Path) -> None:
-    _, error = end(start(recipe, tmp_path / "bank", "--ray", f"{HEAD}:{free_port()}"), code=2)
+def test_no_cluster_at_the_address_is_one_line(start: Start, tmp_path: Path) -> None:
+    _, error = end(start(tmp_path / "bank", "--ray", f"{HEAD}:{free_port()}"), code=2)
     assert error.startswith(f"error: --ray {HEAD}:")
     assert error.count("\n") == 1
     assert not (tmp_path / "bank").exists()

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,28 +10,34 @@ import pytest
 
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
+from tests.commands import Command
 from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import (
+    Start,
     end,
     kill_at_random,
     made,
     same_bank,
-    start,
     until_made,
     workers_of,
 )
 
 ALL = ("--shards", str(SHARDS))
+OVERLAP = ("--compute.overlap", "true", "--threads", "2", "--shards", "8")
 POOL, RAY = "spawn_main", "ray::RayWorker"
 """Marks of the workers' command lines."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", [["--workers", "2"], ["--workers", "2", "--ray", "local"]], ids=["pool", "ray"]
+    "way",
+    [
+        pytest.param(["--workers", "2"], id="pool"),
+        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+    ],
 )
-def test_the_bank_is_the_same(way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
-    line, _ = end(start(recipe, tmp_path / "bank", *ALL, *way))
+def test_the_bank_is_the_same(way: list[str], start: Start, undisturbed: Path, tmp_path: Path) -> None:
+    line, _ = end(start(tmp_path / "bank", *ALL, *way))
     assert line.startswith(f"{tmp_path / 'bank'}: {SHARDS} shards made, 0 found sound; ")
     assert same_bank(tmp_path / "bank", undisturbed)
 
@@ -40,14 +45,16 @@ def test_the_bank_is_the_same(way: list[str], recipe: Path, undisturbed: Path, t
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mark", "way"),
-    [(POOL, ["--workers", "2"]), (RAY, ["--workers", "4", "--ray", "local"])],
-    ids=["pool", "ray"],
+    [
+        pytest.param(POOL, ["--workers", "2"], id="pool"),
+        pytest.param(RAY, ["--workers", "4", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+    ],
 )
 def test_ten_killed_workers_change_nothing(
-    mark: str, way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path
+    mark: str, way: list[str], start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bank"
-    running = start(recipe, out, *ALL, *way, "--retries", "20")
+    running = start(out, *ALL, *way, "--retries", "20")
     until_made(running, out, 1)
     assert kill_at_random(running, mark, 10, random.Random(0), longest_pause=1.0) == 10
     assert made(out) < SHARDS
@@ -58,10 +65,10 @@ def test_ten_killed_workers_change_nothing(
 
 @pytest.mark.slow
 def test_a_killed_coordinator_takes_its_workers_along(
-    recipe: Path, undisturbed: Path, tmp_path: Path
+    start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bank"
-    running = start(recipe, out, *ALL, "--workers", "2")
+    running = start(out, *ALL, "--workers", "2")
     until_made(running, out, 2)
     workers = workers_of(running, POOL)
     running.kill()
@@ -69,17 +76,17 @@ def test_a_killed_coordinator_takes_its_workers_along(
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert workers
     assert not alive
-    end(start(recipe, out, *ALL, "--workers", "1", "--resume"))
+    end(start(out, *ALL, "--workers", "1", "--resume"))
     assert same_bank(out, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--workers", "1"], ["--workers", "2"]], ids=["here", "pool"])
 def test_sigterm_drains_and_resume_makes_the_rest(
-    way: list[str], recipe: Path, undisturbed: Path, tmp_path: Path
+    way: list[str], start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bank"
-    running = start(recipe, out, *ALL, *way)
+    running = start(out, *ALL, *way)
     until_made(running, out, 2)
     running.send_signal(signal.SIGTERM)
     line, error = end(running, seconds=60)
@@ -88,14 +95,14 @@ def test_sigterm_drains_and_resume_makes_the_rest(
     assert 2 <= done < SHARDS
     assert line.endswith(f"; {SHARDS - done} are left, --resume makes them")
     assert (out / "README.md").exists()
-    end(start(recipe, out, *ALL, *way, "--resume"))
+    end(start(out, *ALL, *way, "--resume"))
     assert same_bank(out, undisturbed)
 
 
 @pytest.mark.slow
-def test_signals_start_and_dismiss_workers(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_signals_start_and_dismiss_workers(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "bank"
-    running = start(recipe, out, *ALL, "--workers", "2")
+    running = start(out, *ALL, "--workers", "2")
     until_made(running, out, 1)
     running.send_signal(signal.SIGTTOU)
     _until_workers(running, 1)
@@ -105,7 +112,7 @@ def test_signals_start_and_dismiss_workers(recipe: Path, undisturbed: Path, tmp_
     assert same_bank(out, undisturbed)
 
 
-def _until_workers(running: "subprocess.Popen[str]", count: int) -> None:
+def _until_workers(running: Command, count: int) -> None:
     last = time.monotonic() + 30
     while len(workers_of(running, POOL)) != count:
         assert running.poll() is None, "it ended before it followed"
@@ -114,20 +121,33 @@ def _until_workers(running: "subprocess.Popen[str]", count: int) -> None:
 
 
 @pytest.mark.slow
-def test_workers_write_to_a_url(s3: str, recipe: Path, undisturbed: Path) -> None:
+def test_workers_write_to_a_url(s3: str, start: Start, undisturbed: Path) -> None:
     url = f"{s3}/of-two-workers"
-    end(start(recipe, url, "--shards", "6", "--workers", "2"))
+    end(start(url, "--shards", "6", "--workers", "2"))
     assert verify(url) == []
     expected = BankReader.open(str(undisturbed)).only(range(6))
     assert BankReader.open(url).images_sha256 == expected.images_sha256
 
 
 @pytest.mark.slow
-def test_workers_whose_shards_overlap_make_the_same_ones(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(["--workers", "2"], id="pool"),
+        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+    ],
+)
+def test_workers_whose_shards_overlap_make_the_same_ones(
+    way: list[str], overlapped: Path, start: Start, tmp_path: Path
+) -> None:
     """Several shards are under way in each worker at once."""
-    ways = {"here": ["1"], "pool": ["2"], "ray": ["2", "--ray", "local"]}
-    for name, way in ways.items():
-        overlap = ["--compute.overlap", "true", "--threads", "2", "--shards", "8", "--workers", *way]
-        end(start(recipe, tmp_path / name, *overlap))
-    assert same_bank(tmp_path / "pool", tmp_path / "here")
-    assert same_bank(tmp_path / "ray", tmp_path / "here")
+    end(start(tmp_path / "bank", *OVERLAP, *way))
+    assert same_bank(tmp_path / "bank", overlapped)
+
+
+@pytest.fixture(scope="module")
+def overlapped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bank of one worker in this process."""
+    out = tmp_path_factory.mktemp("banks") / "overlapped"
+    end(start(out, *OVERLAP, "--workers", "1"))
+    return out
