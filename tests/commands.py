@@ -1,8 +1,8 @@
 """Run the project's commands in processes forked from one that has imported everything.
 
-Such a process does what `python -m MODULE` does, without the seconds of imports: the module runs as `__main__`,
-with its own arguments, environment, output files and exit code. `python -m tests.commands` is the server; it
-reads one JSON request a line and answers with one line.
+Such a process does what `python -m MODULE` does, without the seconds of imports: the module runs as
+`__main__`, with its own arguments, environment, output files and exit code. `python -m tests.commands` is the
+server; it reads one JSON request a line and answers with one line.
 """
 
 import atexit
@@ -94,7 +94,10 @@ class CommandServer:
     def start(
         self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None
     ) -> Command:
-        """`python -m MODULE ARGUMENTS` in the project's root; `environment` is added to this process's own."""
+        """Start `python -m MODULE ARGUMENTS` in the project's root.
+
+        `environment` is added to this process's own.
+        """
         self._started += 1
         log = self._logs / str(self._started)
         pid = self.ask(
@@ -176,7 +179,7 @@ def command_server() -> Iterator[CommandServer]:
 
 
 def serve() -> None:
-    """Answer requests until stdin is closed; the process itself starts no thread, so that it can be forked."""
+    """Answer requests until stdin is closed; this process starts no thread, so that it can be forked."""
     import accelerate  # noqa: F401
     import diffusers  # noqa: F401
     import nvidia.dali.fn  # noqa: F401

@@ -11,7 +11,7 @@ from export.store import Store
 
 
 def torch_place(**changes: object) -> Place:
-    """Return the torch runtime in float32 on the CPU, but for `changes`; the store is that of the test run."""
+    """Return the torch runtime in float32 on the CPU, but for `changes`; the store is the test run's."""
     store = Store(Path(os.environ["ENGINE_CACHE"]), say=lambda _: None)
     place = Place(
         runtime="torch",

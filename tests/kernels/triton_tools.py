@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = (80, 90, 100)  # A100; H100 and H200; B200
+MAIN_ARCHITECTURE = 90  # H100 and H200
+OTHER_ARCHITECTURES = (80, 100)  # A100; B200
 REGISTERS_PER_SM = 65536
 
 Constant = bool | int | str | None
@@ -101,9 +102,9 @@ def _widest_access(instruction: str, ptx: str) -> int:
     return max((int(vector or 1) * int(bits) for vector, bits in accesses), default=0)
 
 
-def compile_all(cases: Iterable[KernelCase], archs: Iterable[int]) -> dict[tuple[str, int], Resources]:
+def compile_all(wanted: Iterable[tuple[KernelCase, int]]) -> dict[tuple[str, int], Resources]:
     """Resources by name of the case and architecture."""
-    request = json.dumps({"cases": [asdict(case) for case in cases], "archs": list(archs)})
+    request = json.dumps([{"case": asdict(case), "arch": arch} for case, arch in wanted])
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"}
         done = subprocess.run(
@@ -121,16 +122,13 @@ def compile_all(cases: Iterable[KernelCase], archs: Iterable[int]) -> dict[tuple
 
 
 def _compile_request() -> None:
-    request = json.load(sys.stdin)
     rows = []
-    for case in (KernelCase(**case) for case in request["cases"]):
+    for row in json.load(sys.stdin):
+        case, arch = KernelCase(**row["case"]), row["arch"]
         module, _, function = case.kernel.partition(":")
         kernel = getattr(importlib.import_module(module), function)
-        for arch in request["archs"]:
-            resources = compile_for(
-                kernel, case.signature, case.constexprs, arch, case.num_warps, **case.options
-            )
-            rows.append({"name": case.name, "arch": arch, "resources": asdict(resources)})
+        resources = compile_for(kernel, case.signature, case.constexprs, arch, case.num_warps, **case.options)
+        rows.append({"name": case.name, "arch": arch, "resources": asdict(resources)})
     print(json.dumps(rows))
 
 

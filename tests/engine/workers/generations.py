@@ -10,8 +10,8 @@ import psutil
 from tests.commands import Command
 
 Start = Callable[..., Command]
-"""`start(out, *arguments)`: `python -m engine.generate` into `out`, one thread a worker, so that the bytes are the
-same however many workers there are."""
+"""`start(out, *arguments)` is `python -m engine.generate` into `out`, with one thread a worker: the bytes do
+not depend on the number of workers."""
 
 
 def end(process: Command, *, code: int = 0, seconds: float = 240) -> tuple[str, str]:
