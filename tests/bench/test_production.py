@@ -138,9 +138,9 @@ def test_a_limit_ends_with_its_block() -> None:
 
 
 def test_medians_of_single_runs_after_one_to_warm_up() -> None:
-    naps = iter([0.05, 0.001, 0.02, 0.001])
+    naps = iter([0.5, 0.001, 0.5, 0.001])
     ms = in_turns({"naps": lambda: time.sleep(next(naps))}, CPU, runs=3)
-    assert 1 <= ms["naps"] < 15
+    assert 1 <= ms["naps"] < 400
 
 
 def test_ways_name_the_places_of_ours() -> None:
