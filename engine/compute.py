@@ -181,6 +181,7 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
+    from export.float32 import use_exact_float32
     from kernels.backend import set_backend
 
     used = resolved(config)
@@ -189,6 +190,8 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     if used.device == "cuda":
         ranks.require_gpus(torch.cuda.device_count())
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if used.precision == "fp32":
+            use_exact_float32()
     else:
         import kernels
 
