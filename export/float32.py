@@ -9,7 +9,7 @@ import torch
 
 _LOCK = threading.Lock()
 _users = 0
-_put_back: Callable[[], None] = lambda: None
+_put_back: Callable[[], None] | None = None
 
 
 @contextmanager
@@ -41,6 +41,7 @@ def _release() -> None:
     with _LOCK:
         _users -= 1
         if _users == 0:
+            assert _put_back is not None
             _put_back()
 
 
