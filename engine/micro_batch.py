@@ -18,7 +18,7 @@ NO_MEMORY = re.compile(
             "OutOfMemory",  # TensorRT
             r"\b[A-Z]+_\w*ALLOC(ATION)?_FAILED\b",  # cuDNN, cuBLAS, cuSOLVER, cuSPARSE, cuFFT, cuRAND
             "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
-            "Failed to allocate memory",  # ONNX Runtime's arena
+            r"Failed to allocate (\d+ bytes of )?memory",  # ONNX Runtime's arena, OpenVINO
             "bad_alloc",  # C++, as OpenVINO and ONNX Runtime pass it on
             r"NVML_SUCCESS == .*CUDACachingAllocator",  # torch, if NVML cannot tell it who has the memory
         )

@@ -51,14 +51,9 @@ def _round_nothing() -> Callable[[], None]:
     There are two sets. The older one is readable only while both agree, and what reads it (inductor,
     `cudnn.flags`) raises otherwise: it is changed along if it can be read and allows rounding.
     """
-    backends = torch.backends
+    backends: Any = torch.backends
     tf32, products = _older(lambda: backends.cudnn.allow_tf32), _older(torch.get_float32_matmul_precision)
-    places: list[Any] = [
-        backends.cudnn.conv,  # type: ignore[attr-defined]
-        backends.cuda.matmul,
-        backends.mkldnn.conv,  # type: ignore[attr-defined]
-        backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    ]
+    places = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
     before = [place.fp32_precision for place in places]
     if tf32:
         backends.cudnn.allow_tf32 = False

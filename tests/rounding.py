@@ -1,5 +1,7 @@
 """A network that notes whether torch may round float32 products where it runs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,8 @@ class Rounding(nn.Module):
 
 
 def rounding() -> tuple[str, str]:
-    backends = torch.backends
+    """Of convolutions and of products."""
+    backends: Any = torch.backends
     return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
 
 

@@ -13,11 +13,12 @@ from export.float32 import exact_float32, use_exact_float32
 from export.parity import reference
 from export.spec import Axis, Input, NetworkSpec
 
-cudnn, matmul, mkldnn = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+backends: Any = torch.backends
+cudnn, matmul, mkldnn = backends.cudnn, backends.cuda.matmul, backends.mkldnn
 
 
 def defaults() -> None:
-    torch.backends.fp32_precision = "none"
+    backends.fp32_precision = "none"
     cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("highest")
     for place in (matmul, mkldnn.conv, mkldnn.matmul):
@@ -59,7 +60,7 @@ def set_matmul(value: str) -> None:
 
 
 def set_all(value: str) -> None:
-    torch.backends.fp32_precision = value
+    backends.fp32_precision = value
 
 
 BEFORE = {

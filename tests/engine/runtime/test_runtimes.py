@@ -143,7 +143,7 @@ class Counted:
         self.counter, compile_it = CompileCounter(), torch.compile
         torch._dynamo.reset()
 
-        def counted(module: nn.Module, *, mode: str, dynamic: bool) -> Any:
+        def counted(module: nn.Module, *, dynamic: bool, **_: str) -> Any:
             return compile_it(module, backend=self.counter, dynamic=dynamic)
 
         monkeypatch.setattr(torch, "compile", counted)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from engine.models.classifier import Classifier
 from engine.stages.evaluate import accuracy, evaluate, predict
+from tests.rounding import rounding
 
 
 @pytest.fixture
@@ -105,15 +106,15 @@ def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
 
 
 def test_convolutions_are_not_rounded_to_tf32(accelerator: Accelerator) -> None:
-    before, seen = torch.backends.cudnn.conv.fp32_precision, []
-    assert before == "tf32", "torch's default"
+    before, seen = rounding(), []
+    assert before[0] == "tf32", "torch's default"
     model = classifier(noisy_network())
-    model.network[0].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    model.network[0].register_forward_hook(lambda *_: seen.append(rounding()))
     predict([model], torch.zeros(2, 3, 8, 8, dtype=torch.uint8), accelerator)
     with pytest.raises(RuntimeError):
         predict([model], torch.zeros(2, 3, 5, 5, dtype=torch.uint8), accelerator)
-    assert seen == ["ieee", "ieee"]
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert seen == [("ieee", "ieee")] * 2
+    assert rounding() == before
 
 
 def test_labels_of_another_number_are_refused(accelerator: Accelerator) -> None:
