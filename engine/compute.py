@@ -26,7 +26,8 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products of training; auto takes bf16 where the hardware has it."""
+    """Type of the matrix products of training; auto takes bf16 where the hardware has it. On a GPU fp32 is
+    not rounded to TF32."""
     runtime: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
     """What runs the frozen networks (the prior's, CLIP's image tower, the teacher where no gradient passes
     through it); auto takes openvino on a CPU that has it, torch elsewhere."""

@@ -1,5 +1,6 @@
 """A capture that fails: the thread's stream, the error that is raised, the next capture."""
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.lanes import own_stream
 from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
 
@@ -91,6 +93,39 @@ def test_what_was_raised_inside_is_what_the_caller_gets(fails: str) -> None:
     assert caught.value is error
     assert is_out_of_memory(caught.value)
     assert Stream.now == "the thread's own"
+
+
+@pytest.mark.gpu
+def test_other_threads_launch_and_allocate_meanwhile() -> None:
+    device, done, failed = torch.device("cuda", torch.cuda.current_device()), threading.Event(), []
+    busy = threading.Barrier(3)
+
+    def work() -> None:
+        try:
+            with own_stream(device):
+                busy.wait(60)
+                while not done.is_set():
+                    assert (torch.ones(1 << 20, device=device) + 1).sum().item() == 1 << 21
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    x, outputs, graphs = torch.arange(4.0, device=device), [], []
+    with own_stream(device):
+        busy.wait(60)
+        for _ in range(10):
+            graphs.append(torch.cuda.CUDAGraph())
+            with recording(graphs[-1]):
+                outputs.append(x.add(1).mul(2))
+            graphs[-1].replay()
+        found = [output.tolist() for output in outputs]
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert found == [[2, 4, 6, 8]] * 10
 
 
 @pytest.mark.gpu
