@@ -1,11 +1,37 @@
-"""A network that notes whether torch may round float32 products where it runs."""
+"""Whether torch may round float32 products, and a network that notes it where it runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from export import float32
 from export.spec import Axis, Input, NetworkSpec
+
+
+@contextmanager
+def as_torch_rounds() -> Iterator[None]:
+    """Inside, torch's own settings, whatever a run of this process has asked for before."""
+    users, float32._users = float32._users, 0
+    _set_defaults()
+    try:
+        yield
+    finally:
+        _set_defaults()
+        float32._users = users
+        if users:
+            float32._round_nothing()
+
+
+def _set_defaults() -> None:
+    backends: Any = torch.backends
+    backends.fp32_precision = "none"
+    backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    for place in (backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul):
+        place.fp32_precision = "none"
 
 
 class Rounding(nn.Module):

@@ -8,8 +8,7 @@ from accelerate.state import AcceleratorState
 
 from engine.compute import ComputeConfig, open_accelerator, resolved, settled
 from engine.errors import UserError
-from export import float32
-from tests.rounding import rounding
+from tests.rounding import as_torch_rounds, rounding
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
 
@@ -72,6 +71,7 @@ def test_auto_overlaps_on_a_gpu_but_with_inductor(
     assert settled(asked).overlap is overlap
 
 
+@as_torch_rounds()
 @pytest.mark.parametrize(("precision", "convolutions"), [("fp32", "ieee"), ("bf16", "tf32")])
 def test_a_run_in_fp32_on_a_gpu_is_not_rounded_to_tf32(
     precision: str, convolutions: str, monkeypatch: pytest.MonkeyPatch
@@ -83,11 +83,7 @@ def test_a_run_in_fp32_on_a_gpu_is_not_rounded_to_tf32(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     assert rounding()[0] == "tf32", "torch's default"
     open_accelerator(ComputeConfig(device="cuda", precision=precision, runtime="torch"))
-    found = rounding()[0]
-    if precision == "fp32":
-        float32._release()
-    assert found == convolutions
-    assert rounding()[0] == "tf32"
+    assert rounding()[0] == convolutions
 
 
 @NO_GPU

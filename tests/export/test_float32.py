@@ -12,24 +12,16 @@ from export import float32
 from export.float32 import exact_float32, use_exact_float32
 from export.parity import reference
 from export.spec import Axis, Input, NetworkSpec
+from tests.rounding import as_torch_rounds
 
 backends: Any = torch.backends
 cudnn, matmul, mkldnn = backends.cudnn, backends.cuda.matmul, backends.mkldnn
 
 
-def defaults() -> None:
-    backends.fp32_precision = "none"
-    cudnn.allow_tf32 = True
-    torch.set_float32_matmul_precision("highest")
-    for place in (matmul, mkldnn.conv, mkldnn.matmul):
-        place.fp32_precision = "none"
-
-
 @pytest.fixture(autouse=True)
-def _defaults() -> Iterator[None]:
-    defaults()
-    yield
-    defaults()
+def _as_torch_rounds() -> Iterator[None]:
+    with as_torch_rounds():
+        yield
 
 
 def older(read: Callable[[], Any]) -> Any:

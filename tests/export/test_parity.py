@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from export.parity import TOLERANCE, Parity, compare, reference
 from export.spec import PRECISIONS, Axis, Input, NetworkSpec, Precision
-from tests.rounding import Rounding, rounding, rounding_spec
+from tests.rounding import Rounding, as_torch_rounds, rounding, rounding_spec
 
 WANTED = torch.tensor([[3.0, 0.0, 4.0], [0.0, 2.0, 0.0]])
 
@@ -183,6 +183,7 @@ def test_the_reference_takes_inputs_and_names_outputs_in_the_order_of_the_spec()
     assert not found["second"].requires_grad
 
 
+@as_torch_rounds()
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_reference_is_not_rounded_to_tf32(fails: bool) -> None:
     module, before = Rounding(fails=fails), rounding()

@@ -27,7 +27,7 @@ from export.sealed import seal
 from export.spec import Axis, Input, NetworkSpec
 from export.store import Store
 from tests.places import torch_place
-from tests.rounding import Rounding, rounding, rounding_spec
+from tests.rounding import Rounding, as_torch_rounds, rounding, rounding_spec
 
 CHUNK = 4
 BATCH = Axis(name="batch", min=1, opt=CHUNK, max=64)
@@ -127,6 +127,7 @@ def test_torch_autocasts_and_answers_in_float32(spec: NetworkSpec) -> None:
     assert all(value.dtype == torch.float32 for value in rounded.values())
 
 
+@as_torch_rounds()
 @pytest.mark.parametrize(("precision", "inside"), [("fp32", "ieee"), ("bf16", "tf32")])
 def test_torch_in_fp32_is_not_rounded_to_tf32(precision: str, inside: str) -> None:
     """In bf16 the setting, which is the process's, stays as it is."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from engine.models.classifier import Classifier
 from engine.stages.evaluate import accuracy, evaluate, predict
-from tests.rounding import rounding
+from tests.rounding import as_torch_rounds, rounding
 
 
 @pytest.fixture
@@ -105,6 +105,7 @@ def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
     assert dtypes == [torch.float32]
 
 
+@as_torch_rounds()
 def test_convolutions_are_not_rounded_to_tf32(accelerator: Accelerator) -> None:
     before, seen = rounding(), []
     assert before[0] == "tf32", "torch's default"
