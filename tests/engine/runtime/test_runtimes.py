@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 
 from engine.micro_batch import MicroBatch
 from engine.runtime import artifacts
@@ -141,6 +140,8 @@ class Counted:
     """`torch.compile` without inductor; counts what it would compile."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._dynamo.testing import CompileCounter
+
         self.counter, compile_it = CompileCounter(), torch.compile
         torch._dynamo.reset()
 
