@@ -26,7 +26,8 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products of training; auto takes bf16 where the hardware has it."""
+    """Type of the matrix products of training; auto takes bf16 where the hardware has it. On a GPU fp32 is
+    not rounded to TF32."""
     runtime: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
     """What runs the frozen networks (the prior's, CLIP's image tower, the teacher where no gradient passes
     through it); auto takes openvino on a CPU that has it, torch elsewhere."""
@@ -181,6 +182,7 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
+    from export.float32 import use_exact_float32
     from kernels.backend import set_backend
 
     used = resolved(config)
@@ -189,6 +191,8 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
     if used.device == "cuda":
         ranks.require_gpus(torch.cuda.device_count())
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if used.precision == "fp32":
+            use_exact_float32()
     else:
         import kernels
 

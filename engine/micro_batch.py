@@ -1,20 +1,50 @@
 """How many images a stage takes at once, and what happens when memory does not hold them."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from engine.errors import OutOfMemoryError
+from export.errors import ExportError
 
 Result = TypeVar("Result")
+
+NO_MEMORY = re.compile(
+    "|".join(
+        (
+            "out of memory",  # CUDA, HIP, XPU and MPS, whoever calls them
+            "OutOfMemory",  # TensorRT
+            r"\b[A-Z]+_\w*ALLOC(ATION)?_FAILED\b",  # cuDNN, cuBLAS, cuSOLVER, cuSPARSE, cuFFT, cuRAND
+            "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+            r"Failed to allocate (\d+ bytes of )?memory",  # ONNX Runtime's arena, OpenVINO
+            "bad_alloc",  # C++, as OpenVINO and ONNX Runtime pass it on
+            r"NVML_SUCCESS == .*CUDACachingAllocator",  # torch, if NVML cannot tell it who has the memory
+        )
+    )
+)
+
+_halvings = 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the host's memory was too small for a call."""
-    if isinstance(error, MemoryError):  # what C++ libraries' std::bad_alloc becomes
+    if isinstance(error, MemoryError):  # what std::bad_alloc becomes in most bindings
         return True
-    return isinstance(error, Exception) and should_reduce_batch_size(error)
+    if not isinstance(error, RuntimeError | ExportError) and not _is_of_onnxruntime(error):
+        return False
+    return NO_MEMORY.search(str(error)) is not None or should_reduce_batch_size(error)
+
+
+def _is_of_onnxruntime(error: BaseException) -> bool:
+    """Its exceptions derive from Exception alone."""
+    return isinstance(error, Exception) and type(error).__module__.startswith("onnxruntime.")
+
+
+def halvings() -> int:
+    """How often memory has run out in this process, for whoever computes in batches of a fixed size."""
+    return _halvings
 
 
 class MicroBatch:
@@ -57,6 +87,8 @@ class MicroBatch:
                 f"{self.stage}: out of memory with a single image at once; free memory on the device, "
                 "lower the size of the networks, or take another --compute.device"
             )
+        global _halvings
+        _halvings += 1
         self.size = tried // 2
         setting = f"{self.stage}.micro_batch"
         self._say(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.float32 import exact_float32
 from export.spec import NetworkSpec, Precision
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -53,8 +54,9 @@ class Parity:
 
 @torch.no_grad()
 def reference(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the module itself gives, in float32, for inputs on its device."""
-    return spec.named(spec.module(*(inputs[given.name] for given in spec.inputs)))
+    """What the module itself gives, in float32 with all of its bits, for inputs on its device."""
+    with exact_float32():
+        return spec.named(spec.module(*(inputs[given.name] for given in spec.inputs)))
 
 
 def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], precision: Precision) -> Parity:

@@ -48,12 +48,13 @@ def require_provider(place: Place) -> str:
 
 
 def _options(provider: str, spec: NetworkSpec, graph: Graph, place: Place) -> dict[str, str]:
-    """On a GPU, which one; TensorRT is told the sizes to come and where it keeps its engines."""
+    """On a GPU, which one, and that float32 is not rounded to TF32; TensorRT is told the sizes to come and
+    where it keeps its engines."""
     if provider == PROVIDERS["cpu"]:
         return {}
     options = {"device_id": str(_index(place.device))}
     if provider == PROVIDERS["cuda"]:
-        return options
+        return options | {"use_tf32": "0"}
     for index, point in enumerate(("min", "opt", "max")):
         options[f"trt_profile_{point}_shapes"] = ",".join(
             f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()

@@ -14,7 +14,9 @@ from engine.runtime.artifacts import Graph
 from engine.runtime.executable import Executable
 from engine.runtime.place import Place
 from engine.runtime.torch import TorchExecutable
+from export import float32, parity
 from export.errors import ExportError
+from export.fingerprint import files_hash
 from export.parity import Parity, compare, reference
 from export.spec import NetworkSpec, Precision
 from export.store import Key
@@ -125,7 +127,12 @@ def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, place: Plac
         found = _compared(spec, executable, place)
         (folder / REPORT).write_text(json.dumps(found.as_json()))
 
-    parts = {"graph": graph.digest, "shapes": repr(spec.shapes()), "runtime": executable.description}
+    parts = {
+        "graph": graph.digest,
+        "shapes": repr(spec.shapes()),
+        "runtime": executable.description,
+        "code": files_hash((parity.__file__, float32.__file__)),
+    }
     key = Key(network=spec.name, kind=f"{place.runtime}_parity", precision=place.precision, parts=parts)
     return Parity.from_json(
         json.loads(place.store.read(place.store.get(key, measure, doing="measuring"), REPORT))

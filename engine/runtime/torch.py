@@ -1,17 +1,23 @@
 """The torch runtime: the module itself under autocast, compiled by inductor where that is asked for."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from engine.micro_batch import halvings
+from engine.runtime.profile import joined, pieces, rows, with_fixed_batch
+from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
 
 
 class TorchExecutable:
     """Runs `spec.module`, which must be on `device`, in place.
 
-    With `compiled` inductor compiles it at the first call of each shape, on a GPU into a CUDA graph.
+    In fp32 with all bits. With `compiled` inductor compiles it, on a GPU into a CUDA graph, for the tuned
+    batch, and smaller ones are filled up to that; it compiles again for a larger one, and for what is called
+    after memory has run out.
     """
 
     def __init__(
@@ -20,6 +26,8 @@ class TorchExecutable:
         self._spec, self._device = spec, device
         self._dtype = DTYPES[precision]
         self._forward: Callable[..., tuple[Tensor, ...]] = spec.module
+        self._size = spec.axes()["batch"].opt if compiled else None
+        self._halvings = halvings()
         self._copies = compiled and device.type == "cuda"  # the next replay would overwrite the outputs
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -31,7 +39,19 @@ class TorchExecutable:
 
     @torch.no_grad()
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        if self._size is None:
+            return self._run(inputs)
+        count = rows(self._spec, inputs)
+        if self._halvings != halvings():
+            self._size, self._halvings = 0, halvings()
+        self._size = max(self._size, count)
+        filled = pieces(with_fixed_batch(self._spec, self._size), inputs)
+        return joined(self._spec, [self._run(part) for part in filled], count)
+
+    def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        is_float32 = self._dtype == torch.float32
+        exact = exact_float32() if is_float32 else nullcontext()
+        with torch.autocast(self._device.type, self._dtype, enabled=not is_float32), exact:
             outputs = self._forward(*(inputs[given.name] for given in self._spec.inputs))
         wide = [output.float() for output in outputs]
         return self._spec.named([output.clone() for output in wide] if self._copies else wide)

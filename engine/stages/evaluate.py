@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.models.classifier import Classifier
+from export.float32 import exact_float32
 
 
 class Evaluation(NamedTuple):
@@ -28,7 +29,8 @@ def predict(
     """
     device = accelerator.device
     found = []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _eval_mode(classifiers):
+    in_float32 = torch.autocast(device.type, enabled=False)
+    with torch.no_grad(), in_float32, exact_float32(), _eval_mode(classifiers):
         for classifier in classifiers:
             classifier.to(device)
         for batch in images.split(batch_size):

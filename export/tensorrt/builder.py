@@ -33,6 +33,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, shapes, onnx_path))
     targets.set_targets(config, options)
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; the graph says float32
     if options.workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.refit == "stripped":

@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 
 from engine.compute import ComputeConfig, open_accelerator, resolved, settled
 from engine.errors import UserError
+from tests.rounding import as_torch_rounds, rounding
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
 
@@ -68,6 +69,21 @@ def test_auto_overlaps_on_a_gpu_but_with_inductor(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked = ComputeConfig(device="cuda", precision="fp32", runtime="torch", compile=compiled)
     assert settled(asked).overlap is overlap
+
+
+@as_torch_rounds()
+@pytest.mark.parametrize(("precision", "convolutions"), [("fp32", "ieee"), ("bf16", "tf32")])
+def test_a_run_in_fp32_on_a_gpu_is_not_rounded_to_tf32(
+    precision: str, convolutions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all of the process: what one lane computes would else depend on what the others are at."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    assert rounding()[0] == "tf32", "torch's default"
+    open_accelerator(ComputeConfig(device="cuda", precision=precision, runtime="torch"))
+    assert rounding()[0] == convolutions
 
 
 @NO_GPU

@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from export.parity import TOLERANCE, Parity, compare, reference
 from export.spec import PRECISIONS, Axis, Input, NetworkSpec, Precision
+from tests.rounding import Rounding, as_torch_rounds, rounding, rounding_spec
 
 WANTED = torch.tensor([[3.0, 0.0, 4.0], [0.0, 2.0, 0.0]])
 
@@ -179,3 +181,14 @@ def test_the_reference_takes_inputs_and_names_outputs_in_the_order_of_the_spec()
     assert (found["first"] == x - z).all()
     assert (found["second"] == 3 * x).all()
     assert not found["second"].requires_grad
+
+
+@as_torch_rounds()
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_reference_is_not_rounded_to_tf32(fails: bool) -> None:
+    module, before = Rounding(fails=fails), rounding()
+    assert before[0] == "tf32", "torch's default"
+    with pytest.raises(ArithmeticError) if fails else nullcontext():
+        reference(rounding_spec(module), {"x": draw(2, 3)})
+    assert module.seen == [("ieee", "ieee")]
+    assert rounding() == before

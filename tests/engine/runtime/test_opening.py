@@ -101,6 +101,17 @@ def test_the_proof_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_runtime(amplified(2.0), place(tmp_path, said))
 
 
+def test_a_proof_against_another_reference_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that was kept when the reference was rounded to TF32."""
+    said: list[str] = []
+    open_runtime(amplified(1.0), place(tmp_path, said))
+    monkeypatch.setattr(opening, "files_hash", lambda _: "another")
+    open_runtime(amplified(1.0), place(tmp_path, said))
+    assert sum("onnxruntime_parity" in line for line in said) == 2
+
+
 def test_a_network_that_no_precision_reproduces_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

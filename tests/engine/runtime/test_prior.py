@@ -1,9 +1,11 @@
 """The tiny prior, CLIP and teacher make the same of images in every runtime."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from engine.batch import ImageBatch
 from engine.micro_batch import MicroBatch
@@ -59,6 +61,55 @@ def test_variations_are_those_of_torch_up_to_rounding(
     ours, wanted = made(runtime), made("torch")
     assert wanted.float().std() > 5
     assert (ours - wanted).abs().max() <= 1
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[torch.Size, ...]]]:
+    """What each network that torch is asked to compile, which it is not, is called with."""
+    found: dict[str, set[tuple[torch.Size, ...]]] = {}
+
+    def compile_nothing(module: nn.Module, **_: object) -> nn.Module:
+        seen = found.setdefault(type(module).__name__, set())
+        module.register_forward_pre_hook(lambda _, given: seen.add(tuple(x.shape for x in given)))
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return found
+
+
+def test_the_last_sources_and_variations_are_compiled_for_no_size_of_their_own(
+    tmp_path: Path, store: Store, shapes: dict[str, set[tuple[torch.Size, ...]]]
+) -> None:
+    """5 sources and 15 variations of them, by 4; the images are those of batches as they are."""
+    folder = str(write_prior(tmp_path))
+    config = AugmentConfig(
+        prior="unused", variations=3, steps=2, guidance_scale=2.0, strength=0.5, micro_batch=4
+    )
+
+    def made(compiled: bool) -> list[ImageBatch]:
+        place = torch_place(store=store, compiled=compiled)
+        opened = open_prior(load_prior(folder, "cpu"), config, place)
+        return list(augment(sources(5), opened, config, seed=1, class_tokens=None, device=place.device))
+
+    ours, wanted = made(compiled=True), made(compiled=False)
+    assert [len(batch) for batch in ours] == [4, 4, 4, 3]
+    assert (ImageBatch.cat(ours).images.int() - ImageBatch.cat(wanted).images.int()).abs().max() <= 1
+    assert torch.equal(ImageBatch.cat(ours).keys, ImageBatch.cat(wanted).keys)
+    assert len(shapes) == 4
+    assert {name: len(seen) for name, seen in shapes.items()} == dict.fromkeys(shapes, 1)
+
+
+def test_the_last_images_of_the_filter_are_compiled_for_no_size_of_their_own(
+    tmp_path: Path, store: Store, shapes: dict[str, set[tuple[torch.Size, ...]]]
+) -> None:
+    clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
+    of, others = sources(5, 24), sources(11, 24)
+    variations = replace(others, parents=of.keys[torch.arange(11) % 5])
+    wanted = similarities(of, variations, clip, MicroBatch("filter", 11))
+    opened = open_clip(clip, 3, torch_place(store=store, compiled=True))
+    found = similarities(of, variations, opened, MicroBatch("filter", 3))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert [[shape[0] for (shape,) in seen] for seen in shapes.values()] == [[3]]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from engine.models.classifier import Classifier
 from engine.stages.evaluate import accuracy, evaluate, predict
+from tests.rounding import as_torch_rounds, rounding
 
 
 @pytest.fixture
@@ -102,6 +103,19 @@ def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
     with accelerator.autocast():
         predict([model], torch.zeros(2, 3, 8, 8, dtype=torch.uint8), accelerator)
     assert dtypes == [torch.float32]
+
+
+@as_torch_rounds()
+def test_convolutions_are_not_rounded_to_tf32(accelerator: Accelerator) -> None:
+    before, seen = rounding(), []
+    assert before[0] == "tf32", "torch's default"
+    model = classifier(noisy_network())
+    model.network[0].register_forward_hook(lambda *_: seen.append(rounding()))
+    predict([model], torch.zeros(2, 3, 8, 8, dtype=torch.uint8), accelerator)
+    with pytest.raises(RuntimeError):
+        predict([model], torch.zeros(2, 3, 5, 5, dtype=torch.uint8), accelerator)
+    assert seen == [("ieee", "ieee")] * 2
+    assert rounding() == before
 
 
 def test_labels_of_another_number_are_refused(accelerator: Accelerator) -> None:

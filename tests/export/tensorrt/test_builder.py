@@ -59,6 +59,17 @@ def test_an_engine_of_varying_batch_and_resolution_in_every_precision(
     assert not is_engine(b"no engine" * 100)
 
 
+def test_float32_is_not_rounded_to_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built_with: list[bool] = []
+
+    def note(_: trt.Builder, __: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+        built_with.append(config.get_flag(trt.BuilderFlag.TF32))
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", note)
+    assert "could not build an engine" in refusal(lambda: built(convolution(), tmp_path))
+    assert built_with == [False]
+
+
 def test_an_engine_holds_the_weights_of_external_data(tmp_path: Path) -> None:
     proto = convolution(size=31)
     inline = built(proto, tmp_path / "inline")

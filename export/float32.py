@@ -1,0 +1,81 @@
+"""float32 arithmetic with all of its bits, which a GPU does not use unless it is told to."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_LOCK = threading.Lock()
+_users = 0
+_put_back: Callable[[], None] | None = None
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, no convolution or matrix product rounds its float32 inputs to TF32 or bf16.
+
+    torch has one setting for the process, so that the products of other threads are exact meanwhile, and
+    their numbers would depend on the time. Therefore whoever runs float32 products next to other threads
+    calls `use_exact_float32` first. What was set before returns when the last thread leaves.
+    """
+    use_exact_float32()
+    try:
+        yield
+    finally:
+        _release()
+
+
+def use_exact_float32() -> None:
+    """Do what `exact_float32` does, for the rest of the process."""
+    global _users, _put_back
+    with _LOCK:
+        if _users == 0:
+            _put_back = _round_nothing()
+        _users += 1
+
+
+def _release() -> None:
+    global _users
+    with _LOCK:
+        _users -= 1
+        if _users == 0:
+            assert _put_back is not None
+            _put_back()
+
+
+def _round_nothing() -> Callable[[], None]:
+    """Change torch's settings and return what puts them back.
+
+    There are two sets. The older one is readable only while both agree, and what reads it (inductor,
+    `cudnn.flags`) raises otherwise: it is changed along if it can be read and allows rounding.
+    """
+    backends: Any = torch.backends
+    tf32, products = _older(lambda: backends.cudnn.allow_tf32), _older(torch.get_float32_matmul_precision)
+    places = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    before = [place.fp32_precision for place in places]
+    if tf32:
+        backends.cudnn.allow_tf32 = False
+    if products:
+        torch.set_float32_matmul_precision("highest")
+    for place in places:
+        place.fp32_precision = "ieee"
+
+    def put_back() -> None:
+        if tf32:
+            backends.cudnn.allow_tf32 = True
+        if products:
+            torch.set_float32_matmul_precision(products)
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+    return put_back
+
+
+def _older(read: Callable[[], Any]) -> Any:
+    """None if the two sets disagree."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

@@ -1,0 +1,60 @@
+"""Whether torch may round float32 products, and a network that notes it where it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export import float32
+from export.spec import Axis, Input, NetworkSpec
+
+
+@contextmanager
+def as_torch_rounds() -> Iterator[None]:
+    """Inside, torch's own settings, whatever a run of this process has asked for before."""
+    users, float32._users = float32._users, 0
+    _set_defaults()
+    try:
+        yield
+    finally:
+        _set_defaults()
+        float32._users = users
+        if users:
+            float32._round_nothing()
+
+
+def _set_defaults() -> None:
+    backends: Any = torch.backends
+    backends.fp32_precision = "none"
+    backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    for place in (backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul):
+        place.fp32_precision = "none"
+
+
+class Rounding(nn.Module):
+    """Notes whether convolutions and products may be rounded where it runs, and may fail."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+        self.seen: list[tuple[str, str]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        self.seen.append(rounding())
+        if self.fails:
+            raise ArithmeticError
+        return (x,)
+
+
+def rounding() -> tuple[str, str]:
+    """Of convolutions and of products."""
+    backends: Any = torch.backends
+    return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+
+
+def rounding_spec(module: nn.Module) -> NetworkSpec:
+    x = Input(name="x", shape=(Axis(name="batch", min=1, opt=2, max=2), 3))
+    return NetworkSpec(name="net", module=module, inputs=(x,), outputs=("y",))
