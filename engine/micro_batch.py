@@ -25,8 +25,6 @@ NO_MEMORY = re.compile(
     )
 )
 
-_halvings = 0
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the host's memory was too small for a call."""
@@ -40,11 +38,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_of_onnxruntime(error: BaseException) -> bool:
     """Its exceptions derive from Exception alone."""
     return isinstance(error, Exception) and type(error).__module__.startswith("onnxruntime.")
-
-
-def halvings() -> int:
-    """How often memory has run out in this process, for whoever computes in batches of a fixed size."""
-    return _halvings
 
 
 class MicroBatch:
@@ -87,8 +80,6 @@ class MicroBatch:
                 f"{self.stage}: out of memory with a single image at once; free memory on the device, "
                 "lower the size of the networks, or take another --compute.device"
             )
-        global _halvings
-        _halvings += 1
         self.size = tried // 2
         setting = f"{self.stage}.micro_batch"
         self._say(

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from engine.micro_batch import halvings
+from engine.micro_batch import is_out_of_memory
 from engine.runtime.profile import joined, pieces, rows, with_fixed_batch
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
@@ -15,9 +15,9 @@ from export.spec import DTYPES, NetworkSpec, Precision
 class TorchExecutable:
     """Runs `spec.module`, which must be on `device`, in place.
 
-    In fp32 with all bits. With `compiled` inductor compiles it, on a GPU into a CUDA graph, for the tuned
-    batch, and smaller ones are filled up to that; it compiles again for a larger one, and for what is called
-    after memory has run out.
+    In fp32 nothing is rounded to TF32. With `compiled` inductor compiles it, on a GPU into a CUDA graph, for
+    the tuned batch, and smaller ones are filled up to that. It compiles again for a larger batch, and for the
+    next one if memory runs out.
     """
 
     def __init__(
@@ -27,7 +27,6 @@ class TorchExecutable:
         self._dtype = DTYPES[precision]
         self._forward: Callable[..., tuple[Tensor, ...]] = spec.module
         self._size = spec.axes()["batch"].opt if compiled else None
-        self._halvings = halvings()
         self._copies = compiled and device.type == "cuda"  # the next replay would overwrite the outputs
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -42,11 +41,14 @@ class TorchExecutable:
         if self._size is None:
             return self._run(inputs)
         count = rows(self._spec, inputs)
-        if self._halvings != halvings():
-            self._size, self._halvings = 0, halvings()
         self._size = max(self._size, count)
         filled = pieces(with_fixed_batch(self._spec, self._size), inputs)
-        return joined(self._spec, [self._run(part) for part in filled], count)
+        try:
+            return joined(self._spec, [self._run(part) for part in filled], count)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._size = 0  # the caller goes on with fewer rows
+            raise
 
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         is_float32 = self._dtype == torch.float32

@@ -10,7 +10,7 @@ import torch
 
 from engine.cli import main
 from engine.errors import OutOfMemoryError, UserError
-from engine.micro_batch import MicroBatch, halvings, is_out_of_memory
+from engine.micro_batch import MicroBatch, is_out_of_memory
 from export.errors import ExportError
 
 GPU_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 512.00 MiB free."
@@ -187,12 +187,6 @@ def test_whatever_a_library_calls_it_the_images_are_done_again_in_halves(error: 
 @pytest.mark.parametrize("error", OTHER.values(), ids=OTHER.keys())
 def test_what_is_no_lack_of_memory_is_not_taken_for_one(error: Exception) -> None:
     assert not is_out_of_memory(error)
-
-
-def test_halvings_are_counted_for_the_process() -> None:
-    before = halvings()
-    list(MicroBatch("filter", 8, lambda _: None).over(8, fits(2, MemoryError(), [])))
-    assert halvings() == before + 2
 
 
 RUNTIMES = {
