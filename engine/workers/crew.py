@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from engine.errors import UserError
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
@@ -73,7 +73,7 @@ class Crew(ABC, Generic[M]):
         self._next_start = 0.0
         self._started = 0
 
-    def __enter__(self) -> "Crew[M]":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

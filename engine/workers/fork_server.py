@@ -1,0 +1,207 @@
+"""Fork workers from a process that has already imported what they need.
+
+A worker that starts from nothing imports torch, diffusers and open_clip for seconds. The server imports them
+once, starts no thread and initialises no device, so that each of its forks may do both.
+
+multiprocessing's own fork server does not fit: there is one in a process, with the environment of the time
+when it was started and with whatever its first user preloads; SIGTERM ends it; and when it is killed, all of
+its workers look dead.
+"""
+
+import collections
+import contextlib
+import gc
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.spawn import get_executable
+from pathlib import Path
+
+from engine.workers.events import Report, Unable
+from engine.workers.job import Job
+from engine.workers.launched import Launched
+from engine.workers.preload import preload
+from engine.workers.process import Place, work
+
+IS_AVAILABLE = sys.platform == "linux"
+"""On macOS system libraries do not survive a fork; Windows has none."""
+NAME = "fork server"
+"""Of its process, as `ps` and `top` show it; a worker's process has the worker's name."""
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that reach a whole group of processes and are for the coordinator to act upon."""
+NUMBER = struct.Struct("q")
+ANSWER_SECONDS = 60.0
+"""A server that takes longer to answer has been stopped."""
+
+
+class ForkServer:
+    """A fork server's client. The server ends when `kill` is called or this process ends, its workers go on.
+
+    Starting one does not wait: the first worker is forked once everything is imported.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Start a server that imports `names`, which are as in `preload`."""
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(ANSWER_SECONDS)
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from engine.workers.fork_server import serve;"
+            f" serve({theirs.fileno()}, {list(names)!r})"
+        )
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        with theirs, _blocked(ENDING):  # the server ignores them from its first line on
+            self._process = subprocess.Popen(
+                [os.fsdecode(get_executable()), *flags, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def start(self, name: str, job: Job, place: Place) -> "Forked":
+        """Start a worker. If the server has died, the worker is one that has ended."""
+        ours, theirs = Pipe()
+        with theirs, contextlib.suppress(OSError):
+            socket.send_fds(self._socket, [NUMBER.pack(0)], [theirs.fileno()])
+        with contextlib.suppress(OSError):
+            ours.send((name, job, place))
+        return Forked(ours, self)
+
+    def exit_code(self, pid: int) -> int | None:
+        """Wait until a worker has ended; None if the server has died and nobody knows."""
+        try:
+            self._socket.sendall(NUMBER.pack(pid))
+            answer = self._socket.recv(NUMBER.size)
+        except OSError:
+            self.kill()
+            return None
+        return NUMBER.unpack(answer)[0] if answer else None
+
+    def kill(self) -> None:
+        """End the server at once, and what it has not begun to fork."""
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+
+class Forked(Launched):
+    """A forked worker. It says its process id before anything else."""
+
+    def __init__(self, pipe: Connection, server: ForkServer) -> None:
+        super().__init__(pipe)
+        self._server = server
+        self._pid: int | None = None
+        self._is_condemned = False
+
+    def reports(self) -> Iterator[Report]:
+        for said in super().reports():
+            if isinstance(said, int):
+                self._begin(said)
+            else:
+                yield said
+
+    def _begin(self, pid: int) -> None:
+        self._pid = pid
+        if self._is_condemned:
+            self.kill()
+
+    def kill(self) -> None:
+        self._is_condemned = True
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def join(self) -> int | None:
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll(None):
+                collections.deque(self.reports(), maxlen=0)
+        self.pipe.close()
+        pid, self._pid = self._pid, None  # another process may get it from now on
+        return None if pid is None else self._server.exit_code(pid)
+
+
+def serve(descriptor: int, names: Sequence[str]) -> None:
+    """Run a fork server, at the other end of whose socket is a `ForkServer`, until that is closed."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    name_process(NAME)
+    preload(names)
+    gc.freeze()  # the collections of workers leave the pages that they share alone
+    with socket.socket(fileno=descriptor) as control, contextlib.suppress(ConnectionError):
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(control, NUMBER.size, 1)
+            if not request:
+                return
+            if descriptors:
+                _fork(control, descriptors[0])
+            else:
+                control.sendall(NUMBER.pack(_exit_code(*NUMBER.unpack(request))))
+
+
+def _fork(control: socket.socket, descriptor: int) -> None:
+    """Fork a worker, which gets its shards by the pipe of that descriptor."""
+    os.set_inheritable(descriptor, False)
+    with Connection(descriptor) as pipe:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pipe.send(Unable(f"no process can be started: {error}"))
+            return
+        if pid == 0:
+            control.close()
+            _end_as_worker(pipe)
+
+
+def _exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _end_as_worker(pipe: Connection) -> None:
+    """Run what a worker's process runs, in this one, and end it."""
+    code = 1
+    try:
+        _work(pipe)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _work(pipe: Connection) -> None:
+    try:
+        pipe.send(os.getpid())
+        name, job, place = pipe.recv()
+    except (EOFError, OSError):
+        return  # the coordinator has ended
+    name_process(name)
+    work(pipe, job, place)
+
+
+def name_process(name: str) -> None:
+    """Show this process under `name` in `ps` and `top`, which take 15 characters."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
+@contextlib.contextmanager
+def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Hold signals back for this thread, and for the processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
