@@ -62,8 +62,10 @@ def _cause(code: int | None) -> str:
 class PoolCrew(Crew[_Process]):
     """`capacity` is the number asked for."""
 
-    def __init__(self, job: Job, workers: int) -> None:
+    def __init__(self, job: Job, workers: int, *, forks: bool = IS_AVAILABLE) -> None:
+        """With `forks` a fork server starts the workers, else each is a new interpreter."""
         super().__init__()
+        self._forks = forks
         self._job, self._capacity = job, workers
         threads = job.recipe.compute.threads
         assert threads is not None, "the recipe is settled"
@@ -90,7 +92,7 @@ class PoolCrew(Crew[_Process]):
         return ForkServer(names_for(self._job.recipe, self._job.url))
 
     def __enter__(self) -> Self:
-        if IS_AVAILABLE:
+        if self._forks:
             self._server = self._new_server()
         return self
 
