@@ -47,18 +47,13 @@ class ForkServer:
     Starting one does not wait: the first worker is forked once everything is imported.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """Start a server that imports `names`, which are as in `preload`."""
+    def __init__(self, names: Sequence[str], *, on_gpu: bool) -> None:
+        """Start a server that imports `names`, which are as in `preload`; `on_gpu`: its workers use CUDA."""
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(ANSWER_SECONDS)
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from engine.workers.fork_server import serve;"
-            f" serve({theirs.fileno()}, {list(names)!r})"
-        )
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         with theirs, _blocked(ENDING):  # the server ignores them from its first line on
             self._process = subprocess.Popen(
-                [os.fsdecode(get_executable()), *flags, "-c", code],
+                _command(f"serve({theirs.fileno()}, {list(names)!r}, {on_gpu})"),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
@@ -129,7 +124,16 @@ class Forked(Launched):
         return None if pid is None else self._server.exit_code(pid)
 
 
-def serve(descriptor: int, names: Sequence[str]) -> None:
+def _command(call: str) -> list[str]:
+    """Return the command line of an interpreter like this one that makes a call to this module."""
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from engine.workers import fork_server; fork_server.{call}"
+    )
+    return [os.fsdecode(get_executable()), *flags, "-c", code]
+
+
+def serve(descriptor: int, names: Sequence[str], on_gpu: bool) -> None:
     """Run a fork server, at the other end of whose socket is a `ForkServer`, until that is closed."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
@@ -143,12 +147,12 @@ def serve(descriptor: int, names: Sequence[str]) -> None:
             if not request:
                 return
             if descriptors:
-                _fork(control, descriptors[0])
+                _fork(control, descriptors[0], on_gpu)
             else:
                 control.sendall(NUMBER.pack(_exit_code(*NUMBER.unpack(request))))
 
 
-def _fork(control: socket.socket, descriptor: int) -> None:
+def _fork(control: socket.socket, descriptor: int, on_gpu: bool) -> None:
     """Fork a worker, which gets its shards by the pipe of that descriptor."""
     os.set_inheritable(descriptor, False)
     with Connection(descriptor) as pipe:
@@ -159,17 +163,26 @@ def _fork(control: socket.socket, descriptor: int) -> None:
             return
         if pid == 0:
             control.close()
-            _end_as_worker(pipe)
+            _end_as_worker(pipe, on_gpu)
 
 
 def _exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _end_as_worker(pipe: Connection) -> None:
+def begin(descriptor: int) -> None:
+    """Be a worker in a new interpreter."""
+    _end_as_worker(Connection(descriptor), on_gpu=False)
+
+
+def _end_as_worker(pipe: Connection, on_gpu: bool) -> None:
     """Run what a worker's process runs, in this one, and end it."""
     code = 1
     try:
+        if on_gpu and _cuda_is_unusable():
+            os.set_inheritable(pipe.fileno(), True)
+            command = _command(f"begin({pipe.fileno()})")
+            os.execv(command[0], command)
         _work(pipe)
         code = 0
     except BaseException:
@@ -179,6 +192,17 @@ def _end_as_worker(pipe: Connection) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _cuda_is_unusable() -> bool:
+    """Return whether an import has initialised CUDA before the fork.
+
+    diffusers counts GPUs. torch does so without CUDA if NVML is installed and CUDA_VISIBLE_DEVICES names no
+    part of a GPU (MIG).
+    """
+    import torch
+
+    return torch.cuda._is_in_bad_fork()
 
 
 def _work(pipe: Connection) -> None:

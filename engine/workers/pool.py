@@ -89,7 +89,8 @@ class PoolCrew(Crew[_Process]):
         return self._server.start(name, self._job, place)
 
     def _new_server(self) -> ForkServer:
-        return ForkServer(names_for(self._job.recipe, self._job.url))
+        recipe = self._job.recipe
+        return ForkServer(names_for(recipe, self._job.url), on_gpu=recipe.compute.device == "cuda")
 
     def __enter__(self) -> Self:
         if self._forks:

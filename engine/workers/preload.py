@@ -26,7 +26,7 @@ QUIET = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 """Environment that keeps pyarrow and numpy from starting threads when they are imported, and torch from
-initialising CUDA when it is asked whether there is a GPU."""
+initialising CUDA when it is asked whether there is a GPU (it asks NVML instead)."""
 
 
 def names_for(recipe: Recipe, url: str) -> list[str]:

@@ -48,11 +48,11 @@ def until_made(process: "subprocess.Popen[str]", out: Path, count: int, seconds:
 
 
 def workers_of(process: "subprocess.Popen[str]", mark: str) -> list[psutil.Process]:
-    """Those processes below it whose command line has `mark` in it."""
+    """Those processes below it whose name or command line has `mark` in it."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if mark in " ".join(child.cmdline()):
+            if mark in " ".join([child.name(), *child.cmdline()]):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

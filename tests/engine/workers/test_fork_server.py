@@ -16,11 +16,12 @@ import pytest
 from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import load_recipe
-from engine.workers.events import Event, Lost, Ready
-from engine.workers.fork_server import IS_AVAILABLE, NAME
+from engine.workers.events import Event, Lost, Ready, Report
+from engine.workers.fork_server import IS_AVAILABLE, NAME, ForkServer
 from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 from engine.workers.preload import QUIET, names_for
+from engine.workers.process import Place
 from tests.engine.workers.generations import ROOT
 from tests.engine.workers.spy import HEAVY
 
@@ -50,7 +51,8 @@ def worker(crew: PoolCrew) -> psutil.Process:
     """The only one, once it has loaded its networks."""
     crew.resize(1)
     until(crew, lambda _: crew.members[0].ready)
-    return psutil.Process(crew.members[0].launched._pid)
+    (child,) = server_of(crew).children()
+    return child
 
 
 @pytest.fixture
@@ -150,22 +152,39 @@ def test_a_crew_may_end_and_be_told_to_end_while_the_server_imports(job: Job) ->
     assert not server.is_running()
 
 
-ASKED = """
+COUNTING = """
 import sys, torch
 from engine.workers.preload import preload
 asked = []
+torch.cuda._device_count_nvml = lambda: 1
 for name in ("_cuda_init", "_cuda_getDeviceCount"):
-    original = getattr(torch._C, name, None)
-    if original:
-        setattr(torch._C, name, lambda name=name, original=original: asked.append(name) or original())
+    setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
 preload(sys.argv[1:])
 sys.exit(str(asked) if asked else 0)
 """
 
 
-def test_the_imports_do_not_initialise_cuda(job: Job) -> None:
+def test_the_imports_do_not_initialise_cuda_if_nvml_counts_the_gpus(job: Job) -> None:
     names = names_for(job.recipe, job.url)
-    subprocess.run([sys.executable, "-c", ASKED, *names], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", COUNTING, *names], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_a_worker_on_a_gpu_is_a_new_interpreter_if_an_import_has_initialised_cuda(job: Job) -> None:
+    """Counted by CUDA itself, GPUs are of no use to a fork, even if there are none."""
+    server = ForkServer(["diffusers:AutoencoderKL", "tests.engine.workers.counting"], on_gpu=True)
+    worker = server.start("worker 1", job, Place(gpu=None, cores=None))
+    reports: list[Report] = []
+    while not reports:
+        assert worker.pipe.poll(60)
+        reports += worker.reports()
+    assert isinstance(reports[0], Ready)
+    facts = json.loads(Path(os.environ["SPY"]).read_text())
+    assert facts["parent"] == server._process.pid
+    assert "diffusers" not in facts["imported"]
+    worker.kill()
+    assert worker.join() == -signal.SIGKILL
+    server.kill()
 
 
 @pytest.mark.slow
