@@ -6,8 +6,8 @@ from bench.rows import Row
 
 
 def rows() -> Iterator[Row]:
-    """Workers beside one, Ray beside the pool, 200 shards beside 20, the plan, a killed worker's replacement by a
-    fork beside a new interpreter, two processes of a student."""
+    """Workers beside one, Ray beside the pool, 200 shards beside 20, the plan, a forked replacement beside a
+    new interpreter, two processes of a student."""
     from bench.scale import distillation, respawn, shards, workers
 
     yield from workers.rows()

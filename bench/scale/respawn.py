@@ -1,7 +1,8 @@
-"""How soon the replacement of a killed worker has loaded, and has made a shard: forked, or a new interpreter."""
+"""How soon a killed worker's replacement has loaded and has made a shard, forked or as a new interpreter."""
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,12 +18,14 @@ from engine.workers.events import Done, Lost, Ready
 from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 
-BATCH, ROUNDS = 8, 3
+BATCH, STEPS, ROUNDS = 8, 2, 3
+"""Shards of little synthesis, so that the time is that of the start."""
 
 
 def rows() -> Iterator[Row]:
     """Seconds from the start of the replacement's process, in turns."""
     recipe = embedded(BATCH)
+    recipe = replace(recipe, synthesize=replace(recipe.synthesize, steps=STEPS, warmup_steps=1))
     found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with TemporaryDirectory() as folder:
         job = Job(recipe=recipe, url=str(Path(folder) / "bank"), header=bank_header(recipe))
@@ -38,7 +41,8 @@ def rows() -> Iterator[Row]:
 
 
 def _shape(recipe: Recipe) -> str:
-    return f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
+    variations = recipe.augment.variations
+    return f"{BATCH} sources of {STEPS} steps x {variations} variations a shard, 1 worker of 1 thread"
 
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
