@@ -82,6 +82,7 @@ class Crew(ABC, Generic[M]):
                 member.kill()
             for member in self.members:
                 member.bury()
+            self.close()
         self.members = []
 
     @property
@@ -92,6 +93,9 @@ class Crew(ABC, Generic[M]):
     @abstractmethod
     def start(self, name: str) -> M:
         """A new worker, which will say that it is ready."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what starts workers, once all of them have ended."""
 
     @abstractmethod
     def collect(self, seconds: float) -> Iterable[tuple[M, Event]]:

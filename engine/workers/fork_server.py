@@ -31,9 +31,9 @@ from engine.workers.preload import preload
 from engine.workers.process import Place, work
 
 IS_AVAILABLE = sys.platform == "linux"
-"""On macOS system libraries do not survive a fork; Windows has none."""
+"""macOS libraries do not survive a fork, and Windows has no fork."""
 NAME = "fork server"
-"""Of its process, as `ps` and `top` show it; a worker's process has the worker's name."""
+"""The server's process under `ps` and `top`, which show each worker under the worker's name."""
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that reach a whole group of processes and are for the coordinator to act upon."""
 NUMBER = struct.Struct("q")
@@ -42,9 +42,10 @@ ANSWER_SECONDS = 60.0
 
 
 class ForkServer:
-    """A fork server's client. The server ends when `kill` is called or this process ends, its workers go on.
+    """The client of a fork server, which ends when `kill` is called or this process ends.
 
-    Starting one does not wait: the first worker is forked once everything is imported.
+    The constructor does not wait: the first worker is forked once everything is imported. Workers survive
+    the server and end when their pipes are closed.
     """
 
     def __init__(self, names: Sequence[str], *, on_gpu: bool) -> None:
@@ -82,7 +83,7 @@ class ForkServer:
         return NUMBER.unpack(answer)[0] if answer else None
 
     def kill(self) -> None:
-        """End the server at once, and what it has not begun to fork."""
+        """End the server at once; workers that are asked for and not forked yet will not be."""
         self._process.kill()
         self._process.wait()
         self._socket.close()
@@ -107,12 +108,17 @@ class Forked(Launched):
     def _begin(self, pid: int) -> None:
         self._pid = pid
         if self._is_condemned:
-            self.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        self._is_condemned = True
-        if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError):
+        """End it at once, and the server with it if the worker has not been forked yet."""
+        with contextlib.suppress(EOFError, OSError):  # it has ended
+            collections.deque(self.reports(), maxlen=0)
+            self._is_condemned = True
+            if self._pid is None:
+                self._server.kill()
+            else:
                 os.kill(self._pid, signal.SIGKILL)
 
     def join(self) -> int | None:

@@ -85,6 +85,7 @@ class PoolCrew(Crew[_Process]):
         if self._server is None:
             return Spawned(name, self._job, place)
         if not self._server.is_alive:
+            self._server.kill()
             self._server = self._new_server()
         return self._server.start(name, self._job, place)
 
@@ -97,10 +98,9 @@ class PoolCrew(Crew[_Process]):
             self._server = self._new_server()
         return self
 
-    def __exit__(self, *args: object) -> None:
+    def close(self) -> None:
         if self._server is not None:
             self._server.kill()
-        super().__exit__(*args)
 
     def collect(self, seconds: float) -> Iterable[tuple[_Process, Event]]:
         wait([member.launched.pipe for member in self.members], timeout=seconds)
