@@ -6,9 +6,11 @@ from bench.rows import Row
 
 
 def rows() -> Iterator[Row]:
-    """Workers beside one, Ray beside the pool, 200 shards beside 20, the plan, two processes of a student."""
-    from bench.scale import distillation, shards, workers
+    """Workers beside one, Ray beside the pool, 200 shards beside 20, the plan, a forked replacement beside a
+    new interpreter, two processes of a student."""
+    from bench.scale import distillation, respawn, shards, workers
 
     yield from workers.rows()
     yield from shards.rows()
+    yield from respawn.rows()
     yield from distillation.rows()

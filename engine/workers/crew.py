@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from engine.errors import UserError
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
@@ -73,7 +73,7 @@ class Crew(ABC, Generic[M]):
         self._next_start = 0.0
         self._started = 0
 
-    def __enter__(self) -> "Crew[M]":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,6 +82,7 @@ class Crew(ABC, Generic[M]):
                 member.kill()
             for member in self.members:
                 member.bury()
+            self.close()
         self.members = []
 
     @property
@@ -92,6 +93,9 @@ class Crew(ABC, Generic[M]):
     @abstractmethod
     def start(self, name: str) -> M:
         """A new worker, which will say that it is ready."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what starts workers, once all of them have ended."""
 
     @abstractmethod
     def collect(self, seconds: float) -> Iterable[tuple[M, Event]]:

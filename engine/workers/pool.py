@@ -1,91 +1,109 @@
 """A crew of processes on this machine, each with its own cores and, where there are GPUs, one of them."""
 
-import multiprocessing
 import os
 import signal
 from collections import Counter
 from collections.abc import Iterable
-from multiprocessing.connection import Connection, wait
+from contextlib import suppress
+from multiprocessing.connection import wait
+from typing import Self
 
 from engine.workers.crew import Crew, Member
 from engine.workers.events import Event, Left, Lost
+from engine.workers.fork_server import IS_AVAILABLE, ForkServer
 from engine.workers.job import Job
-from engine.workers.process import Place, work
+from engine.workers.launched import Launched, Spawned
+from engine.workers.preload import names_for
+from engine.workers.process import Place
 
 
 class _Process(Member):
-    def __init__(self, name: str, job: Job, place: Place) -> None:
+    def __init__(self, name: str, job: Job, place: Place, launched: Launched) -> None:
         super().__init__(name, job.depth)
-        self.place = place
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, job, place), name=name, daemon=True)
-        self.process.start()
-        theirs.close()
+        self.place, self.launched = place, launched
 
     def send(self, number: int | None) -> None:
-        try:
-            self.pipe.send(number)
-        except OSError:
-            assert self.process.sentinel in wait([self.process.sentinel], timeout=60), "the pipe alone broke"
+        with suppress(OSError):  # it has ended, as `news` will find
+            self.launched.pipe.send(number)
 
     def dismiss(self) -> None:
         self.send(None)
 
     def kill(self) -> None:
-        self.process.kill()
+        self.launched.kill()
 
     def bury(self) -> None:
-        self.process.join()
-        self.pipe.close()
+        self.launched.join()
 
     def news(self) -> Iterable[Event]:
         """What it has said; after the last word of a dead one, that it is dead."""
-        dead = self.process.sentinel in wait([self.process.sentinel], timeout=0)
         try:
-            while self.pipe.poll():
-                yield Event(self.name, self.pipe.recv())
+            for report in self.launched.reports():
+                yield Event(self.name, report)
         except (EOFError, OSError):
-            dead = True
-        if dead:
-            self.process.join()
-            self.pipe.close()
-            yield Event(self.name, self._end())
+            yield Event(self.name, self._end(self.launched.join()))
 
-    def _end(self) -> Left | Lost:
-        if self.process.exitcode == 0 and not self.under_way:
+    def _end(self, code: int | None) -> Left | Lost:
+        has_left = code == 0 or (code is None and self.leaving)
+        if has_left and not self.under_way:
             return Left()
-        return Lost(tuple(self.under_way), _cause(self.process.exitcode))
+        return Lost(tuple(self.under_way), _cause(code))
 
 
 def _cause(code: int | None) -> str:
     if code is not None and code < 0:
         killed = f"worker killed by {signal.Signals(-code).name}"
         return f"{killed} (out of memory?)" if code == -signal.SIGKILL else killed
+    if code is None:
+        return "worker ended, and so had the process that forked it"
     return f"worker ended with exit code {code}"
 
 
 class PoolCrew(Crew[_Process]):
     """`capacity` is the number asked for."""
 
-    def __init__(self, job: Job, workers: int) -> None:
+    def __init__(self, job: Job, workers: int, *, forks: bool = IS_AVAILABLE) -> None:
+        """With `forks` a fork server starts the workers, else each is a new interpreter."""
         super().__init__()
+        self._forks = forks
         self._job, self._capacity = job, workers
         threads = job.recipe.compute.threads
         assert threads is not None, "the recipe is settled"
         self._cores = _core_groups(threads)
         self._gpus = _gpus() if job.recipe.compute.device == "cuda" else []
+        self._server: ForkServer | None = None
 
     @property
     def capacity(self) -> int:
         return self._capacity
 
     def start(self, name: str) -> _Process:
-        return _Process(name, self._job, self._free_place())
+        place = self._free_place()
+        return _Process(name, self._job, place, self._launched(name, place))
+
+    def _launched(self, name: str, place: Place) -> Launched:
+        if self._server is None:
+            return Spawned(name, self._job, place)
+        if not self._server.is_alive:
+            self._server.kill()
+            self._server = self._new_server()
+        return self._server.start(name, self._job, place)
+
+    def _new_server(self) -> ForkServer:
+        recipe = self._job.recipe
+        return ForkServer(names_for(recipe, self._job.url), on_gpu=recipe.compute.device == "cuda")
+
+    def __enter__(self) -> Self:
+        if self._forks:
+            self._server = self._new_server()
+        return self
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.kill()
 
     def collect(self, seconds: float) -> Iterable[tuple[_Process, Event]]:
-        heard: list[int | Connection] = [member.process.sentinel for member in self.members]
-        wait([*heard, *(member.pipe for member in self.members)], timeout=seconds)
+        wait([member.launched.pipe for member in self.members], timeout=seconds)
         for member in list(self.members):
             for event in member.news():
                 yield member, event

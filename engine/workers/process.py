@@ -1,4 +1,7 @@
-"""A worker's process: shard numbers come in by a pipe, reports go out by it; torch is loaded once placed."""
+"""A worker's process: shard numbers come in by a pipe, reports go out by it.
+
+The process is bound to its GPU and its cores before it initialises CUDA or computes on several threads.
+"""
 
 import os
 import signal

@@ -37,11 +37,11 @@ def until_made(process: Command, out: Path, count: int, seconds: float = 120) ->
 
 
 def workers_of(process: Command, mark: str) -> list[psutil.Process]:
-    """Those processes below it whose command line has `mark` in it."""
+    """Those processes below it whose name or command line has `mark` in it."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if mark in " ".join(child.cmdline()):
+            if mark in " ".join([child.name(), *child.cmdline()]):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

@@ -10,6 +10,7 @@ import pytest
 
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
+from engine.workers.fork_server import NAME
 from tests.commands import Command
 from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import (
@@ -24,8 +25,8 @@ from tests.engine.workers.generations import (
 
 ALL = ("--shards", str(SHARDS))
 OVERLAP = ("--compute.overlap", "true", "--threads", "2", "--shards", "8")
-POOL, RAY = "spawn_main", "ray::RayWorker"
-"""Marks of the workers' command lines."""
+POOL, RAY = "worker ", "ray::RayWorker"
+"""Marks of the workers' names or command lines."""
 
 
 @pytest.mark.slow
@@ -44,19 +45,19 @@ def test_the_bank_is_the_same(way: list[str], start: Start, undisturbed: Path, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mark", "way"),
+    ("mark", "way", "pause"),
     [
-        pytest.param(POOL, ["--workers", "2"], id="pool"),
-        pytest.param(RAY, ["--workers", "4", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+        pytest.param(POOL, ["--workers", "2"], 0.5, id="pool"),
+        pytest.param(RAY, ["--workers", "4", "--ray", "local"], 1.0, id="ray", marks=pytest.mark.alone),
     ],
 )
 def test_ten_killed_workers_change_nothing(
-    mark: str, way: list[str], start: Start, undisturbed: Path, tmp_path: Path
+    mark: str, way: list[str], pause: float, start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bank"
     running = start(out, *ALL, *way, "--retries", "20")
     until_made(running, out, 1)
-    assert kill_at_random(running, mark, 10, random.Random(0), longest_pause=1.0) == 10
+    assert kill_at_random(running, mark, 10, random.Random(0), longest_pause=pause) == 10
     assert made(out) < SHARDS
     _, error = end(running)
     assert error == ""
@@ -70,11 +71,11 @@ def test_a_killed_coordinator_takes_its_workers_along(
     out = tmp_path / "bank"
     running = start(out, *ALL, "--workers", "2")
     until_made(running, out, 2)
-    workers = workers_of(running, POOL)
+    below = psutil.Process(running.pid).children(recursive=True)
+    assert sorted(process.name() for process in below) == [NAME, "worker 1", "worker 2"]
     running.kill()
     running.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert workers
+    _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive
     end(start(out, *ALL, "--workers", "1", "--resume"))
     assert same_bank(out, undisturbed)

@@ -1,0 +1,66 @@
+"""How soon a killed worker's replacement has loaded and has made a shard, forked or as a new interpreter."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from bench.rows import Row
+from bench.scale.generation import embedded
+from bench.scale.row import row
+from engine.provenance import bank_header
+from engine.recipe import Recipe
+from engine.workers.crew import Crew
+from engine.workers.events import Done, Lost, Ready
+from engine.workers.job import Job
+from engine.workers.pool import PoolCrew
+
+BATCH, STEPS, ROUNDS = 8, 2, 3
+"""Shards of little synthesis, so that the time is that of the start."""
+
+
+def rows() -> Iterator[Row]:
+    """Seconds from the start of the replacement's process, in turns."""
+    recipe = embedded(BATCH)
+    recipe = replace(recipe, synthesize=replace(recipe.synthesize, steps=STEPS, warmup_steps=1))
+    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    with TemporaryDirectory() as folder:
+        job = Job(recipe=recipe, url=str(Path(folder) / "bank"), header=bank_header(recipe))
+        for _ in range(ROUNDS):
+            for forks, times in found.items():
+                times.append(_replacement(job, forks=forks))
+    (loaded, made), (loaded_anew, made_anew) = (
+        [median(each) for each in zip(*times, strict=True)] for times in found.values()
+    )
+    same = partial(row, dtype=recipe.compute.runtime_precision, shape=_shape(recipe))
+    yield same("respawn, networks loaded", "a new interpreter", loaded, loaded_anew, "s")
+    yield same("respawn, first shard", "a new interpreter", made, made_anew, "s")
+
+
+def _shape(recipe: Recipe) -> str:
+    variations = recipe.augment.variations
+    return f"{BATCH} sources of {STEPS} steps x {variations} variations a shard, 1 worker of 1 thread"
+
+
+def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
+    """Seconds until the second worker, after the first was killed, has loaded and has made shard 0."""
+    with PoolCrew(job, 1, forks=forks) as crew:
+        crew.resize(1)
+        _until(crew, Ready)
+        crew.members[0].kill()
+        _until(crew, Lost)
+        begun = time.perf_counter()
+        crew.resize(1)
+        _until(crew, Ready)
+        loaded = time.perf_counter() - begun
+        crew.give(crew.members[0], 0)
+        _until(crew, Done)
+        return loaded, time.perf_counter() - begun
+
+
+def _until(crew: Crew, kind: type) -> None:
+    while not any(isinstance(event.what, kind) for event in crew.wait(60)):
+        pass

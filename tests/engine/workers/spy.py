@@ -1,0 +1,34 @@
+"""A teacher's factory that writes down in what kind of process it was called."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.models.networks import wrn_16_1
+
+HEAVY = ("torch", "accelerate", "diffusers", "transformers", "open_clip", "pandas", "pyarrow.parquet")
+
+
+def teacher(num_classes: int, in_channels: int) -> nn.Module:
+    """Write the file that the environment names SPY, and return a `wrn_16_1`."""
+    alone = _threads()
+    torch.rand(2_000_000).exp().sum()
+    facts = {
+        "parent": os.getppid(),
+        "imported": [name for name in HEAVY if name in sys.modules],
+        "cores": sorted(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "team": 1 + _threads() - alone,
+        "cuda": torch.cuda.is_initialized(),
+        "environment": dict(os.environ),
+    }
+    Path(os.environ["SPY"]).write_text(json.dumps(facts))
+    return wrn_16_1(num_classes, in_channels)
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))

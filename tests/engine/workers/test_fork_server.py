@@ -1,0 +1,197 @@
+"""Workers that are forked after the imports: what they find, and whatever dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.preparing import settled_here
+from engine.provenance import bank_header
+from engine.recipe import load_recipe
+from engine.workers.events import Event, Lost, Ready, Report
+from engine.workers.fork_server import IS_AVAILABLE, NAME, ForkServer
+from engine.workers.job import Job
+from engine.workers.pool import PoolCrew
+from engine.workers.preload import QUIET, names_for
+from engine.workers.process import Place
+from tests.commands import ROOT
+from tests.engine.workers.spy import HEAVY
+
+pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="no fork server on this system")
+THREADS = 2
+
+
+@pytest.fixture(scope="module")
+def job(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """Its teacher comes from the spy."""
+    folder = tmp_path_factory.mktemp("spied")
+    settings = {"teacher.name": "tests.engine.workers.spy:teacher", "compute.threads": THREADS}
+    loaded = settled_here(load_recipe(str(recipe), settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPY", str(folder / "facts.json"))
+        yield Job(recipe=loaded, url=str(folder / "bank"), header=bank_header(loaded))
+
+
+@pytest.fixture(scope="module")
+def crew(job: Job) -> Iterator[PoolCrew]:
+    with PoolCrew(job, 1) as crew:
+        yield crew
+
+
+@pytest.fixture
+def worker(crew: PoolCrew) -> psutil.Process:
+    """The only one, once it has loaded its networks."""
+    crew.resize(1)
+    until(crew, lambda _: crew.members[0].ready)
+    (child,) = server_of(crew).children()
+    return child
+
+
+@pytest.fixture
+def facts(worker: psutil.Process) -> dict[str, Any]:  # noqa: ARG001
+    """What the spy found in the worker's process."""
+    found: dict[str, Any] = json.loads(Path(os.environ["SPY"]).read_text())
+    return found
+
+
+def until(crew: PoolCrew, happened: Callable[[list[Event]], bool]) -> list[Event]:
+    """All events from now until `happened`, asked with them."""
+    events: list[Event] = []
+    last = time.monotonic() + 60
+    while not happened(events):
+        assert time.monotonic() < last, events
+        events += crew.wait(0.1)
+    return events
+
+
+def server_of(crew: PoolCrew) -> psutil.Process:
+    assert crew._server is not None
+    return psutil.Process(crew._server._process.pid)
+
+
+def test_a_worker_is_forked_with_everything_imported(
+    crew: PoolCrew, worker: psutil.Process, facts: dict[str, Any]
+) -> None:
+    assert facts["parent"] == server_of(crew).pid
+    assert facts["imported"] == list(HEAVY)
+    assert worker.name() == crew.members[0].name
+    assert server_of(crew).name() == NAME
+
+
+def test_the_server_runs_no_thread(crew: PoolCrew, worker: psutil.Process) -> None:
+    assert worker.num_threads() > 1
+    assert server_of(crew).num_threads() == 1
+
+
+def test_a_worker_computes_on_its_threads_and_its_cores(crew: PoolCrew, facts: dict[str, Any]) -> None:
+    groups = crew._cores or [tuple(sorted(os.sched_getaffinity(0)))]
+    assert facts["cores"] == list(groups[0])
+    assert (facts["threads"], facts["team"]) == (THREADS, THREADS)
+    assert not facts["cuda"]
+
+
+def test_a_worker_has_the_environment_of_the_command(facts: dict[str, Any]) -> None:
+    assert {name: facts["environment"].get(name) for name in QUIET} == {
+        name: os.environ.get(name) for name in QUIET
+    }
+    assert facts["environment"]["SPY"] == os.environ["SPY"]
+
+
+def test_signals_to_the_group_leave_the_server_and_its_workers(
+    crew: PoolCrew, worker: psutil.Process
+) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        server_of(crew).send_signal(number)
+        worker.send_signal(number)
+    assert crew.wait(0.5) == []
+    assert server_of(crew).is_running()
+
+
+def test_a_killed_worker_is_replaced_by_the_same_server(crew: PoolCrew, worker: psutil.Process) -> None:
+    server = server_of(crew)
+    worker.kill()
+    events = until(crew, bool)
+    assert [event.what for event in events] == [Lost((), "worker killed by SIGKILL (out of memory?)")]
+    crew.resize(1)
+    until(crew, lambda events: any(isinstance(event.what, Ready) for event in events))
+    assert server_of(crew) == server
+    assert [child.name() for child in server.children()] == [crew.members[0].name]
+
+
+def test_workers_survive_the_death_of_the_server_and_a_new_one_replaces_them(
+    crew: PoolCrew, worker: psutil.Process
+) -> None:
+    server_of(crew).kill()
+    assert crew.wait(0.5) == []
+    assert worker.is_running()
+    worker.kill()
+    events = until(crew, bool)
+    assert [event.what for event in events] == [
+        Lost((), "worker ended, and so had the process that forked it")
+    ]
+    crew.resize(1)
+    until(crew, lambda events: any(isinstance(event.what, Ready) for event in events))
+    assert server_of(crew).children()
+
+
+def test_a_crew_may_end_and_be_told_to_end_while_the_server_imports(job: Job) -> None:
+    with PoolCrew(job, 2) as crew:
+        server = server_of(crew)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            server.send_signal(number)
+        crew.resize(2)
+        assert crew.wait(0.2) == []
+    assert not server.is_running()
+
+
+COUNTING = """
+import sys, torch
+from engine.workers.preload import preload
+asked = []
+torch.cuda._device_count_nvml = lambda: 1
+for name in ("_cuda_init", "_cuda_getDeviceCount"):
+    setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
+preload(sys.argv[1:])
+sys.exit(str(asked) if asked else 0)
+"""
+
+
+def test_the_imports_do_not_initialise_cuda_if_nvml_counts_the_gpus(job: Job) -> None:
+    names = names_for(job.recipe, job.url)
+    subprocess.run([sys.executable, "-c", COUNTING, *names], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_a_worker_on_a_gpu_is_a_new_interpreter_if_an_import_has_initialised_cuda(job: Job) -> None:
+    """Counted by CUDA itself, GPUs are of no use to a fork, even if there are none."""
+    server = ForkServer(["diffusers:AutoencoderKL", "tests.engine.workers.counting"], on_gpu=True)
+    worker = server.start("worker 1", job, Place(gpu=None, cores=None))
+    reports: list[Report] = []
+    while not reports:
+        assert worker.pipe.poll(60)
+        reports += worker.reports()
+    assert isinstance(reports[0], Ready)
+    facts = json.loads(Path(os.environ["SPY"]).read_text())
+    assert facts["parent"] == server._process.pid
+    assert "diffusers" not in facts["imported"]
+    worker.kill()
+    assert worker.join() == -signal.SIGKILL
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_worker_may_be_a_new_interpreter(job: Job) -> None:
+    with PoolCrew(job, 1, forks=False) as crew:
+        crew.resize(1)
+        until(crew, lambda _: crew.members[0].ready)
+        crew.members[0].kill()
+        (event,) = until(crew, bool)
+        assert event.what == Lost((), "worker killed by SIGKILL (out of memory?)")
