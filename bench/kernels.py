@@ -1,4 +1,8 @@
-"""The fused ops, through registration and autograd, beside what they replace."""
+"""The fused ops, through registration and autograd, beside what they replace.
+
+On a GPU every run begins with a cold L2 cache, since the floors are those of memory, and further rows compare
+CUDA graphs: at these sizes an eager call measures the host.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -6,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.calls import replayed
 from bench.machine import copy_ceiling, describe
 from bench.published.hooks import StatisticsHook
 from bench.rows import Row, commit
@@ -50,9 +55,9 @@ def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
         if shape in BN_SHAPES and (memory_format == channels_last or device.type == "cpu")
     }
     if device.type == "cuda":
-        calls |= {f"{name}, graph": _replayed(calls[name]) for name in ("ours", "published hook")}
+        calls |= {f"{name}, graph": replayed(calls[name]) for name in ("ours", "published hook")}
     ceiling = copy_ceiling(device)
-    ms = milliseconds(calls | {"copy": ceiling.call}, device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, cold=True)
     floor = ceiling.ms(FUSED_PASSES * x.nbytes, ms["copy"])
     baselines = {"published hook": ms["published hook"]}
     for name in ("var_mean", "inductor"):  # each in its better layout
@@ -119,23 +124,6 @@ def _forward_backward(layer: Layer, x: Tensor, grad: Tensor, memory_format: torc
     return call
 
 
-def _replayed(call: Call) -> Call:
-    """`call` captured in a CUDA graph, so that no launch waits for the host.
-
-    The graph reads the memory of what `call` refers to, which must outlive it.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
     torch.manual_seed(0)
     student, teacher = (3 * torch.randn(shape, device=device) for _ in range(2))
@@ -149,10 +137,15 @@ def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
         soft = F.kl_div(F.log_softmax(student / 20, 1), F.softmax(teacher / 20, 1), reduction="batchmean")
         torch.autograd.grad(400 * soft + F.cross_entropy(student, labels), student)
 
+    calls: dict[str, Call] = {"ours": fused, "eager": eager}
+    if device.type == "cuda":
+        calls |= {f"{name}, graph": replayed(call) for name, call in calls.items()}
     ceiling = copy_ceiling(device)
-    ms = milliseconds({"ours": fused, "eager": eager, "copy": ceiling.call}, device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, cold=True)
     floor = ceiling.ms(KD_PASSES * student.nbytes, ms["copy"])
-    yield _row("kd_loss/both terms", "eager", ms["ours"], ms["eager"], floor, device, dtype, shape)
+    for way in ("", ", graph") if device.type == "cuda" else ("",):
+        ours, theirs = ms[f"ours{way}"], ms[f"eager{way}"]
+        yield _row(f"kd_loss/both terms{way}", f"eager{way}", ours, theirs, floor, device, dtype, shape)
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import platform
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 from engine.files import replacing
+
+PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,9 @@ class Row:
 
 
 def commit() -> str:
-    """The short hash of the checkout's commit, `unknown` outside one."""
+    """Return $COMMIT, for a copy without its history; else the short hash of the checkout's, else `unknown`."""
+    if given := os.environ.get("COMMIT"):
+        return given
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -95,10 +100,18 @@ def _versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """That of the NVIDIA kernel module."""
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+(\.\d+)+", path.read_text()) if path.exists() else None
+    """Return the version of the NVIDIA kernel module, which a container may not show, else as nvidia-smi says."""
+    told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _asked_of_nvidia_smi()
+    found = re.search(r"\d+(\.\d+)+", told)
     return found[0] if found else "absent"
+
+
+def _asked_of_nvidia_smi() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _version(distribution: str) -> str:

@@ -6,6 +6,7 @@ from itertools import product
 
 import torch
 
+from bench.calls import as_published
 from bench.machine import describe, gemm_ceiling
 from bench.rows import Row, commit
 from bench.stages import augment, distill, filter, synthesize, teacher
@@ -31,8 +32,9 @@ SHOWN: dict[str, Callable[[float], float]] = {"ms": lambda ms: ms, "img/s": lamb
 def rows(names: Sequence[str], config: ComputeConfig) -> Iterator[Row]:
     """Rows of the named stages, in the default runtime of the machine or the one that `config` names.
 
-    On a CPU the published calls are also measured before, as their users run them: later the process keeps
-    its freed memory, as `engine` does.
+    The published calls run under cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU
+    they are also measured before, as their users run them: later the process keeps its freed memory, as
+    `engine` does.
     """
     compute = resolved(config)
     device = torch.device(compute.device)
@@ -61,6 +63,7 @@ def _rows(case: Case, fresh: dict[str, float], machine: Machine, device: torch.d
     ceiling = gemm_ceiling(device, DTYPES[ours.dtype])
     work = {**ours.work, **case.published}
     calls = {name: each.call for name, each in work.items()}
+    calls |= {name: as_published(each.call) for name, each in case.published.items()}
     ms = milliseconds(calls | {"gemm": ceiling.call}, device, seconds=SECONDS)
     per_unit = {name: ms[name] / each.amount for name, each in work.items()}
     in_turns = {name: per_unit[name] for name in case.published}

@@ -37,7 +37,10 @@ def _published(device: torch.device) -> Call:
 def _ours(machine: Machine) -> Ours:
     """A step alone, and BATCH_STEPS of it with all that a batch has around them."""
     accelerator = machine.accelerator
-    teacher, student = (network.requires_grad_(False) for network in pair(accelerator.device))
+    teacher, student = (
+        network.requires_grad_(False).to(memory_format=torch.channels_last)  # as a run assembles them
+        for network in pair(accelerator.device)
+    )
     labels, z = _labels_and_z(accelerator.device)
     config = SynthesizeConfig(batch_size=BATCH, steps=BATCH_STEPS)
     synthesizer = Synthesizer(teacher, config, image_size=SIZE, seed=0, accelerator=accelerator)

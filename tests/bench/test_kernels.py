@@ -10,6 +10,7 @@ import torch
 
 from bench import kernels
 from bench.__main__ import command
+from bench.calls import replayed
 from bench.machine import Ceiling
 from bench.timing import milliseconds
 from engine.cli import main
@@ -33,14 +34,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         kernels,
         "milliseconds",
-        lambda calls, device: milliseconds(calls, device, seconds=0.01) | {"copy": 2.0},
+        lambda calls, device, **_: milliseconds(calls, device, seconds=0.01) | {"copy": 2.0},
     )
 
 
 @pytest.mark.gpu
 def test_a_replay_does_what_the_call_does() -> None:
     x, y = torch.zeros(1000, device="cuda"), torch.empty(1000, device="cuda")
-    replay = kernels._replayed(lambda: torch.add(x, 1, out=y))
+    replay = replayed(lambda: torch.add(x, 1, out=y))
     x.fill_(2)
     replay()
     assert (y == 3).all()
