@@ -35,14 +35,15 @@ def as_published(call: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(call)
     def under_defaults(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _cudnn(deterministic=False, benchmark=False):
+        with cudnn_flags(deterministic=False, benchmark=False):
             return call(*args, **kwargs)
 
     return under_defaults
 
 
 @contextmanager
-def _cudnn(*, deterministic: bool, benchmark: bool) -> Iterator[None]:
+def cudnn_flags(*, deterministic: bool, benchmark: bool) -> Iterator[None]:
+    """Set them inside, for all threads; torch's defaults are false."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = deterministic, benchmark

@@ -35,7 +35,7 @@ class Row:
 
 
 def commit() -> str:
-    """Return $COMMIT, for a copy without its history; else the short hash of the checkout's, else `unknown`."""
+    """Return $COMMIT, for a copy without history, else the short hash of the checkout's, else `unknown`."""
     if given := os.environ.get("COMMIT"):
         return given
     found = subprocess.run(
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the version of the NVIDIA kernel module, which a container may not show, else as nvidia-smi says."""
+    """Return the version of the NVIDIA kernel module; where /proc does not show it, as nvidia-smi says."""
     told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _asked_of_nvidia_smi()
     found = re.search(r"\d+(\.\d+)+", told)
     return found[0] if found else "absent"

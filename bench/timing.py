@@ -15,7 +15,7 @@ Measure = Callable[[Call, int], list[float]]
 def milliseconds(
     calls: dict[str, Call], device: torch.device, *, seconds: float = 1.0, cold: bool = False
 ) -> dict[str, float]:
-    """Return the median time of each call, in ms, of five rounds; in each a call has `seconds` / 5, or one run.
+    """Return the median time of each call, in ms, of five rounds of `seconds` / 5, or of one run, a call.
 
     In turns, so that a machine that slows down slows all of them; on a GPU by its own events. `cold`: on a
     GPU the L2 cache is overwritten before each run, outside the time measured, so that a call reads its

@@ -10,10 +10,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from bench.machine import describe, gemm_ceiling
-from bench.production.job import Candidate, Job, Make
 from bench.calls import as_published
 from bench.limited import limited
+from bench.machine import describe, gemm_ceiling
+from bench.production.job import Candidate, Job, Make
 from bench.rows import Row, commit
 from bench.timing import in_turns
 from export.spec import DTYPES

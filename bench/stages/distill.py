@@ -1,6 +1,7 @@
 """Distillation: WRN-40-2 -> WRN-16-1 at batch 128, with the alignment head."""
 
 import torch
+from accelerate import Accelerator
 
 from bench.published.hooks import attach
 from bench.published.steps import PublishedDistillation
@@ -31,20 +32,22 @@ def _published(device: torch.device) -> Call:
 
 
 def _ours(machine: Machine) -> Ours:
-    teacher, student = pair(machine.accelerator.device)
-    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, machine.accelerator, image_size=SIZE)
-    distiller.set_training(True)
-    batch = _batch(machine.accelerator.device)
-
-    def step() -> object:
-        return distiller.train_step(batch)
-
+    step = opened(machine.accelerator)
     return Ours(
         work={"distill/step": Work(call=step, amount=1)},
         flops=flops(step),
         dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
         shape=f"batch {BATCH}",
     )
+
+
+def opened(accelerator: Accelerator) -> Call:
+    """Return a call that is a training step on the same batch."""
+    teacher, student = pair(accelerator.device)
+    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
+    distiller.set_training(True)
+    batch = _batch(accelerator.device)
+    return lambda: distiller.train_step(batch)
 
 
 def _batch(device: torch.device) -> FeedBatch:

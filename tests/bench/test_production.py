@@ -11,11 +11,11 @@ import torch
 
 from bench import production, random_networks
 from bench.__main__ import command
+from bench.limited import limited
 from bench.machine import Ceiling
 from bench.parity import require_alike
 from bench.production import measure, similarity, variations, ways
 from bench.production.job import Candidate, Job
-from bench.limited import limited
 from bench.rows import Row
 from bench.stages.filter import load_network
 from bench.timing import in_turns
