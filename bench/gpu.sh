@@ -24,15 +24,16 @@
 # (default: wheels) the wheels of that file. The native module may lie there too, or in kernels/, as _native*.so for
 # this Python; else it is built, with cmake and g++ >= 12. A wheel too large to be brought at once may come in pieces,
 # as `split -b 40M X.whl X.whl.part-` makes them. What is installed and built stays in build/gpu for the next call.
-# ALLOW_CPU=1 rehearses without a GPU, with small sizes; `tests` then also interprets the Triton kernels.
+# ALLOW_CPU=1 rehearses without a GPU, with small sizes and a part more:
+#   interpreted  the Triton kernels in Triton's interpreter; that of 3.6 needs numpy < 2.5
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
-known=(smoke tests stages run generate production kernels frozen tensorrt compiled)
+known=(smoke tests stages run generate production kernels frozen tensorrt compiled interpreted)
 declare -A limit=([setup]=150 [smoke]=150 [tests]=120 [stages]=100 [run]=120 [generate]=100 [production]=150
-    [kernels]=180 [frozen]=180 [tensorrt]=120 [compiled]=300)
+    [kernels]=180 [frozen]=180 [tensorrt]=120 [compiled]=300 [interpreted]=120)
 out=${OUT:?set OUT to a folder for the results}
-parts=${PARTS:-${known[*]:0:7}}
+parts=${PARTS:-${known[*]:0:7}${ALLOW_CPU:+ interpreted}}
 for name in $parts; do
     [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS: no '$name'; its header lists them" >&2; exit 2; }
 done
@@ -87,14 +88,19 @@ part_setup() {
 part_smoke() { "$python" -m bench smoke --out "$results/smoke"; }
 
 part_tests() {
-    local files selected=(-m gpu) processes=8
+    local files
     mapfile -t files < <(grep -rl --include='test_*.py' 'mark.gpu' tests)
-    rehearsal && files+=(tests/kernels/bn_stats/test_triton.py) selected=(-m "gpu or not slow") processes=$(nproc) &&
-        selected+=(-k "gpu or triton")
+    run_tests -m gpu "${files[@]}"
+}
+
+part_interpreted() { run_tests -k triton tests/kernels/bn_stats/test_triton.py tests/kernels/kd_loss/test_kd_loss.py; }
+
+run_tests() {  # ARGUMENTS...: in processes, if they can be had
+    local processes=8 several=()
+    rehearsal && processes=$(nproc)
+    "$python" -c 'import xdist' 2>/dev/null && several=(-p xdist -n "$processes")
     # Only our plugins: others that are installed there may fail with this pytest, or warn.
-    selected+=(-p pytest_timeout)
-    "$python" -c 'import xdist' 2>/dev/null && selected+=(-p xdist -n "$processes")
-    PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest "${selected[@]}" -W default -q "${files[@]}"
+    PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -p pytest_timeout "${several[@]}" -W default -q "$@"
 }
 
 part_stages() { "$python" -m bench stages --csv "$results/stages.csv"; }
@@ -127,7 +133,7 @@ part_generate() {
 production() {  # NAME ARGUMENTS...
     local name=$1 small=()
     shift
-    rehearsal && small=(--prior unet-16m --batches 1 --steps 1)
+    rehearsal && small=(--stage augment --prior unet-16m --batches 1 --steps 1 --baseline fp32)  # fp16 crawls on a CPU
     "$python" -m bench production --csv "$results/$name.csv" "$@" "${small[@]}"
 }
 
@@ -167,13 +173,14 @@ summary() {  # what matters first, each kind within its share of the 11 KB
     {
         cat "$results/parts.txt"
         sed 's/^/lacking: /' "$results/lacking.txt" | head -c 600
-        grep -ohE "No module named '[^']+'" "$results"/*.log | sort -u | sed 's/$/: bring its wheel/' | head -c 300
         for name in "${failed[@]}"; do
+            grep -ohE "^(E +)?ModuleNotFoundError: No module named '[^']+'" "$results/$name.log" | sed 's/^E *//' | sort -u |
+                sed 's/$/; bring its wheel/' | head -n 5
             printf -- '-- %s failed:\n' "$name"
             tail -n 6 "$results/$name.log" | cut -c1-200 | head -c 700
         done | head -c 2100
         grep -hE '^(OK|SKIP|FAIL) ' "$results/smoke.log" | cut -c1-900 | head -c 3400
-        tail -n 1 "$results/tests.log"
+        tail -qn 1 "$results/tests.log" "$results/interpreted.log"
         for name in "${known[@]:2}"; do
             grep -hE '^\| |does not run here|here it is|left out' "$results/$name.log" | cut -c1-170 | head -c 2200
         done
