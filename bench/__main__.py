@@ -77,10 +77,16 @@ def _device_option(parser: ArgumentParser) -> None:
     )
 
 
+def _kernel_options(parser: ArgumentParser) -> None:
+    _device_option(parser)
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure each call")
+
+
 def _stage_options(parser: ArgumentParser) -> None:
     known = "comma-separated: synthesize, augment, filter, distill, teacher"
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure each call")
 
 
 def _feed_options(parser: ArgumentParser) -> None:
@@ -124,7 +130,7 @@ def _kernels(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig, open_accelerator
 
     device = open_accelerator(ComputeConfig(device=options.device)).device
-    return _shown(kernels.rows(device))
+    return _shown(kernels.rows(device, options.seconds))
 
 
 def _stages(options: Namespace) -> Iterator[Row]:
@@ -132,7 +138,7 @@ def _stages(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig
 
     names = _names("--stage", options.stage, stages.STAGES)
-    return _shown(stages.rows(names, ComputeConfig(device=options.device)))
+    return _shown(stages.rows(names, ComputeConfig(device=options.device), options.seconds))
 
 
 def _feed(options: Namespace) -> Iterator[Row]:
@@ -212,7 +218,7 @@ def _numbers(option: str, given: str) -> list[int]:
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
-    "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
+    "kernels": ("the fused ops beside what they replace", _kernel_options, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
     "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
     "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),

@@ -26,17 +26,19 @@ FUSED_PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (gradient)
 
 
-def rows(device: torch.device) -> Iterator[Row]:
-    """One row a shape, dtype and baseline; yielded as they are measured."""
+def rows(device: torch.device, seconds: float = 1.0) -> Iterator[Row]:
+    """Yield a row a shape, dtype and baseline as they are measured, each call for `seconds`."""
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
-            yield from _bn_stats(shape, dtype, device)
+            yield from _bn_stats(shape, dtype, device, seconds)
     for logits in KD_SHAPES:
         for dtype in DTYPES:
-            yield from _kd_loss(logits, dtype, device)
+            yield from _kd_loss(logits, dtype, device, seconds)
 
 
-def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def _bn_stats(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seconds: float
+) -> Iterator[Row]:
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(shape[1]).to(device).eval().requires_grad_(False)
     x = torch.randn(shape, device=device).to(dtype)
@@ -57,7 +59,7 @@ def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     if device.type == "cuda":
         calls |= {f"{name}, graph": replayed(calls[name]) for name in ("ours", "published hook")}
     ceiling = copy_ceiling(device)
-    ms = milliseconds(calls | {"copy": ceiling.call}, device, cold=True)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
     floor = ceiling.ms(FUSED_PASSES * x.nbytes, ms["copy"])
     baselines = {"published hook": ms["published hook"]}
     for name in ("var_mean", "inductor"):  # each in its better layout
@@ -124,7 +126,9 @@ def _forward_backward(layer: Layer, x: Tensor, grad: Tensor, memory_format: torc
     return call
 
 
-def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def _kd_loss(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, seconds: float
+) -> Iterator[Row]:
     torch.manual_seed(0)
     student, teacher = (3 * torch.randn(shape, device=device) for _ in range(2))
     student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
@@ -141,7 +145,7 @@ def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
     if device.type == "cuda":
         calls |= {f"{name}, graph": replayed(call) for name, call in calls.items()}
     ceiling = copy_ceiling(device)
-    ms = milliseconds(calls | {"copy": ceiling.call}, device, cold=True)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
     floor = ceiling.ms(KD_PASSES * student.nbytes, ms["copy"])
     for way in ("", ", graph") if device.type == "cuda" else ("",):
         ours, theirs = ms[f"ours{way}"], ms[f"eager{way}"]

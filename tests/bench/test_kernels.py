@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         kernels,
         "milliseconds",
-        lambda calls, device, **_: milliseconds(calls, device, seconds=0.01) | {"copy": 2.0},
+        lambda calls, device, **given: milliseconds(calls, device, **given) | {"copy": 2.0},
     )
 
 
@@ -56,14 +56,14 @@ def test_what_ends_the_process_leaves_the_rows_before_it(
 
     monkeypatch.setattr(kernels, "_kd_loss", fail)
     with pytest.raises(RuntimeError, match="the end"):
-        command(["kernels", "--device", "cpu", "--csv", str(tmp_path / "rows.csv")])
+        command(["kernels", "--device", "cpu", "--seconds", "0.01", "--csv", str(tmp_path / "rows.csv")])
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 6
 
 
 @pytest.mark.usefixtures("small")
 def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
-    assert main(command, ["kernels", "--device", "cpu", *files]) == 0
+    assert main(command, ["kernels", "--device", "cpu", "--seconds", "0.01", *files]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["case"], row["baseline"]) for row in rows] == [
         *(

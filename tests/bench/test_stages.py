@@ -70,10 +70,9 @@ def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
         return [augment.case("tiny", tiny_networks.pipeline(), size, device)]
 
     monkeypatch.setitem(measure.STAGES, "augment", cases)
-    monkeypatch.setattr(measure, "SECONDS", 0.01)
     monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch")
-    rows = list(measure.rows(["augment"], config))
+    rows = list(measure.rows(["augment"], config, seconds=0.01))
     baselines = ["diffusers as in its README, fp32", "diffusers batched, fp32"]
     assert [row.baseline for row in rows] == [*baselines, *(f"{name}, memory kept" for name in baselines)]
     for row in rows:
@@ -94,7 +93,7 @@ def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> No
     ours = Ours(work={"case": work}, flops=1e6, dtype="fp32", shape="8")
     for unit, values in {"img/s": (2000, 500, 500), "ms": (0.5, 2, 2)}.items():
         case = Case(published={"theirs": work}, open=lambda _: ours, unit=unit)
-        (row,) = measure._rows(case, {}, tiny_networks.machine(), CPU)
+        (row,) = measure._rows(case, {}, tiny_networks.machine(), seconds=1)
         assert (row.ours, row.theirs, row.floor) == pytest.approx(values)
         assert row.ratio == pytest.approx(4)
 
