@@ -80,6 +80,7 @@ def _device_option(parser: ArgumentParser) -> None:
 def _kernel_options(parser: ArgumentParser) -> None:
     _device_option(parser)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure each call")
+    parser.add_argument("--no-inductor", action="store_true", help="leave out what takes long to compile")
 
 
 def _stage_options(parser: ArgumentParser) -> None:
@@ -87,6 +88,9 @@ def _stage_options(parser: ArgumentParser) -> None:
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure each call")
+    parser.add_argument(
+        "--batch", help="images at once in synthesize, distill and teacher (default: published)"
+    )
 
 
 def _feed_options(parser: ArgumentParser) -> None:
@@ -130,7 +134,7 @@ def _kernels(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig, open_accelerator
 
     device = open_accelerator(ComputeConfig(device=options.device)).device
-    return _shown(kernels.rows(device, options.seconds))
+    return _shown(kernels.rows(device, seconds=options.seconds, inductor=not options.no_inductor))
 
 
 def _stages(options: Namespace) -> Iterator[Row]:
@@ -138,7 +142,9 @@ def _stages(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig
 
     names = _names("--stage", options.stage, stages.STAGES)
-    return _shown(stages.rows(names, ComputeConfig(device=options.device), options.seconds))
+    batch = options.batch and _numbers("--batch", options.batch)[0]
+    compute = ComputeConfig(device=options.device)
+    return _shown(stages.rows(names, compute, seconds=options.seconds, batch=batch))
 
 
 def _feed(options: Namespace) -> Iterator[Row]:

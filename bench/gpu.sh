@@ -110,7 +110,7 @@ run_tests() {  # ARGUMENTS...: in processes, if they can be had
 
 part_stages() {
     local small=()
-    rehearsal && small=(--seconds 0.5)
+    rehearsal && small=(--seconds 0.1 --batch 8)
     "$python" -m bench stages --csv "$results/stages.csv" "${small[@]}"
 }
 
@@ -150,7 +150,7 @@ part_production() { production production --ways eager --batches 16,1 --steps 1,
 
 part_kernels() {
     local small=()
-    rehearsal && small=(--seconds 0.1)
+    rehearsal && small=(--seconds 0.05 --no-inductor)
     "$python" -m bench kernels --csv "$results/kernels.csv" "${small[@]}"
 }
 

@@ -26,18 +26,21 @@ FUSED_PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (gradient)
 
 
-def rows(device: torch.device, seconds: float = 1.0) -> Iterator[Row]:
-    """Yield a row a shape, dtype and baseline as they are measured, each call for `seconds`."""
+def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
+    """Yield a row a shape, dtype and baseline as they are measured, each call for `seconds`.
+
+    Without `inductor` that baseline, which takes seconds to compile for each shape, is left out.
+    """
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
-            yield from _bn_stats(shape, dtype, device, seconds)
+            yield from _bn_stats(shape, dtype, device, seconds, inductor)
     for logits in KD_SHAPES:
         for dtype in DTYPES:
             yield from _kd_loss(logits, dtype, device, seconds)
 
 
 def _bn_stats(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seconds: float
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seconds: float, inductor: bool
 ) -> Iterator[Row]:
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(shape[1]).to(device).eval().requires_grad_(False)
@@ -54,7 +57,7 @@ def _bn_stats(
     calls |= {
         f"inductor, {name}": _forward_backward(_compiled(_var_mean(layer)), x, grad, memory_format)
         for name, memory_format in (("channels_last", channels_last), ("NCHW", contiguous))
-        if shape in BN_SHAPES and (memory_format == channels_last or device.type == "cpu")
+        if inductor and shape in BN_SHAPES and (memory_format == channels_last or device.type == "cpu")
     }
     if device.type == "cuda":
         calls |= {f"{name}, graph": replayed(calls[name]) for name in ("ours", "published hook")}

@@ -1,4 +1,4 @@
-"""`python -m bench.wheels`: names the packages that a machine lacks of those that the engine and its tests need.
+"""`python -m bench.wheels`: names what a machine lacks of the packages that the engine and its tests need.
 
 For a machine without network, where an import that fails late costs a part of its time.
 """

@@ -17,27 +17,30 @@ from engine.runtime.place import open_place
 from engine.runtime.tensorrt_config import TensorRtConfig
 from export.spec import DTYPES
 
-STAGES: dict[str, Callable[[torch.device], list[Case]]] = {
+STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
     "synthesize": synthesize.cases,
     "augment": augment.cases,
     "filter": filter.cases,
     "distill": distill.cases,
     "teacher": teacher.cases,
 }
+"""(device, batch or the stage's own) -> cases; those of `augment` and `filter` have sizes of their own."""
 SHOWN: dict[str, Callable[[float], float]] = {"ms": lambda ms: ms, "img/s": lambda ms: 1000 / ms}
 """What a row shows of the milliseconds of one step, or one image."""
 
 
-def rows(names: Sequence[str], config: ComputeConfig, seconds: float = 5.0) -> Iterator[Row]:
-    """Rows of the named stages, in the default runtime of the machine or the one that `config` names.
+def rows(
+    names: Sequence[str], config: ComputeConfig, *, seconds: float = 5.0, batch: int | None = None
+) -> Iterator[Row]:
+    """Yield rows of the named stages, in the machine's default runtime or the one that `config` names.
 
-    Each call is measured for `seconds`. The published calls run under cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU
-    they are also measured before, as their users run them: later the process keeps its freed memory, as
-    `engine` does.
+    Each call is measured for `seconds`; `batch` images at once instead of those of the published recipes. The
+    published calls run under cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are
+    also measured before, as their users run them: later the process keeps its freed memory, as `engine` does.
     """
     compute = resolved(config)
     device = torch.device(compute.device)
-    cases = [case for name in names for case in STAGES[name](device)]
+    cases = [case for name in names for case in STAGES[name](device, batch)]
     alone = [_ms_each(case.published, device, seconds) if device.type == "cpu" else {} for case in cases]
     accelerator = open_accelerator(compute)
     machine = Machine(accelerator=accelerator, place=open_place(compute, TensorRtConfig(), device, say))

@@ -1,6 +1,7 @@
 """Synthesis: WRN-40-2 at batch 100, with the rotation term on WRN-16-1."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import torch
@@ -22,22 +23,23 @@ BATCH = 100
 BATCH_STEPS = 10  # the default recipe's
 
 
-def cases(device: torch.device) -> list[Case]:
-    published = Work(call=_published(device), amount=1)
-    return [Case(published={"published, fp32": published}, open=_ours, unit="ms")]
+def cases(device: torch.device, batch: int | None = None) -> list[Case]:
+    size = batch or BATCH
+    published = Work(call=_published(device, size), amount=1)
+    return [Case(published={"published, fp32": published}, open=partial(_ours, size), unit="ms")]
 
 
-def _published(device: torch.device) -> Call:
+def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
-    labels, z = _labels_and_z(device, BATCH)
+    labels, z = _labels_and_z(device, size)
     head, generator = RotationHead(64, CLASSES).to(device), Generator(size=SIZE).to(device)
     student_map = _second(tap(student))
     return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
 
 
-def _ours(machine: Machine) -> Ours:
+def _ours(size: int, machine: Machine) -> Ours:
     """A step alone, and BATCH_STEPS of it with all that a batch has around them."""
-    inversion, batch = opened(machine.accelerator)
+    inversion, batch = opened(machine.accelerator, size)
     return Ours(
         work={
             "synthesize/step": Work(call=inversion.step, amount=1),
@@ -45,7 +47,7 @@ def _ours(machine: Machine) -> Ours:
         },
         flops=flops(inversion.update),  # never replayed from a graph
         dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
-        shape=f"batch {BATCH}",
+        shape=f"batch {size}",
     )
 
 

@@ -66,7 +66,7 @@ def test_an_augment_case_of_a_wrong_prior_is_refused(monkeypatch: pytest.MonkeyP
 def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
     size = augment.Size(sources=2, variations=2, steps=2)
 
-    def cases(device: torch.device) -> list[Case]:
+    def cases(device: torch.device, _: object) -> list[Case]:
         return [augment.case("tiny", tiny_networks.pipeline(), size, device)]
 
     monkeypatch.setitem(measure.STAGES, "augment", cases)
