@@ -88,9 +88,7 @@ def _stage_options(parser: ArgumentParser) -> None:
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure each call")
-    parser.add_argument(
-        "--batch", help="images at once in synthesize, distill and teacher (default: published)"
-    )
+    parser.add_argument("--batch", help="images at once in synthesize, distill, teacher (default: published)")
 
 
 def _feed_options(parser: ArgumentParser) -> None:

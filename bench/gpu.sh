@@ -52,6 +52,7 @@ rm -rf "$results"
 mkdir -p "$out" "$results"
 
 rehearsal() { [ -n "${ALLOW_CPU:-}" ]; }
+rehearsal && export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on a busy machine threads wait long for each other
 
 require_device() {
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || rehearsal ||

@@ -34,9 +34,9 @@ def rows(
 ) -> Iterator[Row]:
     """Yield rows of the named stages, in the machine's default runtime or the one that `config` names.
 
-    Each call is measured for `seconds`; `batch` images at once instead of those of the published recipes. The
-    published calls run under cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are
-    also measured before, as their users run them: later the process keeps its freed memory, as `engine` does.
+    Each call is measured for `seconds`, with `batch` images at once if given. The published calls run under
+    cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are also measured before, as
+    their users run them: later the process keeps its freed memory, as `engine` does.
     """
     compute = resolved(config)
     device = torch.device(compute.device)
