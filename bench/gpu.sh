@@ -192,19 +192,23 @@ pack() {
 summary() {  # what matters first, each kind within its share of the 11 KB
     {
         cat "$results/parts.txt"
-        sed 's/^/lacking: /' "$results/lacking.txt" | head -c 600
+        sed 's/^/lacking: /' "$results/lacking.txt" | lines 150 600
         for name in "${failed[@]}"; do
-            grep -ohE "ModuleNotFoundError: No module named '[^']+'" "$results/$name.log" | sort -u | head -n 5 |
-                sed 's/$/; bring its wheel/'
-            printf -- '-- %s failed:\n' "$name"
-            tail -n 6 "$results/$name.log" | cut -c1-200 | head -c 700
-        done | head -c 2100
-        grep -hE '^(OK|SKIP|FAIL) ' "$results/smoke.log" | cut -c1-900 | head -c 3400
+            echo "-- $name failed:"
+            grep -ohE "ModuleNotFoundError: No module named '[^']+'" "$results/$name.log" | sort -u |
+                sed 's/$/; bring its wheel/' | lines 150 300
+            tail -n 6 "$results/$name.log" | lines 200 700
+        done | lines 200 2100
+        grep -hE '^(OK|SKIP|FAIL) ' "$results/smoke.log" | lines 900 3400
         tail -qn 1 "$results/tests.log" "$results/interpreted.log"
         for name in "${known[@]:2}"; do
-            grep -hE '^\| |does not run here|here it is|left out' "$results/$name.log" | cut -c1-170 | head -c 2200
+            grep -hE '^\| |does not run here|here it is|left out' "$results/$name.log" | lines 170 2200
         done
-    } 2>/dev/null | head -c 11000
+    } 2>/dev/null | lines 1000 11000
+}
+
+lines() {  # WIDTH BYTES: of the input, each line cut at the width, the first that fit
+    cut -b "-$1" | LC_ALL=C awk -v left="$2" '{ left -= length($0) + 1; if (left < 0) exit; print }'
 }
 
 for name in $(compgen -A function); do export -f "${name?}"; done
