@@ -31,7 +31,7 @@ cd "$(dirname "$0")/.." || exit 2
 
 known=(smoke tests stages run generate production kernels frozen tensorrt compiled interpreted)
 declare -A limit=([setup]=150 [smoke]=150 [tests]=120 [stages]=100 [run]=120 [generate]=100 [production]=150
-    [kernels]=180 [frozen]=180 [tensorrt]=120 [compiled]=300 [interpreted]=120)
+    [kernels]=180 [frozen]=180 [tensorrt]=120 [compiled]=300 [interpreted]=240)
 out=${OUT:?set OUT to a folder for the results}
 parts=${PARTS:-${known[*]:0:7}${ALLOW_CPU:+ interpreted}}
 for name in $parts; do
