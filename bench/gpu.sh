@@ -106,7 +106,8 @@ run_tests() {  # ARGUMENTS...: in processes, if they can be had
     rehearsal && processes=$(nproc)
     "$python" -c 'import xdist' 2>/dev/null && several=(-p xdist -n "$processes")
     # Only our plugins: others that are installed there may fail with this pytest, or warn.
-    PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -p pytest_timeout "${several[@]}" -W default -q "$@"
+    export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+    "$python" -m pytest -p pytest_timeout --timeout 60 "${several[@]}" -W default -v "$@"
 }
 
 part_stages() {
@@ -150,9 +151,9 @@ production() {  # NAME ARGUMENTS...
 part_production() { production production --ways eager --batches 16,1 --steps 1,4 --seconds 30; }
 
 part_kernels() {
-    local small=()
-    rehearsal && small=(--seconds 0.05 --no-inductor)
-    "$python" -m bench kernels --csv "$results/kernels.csv" "${small[@]}"
+    local size=(--seconds 0.5)
+    rehearsal && size=(--seconds 0.05 --no-inductor)
+    "$python" -m bench kernels --csv "$results/kernels.csv" "${size[@]}"
 }
 
 part_frozen() { "$python" -m bench stages --stage augment,filter,teacher --csv "$results/frozen.csv"; }
@@ -200,6 +201,7 @@ summary() {  # what matters first, each kind within its share of the 11 KB
             tail -n 6 "$results/$name.log" | lines 200 700
         done | lines 200 2100
         grep -hE '^(OK|SKIP|FAIL) ' "$results/smoke.log" | lines 900 3400
+        grep -hE '^FAILED|^ERROR|^\[gw.* FAILED' "$results/tests.log" | lines 170 1200
         tail -qn 1 "$results/tests.log" "$results/interpreted.log"
         for name in "${known[@]:2}"; do
             grep -hE '^\| |does not run here|here it is|left out' "$results/$name.log" | lines 170 2200

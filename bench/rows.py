@@ -38,14 +38,17 @@ def commit() -> str:
     """Return $COMMIT, for a copy without history, else the short hash of the checkout's, else `unknown`."""
     if given := os.environ.get("COMMIT"):
         return given
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return found.stdout.strip() or "unknown"
+    return _said(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
+
+
+def _said(command: list[str]) -> str:
+    """Return what a program prints, nothing if it fails or is not here."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def table(rows: list[Row], *, header: bool = True) -> str:
@@ -101,17 +104,10 @@ def _versions() -> dict[str, str]:
 
 def _driver() -> str:
     """Return the version of the NVIDIA kernel module; where /proc does not show it, as nvidia-smi says."""
-    told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _asked_of_nvidia_smi()
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _said(ask)
     found = re.search(r"\d+(\.\d+)+", told)
     return found[0] if found else "absent"
-
-
-def _asked_of_nvidia_smi() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def _version(distribution: str) -> str:

@@ -73,7 +73,7 @@ def _gpu_ms(call: Call, repeats: int, *, before: Call | None = None) -> list[flo
 
 
 @cache
-def _evictor(device: torch.device) -> Call:
+def _evictor(device: torch.device) -> Callable[[], torch.Tensor]:
     """Return a call that writes twice what the GPU's L2 cache holds."""
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(size, dtype=torch.int8, device=device).zero_

@@ -14,6 +14,7 @@ CHECKS: dict[str, Check] = {
     "distillation": distillation.eager,
     "distillation-graph": distillation.as_a_graph,
     "waits": waits.of_the_host,
-    "unet": unet.ways_to_run,
+    "unet": unet.few,
+    "unet-many": unet.many,
 }
 """In order of value; all but the first are of use alone."""

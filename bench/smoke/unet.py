@@ -12,8 +12,7 @@ from bench.calls import cudnn_flags
 from bench.random_networks import UNET_16M, UNET_SD_1_5, drawn, quickly
 from bench.smoke.probe import Probe
 
-BATCHES = (2, 32)
-BATCHES_CPU = (2,)
+FEW, MANY = 2, 32
 REPEATS = 8
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 Pass = Callable[[], Tensor]
@@ -43,8 +42,17 @@ class Inputs:
         return network(self.latents, self.timestep, self.embeddings, return_dict=False)[0]
 
 
-def ways_to_run(probe: Probe) -> Mapping[str, object]:
-    """Milliseconds of a pass and its distance to float32, for each way and batch."""
+def few(probe: Probe) -> Mapping[str, object]:
+    return _ways_to_run(FEW, probe)
+
+
+def many(probe: Probe) -> Mapping[str, object]:
+    probe.require_gpu()
+    return _ways_to_run(MANY, probe)
+
+
+def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
+    """Milliseconds of a pass and its distance to float32, for each way."""
     import diffusers
 
     config = UNET_SD_1_5 if probe.on_gpu else UNET_16M
@@ -52,16 +60,15 @@ def ways_to_run(probe: Probe) -> Mapping[str, object]:
         network = drawn(diffusers.UNet2DConditionModel(**config))
     dtype = torch.float16 if probe.on_gpu else torch.bfloat16
     half = copy.deepcopy(network).to(dtype)
-    found: dict[str, object] = {}
-    for batch in BATCHES if probe.on_gpu else BATCHES_CPU:
-        inputs = Inputs.of(config, batch, probe.device)
-        with torch.no_grad(), cudnn_flags(deterministic=False, benchmark=False):
-            wanted = inputs.through(network.to(memory_format=CONTIGUOUS))
-            for name, call in _ways(network, half, inputs, dtype, probe):
-                error = _distance(call(), wanted)
-                found[f"{batch} {name}"] = f"{probe.ms(call, REPEATS):.3g} ms, {error:.0e}"
-                if name.startswith("half") and probe.on_gpu:
-                    found[f"{batch} {name}, graph"] = probe.ms(probe.as_graph(call), REPEATS)
+    found: dict[str, object] = {"batch": batch}
+    inputs = Inputs.of(config, batch, probe.device)
+    with torch.no_grad(), cudnn_flags(deterministic=False, benchmark=False):
+        wanted = inputs.through(network.to(memory_format=CONTIGUOUS))
+        for name, call in _ways(network, half, inputs, dtype, probe):
+            error = _distance(call(), wanted)
+            found[name] = f"{probe.ms(call, REPEATS):.3g} ms, {error:.0e}"
+            if name.startswith("half") and probe.on_gpu:
+                found[f"{name}, graph"] = probe.ms(probe.as_graph(call), REPEATS)
     return found
 
 

@@ -26,6 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("folder")
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert rows.commit() == "unknown"
+
+
 def test_the_driver_is_the_kernel_modules(folder: Path) -> None:
     (folder / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module  580.95.05  Release Build\n"
