@@ -222,7 +222,7 @@ def _numbers(option: str, given: str) -> list[int]:
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
-    "kernels": ("the fused ops beside what they replace", _kernel_options, _kernels),
+    "kernels": ("the fused ops and what they replace", _kernel_options, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
     "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
     "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),

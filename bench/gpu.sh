@@ -10,9 +10,9 @@
 #   stages      synthesis and distillation steps
 #   run         the whole loop by the default recipe, without a test set
 #   generate    a bank with overlap off and on; fails unless the shards are the same
-#   production  Stable Diffusion 1.5's and ViT-B/32's size: ours in fp16 and bf16 beside eager fp16
+#   production  Stable Diffusion 1.5's and ViT-B/32's size: ours in fp16 and bf16, theirs eager in fp16
 #   kernels     the fused ops
-#   frozen      augmentation, filter and teacher beside diffusers, open_clip and eager torch in fp32
+#   frozen      augmentation, filter and teacher against diffusers, open_clip and eager torch in fp32
 #   tensorrt    whether TensorRT's engines run here, and how fast; if they do not, the log says why
 #   compiled    production, both sides by torch.compile, one batch and number of steps: minutes
 #
@@ -110,11 +110,15 @@ run_tests() {  # ARGUMENTS...: in processes, if they can be had
     "$python" -m pytest -p pytest_timeout --timeout 60 "${several[@]}" -W default -v "$@"
 }
 
-part_stages() {
-    local small=()
+stages() {  # NAME ARGUMENTS...
+    local name=$1 small=()
+    shift
     rehearsal && small=(--seconds 0.1 --batch 8)
-    "$python" -m bench stages --csv "$results/stages.csv" "${small[@]}"
+    "$python" -m bench stages --csv "$results/$name.csv" "$@" "${small[@]}"
 }
+
+part_stages() { stages stages; }
+part_frozen() { stages frozen --stage augment,filter,teacher; }
 
 part_run() {
     local small=() code=0
@@ -156,7 +160,6 @@ part_kernels() {
     "$python" -m bench kernels --csv "$results/kernels.csv" "${size[@]}"
 }
 
-part_frozen() { "$python" -m bench stages --stage augment,filter,teacher --csv "$results/frozen.csv"; }
 part_tensorrt() { "$python" -m bench tensorrt --csv "$results/tensorrt.csv"; }
 
 part_compiled() {

@@ -1,4 +1,4 @@
-"""The fused ops, through registration and autograd, beside what they replace.
+"""The fused ops, through registration and autograd, and what they replace.
 
 On a GPU every run begins with a cold L2 cache, since the floors are those of memory, and further rows compare
 CUDA graphs: at these sizes an eager call measures the host.

@@ -103,7 +103,7 @@ def _versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the version of the NVIDIA kernel module; where /proc does not show it, as nvidia-smi says."""
+    """Return the version of the NVIDIA kernel module, as nvidia-smi says if /proc does not show it."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _said(ask)
     found = re.search(r"\d+(\.\d+)+", told)
