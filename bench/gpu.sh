@@ -97,7 +97,7 @@ part_tests() {
 
 part_interpreted() {
     "$python" -c 'import numpy, sys; sys.exit(numpy.__version__.split(".")[:2] >= ["2", "4"])' ||
-        { echo "needs numpy < 2.4"; return $SKIPPED; }
+        { echo "needs numpy < 2.4"; return "$SKIPPED"; }
     run_tests -k "triton and not compiled" tests/kernels/bn_stats/test_triton.py tests/kernels/kd_loss/test_kd_loss.py
 }
 
@@ -118,7 +118,7 @@ stages() {  # NAME ARGUMENTS...
 }
 
 part_stages() { stages stages; }
-part_frozen() { stages frozen --stage augment,filter,teacher; }
+part_frozen() { stages frozen --stage "$(rehearsal && echo teacher || echo augment,filter,teacher)"; }
 
 part_run() {
     local small=() code=0
@@ -163,6 +163,7 @@ part_kernels() {
 part_tensorrt() { "$python" -m bench tensorrt --csv "$results/tensorrt.csv"; }
 
 part_compiled() {
+    rehearsal && { echo "needs a GPU: a CPU compiles for too long"; return "$SKIPPED"; }
     production compiled --ways eager,compiled --batches 16 --steps 4 --stage augment --seconds 150
 }
 

@@ -82,6 +82,15 @@ def test_all_parts_their_results_and_what_comes_back(rehearsal: Rehearsal) -> No
         assert log.size == 1_000_000, "the end of a flood"
 
 
+def test_what_a_cpu_cannot_do_is_skipped_by_name(rehearsal: Rehearsal) -> None:
+    assert rehearsal.run(PARTS="compiled frozen").returncode == 0
+    assert rehearsal.parts() == {
+        "setup": "passed",
+        "frozen": "passed",
+        "compiled": "skipped: needs a GPU: a CPU compiles for too long",
+    }
+
+
 def test_the_summary_is_bounded_printed_last_and_says_what_is_missing(rehearsal: Rehearsal) -> None:
     done = rehearsal.run(PARTS="kernels smoke stages production")
     summary = (rehearsal.out / "summary.txt").read_text()
