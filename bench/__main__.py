@@ -2,6 +2,7 @@
 
 Figures beside baselines; ours and the baseline are run in the same process, or by it.
 
+`python -m bench smoke --out DIR` checks in a minute what only a GPU runs, and measures what its steps need.
 `python -m bench full-size --out DIR` writes random networks of production size, for `python -m export`.
 """
 
@@ -25,14 +26,15 @@ def command(arguments: Sequence[str]) -> None:
         own.add_argument("--csv", metavar="FILE", default=None, help="the same as CSV, with versions")
         add_options(own)
         commands.add_subcommand(name, own, help=text)
-    full_size = ArgumentParser(description=FULL_SIZE, exit_on_error=False)
-    full_size.add_argument("--out", metavar="DIR", required=True, help="the folder to write to; 3 GB")
-    commands.add_subcommand("full-size", full_size, help=FULL_SIZE)
+    for name, (text, add_options, _) in WITHOUT_ROWS.items():
+        own = ArgumentParser(description=text, exit_on_error=False)
+        add_options(own)
+        commands.add_subcommand(name, own, help=text)
     options = parser.parse_args(list(arguments))
-    if options.bench == "full-size":
-        _write_full_size(Path(options["full-size"].out))
-        return
     chosen = options[options.bench]
+    if options.bench in WITHOUT_ROWS:
+        WITHOUT_ROWS[options.bench][2](chosen)
+        return
     rows: list[Row] = []
     for row in BENCHES[options.bench][2](chosen):
         rows.append(row)
@@ -41,11 +43,25 @@ def command(arguments: Sequence[str]) -> None:
         _write(chosen, rows)
 
 
-def _write_full_size(out: Path) -> None:
+def _full_size(options: Namespace) -> None:
     from bench import full_size
 
-    for line in full_size.write(out):
+    for line in full_size.write(Path(options.out)):
         print(line, flush=True)
+
+
+def _smoke(options: Namespace) -> None:
+    from bench import smoke
+    from engine.compute import ComputeConfig, open_accelerator
+
+    names = _names("--checks", options.checks, smoke.CHECKS) if options.checks else list(smoke.CHECKS)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = ComputeConfig(device=options.device, runtime="torch")
+    probe = smoke.Probe(accelerator=open_accelerator(config), out=out)
+    failed = smoke.run({name: smoke.CHECKS[name] for name in names}, probe, seconds=options.seconds)
+    if failed:
+        raise UserError(f"smoke: failed: {', '.join(failed)}; their traces are in {out}")
 
 
 def _write(options: Namespace, rows: list[Row]) -> None:
@@ -61,10 +77,18 @@ def _device_option(parser: ArgumentParser) -> None:
     )
 
 
+def _kernel_options(parser: ArgumentParser) -> None:
+    _device_option(parser)
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure each call")
+    parser.add_argument("--no-inductor", action="store_true", help="leave out what takes long to compile")
+
+
 def _stage_options(parser: ArgumentParser) -> None:
     known = "comma-separated: synthesize, augment, filter, distill, teacher"
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure each call")
+    parser.add_argument("--batch", help="images at once in synthesize, distill, teacher (default: published)")
 
 
 def _feed_options(parser: ArgumentParser) -> None:
@@ -86,6 +110,17 @@ def _production_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="limit of each opening and comparison")
 
 
+def _smoke_options(parser: ArgumentParser) -> None:
+    _device_option(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder for traces and profiles")
+    parser.add_argument("--checks", default="", help="comma-separated names instead of all checks")
+    parser.add_argument("--seconds", type=float, default=60.0, help="limit of each check")
+
+
+def _full_size_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write to; 3 GB")
+
+
 def _e2e_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default="runs/bench-e2e", help="where the runs go")
     parser.add_argument("--seconds", type=float, default=330.0, help="wall-clock of each arm")
@@ -97,7 +132,7 @@ def _kernels(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig, open_accelerator
 
     device = open_accelerator(ComputeConfig(device=options.device)).device
-    return _shown(kernels.rows(device))
+    return _shown(kernels.rows(device, seconds=options.seconds, inductor=not options.no_inductor))
 
 
 def _stages(options: Namespace) -> Iterator[Row]:
@@ -105,7 +140,9 @@ def _stages(options: Namespace) -> Iterator[Row]:
     from engine.compute import ComputeConfig
 
     names = _names("--stage", options.stage, stages.STAGES)
-    return _shown(stages.rows(names, ComputeConfig(device=options.device)))
+    batch = options.batch and _numbers("--batch", options.batch)[0]
+    compute = ComputeConfig(device=options.device)
+    return _shown(stages.rows(names, compute, seconds=options.seconds, batch=batch))
 
 
 def _feed(options: Namespace) -> Iterator[Row]:
@@ -173,9 +210,6 @@ def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-FULL_SIZE = "writes random networks of production size and their recipe"
-
-
 def _numbers(option: str, given: str) -> list[int]:
     try:
         numbers = [int(number) for number in given.split(",")]
@@ -188,13 +222,18 @@ def _numbers(option: str, given: str) -> list[int]:
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
-    "kernels": ("the fused ops beside what they replace", _device_option, _kernels),
+    "kernels": ("the fused ops and what they replace", _kernel_options, _kernels),
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
     "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
     "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
     "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),
+}
+Command = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]
+WITHOUT_ROWS: dict[str, Command] = {
+    "smoke": ("checks in a minute what only a GPU runs", _smoke_options, _smoke),
+    "full-size": ("writes random networks of production size", _full_size_options, _full_size),
 }
 
 if __name__ == "__main__":

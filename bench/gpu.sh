@@ -1,61 +1,62 @@
 #!/usr/bin/env bash
-# Measures the engine on a machine with a GPU and without network: builds the native module, runs the tests marked
-# `gpu` and the benches, and writes their figures to $OUT; a short table comes last.
+# Tests and measures the engine on a bare machine with a GPU and without network: in parts, each with its own limit,
+# in order of value. A part that fails or runs out of time is named, and the next one goes on.
 #
-#   OUT=DIR [STEPS="kernels stages ..."] [SECONDS_IN_ALL=480] bench/gpu.sh [WHEELS]
+#   OUT=DIR [COMMIT=HASH] [PARTS="smoke tests ..."] [SECONDS_IN_ALL=480] bench/gpu.sh [WHEELS]
 #
-# STEPS names what to run after the build, always in this order; by default all but the last:
-#   tests       those marked `gpu`
-#   kernels     the fused ops
+# PARTS names what to run after the set-up, always in this order; by default all but the last three:
+#   smoke       what only a GPU runs, each check alone: values, launches, host waits, graphs (bench/smoke)
+#   tests       those marked `gpu`, in eight processes if pytest-xdist is there
 #   stages      synthesis and distillation steps
-#   frozen      augmentation, filter and teacher beside diffusers, open_clip and eager torch in fp32
-#   tensorrt    whether TensorRT's engines run here, and how fast; where they do not, the log says why
-#   production  Stable Diffusion 1.5's and ViT-B/32's size: ours in fp16 and bf16 (and TensorRT's) beside eager fp16
-#   compiled    the same, both sides by torch.compile, one batch and number of steps: minutes
-# Where the time is not enough for all, the later ones go into calls of their own.
+#   run         the whole loop by the default recipe, without a test set
+#   generate    a bank with overlap off and on; fails unless the shards are the same
+#   production  Stable Diffusion 1.5's and ViT-B/32's size: ours in fp16 and bf16, theirs eager in fp16
+#   kernels     the fused ops
+#   frozen      augmentation, filter and teacher against diffusers, open_clip and eager torch in fp32
+#   tensorrt    whether TensorRT's engines run here, and how fast; if they do not, the log says why
+#   compiled    production, both sides by torch.compile, one batch and number of steps: minutes
 #
-# Needs Python >= 3.11 with torch >= 2.11, triton >= 3.6, numpy, torchvision, timm, onnx, onnxscript and transformers,
-# cmake, g++ >= 12 (for C++20 and _Float16), and in the folder WHEELS (default: wheels) those of
-# bench/gpu-requirements.txt that Python lacks. Wheels too large to be brought at once may come in pieces, as
-# `split -b 40M X.whl X.whl.part-` makes them. ALLOW_CPU=1 rehearses it without a GPU. Takes SECONDS_IN_ALL at most
-# (8 minutes by default): a step gets what is left, and one that is ended leaves the rows that it has measured. Ends
-# with 0 where everything passed.
+# $OUT gets two files: results.tar.gz, made again after each part, so that a call that is cut short leaves what it
+# had measured, and summary.txt, at most 11 KB, which is also printed last. COMMIT is for the rows, if the folder has
+# no .git. SECONDS_IN_ALL ends a part early that would pass it. Ends with 0 if all parts passed.
+#
+# Needs Python >= 3.11 with torch >= 2.11 and what else bench/gpu-requirements.txt says, and in the folder WHEELS
+# (default: wheels) the wheels of that file. The native module may lie there too, or in kernels/, as _native*.so for
+# this Python; else it is built, with cmake and g++ >= 12. A wheel too large to be brought at once may come in pieces,
+# as `split -b 40M X.whl X.whl.part-` makes them. What is installed and built stays in build/gpu for the next call.
+# ALLOW_CPU=1 rehearses without a GPU, with small sizes and a part more:
+#   interpreted  the Triton kernels in Triton's interpreter; that of 3.6 needs numpy < 2.4
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 
+known=(smoke tests stages run generate production kernels frozen tensorrt compiled interpreted)
+declare -A limit=([setup]=150 [smoke]=150 [tests]=120 [stages]=100 [run]=120 [generate]=100 [production]=150
+    [kernels]=180 [frozen]=180 [tensorrt]=120 [compiled]=300 [interpreted]=240)
 out=${OUT:?set OUT to a folder for the results}
-wheels=${1:-wheels}
-python=${PYTHON:-python3}
-build=$PWD/build/gpu
-mkdir -p "$out" "$build"
-export PYTHONPATH="$build/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-
-steps=${STEPS:-tests kernels stages frozen tensorrt production}
-for name in $steps; do
-    [[ " tests kernels stages frozen tensorrt production compiled " == *" $name "* ]] ||
-        { echo "gpu.sh: STEPS: no '$name'; its header lists them" >&2; exit 2; }
+parts=${PARTS:-${known[*]:0:7}${ALLOW_CPU:+ interpreted}}
+for name in $parts; do
+    [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS: no '$name'; its header lists them" >&2; exit 2; }
 done
 deadline=$((SECONDS + ${SECONDS_IN_ALL:-480}))
 
-step() {  # NAME SECONDS COMMAND...: runs it under its time limit and the deadline, keeps its log, remembers a failure
-    local name=$1 limit=$2 start=$SECONDS code=0 left=$((deadline - SECONDS))
-    shift 2
-    : >"$out/$name.log"
-    if ((left > 0)); then
-        timeout --kill-after=5 $((limit < left ? limit : left)) "$@" >"$out/$name.log" 2>&1 || code=$?
-    else
-        code="no time left"
-    fi
-    printf '%-10s %4d s  %s\n' "$name" $((SECONDS - start)) "$([ "$code" = 0 ] && echo passed || echo "failed ($code)")" \
-        | tee -a "$out/steps.txt"
-    [ "$code" = 0 ] && return
-    tail -n 15 "$out/$name.log"
-    failed=1
-    return 1
-}
+wheels=${1:-wheels}
+python=${PYTHON:-python3}
+build=$PWD/build/gpu
+results=$build/results
+COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
+SKIPPED=77  # how a part says that it has nothing to do here
+export wheels python build results COMMIT SKIPPED
+export PYTHONPATH="$build/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 ENGINE_CACHE=$build/engines
+rm -rf "$results"
+mkdir -p "$out" "$results"
 
-wanted() {  # NAME: whether STEPS has it
-    [[ " $steps " == *" $1 "* ]]
+rehearsal() { [ -n "${ALLOW_CPU:-}" ]; }
+rehearsal && export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on a busy machine threads wait long for each other
+
+require_device() {
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || rehearsal ||
+        { echo "torch sees no GPU here; ALLOW_CPU=1 rehearses on the CPU"; return 1; }
 }
 
 install_wheels() {
@@ -64,47 +65,166 @@ install_wheels() {
         [ -e "$first" ] && cat "${first%aa}"* >"${first%.part-aa}"
     done
     ls "$wheels"/*.whl >/dev/null 2>&1 || return 0
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$build/site" "$wheels"/*.whl
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$build/site" \
+        "$wheels"/*.whl
 }
 
-build_native() {
-    cmake -S . -B "$build/native" -DSKBUILD=ON -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
-        -Dnanobind_DIR="$("$python" -m nanobind --cmake_dir)" &&
-        cmake --build "$build/native" --parallel && cp "$build"/native/_native*.so kernels/
+find_or_build_native() {
+    "$python" -c 'import kernels' 2>/dev/null && return
+    cp "$wheels"/_native*.so kernels/ 2>/dev/null && "$python" -c 'import kernels' && return
+    cmake -S . -B "$build/native" -DSKBUILD=ON -DCMAKE_BUILD_TYPE=Release \
+        -DPython_EXECUTABLE="$(command -v "$python")" -Dnanobind_DIR="$("$python" -m nanobind --cmake_dir)" &&
+        cmake --build "$build/native" --parallel && cp "$build"/native/_native*.so kernels/ &&
+        "$python" -c 'import kernels'
 }
 
-export -f install_wheels build_native
-export wheels python build
-
-require_device() {
-    "$python" - <<'PY'
-import os, sys, torch
-if not torch.cuda.is_available() and not os.environ.get("ALLOW_CPU"):
-    sys.exit("gpu.sh: torch sees no GPU here; ALLOW_CPU=1 rehearses on the CPU")
-PY
+part_setup() {
+    require_device && install_wheels || return
+    "$python" -m bench.wheels >"$results/lacking.txt"  # a part that needs one of them fails; the others go on
+    "$python" -m pip list >"$results/packages.txt" 2>/dev/null
+    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv \
+        >"$results/nvidia-smi.csv" 2>/dev/null
+    find_or_build_native
 }
 
-failed=0
-: >"$out/steps.txt"
-require_device || exit 2
-step wheels 60 bash -c install_wheels || exit 1
-step build 180 bash -c build_native || exit 1
-small=()
-[ -n "${ALLOW_CPU:-}" ] && small=(--prior unet-16m --batches 1 --steps 1)
-mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark.gpu' tests)
-# Only our plugins: others that are installed there may fail with this pytest, or warn.
-wanted tests && step tests 180 env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -p pytest_timeout -W default \
-    -q -m gpu "${gpu_tests[@]}"
-wanted kernels && step kernels 240 "$python" -m bench kernels --csv "$out/kernels.csv"
-wanted stages && step stages 180 "$python" -m bench stages --csv "$out/stages.csv"
-wanted frozen && step frozen 180 "$python" -m bench stages --stage augment,filter,teacher --csv "$out/frozen.csv"
-wanted tensorrt && step tensorrt 120 "$python" -m bench tensorrt --csv "$out/tensorrt.csv"
-wanted production && step production 300 "$python" -m bench production --seconds 90 "${small[@]}" --csv "$out/production.csv"
-wanted compiled && step compiled 400 "$python" -m bench production --ways eager,compiled --batches 16 --steps 4 \
-    --seconds 180 "${small[@]}" --csv "$out/compiled.csv"
+part_smoke() { "$python" -m bench smoke --out "$results/smoke"; }
 
+part_tests() {
+    local files
+    mapfile -t files < <(grep -rl --include='test_*.py' 'mark.gpu' tests)
+    run_tests -m gpu "${files[@]}"
+}
+
+part_interpreted() {
+    "$python" -c 'import numpy, sys; sys.exit(numpy.__version__.split(".")[:2] >= ["2", "4"])' ||
+        { echo "needs numpy < 2.4"; return "$SKIPPED"; }
+    run_tests -k "triton and not compiled" tests/kernels/bn_stats/test_triton.py tests/kernels/kd_loss/test_kd_loss.py
+}
+
+run_tests() {  # ARGUMENTS...: in processes, if they can be had
+    local processes=8 several=()
+    rehearsal && processes=$(nproc)
+    "$python" -c 'import xdist' 2>/dev/null && several=(-p xdist -n "$processes")
+    # Only our plugins: others that are installed there may fail with this pytest, or warn.
+    export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+    "$python" -m pytest -p pytest_timeout --timeout 60 "${several[@]}" -W default -v "$@"
+}
+
+stages() {  # NAME ARGUMENTS...
+    local name=$1 small=()
+    shift
+    rehearsal && small=(--seconds 0.1 --batch 8)
+    "$python" -m bench stages --csv "$results/$name.csv" "$@" "${small[@]}"
+}
+
+part_stages() { stages stages; }
+part_frozen() { stages frozen --stage "$(rehearsal && echo teacher || echo augment,filter,teacher)"; }
+
+part_run() {
+    local small=() code=0
+    rehearsal && small=(--schedule.init_batches 1 --schedule.rounds 1 --schedule.kd_steps 4 --synthesize.batch_size 16
+        --synthesize.warmup_steps 2 --augment.variations 2 --distill.warmup_steps 0)
+    rm -rf "$build/run"
+    "$python" -m engine.run --out "$build/run" --feed.kind torch --evaluate.dataset none "${small[@]}" || code=$?
+    cp "$build/run/summary.json" "$results/run.json"
+    return $code
+}
+
+part_generate() {
+    local overlap threads small=()
+    for overlap in false true; do
+        # On a CPU the steps that overlap share the threads out, and another number of threads rounds otherwise.
+        threads=$([ $overlap = true ] && echo 2 || echo 1)
+        rehearsal && small=(--compute.threads "$threads" --synthesize.batch_size 16 --synthesize.warmup_steps 2
+            --augment.variations 2)
+        rm -rf "$build/bank"
+        "$python" -m engine.generate --out "$build/bank" --shards 6 --compute.overlap $overlap "${small[@]}" || return
+        (cd "$build/bank" && sha256sum ./*.tar) >"$results/overlap-$overlap.sha256" || return
+    done
+    diff "$results/overlap-false.sha256" "$results/overlap-true.sha256" ||
+        { echo "the shards differ with overlap off (<) and on (>)"; return 1; }
+}
+
+production() {  # NAME ARGUMENTS...
+    local name=$1 small=()
+    shift
+    rehearsal && small=(--stage augment --prior unet-16m --batches 1 --steps 1 --baseline fp32)  # fp16 crawls on a CPU
+    "$python" -m bench production --csv "$results/$name.csv" "$@" "${small[@]}"
+}
+
+part_production() { production production --ways eager --batches 16,1 --steps 1,4 --seconds 30; }
+
+part_kernels() {
+    local size=(--seconds 0.5)
+    rehearsal && size=(--seconds 0.05 --no-inductor)
+    "$python" -m bench kernels --csv "$results/kernels.csv" "${size[@]}"
+}
+
+part_tensorrt() { "$python" -m bench tensorrt --csv "$results/tensorrt.csv"; }
+
+part_compiled() {
+    rehearsal && { echo "needs a GPU: a CPU compiles for too long"; return "$SKIPPED"; }
+    production compiled --ways eager,compiled --batches 16 --steps 4 --stage augment --seconds 150
+}
+
+run_part() {  # NAME: under its limit and the deadline; keeps its log, remembers a failure, renews the archive
+    local name=$1 start=$SECONDS code=0 result left=$((deadline - SECONDS)) log=$results/$1.log
+    if ((left > 0)); then
+        ((limit[$name] < left)) && left=${limit[$name]}
+        timeout --kill-after=5 "$left" bash -c "part_$name" >"$log" 2>&1 || code=$?
+    else
+        code="no time left"
+    fi
+    case $code in
+        0) result=passed ;;
+        "$SKIPPED") result="skipped: $(tail -n 1 "$log")" ;;
+        *) result="failed ($code)" && failed+=("$name") ;;
+    esac
+    printf '%-11s %4d s  %s\n' "$name" $((SECONDS - start)) "$result" | tee -a "$results/parts.txt"
+    pack
+}
+
+pack() {
+    local log
+    for log in "$results"/*.log; do  # a flood must not keep the archive from coming back
+        [ "$(stat -c %s "$log")" -gt 1000000 ] && tail -c 1000000 "$log" >"$log.end" && mv "$log.end" "$log"
+    done
+    summary >"$results/summary.txt"
+    tar czf "$out/.renewed" -C "$build" results && mv "$out/.renewed" "$out/results.tar.gz"
+    cp "$results/summary.txt" "$out/summary.txt"
+}
+
+summary() {  # what matters first, each kind within its share of the 11 KB
+    {
+        cat "$results/parts.txt"
+        sed 's/^/lacking: /' "$results/lacking.txt" | lines 150 600
+        for name in "${failed[@]}"; do
+            echo "-- $name failed:"
+            grep -ohE "ModuleNotFoundError: No module named '[^']+'" "$results/$name.log" | sort -u |
+                sed 's/$/; bring its wheel/' | lines 150 300
+            tail -n 6 "$results/$name.log" | lines 200 700
+        done | lines 200 2100
+        grep -hE '^(OK|SKIP|FAIL) ' "$results/smoke.log" | lines 900 3400
+        grep -hE '^FAILED|^ERROR|^\[gw.* FAILED' "$results/tests.log" | lines 170 1200
+        tail -qn 1 "$results/tests.log" "$results/interpreted.log"
+        for name in "${known[@]:2}"; do
+            grep -hE '^\| |does not run here|here it is|left out' "$results/$name.log" | lines 170 2200
+        done
+    } 2>/dev/null | lines 1000 11000
+}
+
+lines() {  # WIDTH BYTES: of the input, each line cut at the width, the first that fit
+    cut -b "-$1" | LC_ALL=C awk -v left="$2" '{ left -= length($0) + 1; if (left < 0) exit; print }'
+}
+
+for name in $(compgen -A function); do export -f "${name?}"; done
+failed=()
+run_part setup
+if [ ${#failed[@]} = 0 ]; then
+    for name in "${known[@]}"; do
+        [[ " $parts " == *" $name "* ]] && run_part "$name"
+    done
+fi
 echo
-cat "$out/steps.txt"
-wanted tests && tail -n 3 "$out/tests.log"
-for name in $steps; do grep -E '^\||does not run here|here it is|left out' "$out/$name.log"; done
-exit $failed
+cat "$out/summary.txt"
+[ ${#failed[@]} = 0 ]

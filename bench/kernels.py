@@ -1,4 +1,8 @@
-"""The fused ops, through registration and autograd, beside what they replace."""
+"""The fused ops, through registration and autograd, and what they replace.
+
+On a GPU every run begins with a cold L2 cache, since the floors are those of memory, and further rows compare
+CUDA graphs: at these sizes an eager call measures the host.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -6,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.calls import replayed
 from bench.machine import copy_ceiling, describe
 from bench.published.hooks import StatisticsHook
 from bench.rows import Row, commit
@@ -21,17 +26,22 @@ FUSED_PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (gradient)
 
 
-def rows(device: torch.device) -> Iterator[Row]:
-    """One row a shape, dtype and baseline; yielded as they are measured."""
+def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
+    """Yield a row a shape, dtype and baseline as they are measured, each call for `seconds`.
+
+    Without `inductor` that baseline, which takes seconds to compile for each shape, is left out.
+    """
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
-            yield from _bn_stats(shape, dtype, device)
+            yield from _bn_stats(shape, dtype, device, seconds, inductor)
     for logits in KD_SHAPES:
         for dtype in DTYPES:
-            yield from _kd_loss(logits, dtype, device)
+            yield from _kd_loss(logits, dtype, device, seconds)
 
 
-def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def _bn_stats(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seconds: float, inductor: bool
+) -> Iterator[Row]:
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(shape[1]).to(device).eval().requires_grad_(False)
     x = torch.randn(shape, device=device).to(dtype)
@@ -47,12 +57,12 @@ def _bn_stats(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     calls |= {
         f"inductor, {name}": _forward_backward(_compiled(_var_mean(layer)), x, grad, memory_format)
         for name, memory_format in (("channels_last", channels_last), ("NCHW", contiguous))
-        if shape in BN_SHAPES and (memory_format == channels_last or device.type == "cpu")
+        if inductor and shape in BN_SHAPES and (memory_format == channels_last or device.type == "cpu")
     }
     if device.type == "cuda":
-        calls |= {f"{name}, graph": _replayed(calls[name]) for name in ("ours", "published hook")}
+        calls |= {f"{name}, graph": replayed(calls[name]) for name in ("ours", "published hook")}
     ceiling = copy_ceiling(device)
-    ms = milliseconds(calls | {"copy": ceiling.call}, device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
     floor = ceiling.ms(FUSED_PASSES * x.nbytes, ms["copy"])
     baselines = {"published hook": ms["published hook"]}
     for name in ("var_mean", "inductor"):  # each in its better layout
@@ -119,24 +129,9 @@ def _forward_backward(layer: Layer, x: Tensor, grad: Tensor, memory_format: torc
     return call
 
 
-def _replayed(call: Call) -> Call:
-    """`call` captured in a CUDA graph, so that no launch waits for the host.
-
-    The graph reads the memory of what `call` refers to, which must outlive it.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def _kd_loss(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, seconds: float
+) -> Iterator[Row]:
     torch.manual_seed(0)
     student, teacher = (3 * torch.randn(shape, device=device) for _ in range(2))
     student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
@@ -149,10 +144,15 @@ def _kd_loss(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
         soft = F.kl_div(F.log_softmax(student / 20, 1), F.softmax(teacher / 20, 1), reduction="batchmean")
         torch.autograd.grad(400 * soft + F.cross_entropy(student, labels), student)
 
+    calls: dict[str, Call] = {"ours": fused, "eager": eager}
+    if device.type == "cuda":
+        calls |= {f"{name}, graph": replayed(call) for name, call in calls.items()}
     ceiling = copy_ceiling(device)
-    ms = milliseconds({"ours": fused, "eager": eager, "copy": ceiling.call}, device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
     floor = ceiling.ms(KD_PASSES * student.nbytes, ms["copy"])
-    yield _row("kd_loss/both terms", "eager", ms["ours"], ms["eager"], floor, device, dtype, shape)
+    for way in ("", ", graph") if device.type == "cuda" else ("",):
+        ours, theirs = ms[f"ours{way}"], ms[f"eager{way}"]
+        yield _row(f"kd_loss/both terms{way}", f"eager{way}", ours, theirs, floor, device, dtype, shape)
 
 
 def _row(

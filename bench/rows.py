@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import platform
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 from engine.files import replacing
+
+PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +35,20 @@ class Row:
 
 
 def commit() -> str:
-    """The short hash of the checkout's commit, `unknown` outside one."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return found.stdout.strip() or "unknown"
+    """Return $COMMIT, for a copy without history, else the short hash of the checkout's, else `unknown`."""
+    if given := os.environ.get("COMMIT"):
+        return given
+    return _said(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
+
+
+def _said(command: list[str]) -> str:
+    """Return what a program prints, nothing if it fails or is not here."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def table(rows: list[Row], *, header: bool = True) -> str:
@@ -95,9 +103,10 @@ def _versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """That of the NVIDIA kernel module."""
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+(\.\d+)+", path.read_text()) if path.exists() else None
+    """Return the version of the NVIDIA kernel module, as nvidia-smi says if /proc does not show it."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _said(ask)
+    found = re.search(r"\d+(\.\d+)+", told)
     return found[0] if found else "absent"
 
 

@@ -6,14 +6,12 @@ or takes too long is named and left out.
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from bench.production import similarity, variations
 from bench.production.measure import rows_of
 from bench.production.ways import OURS
 from bench.rows import Row
 from bench.stages.measure import say
-from engine.compute import ComputeConfig, resolved
+from engine.compute import ComputeConfig, open_accelerator, resolved
 from engine.runtime.place import open_place
 from engine.runtime.tensorrt_config import TensorRtConfig
 
@@ -26,9 +24,12 @@ Wanted = variations.Wanted
 
 
 def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, seconds: float) -> Iterator[Row]:
-    """`stages`: of JOBS; `seconds` limits the opening of each candidate, and each comparison in turns."""
+    """`stages`: of JOBS; `seconds` limits the opening of each candidate, and each comparison in turns.
+
+    Ours runs under what `engine` sets in its process, the baselines under cuDNN's flags as torch sets them.
+    """
     compute = resolved(config)
-    device = torch.device(compute.device)
+    device = open_accelerator(compute).device
     place = open_place(compute, TensorRtConfig(compute_capabilities=("current",)), device, say)
     for stage in stages:
         yield from rows_of(JOBS[stage](wanted, place), device, seconds=seconds)

@@ -3,15 +3,17 @@
 import gc
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from bench.calls import as_published
+from bench.limited import limited
 from bench.machine import describe, gemm_ceiling
 from bench.production.job import Candidate, Job, Make
-from bench.production.limited import limited
 from bench.rows import Row, commit
 from bench.timing import in_turns
 from export.spec import DTYPES
@@ -20,7 +22,7 @@ from export.spec import DTYPES
 def rows_of(jobs: Iterable[Job], device: torch.device, *, seconds: float) -> Iterator[Row]:
     """`seconds` limits the opening of each candidate with its first call, and each comparison in turns."""
     for job in jobs:
-        theirs = _opened(job, job.theirs, None, seconds)
+        theirs = _opened(job, _as_published(job.theirs), None, seconds)
         if theirs:
             wanted = next(iter(theirs.values()))(job.steps[0])
             ours = _opened(job, job.ours, wanted, seconds)
@@ -29,6 +31,15 @@ def rows_of(jobs: Iterable[Job], device: torch.device, *, seconds: float) -> Ite
             del ours
         del theirs
         _free(device)
+
+
+def _as_published(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    def opening(candidate: Candidate) -> Make:
+        return as_published(as_published(candidate.open)())
+
+    return {
+        name: replace(candidate, open=partial(opening, candidate)) for name, candidate in candidates.items()
+    }
 
 
 def _opened(

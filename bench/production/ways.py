@@ -1,5 +1,6 @@
 """The ways to run a network: what of ours and what of theirs belongs to each."""
 
+from importlib import import_module
 from typing import Any
 
 from engine.runtime.place import Place
@@ -17,8 +18,9 @@ BASELINES = {"eager": "eager", "compiled": "torch.compile"}
 
 
 def require_here(place: Place) -> None:
-    """Raises RuntimeUnavailableError for TensorRT without a GPU, before anything is built."""
+    """Raise RuntimeUnavailableError for TensorRT without a GPU or its package, before anything is built."""
     if place.runtime == "tensorrt":
         from engine.runtime.tensorrt import require_gpu
 
         require_gpu()
+        import_module("export.tensorrt.bindings")

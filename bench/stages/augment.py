@@ -54,7 +54,7 @@ SIZES = {
 }
 
 
-def cases(device: torch.device) -> list[Case]:
+def cases(device: torch.device, _: int | None = None) -> list[Case]:
     pipelines = {"embedded": load_pipeline(EMBEDDED), "unet-16m": random_pipeline()}
     return [case(name, pipelines[name], size, device) for name, size in SIZES.items()]
 

@@ -1,6 +1,9 @@
 """Distillation: WRN-40-2 -> WRN-16-1 at batch 128, with the alignment head."""
 
+from functools import partial
+
 import torch
+from accelerate import Accelerator
 
 from bench.published.hooks import attach
 from bench.published.steps import PublishedDistillation
@@ -15,39 +18,42 @@ from engine.stages.distill_config import DistillConfig
 BATCH = 128
 
 
-def cases(device: torch.device) -> list[Case]:
-    published = Work(call=_published(device), amount=1)
-    return [Case(published={"published, fp32": published}, open=_ours, unit="ms")]
+def cases(device: torch.device, batch: int | None = None) -> list[Case]:
+    size = batch or BATCH
+    published = Work(call=_published(device, size), amount=1)
+    return [Case(published={"published, fp32": published}, open=partial(_ours, size), unit="ms")]
 
 
-def _published(device: torch.device) -> Call:
+def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
     attach(teacher)  # the research codes' hooks stay on while the student trains
     align = AlignHead(64, 128).to(device)
     trained = [*student.train().parameters(), *align.parameters()]
     step = PublishedDistillation(tap(teacher), tap(student), align, trained).step
-    batch = _batch(device)
+    batch = _batch(device, size)
     return lambda: step(batch.images, batch.labels)
 
 
-def _ours(machine: Machine) -> Ours:
-    teacher, student = pair(machine.accelerator.device)
-    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, machine.accelerator, image_size=SIZE)
-    distiller.set_training(True)
-    batch = _batch(machine.accelerator.device)
-
-    def step() -> object:
-        return distiller.train_step(batch)
-
+def _ours(size: int, machine: Machine) -> Ours:
+    step = opened(machine.accelerator, size)
     return Ours(
         work={"distill/step": Work(call=step, amount=1)},
         flops=flops(step),
         dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
-        shape=f"batch {BATCH}",
+        shape=f"batch {size}",
     )
 
 
-def _batch(device: torch.device) -> FeedBatch:
-    images = torch.rand(BATCH, 3, SIZE, SIZE, device=device).to(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH, device=device) % CLASSES
+def opened(accelerator: Accelerator, size: int = BATCH) -> Call:
+    """Return a call that is a training step on the same batch."""
+    teacher, student = pair(accelerator.device)
+    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
+    distiller.set_training(True)
+    batch = _batch(accelerator.device, size)
+    return lambda: distiller.train_step(batch)
+
+
+def _batch(device: torch.device, size: int) -> FeedBatch:
+    images = torch.rand(size, 3, SIZE, SIZE, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(size, device=device) % CLASSES
     return FeedBatch(images, labels, torch.ones_like(labels, dtype=torch.bool))

@@ -44,7 +44,7 @@ SIZES = {
 }
 
 
-def cases(device: torch.device) -> list[Case]:
+def cases(device: torch.device, _: int | None = None) -> list[Case]:
     networks = {"ViT-B-32": open_clip_network("ViT-B-32"), "embedded": load_network(EMBEDDED)}
     return [case(name, networks[name], size, device) for name, size in SIZES.items()]
 

@@ -6,6 +6,7 @@ from itertools import product
 
 import torch
 
+from bench.calls import as_published
 from bench.machine import describe, gemm_ceiling
 from bench.rows import Row, commit
 from bench.stages import augment, distill, filter, synthesize, teacher
@@ -16,52 +17,57 @@ from engine.runtime.place import open_place
 from engine.runtime.tensorrt_config import TensorRtConfig
 from export.spec import DTYPES
 
-STAGES: dict[str, Callable[[torch.device], list[Case]]] = {
+STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
     "synthesize": synthesize.cases,
     "augment": augment.cases,
     "filter": filter.cases,
     "distill": distill.cases,
     "teacher": teacher.cases,
 }
-SECONDS = 5.0
+"""(device, batch or the stage's own) -> cases; those of `augment` and `filter` have sizes of their own."""
 SHOWN: dict[str, Callable[[float], float]] = {"ms": lambda ms: ms, "img/s": lambda ms: 1000 / ms}
 """What a row shows of the milliseconds of one step, or one image."""
 
 
-def rows(names: Sequence[str], config: ComputeConfig) -> Iterator[Row]:
-    """Rows of the named stages, in the default runtime of the machine or the one that `config` names.
+def rows(
+    names: Sequence[str], config: ComputeConfig, *, seconds: float = 5.0, batch: int | None = None
+) -> Iterator[Row]:
+    """Yield rows of the named stages, in the machine's default runtime or the one that `config` names.
 
-    On a CPU the published calls are also measured before, as their users run them: later the process keeps
-    its freed memory, as `engine` does.
+    Each call is measured for `seconds`, with `batch` images at once if given. The published calls run under
+    cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are also measured before, as
+    their users run them: later the process keeps its freed memory, as `engine` does.
     """
     compute = resolved(config)
     device = torch.device(compute.device)
-    cases = [case for name in names for case in STAGES[name](device)]
-    alone = [_ms_each(case.published, device) if device.type == "cpu" else {} for case in cases]
+    cases = [case for name in names for case in STAGES[name](device, batch)]
+    alone = [_ms_each(case.published, device, seconds) if device.type == "cpu" else {} for case in cases]
     accelerator = open_accelerator(compute)
     machine = Machine(accelerator=accelerator, place=open_place(compute, TensorRtConfig(), device, say))
     for case, fresh in zip(cases, alone, strict=True):
-        yield from _rows(case, fresh, machine, device)
+        yield from _rows(case, fresh, machine, seconds)
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _ms_each(published: Mapping[str, Work], device: torch.device) -> dict[str, float]:
+def _ms_each(published: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, float]:
     """Milliseconds of one step or image of each, measured by itself."""
     return {
-        name: milliseconds({name: work.call}, device, seconds=SECONDS)[name] / work.amount
+        name: milliseconds({name: work.call}, device, seconds=seconds)[name] / work.amount
         for name, work in published.items()
     }
 
 
-def _rows(case: Case, fresh: dict[str, float], machine: Machine, device: torch.device) -> Iterator[Row]:
+def _rows(case: Case, fresh: dict[str, float], machine: Machine, seconds: float) -> Iterator[Row]:
+    device = machine.place.device
     ours = case.open(machine)
     ceiling = gemm_ceiling(device, DTYPES[ours.dtype])
     work = {**ours.work, **case.published}
     calls = {name: each.call for name, each in work.items()}
-    ms = milliseconds(calls | {"gemm": ceiling.call}, device, seconds=SECONDS)
+    calls |= {name: as_published(each.call) for name, each in case.published.items()}
+    ms = milliseconds(calls | {"gemm": ceiling.call}, device, seconds=seconds)
     per_unit = {name: ms[name] / each.amount for name, each in work.items()}
     in_turns = {name: per_unit[name] for name in case.published}
     kept = {f"{name}, memory kept": value for name, value in in_turns.items()}

@@ -1,9 +1,11 @@
 """Synthesis: WRN-40-2 at batch 100, with the rotation term on WRN-16-1."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from bench.published.hooks import attach
@@ -12,7 +14,7 @@ from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
 from engine.models.generator import Generator
-from engine.stages.inversion import EAGER_STEPS
+from engine.stages.inversion import EAGER_STEPS, Inversion
 from engine.stages.rotation import RotationAdversary, RotationHead
 from engine.stages.synthesize import Synthesizer
 from engine.stages.synthesize_config import SynthesizeConfig
@@ -21,25 +23,42 @@ BATCH = 100
 BATCH_STEPS = 10  # the default recipe's
 
 
-def cases(device: torch.device) -> list[Case]:
-    published = Work(call=_published(device), amount=1)
-    return [Case(published={"published, fp32": published}, open=_ours, unit="ms")]
+def cases(device: torch.device, batch: int | None = None) -> list[Case]:
+    size = batch or BATCH
+    published = Work(call=_published(device, size), amount=1)
+    return [Case(published={"published, fp32": published}, open=partial(_ours, size), unit="ms")]
 
 
-def _published(device: torch.device) -> Call:
+def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
-    labels, z = _labels_and_z(device)
+    labels, z = _labels_and_z(device, size)
     head, generator = RotationHead(64, CLASSES).to(device), Generator(size=SIZE).to(device)
     student_map = _second(tap(student))
     return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
 
 
-def _ours(machine: Machine) -> Ours:
+def _ours(size: int, machine: Machine) -> Ours:
     """A step alone, and BATCH_STEPS of it with all that a batch has around them."""
-    accelerator = machine.accelerator
-    teacher, student = (network.requires_grad_(False) for network in pair(accelerator.device))
-    labels, z = _labels_and_z(accelerator.device)
-    config = SynthesizeConfig(batch_size=BATCH, steps=BATCH_STEPS)
+    inversion, batch = opened(machine.accelerator, size)
+    return Ours(
+        work={
+            "synthesize/step": Work(call=inversion.step, amount=1),
+            "synthesize/batch": Work(call=batch, amount=BATCH_STEPS),
+        },
+        flops=flops(inversion.update),  # never replayed from a graph
+        dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
+        shape=f"batch {size}",
+    )
+
+
+def opened(accelerator: Accelerator, size: int = BATCH) -> tuple[Inversion, Call]:
+    """Return the inversion of `size` images, on a GPU captured, and a call that makes a whole batch."""
+    teacher, student = (
+        network.requires_grad_(False).to(memory_format=torch.channels_last)  # as a run assembles them
+        for network in pair(accelerator.device)
+    )
+    labels, z = _labels_and_z(accelerator.device, size)
+    config = SynthesizeConfig(batch_size=size, steps=BATCH_STEPS)
     synthesizer = Synthesizer(teacher, config, image_size=SIZE, seed=0, accelerator=accelerator)
     rotation = RotationAdversary(student, SIZE, 0, accelerator)
     rotation.head.requires_grad_(False)
@@ -57,20 +76,12 @@ def _ours(machine: Machine) -> Ours:
     def batch() -> object:
         return synthesizer.batch(next(index), key_stride=1, adversary=adversary)
 
-    return Ours(
-        work={
-            "synthesize/step": Work(call=inversion.step, amount=1),
-            "synthesize/batch": Work(call=batch, amount=BATCH_STEPS),
-        },
-        flops=flops(inversion.update),  # never replayed from a graph
-        dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
-        shape=f"batch {BATCH}",
-    )
+    return inversion, batch
 
 
-def _labels_and_z(device: torch.device) -> tuple[Tensor, Tensor]:
+def _labels_and_z(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.arange(BATCH, device=device) % CLASSES, torch.randn(BATCH, 256).to(device)
+    return torch.arange(size, device=device) % CLASSES, torch.randn(size, 256).to(device)
 
 
 def _second(taps: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:

@@ -16,8 +16,8 @@ from engine.runtime.sizes import batches
 BATCH = 128
 
 
-def cases(device: torch.device) -> list[Case]:
-    return [case(device, BATCH)]
+def cases(device: torch.device, batch: int | None = None) -> list[Case]:
+    return [case(device, batch or BATCH)]
 
 
 def case(device: torch.device, batch: int) -> Case:

@@ -1,7 +1,9 @@
 """The production bench on tiny networks, its limits, and what it leaves out."""
 
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,21 @@ import torch
 
 from bench import production, random_networks
 from bench.__main__ import command
+from bench.limited import limited
 from bench.machine import Ceiling
 from bench.parity import require_alike
 from bench.production import measure, similarity, variations, ways
 from bench.production.job import Candidate, Job
-from bench.production.limited import limited
 from bench.rows import Row
 from bench.stages.filter import load_network
 from bench.timing import in_turns
 from engine.cli import main
 from engine.compute import ComputeConfig
+from export.errors import RuntimeUnavailableError
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip
 
+pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 CPU = torch.device("cpu")
 FP32: dict[str, dict[str, dict[str, Any]]] = {
     "eager": {"torch fp32": {"runtime": "torch", "precision": "fp32", "compiled": False}},
@@ -121,6 +125,41 @@ def test_what_fails_is_slow_or_wrong_is_left_out_aloud(capsys: pytest.CaptureFix
     assert "x, batch 2, failing: left out: no memory\n" in said
     assert "x, batch 2, slow: left out: took more than 1 s\n" in said
     assert "x, batch 2, wrong: left out: x, wrong: cosine -1.0" in said
+
+
+def test_ours_runs_under_the_flags_of_the_process_and_the_baseline_under_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    seen: dict[str, set[bool]] = {"ours": set(), "theirs": set()}
+
+    def candidate(side: str) -> Candidate:
+        def make(_: int) -> torch.Tensor:
+            seen[side].add(torch.backends.cudnn.deterministic)
+            return torch.eye(2)
+
+        def open_it() -> Any:
+            make(0)
+            return make
+
+        return Candidate(open=open_it, dtype="fp32")
+
+    job = _job(ours={"ours": candidate("ours")}, theirs={"theirs": candidate("theirs")})
+    assert len(list(measure.rows_of([job], CPU, seconds=10))) == 1
+    assert seen == {"ours": {True}, "theirs": {False}}
+
+
+def test_tensorrt_without_its_package_is_refused_before_anything_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delitem(sys.modules, "export.tensorrt.bindings", raising=False)
+    for package in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    place = tiny_networks.machine().place
+    ways.require_here(place)
+    with pytest.raises(RuntimeUnavailableError, match="neither tensorrt >= 11 nor tensorrt_rtx"):
+        ways.require_here(replace(place, runtime="tensorrt"))
 
 
 def test_without_a_baseline_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The stage bench on tiny networks: both sides do the same work, and rows say what was measured."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bench.parity import DifferentWorkError, require_alike, require_close
 from bench.published.similarity import PublishedSimilarity
 from bench.published.variations import PublishedVariations
 from bench.random_networks import drawn
-from bench.stages import augment, filter, measure, teacher
+from bench.stages import augment, distill, filter, measure, synthesize, teacher
 from bench.stages.case import Case, Ours, Work, flops
 from engine.compute import ComputeConfig
 from tests.bench import tiny_networks
@@ -66,14 +67,13 @@ def test_an_augment_case_of_a_wrong_prior_is_refused(monkeypatch: pytest.MonkeyP
 def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
     size = augment.Size(sources=2, variations=2, steps=2)
 
-    def cases(device: torch.device) -> list[Case]:
+    def cases(device: torch.device, _: object) -> list[Case]:
         return [augment.case("tiny", tiny_networks.pipeline(), size, device)]
 
     monkeypatch.setitem(measure.STAGES, "augment", cases)
-    monkeypatch.setattr(measure, "SECONDS", 0.01)
     monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch")
-    rows = list(measure.rows(["augment"], config))
+    rows = list(measure.rows(["augment"], config, seconds=0.01))
     baselines = ["diffusers as in its README, fp32", "diffusers batched, fp32"]
     assert [row.baseline for row in rows] == [*baselines, *(f"{name}, memory kept" for name in baselines)]
     for row in rows:
@@ -94,9 +94,35 @@ def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> No
     ours = Ours(work={"case": work}, flops=1e6, dtype="fp32", shape="8")
     for unit, values in {"img/s": (2000, 500, 500), "ms": (0.5, 2, 2)}.items():
         case = Case(published={"theirs": work}, open=lambda _: ours, unit=unit)
-        (row,) = measure._rows(case, {}, tiny_networks.machine(), CPU)
+        (row,) = measure._rows(case, {}, tiny_networks.machine(), seconds=1)
         assert (row.ours, row.theirs, row.floor) == pytest.approx(values)
         assert row.ratio == pytest.approx(4)
+
+
+def test_the_published_calls_run_under_the_flags_that_torch_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
+    seen: dict[str, set[bool]] = {"ours": set(), "theirs": set()}
+
+    def work(side: str) -> Work:
+        return Work(call=lambda: seen[side].add(torch.backends.cudnn.deterministic), amount=1)
+
+    ours = Ours(work={"case": work("ours")}, flops=1e6, dtype="fp32", shape="")
+    case = Case(published={"theirs": work("theirs")}, open=lambda _: ours, unit="ms")
+    list(measure._rows(case, {}, tiny_networks.machine(), seconds=0.01))
+    assert seen == {"ours": {True}, "theirs": {False}}
+
+
+@pytest.mark.parametrize("stage", [distill, synthesize])
+def test_a_step_of_as_many_images_as_wanted(stage: Any) -> None:
+    opened = []
+    for size in (1, 3):
+        (case,) = stage.cases(CPU, size)
+        (published,) = case.published.values()
+        published.call()
+        opened.append(case.open(tiny_networks.machine()))
+        assert opened[-1].shape == f"batch {size}"
+    assert opened[1].flops == pytest.approx(3 * opened[0].flops, rel=0.05)
 
 
 @pytest.fixture(scope="module")

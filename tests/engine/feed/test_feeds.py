@@ -264,6 +264,8 @@ def test_more_shards_than_files_held_open(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("codec", TOLERANCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu(kind: str, codec: str, tmp_path: Path) -> None:
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
     bank = bank_of(tmp_path, codec)
     pixels = bank.decoded_pixels()
     order = Order(bank.index, batch_size=8, seed=1)
@@ -276,6 +278,7 @@ def test_on_a_gpu(kind: str, codec: str, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_both_kinds_give_the_same_bits_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
     bank = bank_of(tmp_path)
     order = Order(bank.index, batch_size=8, seed=1)
     gpu = torch.device("cuda", 0)

@@ -1,0 +1,64 @@
+"""The fused op's values against float64, and its speed in a graph."""
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from bench.smoke.probe import Probe
+from kernels.bn_stats import bn_stats
+from kernels.bn_stats.reference import bn_stats_reference
+
+SHAPES = ((100, 32, 32, 32), (200, 128, 8, 8), (256, 256, 56, 56))
+SHAPES_CPU = ((2, 16, 8, 8),)
+COMPARED = 10_000_000
+"""Shapes of fewer elements are compared with float64."""
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+PASSES = 5  # forward 1R + 1W, backward 2R + 1W
+
+
+def bn_stats_in_a_graph(probe: Probe) -> Mapping[str, object]:
+    """Forward and backward of each shape and type; back to back, so the smaller ones stay in L2."""
+    found = {}
+    for shape, dtype in product(SHAPES if probe.on_gpu else SHAPES_CPU, TOLERANCES):
+        x, grad, layer = _inputs(shape, dtype, probe.device)
+        if x.numel() < COMPARED:
+            _require_close(x, grad, layer)
+        ms = probe.ms(probe.as_graph(partial(_forward_backward, x, grad, layer)))
+        name = f"{list(shape)} {str(dtype).removeprefix('torch.')}"
+        found[name] = f"{ms:.4f} ms = {PASSES * x.nbytes / ms / 1e9:.2f} TB/s"
+    return found
+
+
+def _inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """x and the gradient of y, channels_last; weight, bias, running mean and variance."""
+    torch.manual_seed(0)
+    x, grad = (
+        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    weight, bias, mean = torch.randn(3, shape[1], device=device)
+    return x.requires_grad_(), grad, [weight, bias, mean, torch.rand(shape[1], device=device) + 0.5]
+
+
+def _forward_backward(x: Tensor, grad: Tensor, layer: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias, mean, var = layer
+    y, loss = bn_stats(x, weight, bias, mean, var, activation="relu")
+    return y, loss, torch.autograd.grad([y, loss], x, [grad, torch.ones_like(loss)])[0]
+
+
+def _require_close(x: Tensor, grad: Tensor, layer: list[Tensor]) -> None:
+    exact = x.detach().double().requires_grad_()
+    weight, bias, mean, var = (value.double() for value in layer)
+    y, loss = bn_stats_reference(exact, weight, bias, mean, var, activation="relu")
+    (grad_x,) = torch.autograd.grad([y, loss], exact, [grad.double(), torch.ones_like(loss)])
+    for what, ours, wanted in zip(
+        ("y", "loss", "gradient"), _forward_backward(x, grad, layer), (y, loss, grad_x), strict=True
+    ):
+        error = ((ours.double() - wanted).norm() / wanted.norm()).item()
+        if not error < TOLERANCES[x.dtype]:
+            raise AssertionError(f"{list(x.shape)} {x.dtype}: {what} is {error:.1e} from float64")

@@ -1,0 +1,45 @@
+"""Runs checks one after the other; one that fails is named, and the others go on."""
+
+import gc
+import time
+import traceback
+from collections.abc import Mapping
+
+import torch
+
+from bench.limited import limited
+from bench.smoke.probe import Check, NeedsGpuError, Probe
+
+LONGEST_REASON = 250
+
+
+def run(checks: Mapping[str, Check], probe: Probe, *, seconds: float) -> list[str]:
+    """Print a line for each check, which has `seconds`; return the names of those that failed.
+
+    The traceback of a failure goes to NAME.trace.
+    """
+    failed = []
+    for name, check in checks.items():
+        start = time.perf_counter()
+        try:
+            with limited(seconds):
+                line = f"OK   {name}: {_line(check(probe))}"
+        except NeedsGpuError:
+            line = f"SKIP {name}: needs a GPU"
+        except Exception as error:  # whatever it is, the other checks go on
+            failed.append(name)
+            (probe.out / f"{name}.trace").write_text(traceback.format_exc())
+            line = f"FAIL {name}: {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+        print(f"{line} [{time.perf_counter() - start:.0f} s]", flush=True)
+        gc.collect()
+        if probe.on_gpu:
+            torch.cuda.empty_cache()
+    return failed
+
+
+def _line(found: Mapping[str, object]) -> str:
+    return "; ".join(f"{name} {_short(value)}" for name, value in found.items())
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""`python -m bench.wheels`: names what a machine lacks of the packages that the engine and its tests need.
+
+For a machine without network, where an import that fails late costs a part of its time.
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = {"openvino"}
+"""What the engine can do without."""
+TESTING = ("pytest", "pytest-timeout")
+
+
+def roots() -> list[str]:
+    """Return what has to be there: the project's requirements and those that travel as wheels."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / "bench/gpu-requirements.txt").read_text().splitlines()
+    travelling = [line for line in lines if line and not line.startswith("#")]
+    return [line for line in project if Requirement(line).name not in OPTIONAL] + travelling + list(TESTING)
+
+
+def lacking(requirements: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each package that these need, directly or not, and that is not installed or too old.
+
+    The versions of `requirements` themselves are left to whoever installs them.
+    """
+    waiting = [(Requirement(line), "") for line in requirements]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement, needed_by = waiting.pop(0)
+        wanted = {(_normal(requirement.name), extra) for extra in ("", *requirement.extras)} - seen
+        seen |= wanted
+        found = _installed(requirement.name)
+        if found is None:
+            if wanted:
+                yield f"no {requirement.name}" + (f", which {needed_by} needs" if needed_by else "")
+            continue
+        if needed_by and not requirement.specifier.contains(found.version, prereleases=True):
+            yield f"{requirement.name} {found.version}: {needed_by} needs {requirement.specifier}"
+        waiting += [(need, requirement.name) for _, extra in wanted for need in _needs(found, extra)]
+
+
+def _installed(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _needs(found: metadata.Distribution, extra: str) -> list[Requirement]:
+    """Return what a distribution needs with an extra, or without any."""
+    needs = [Requirement(line) for line in found.requires or []]
+    return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    lines = list(lacking(roots()))
+    print("\n".join(lines))
+    sys.exit(bool(lines))

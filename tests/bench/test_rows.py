@@ -1,0 +1,46 @@
+"""The commit and the driver of a row on machines that show neither."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import rows
+
+SMI = "#!/bin/sh\necho 580.159.04\n"
+
+
+def test_the_commit_is_that_of_the_checkout_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+    own = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    assert rows.commit() == (own.stdout.strip() or "unknown")
+    monkeypatch.setenv("COMMIT", "abc1234")
+    assert rows.commit() == "abc1234"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only one that is searched for programs."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(rows, "PROC_DRIVER", tmp_path / "version")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert rows.commit() == "unknown"
+
+
+def test_the_driver_is_the_kernel_modules(folder: Path) -> None:
+    (folder / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module  580.95.05  Release Build\n"
+    )
+    assert rows._driver() == "580.95.05"
+
+
+def test_else_the_driver_is_what_nvidia_smi_says(folder: Path) -> None:
+    assert rows._driver() == "absent"
+    (folder / "nvidia-smi").write_text(SMI)
+    (folder / "nvidia-smi").chmod(0o755)
+    assert rows._driver() == "580.159.04"

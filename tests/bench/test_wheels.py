@@ -1,0 +1,47 @@
+"""Which packages a machine lacks, found through what the installed ones need."""
+
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from bench import wheels
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def install(site: Path, name: str, version: str, *needs: str) -> None:
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    (folder / "METADATA").write_text(
+        "\n".join([*lines, *(f"Requires-Dist: {need}" for need in needs)]) + "\n"
+    )
+
+
+def test_what_is_needed_over_others_is_named_once(site: Path) -> None:
+    install(site, "tests-a", "1.0", "tests-b>=2", "tests-absent; python_version >= '3'", "tests-old<2")
+    install(site, "tests-b", "2.5", "Tests_Absent", "tests-a", "never; python_version < '3'")
+    install(site, "tests-old", "2.0")
+    found = sorted(wheels.lacking(["tests-a==7", "tests_a", "tests-nowhere"]))
+    assert found == [
+        "no tests-absent, which tests-a needs",
+        "no tests-nowhere",
+        "tests-old 2.0: tests-a needs <2",
+    ]
+
+
+def test_an_extra_is_followed_only_if_it_is_asked_for(site: Path) -> None:
+    install(site, "tests-a", "1.0", "tests-absent; extra == 'more'")
+    assert not list(wheels.lacking(["tests-a"]))
+    assert list(wheels.lacking(["tests-a", "tests-a[more]"])) == ["no tests-absent, which tests-a needs"]
+
+
+def test_the_roots_are_the_projects_requirements_and_the_wheels() -> None:
+    names = [Requirement(line).name for line in wheels.roots()]
+    assert {"torch", "diffusers", "docstring_parser", "pytest-timeout"} < set(names)
+    assert "openvino" not in names
