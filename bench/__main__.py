@@ -1,4 +1,4 @@
-"""`python -m bench kernels|stages|feed|scale|production|tensorrt|e2e [--json FILE]`
+"""`python -m bench kernels|stages|feed|scale|startup|production|tensorrt|e2e [--json FILE]`
 
 Figures beside baselines; ours and the baseline are run in the same process, or by it.
 
@@ -158,6 +158,13 @@ def _scale(options: Namespace) -> Iterator[Row]:
     return _shown(scale.rows())
 
 
+def _startup(options: Namespace) -> Iterator[Row]:
+    del options
+    from bench import startup
+
+    return _shown(startup.rows())
+
+
 def _production(options: Namespace) -> Iterator[Row]:
     from bench import production
     from engine.compute import ComputeConfig
@@ -226,6 +233,7 @@ BENCHES: dict[str, Bench] = {
     "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
     "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
     "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),
+    "startup": ("how soon --help and an export that is up to date answer", lambda _: None, _startup),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
     "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),

@@ -136,7 +136,7 @@ class CommandServer:
     ) -> list[Command]:
         """Run the command on several ranks, as torchrun would start them; return them when all have ended.
 
-        When one fails, the others get SIGTERM.
+        Each must end by itself: torchrun would stop the others as soon as one fails.
         """
         from torch.distributed import TCPStore
 
@@ -155,10 +155,8 @@ class CommandServer:
             self.start(module, arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(processes)
         ]
-        while any(rank.wait(POLL_SECONDS) is None for rank in ranks):
-            if any(rank.returncode for rank in ranks):
-                for rank in ranks:
-                    rank.send_signal(signal.SIGTERM)
+        for rank in ranks:
+            rank.communicate()
         return ranks
 
 
