@@ -6,7 +6,9 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +85,24 @@ def _own_engines(run_folder: Path) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _turn(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[None]:
-    """A test marked `alone` waits until no other process of the run is in a test, and keeps them waiting.
+    """Run one test marked `ray` at a time, and nothing at the same time as a test marked `alone`.
 
-    Who waits holds the gate, so that the others cannot overtake.
+    Who waits to be alone holds the gate, so that the others cannot overtake.
     """
-    kind = fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
-    with (run_folder / "turn").open("w") as turn:
-        with (run_folder / "gate").open("w") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            fcntl.flock(turn, kind)
+    marked = {mark.name for mark in request.node.iter_markers()}
+    with ExitStack() as held:
+        if "ray" in marked:
+            held.enter_context(_locked(run_folder / "ray", fcntl.LOCK_EX))
+        with _locked(run_folder / "gate", fcntl.LOCK_EX):
+            kind = fcntl.LOCK_EX if "alone" in marked else fcntl.LOCK_SH
+            held.enter_context(_locked(run_folder / "turn", kind))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, kind)
         yield
 
 
@@ -137,17 +148,37 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def accelerator_state_kept() -> Iterator[None]:
-    """Accelerate's shared state after the test is that before it: other modules hold an Accelerator."""
-    from accelerate.state import AcceleratorState, PartialState
+@contextmanager
+def _process_state_kept() -> Iterator[None]:
+    """Put back what a run sets for its whole process: Accelerate's state, torch's threads, the kernels."""
+    from kernels import backend
 
-    shared = AcceleratorState._shared_state, PartialState._shared_state
-    before = [dict(state) for state in shared]
+    held = [dict(state) for state in _accelerate_states()], torch.get_num_threads(), backend._override
     yield
-    for state, values in zip(shared, before, strict=True):
+    states, threads, kernels = held
+    for state, values in zip_longest(_accelerate_states(), states, fillvalue={}):
         state.clear()
         state.update(values)
+    torch.set_num_threads(threads)
+    backend.set_backend(kernels)
+
+
+def _accelerate_states() -> list[dict[str, Any]]:
+    """None as long as nothing has imported Accelerate."""
+    state = sys.modules.get("accelerate.state")
+    return [state.AcceleratorState._shared_state, state.PartialState._shared_state] if state else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_state_kept_by_module() -> Iterator[None]:
+    with _process_state_kept():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _process_state_kept_by_test() -> Iterator[None]:
+    with _process_state_kept():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

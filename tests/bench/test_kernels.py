@@ -13,8 +13,6 @@ from bench.machine import Ceiling
 from bench.timing import milliseconds
 from engine.cli import main
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
-
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

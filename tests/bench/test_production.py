@@ -27,7 +27,6 @@ from export.errors import RuntimeUnavailableError
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 CPU = torch.device("cpu")
 FP32: dict[str, dict[str, dict[str, Any]]] = {
     "eager": {"torch fp32": {"runtime": "torch", "precision": "fp32", "compiled": False}},

@@ -12,8 +12,6 @@ from bench.smoke import ops, synthesis
 from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
-
 
 @pytest.fixture
 def probe(tmp_path: Path) -> smoke.Probe:

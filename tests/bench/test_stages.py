@@ -20,7 +20,6 @@ from engine.compute import ComputeConfig
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 CPU = torch.device("cpu")
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -12,8 +11,6 @@ from engine.preparing import settled_here
 from engine.recipe import load_recipe
 from export.parity import compare
 from tests.tiny_recipe import write_recipe
-
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 
 
 def assembled(path: Path, said: list[str], **compute: object) -> Pair:

@@ -1,24 +1,13 @@
 """Device, precision and threads as the machine gives them."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from engine.compute import ComputeConfig, open_accelerator, resolved, settled
 from engine.errors import UserError
 from tests.rounding import as_torch_rounds, rounding
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,6 @@ from tests.tiny_recipe import write_recipe
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("recipe"))
-
-
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def generation(path: Path, **settings: Any) -> Generation:

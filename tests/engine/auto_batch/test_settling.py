@@ -1,7 +1,6 @@
 """`--batch auto`: measured once, kept, and a number in all that is recorded."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from engine.compute import resolved
 from engine.recipe import Recipe, load_recipe
 from tests.tiny_recipe import write_recipe
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
 AUTO = {"augment.micro_batch": "auto", "filter.micro_batch": "auto"}
 
 
@@ -30,11 +28,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(timing, "SECONDS", 0.02)  # which size wins is no matter here
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which size wins is no matter here."""
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
 
 
 def recipe_of(path: Path, engines: Path, **changes: object) -> Recipe:

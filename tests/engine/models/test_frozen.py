@@ -21,7 +21,6 @@ class Branching(nn.Module):
         return self.fc(h.mean((2, 3)) if h.sum() > 0 else h.amax((2, 3)))
 
 
-@pytest.mark.usefixtures("accelerator_state_kept")
 def test_no_hook_of_a_question_is_on_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=2))
     network = Branching()

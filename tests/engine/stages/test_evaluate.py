@@ -4,6 +4,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from engine.compute import ComputeConfig, open_accelerator
 from engine.models.classifier import Classifier
 from engine.stages.evaluate import accuracy, evaluate, predict
 from tests.rounding import as_torch_rounds, rounding
@@ -95,8 +96,7 @@ def test_puts_the_modes_back_after_an_error(accelerator: Accelerator) -> None:
 
 
 def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="bf16", threads=2))
     dtypes = []
     model = classifier(noisy_network())
     model.network[5].register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))

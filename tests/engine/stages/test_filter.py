@@ -16,7 +16,6 @@ from engine.models.priors import ClipModel, load_clip
 from engine.stages.filter import FilterConfig, Verdict, judge, mean_pairwise_distance
 from tests.tiny_priors import write_clip
 
-ACCELERATOR = Accelerator(cpu=True)
 NUM_CLASSES = 3
 
 
@@ -74,7 +73,7 @@ def _judge(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel | None, teacher: Classifier, **changes: Any
 ) -> Verdict:
     settings: dict[str, Any] = {"model": "unused"} | changes
-    ask = frozen(teacher.eval(), [], ACCELERATOR)
+    ask = frozen(teacher.eval(), [], Accelerator(cpu=True))
     return judge(sources, variations, clip, ask, FilterConfig(**settings), torch.device("cpu"))
 
 

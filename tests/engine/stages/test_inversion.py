@@ -20,9 +20,6 @@ from kernels.backend import set_backend
 STEPS = EAGER_STEPS + 4
 
 
-pytestmark = pytest.mark.usefixtures("accelerator_state_kept")
-
-
 @pytest.fixture(autouse=True)
 def _default_backend() -> Iterator[None]:
     yield

@@ -37,10 +37,7 @@ def test_batch_norm_over_ranks_is_that_of_the_whole_batch(layer: str, ranks: lis
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_steps_of_one_process(
-    ranks: list[dict[str, Any]], accelerator_state_kept: None
-) -> None:
-    del accelerator_state_kept
+def test_two_ranks_take_the_steps_of_one_process(ranks: list[dict[str, Any]]) -> None:
     whole, parts = distilled(WHOLE), [rank["distilled"] for rank in ranks]
     for part in parts:
         assert part["logs"] == parts[0]["logs"]

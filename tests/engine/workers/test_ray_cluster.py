@@ -14,7 +14,7 @@ from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import Start, end, same_bank, until_made
 
 HEAD, SECOND = "127.0.0.2", "127.0.0.3"
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.ray
 ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 

@@ -34,7 +34,7 @@ POOL, RAY = "worker ", "ray::RayWorker"
     "way",
     [
         pytest.param(["--workers", "2"], id="pool"),
-        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.ray),
     ],
 )
 def test_the_bank_is_the_same(way: list[str], start: Start, undisturbed: Path, tmp_path: Path) -> None:
@@ -48,7 +48,13 @@ def test_the_bank_is_the_same(way: list[str], start: Start, undisturbed: Path, t
     ("mark", "way", "pause"),
     [
         pytest.param(POOL, ["--workers", "2"], 0.5, id="pool"),
-        pytest.param(RAY, ["--workers", "4", "--ray", "local"], 1.0, id="ray", marks=pytest.mark.alone),
+        pytest.param(
+            RAY,
+            ["--workers", "4", "--ray", "local"],
+            1.0,
+            id="ray",
+            marks=[pytest.mark.ray, pytest.mark.alone],  # next to other work ten kills end Ray's raylet
+        ),
     ],
 )
 def test_ten_killed_workers_change_nothing(
@@ -135,7 +141,7 @@ def test_workers_write_to_a_url(s3: str, start: Start, undisturbed: Path) -> Non
     "way",
     [
         pytest.param(["--workers", "2"], id="pool"),
-        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.alone),
+        pytest.param(["--workers", "2", "--ray", "local"], id="ray", marks=pytest.mark.ray),
     ],
 )
 def test_workers_whose_shards_overlap_make_the_same_ones(
