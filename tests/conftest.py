@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import date
 from itertools import zip_longest
 from pathlib import Path
@@ -84,25 +84,13 @@ def _own_engines(run_folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _turn(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[None]:
-    """Run one test marked `ray` at a time, and nothing at the same time as a test marked `alone`.
-
-    Who waits to be alone holds the gate, so that the others cannot overtake.
-    """
-    marked = {mark.name for mark in request.node.iter_markers()}
-    with ExitStack() as held:
-        if "ray" in marked:
-            held.enter_context(_locked(run_folder / "ray", fcntl.LOCK_EX))
-        with _locked(run_folder / "gate", fcntl.LOCK_EX):
-            kind = fcntl.LOCK_EX if "alone" in marked else fcntl.LOCK_SH
-            held.enter_context(_locked(run_folder / "turn", kind))
+def _one_ray(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[None]:
+    """Run one test marked `ray` at a time: stopping Ray stops all clusters of the machine."""
+    if request.node.get_closest_marker("ray") is None:
         yield
-
-
-@contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, kind)
+        return
+    with (run_folder / "ray").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

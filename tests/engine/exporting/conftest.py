@@ -1,5 +1,7 @@
 """A recipe to export the networks of, and real images for the proof."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,3 +24,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def add_graphs(run_folder: Path) -> Callable[[Path], Path]:
+    """`add_graphs(out)` puts the graphs that this test run has made by now into the folder `out`."""
+
+    def add(out: Path) -> Path:
+        for entry in (run_folder / "engines").glob("*-onnx-*"):
+            shutil.copytree(entry, out / entry.name)
+        return out
+
+    return add

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_deco
 
 
 @pytest.fixture(scope="module")
-def exported(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    recipe: Path,
+    images: Path,
+    add_graphs: Callable[[Path], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     pytest.importorskip("tensorrt_rtx")
-    out = tmp_path_factory.mktemp("exported") / "engines"
+    out = add_graphs(tmp_path_factory.mktemp("exported"))
     assert main(command, arguments(recipe, out, "--images", str(images))) == 0
     return out
 
@@ -126,9 +132,13 @@ def test_proofs_are_those_of_the_recipe_that_is_asked_for(
 
 @pytest.mark.parametrize("left", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
 def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str | None
+    recipe: Path,
+    tmp_path: Path,
+    add_graphs: Callable[[Path], Path],
+    capsys: pytest.CaptureFixture[str],
+    left: str | None,
 ) -> None:
-    out = tmp_path / "engines"
+    out = add_graphs(tmp_path / "engines")
     asked = arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")
     assert main(command, asked) == 0
     whole = report(out)
@@ -145,9 +155,10 @@ def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
     assert said.count("parity.json was damaged and is begun anew") == damaged
 
 
-def test_a_damaged_report_does_not_end_an_export(recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "engines"
-    out.mkdir()
+def test_a_damaged_report_does_not_end_an_export(
+    recipe: Path, tmp_path: Path, add_graphs: Callable[[Path], Path]
+) -> None:
+    out = add_graphs(tmp_path)
     (out / "parity.json").write_text("{")
     assert main(command, arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")) == 0
     assert report(out)["teacher"]["onnxruntime fp32"]["parity"]
