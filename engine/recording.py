@@ -12,11 +12,11 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @contextmanager
 def recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
-    """What the calling thread launches inside is recorded in `graph`, not run.
+    """Capture what the calling thread launches inside in `graph` instead of running it.
 
-    Other threads may launch and allocate meanwhile, but not record: a recording begins with a wait for the
-    whole device, which one that is under way does not survive. After a failure, too, the thread launches on
-    the stream that it came on. What is raised inside is what the caller gets, not what torch says of it.
+    Only one capture may run at a time: starting one synchronizes the device, which invalidates any capture
+    in progress. Other threads may launch and allocate meanwhile. If the capture fails, the caller's stream
+    is current again, and the caller gets the error raised inside, not what torch makes of it.
     """
     with _ONE_AT_A_TIME, torch.cuda.stream(torch.cuda.current_stream()):  # torch stays on its own if it fails
         capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")

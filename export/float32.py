@@ -16,9 +16,9 @@ _put_back: Callable[[], None] | None = None
 def exact_float32() -> Iterator[None]:
     """Inside, no convolution or matrix product rounds its float32 inputs to TF32 or bf16.
 
-    torch has one setting for the process, so that the products of other threads are exact meanwhile, and
-    their numbers would depend on the time. Therefore whoever runs float32 products next to other threads
-    calls `use_exact_float32` first. What was set before returns when the last thread leaves.
+    The setting is process-wide: it also affects other threads, whose results would then depend on timing. If
+    other threads run float32 products, call `use_exact_float32` before they start. The earlier setting
+    returns when the last thread leaves.
     """
     use_exact_float32()
     try:
@@ -74,7 +74,7 @@ def _round_nothing() -> Callable[[], None]:
 
 
 def _older(read: Callable[[], Any]) -> Any:
-    """None if the two sets disagree."""
+    """Return a setting of the older set, or None if the two sets disagree."""
     try:
         return read()
     except RuntimeError:

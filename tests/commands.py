@@ -33,7 +33,7 @@ class Command:
     def __init__(self, server: "CommandServer", pid: int, log: Path) -> None:
         self.pid, self.returncode = pid, None
         self.seconds = 0.0
-        """That it took, once it has ended."""
+        """Wall-clock seconds, set when it has ended."""
         self._server, self._log, self._start = server, log, time.monotonic()
 
     def poll(self) -> int | None:
@@ -89,7 +89,9 @@ class CommandServer:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        assert answer, "the server of commands has ended; its traceback is on stderr"
+        return json.loads(answer)
 
     def start(
         self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None
@@ -149,14 +151,18 @@ class CommandServer:
             "LOCAL_WORLD_SIZE": str(processes),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": "0",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",  # torchrun sets it, and Accelerate warns without it
         }
         ranks = [
             self.start(module, arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(processes)
         ]
-        for rank in ranks:
-            rank.communicate()
+        try:
+            for rank in ranks:
+                rank.communicate()
+        finally:
+            for rank in ranks:
+                rank.kill()
         return ranks
 
 
@@ -180,23 +186,30 @@ def serve() -> None:
     """Answer requests until stdin is closed; this process starts no thread, so that it can be forked."""
     import accelerate  # noqa: F401
     import diffusers  # noqa: F401
-    import nvidia.dali.fn  # noqa: F401
     import open_clip  # noqa: F401
     import transformers  # noqa: F401
 
     from engine import distill, distillation, generate, run, shards  # noqa: F401
 
+    with contextlib.suppress(ImportError):
+        import nvidia.dali.fn  # noqa: F401
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the kernel forgets exit codes
     gc.freeze()  # collections in the children leave the shared pages alone
+    running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             answer = _await(request["wait"], request["seconds"])
+            running -= {request["wait"]} if answer is not None else set()
         else:
             answer = os.fork()
             if answer == 0:
                 _become(request)
+            running.add(answer)
         print(json.dumps(answer), flush=True)
+    for child in running:
+        os.kill(child, signal.SIGKILL)
 
 
 def _await(child: int, seconds: float) -> int | None:
@@ -230,11 +243,13 @@ def _become(request: Mapping[str, Any]) -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,17 +84,6 @@ def _own_engines(run_folder: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _one_ray(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[None]:
-    """Run one test marked `ray` at a time: stopping Ray stops all clusters of the machine."""
-    if request.node.get_closest_marker("ray") is None:
-        yield
-        return
-    with (run_folder / "ray").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @pytest.fixture(scope="session")
 def commands() -> Iterator[CommandServer]:
     """Starts commands in processes that have imported everything already."""
@@ -138,12 +128,15 @@ def s3() -> Iterator[str]:
 
 @contextmanager
 def _process_state_kept() -> Iterator[None]:
-    """Put back what a run sets for its whole process: Accelerate's state, torch's threads, the kernels."""
+    """Put back what a run sets for its process: Accelerate's state, torch's threads and flags, kernels."""
     from kernels import backend
 
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
     held = [dict(state) for state in _accelerate_states()], torch.get_num_threads(), backend._override
     yield
     states, threads, kernels = held
+    cudnn.deterministic, cudnn.benchmark = flags
     for state, values in zip_longest(_accelerate_states(), states, fillvalue={}):
         state.clear()
         state.update(values)
@@ -152,7 +145,7 @@ def _process_state_kept() -> Iterator[None]:
 
 
 def _accelerate_states() -> list[dict[str, Any]]:
-    """None as long as nothing has imported Accelerate."""
+    """Return its two shared states, or nothing as long as nobody has imported Accelerate."""
     state = sys.modules.get("accelerate.state")
     return [state.AcceleratorState._shared_state, state.PartialState._shared_state] if state else []
 
@@ -167,6 +160,16 @@ def _process_state_kept_by_module() -> Iterator[None]:
 def _process_state_kept_by_test() -> Iterator[None]:
     with _process_state_kept():
         yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of pytest-timeout, which must not count the wait
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run one test marked `ray` at a time: `ray stop` stops every cluster of the machine."""
+    if item.get_closest_marker("ray") is None:
+        return (yield)
+    with (Path(tempfile.gettempdir()) / "dda-engine-tests-ray").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -56,7 +56,7 @@ class Timing:
     def opened(self, recipe: Recipe) -> Assembly:
         """The networks, loaded once unless the runtime builds them for a size."""
         compute = recipe.compute
-        if self._parts is None or compute.runtime in BUILT_FOR_A_SIZE:
+        if self._parts is None or compute.compile or compute.runtime in BUILT_FOR_A_SIZE:
             self.close()
             self._parts = assemble(recipe, self._accelerator, self._say, self._lanes)
         return self._parts

@@ -48,8 +48,7 @@ def require_provider(place: Place) -> str:
 
 
 def _options(provider: str, spec: NetworkSpec, graph: Graph, place: Place) -> dict[str, str]:
-    """On a GPU, which one, and that float32 is not rounded to TF32; TensorRT is told the sizes to come and
-    where it keeps its engines."""
+    """Return the provider's options: device index and no TF32; for TensorRT the profile and the cache."""
     if provider == PROVIDERS["cpu"]:
         return {}
     options = {"device_id": str(_index(place.device))}

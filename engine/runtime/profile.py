@@ -94,5 +94,11 @@ def _in_words(axis: int | Axis) -> str:
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
+    """Repeat the last row up to `size` rows, in their memory format: compiled networks depend on it."""
     missing = size - len(rows)
-    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+    if not missing:
+        return rows
+    filled = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    if rows.ndim == 4 and not rows.is_contiguous():
+        return filled.contiguous(memory_format=torch.channels_last)
+    return filled

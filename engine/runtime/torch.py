@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from engine.micro_batch import is_out_of_memory
@@ -15,9 +16,9 @@ from export.spec import DTYPES, NetworkSpec, Precision
 class TorchExecutable:
     """Runs `spec.module`, which must be on `device`, in place.
 
-    In fp32 nothing is rounded to TF32. With `compiled` inductor compiles it, on a GPU into a CUDA graph, for
-    the tuned batch, and smaller ones are filled up to that. It compiles again for a larger batch, and for the
-    next one if memory runs out.
+    In fp32 nothing is rounded to TF32. With `compiled` inductor compiles it for the tuned batch, on a GPU
+    into a CUDA graph. Smaller batches are padded to that size. A larger batch compiles again, as does one
+    that fits in memory only without padding; later batches are padded to the new size.
     """
 
     def __init__(
@@ -42,13 +43,22 @@ class TorchExecutable:
             return self._run(inputs)
         count = rows(self._spec, inputs)
         self._size = max(self._size, count)
-        filled = pieces(with_fixed_batch(self._spec, self._size), inputs)
         try:
-            return joined(self._spec, [self._run(part) for part in filled], count)
+            return self._padded(inputs, count)
         except Exception as error:
-            if is_out_of_memory(error):
-                self._size = 0  # the caller goes on with fewer rows
-            raise
+            if not is_out_of_memory(error):
+                raise
+            has_padding, self._size = self._size > count, 0
+            if not has_padding:
+                raise
+        clear_device_cache(garbage_collection=True)
+        self._size = count
+        return self._padded(inputs, count)
+
+    def _padded(self, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        assert self._size is not None
+        parts = pieces(with_fixed_batch(self._spec, self._size), inputs)
+        return joined(self._spec, [self._run(part) for part in parts], count)
 
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         is_float32 = self._dtype == torch.float32

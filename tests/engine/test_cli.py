@@ -122,7 +122,25 @@ def test_evaluate_refuses_in_one_line(arguments: list[str], word: str, capsys) -
     assert word in line
 
 
-HEAVY = ("torch", "diffusers", "transformers", "open_clip", "timm", "onnx", "openvino", "tensorrt", "pyarrow")
+HEAVY = [
+    "accelerate",
+    "diffusers",
+    "nvidia.dali",
+    "onnx",
+    "open_clip",
+    "openvino",
+    "pandas",
+    "prometheus_client",
+    "pyarrow",
+    "ray",
+    "tensorboard",
+    "tensorrt",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "wandb",
+]
 HELP = """
 import atexit, runpy, sys
 module, *sys.argv[1:] = sys.argv[1:]

@@ -233,7 +233,7 @@ def test_workers_of_a_killed_process_hold_no_lock(tmp_path: Path) -> None:
         assert feeding.stdout is not None
         assert feeding.stdout.readline() == b"fed\n"
         feeding.kill()
-    for _ in range(40):  # a worker left to itself notices after five seconds
+    for _ in range(20):  # a worker left to itself notices after five seconds
         with contextlib.suppress(UserError), alone(tmp_path / "out", resume=True):
             return
         time.sleep(0.1)

@@ -207,6 +207,34 @@ def test_batches_that_memory_halved_are_not_filled_up_to_what_it_did_not_hold(
     assert compiled.times == 1
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_batch_that_memory_holds_without_its_padding_is_run(count: int, spec: NetworkSpec) -> None:
+    executable = TorchExecutable(spec, "fp32", torch.device("cpu"), compiled=True)
+    executable._forward = spec.module
+    ran: list[int] = []
+
+    def too_small(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        ran.append(len(given[0]))
+        if len(given[0]) > count:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with spec.module.register_forward_pre_hook(too_small):
+        check_rows(spec, executable, [count])
+        check_rows(spec, executable, [1])
+    assert ran == [CHUNK, count, count, count, 1]  # the second of each pair is the reference's
+
+
+def test_padding_keeps_channels_last(spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = Counted(monkeypatch)
+    executable = TorchExecutable(spec, "fp32", torch.device("cpu"), compiled=True)
+    for count in (CHUNK, 1, 2, CHUNK):
+        inputs = spec.example({"batch": count})
+        images = inputs["images"].to(memory_format=torch.channels_last)
+        given = executable(images=images, shift=inputs["shift"])
+        assert compare(reference(spec, inputs), given, "fp32").passes
+    assert compiled.times == 1
+
+
 def test_torch_that_is_not_compiled_takes_batches_as_they_are() -> None:
     module = Rounding()
     ran: list[int] = []
