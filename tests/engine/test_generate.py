@@ -16,11 +16,6 @@ from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_recipe import write_recipe
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"))
-
-
 def generate(recipe: Path, out: Path | str, *arguments: str) -> int:
     return main(command, ["--recipe", str(recipe), "--out", str(out), *arguments])
 

@@ -21,11 +21,6 @@ from engine.recipe import load_recipe
 from tests.tiny_recipe import write_recipe
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"))
-
-
 def generation(path: Path, **settings: Any) -> Generation:
     overrides = {"compute.overlap": True} | {key.replace("__", "."): value for key, value in settings.items()}
     recipe = load_recipe(str(path), overrides)

@@ -34,11 +34,6 @@ from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"))
-
-
 def run(recipe: Path, out: Path, *arguments: str) -> dict[str, Any]:
     assert main(command, ["--recipe", str(recipe), "--out", str(out), *arguments]) == 0
     return json.loads((out / "summary.json").read_text())

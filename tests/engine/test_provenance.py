@@ -11,12 +11,11 @@ from engine.compute import ComputeConfig
 from engine.errors import UserError
 from engine.provenance import DECIDING_COMPUTE, bank_header
 from engine.recipe import Recipe, load_recipe
-from tests.tiny_recipe import write_recipe
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return load_recipe(str(write_recipe(tmp_path_factory.mktemp("recipe"))))
+def recipe(recipe: Path) -> Recipe:
+    return load_recipe(str(recipe))
 
 
 def test_of_compute_all_decides_but_where_engines_are_kept_and_how_steps_are_launched() -> None:

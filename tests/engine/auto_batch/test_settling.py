@@ -23,8 +23,8 @@ AUTO = {"augment.micro_batch": "auto", "filter.micro_batch": "auto"}
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"))
+def path(recipe: Path) -> Path:
+    return recipe
 
 
 @pytest.fixture(autouse=True)
