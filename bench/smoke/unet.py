@@ -65,7 +65,7 @@ def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
     half = copy.deepcopy(network).to(dtype)
     found: dict[str, object] = {"batch": batch}
     inputs = Inputs.of(config, batch, probe.device)
-    with torch.no_grad(), exact_float32():
+    with torch.no_grad(), exact_float32(), cudnn_flags(deterministic=False, benchmark=False):
         wanted = inputs.through(network.to(memory_format=CONTIGUOUS))
     for name, call, flags in _ways(network, half, inputs, dtype, probe):
         with torch.no_grad(), flags:

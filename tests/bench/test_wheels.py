@@ -51,8 +51,7 @@ def test_roots_for_other_machines_are_left_out(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/gpu-requirements.txt").write_text("# wheels\nw-here==1\nw-old; python_version < '3'\n")
     here, elsewhere = "here; python_version >= '3'", "elsewhere; sys_platform == 'none'"
-    (tmp_path / "pyproject.toml").write_text(
-        f'[project]\ndependencies = ["{here}", "{elsewhere}", "openvino"]\n'
-    )
+    project = f'[project]\ndependencies = ["{here}", "{elsewhere}", "openvino"]\n'
+    (tmp_path / "pyproject.toml").write_text(project)
     monkeypatch.setattr(wheels, "ROOT", tmp_path)
     assert wheels.roots() == [here, "w-here==1", *wheels.TESTING]
