@@ -43,7 +43,7 @@ def as_published(call: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def cudnn_flags(*, deterministic: bool, benchmark: bool) -> Iterator[None]:
-    """Set them inside, for all threads; torch's defaults are false."""
+    """Set cuDNN's flags inside, for all threads; torch's defaults are false."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = deterministic, benchmark

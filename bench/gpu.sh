@@ -25,7 +25,7 @@
 # this Python; else it is built, with cmake and g++ >= 12. A wheel too large to be brought at once may come in pieces,
 # as `split -b 40M X.whl X.whl.part-` makes them. What is installed and built stays in build/gpu for the next call.
 # ALLOW_CPU=1 rehearses without a GPU, with small sizes and a part more:
-#   interpreted  the Triton kernels in Triton's interpreter; that of 3.6 needs numpy < 2.4
+#   interpreted  the Triton kernels in Triton's interpreter; Triton 3.6's needs numpy < 2.4
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -80,7 +80,7 @@ find_or_build_native() {
 
 part_setup() {
     require_device && install_wheels || return
-    "$python" -m bench.wheels >"$results/lacking.txt"  # a part that needs one of them fails; the others go on
+    "$python" -m bench.wheels >"$results/missing.txt"  # a part that needs one of them fails; the others go on
     "$python" -m pip list >"$results/packages.txt" 2>/dev/null
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv \
         >"$results/nvidia-smi.csv" 2>/dev/null
@@ -96,7 +96,7 @@ part_tests() {
 }
 
 part_interpreted() {
-    "$python" -c 'import numpy, sys; sys.exit(numpy.__version__.split(".")[:2] >= ["2", "4"])' ||
+    "$python" -c 'import numpy, sys; sys.exit(tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4))' ||
         { echo "needs numpy < 2.4"; return "$SKIPPED"; }
     run_tests -k "triton and not compiled" tests/kernels/bn_stats/test_triton.py tests/kernels/kd_loss/test_kd_loss.py
 }
@@ -197,7 +197,7 @@ pack() {
 summary() {  # what matters first, each kind within its share of the 11 KB
     {
         cat "$results/parts.txt"
-        sed 's/^/lacking: /' "$results/lacking.txt" | lines 150 600
+        sed 's/^/missing: /' "$results/missing.txt" | lines 150 600
         for name in "${failed[@]}"; do
             echo "-- $name failed:"
             grep -ohE "ModuleNotFoundError: No module named '[^']+'" "$results/$name.log" | sort -u |

@@ -27,7 +27,7 @@ KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (g
 
 
 def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
-    """Yield a row a shape, dtype and baseline as they are measured, each call for `seconds`.
+    """Yield a row for each shape, dtype and baseline once it is measured, each call for `seconds`.
 
     Without `inductor` that baseline, which takes seconds to compile for each shape, is left out.
     """

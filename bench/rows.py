@@ -35,14 +35,14 @@ class Row:
 
 
 def commit() -> str:
-    """Return $COMMIT, for a copy without history, else the short hash of the checkout's, else `unknown`."""
+    """Return $COMMIT, for a copy without history; else the checkout's short hash, or `unknown`."""
     if given := os.environ.get("COMMIT"):
         return given
-    return _said(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
+    return _output(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
 
 
-def _said(command: list[str]) -> str:
-    """Return what a program prints, nothing if it fails or is not here."""
+def _output(command: list[str]) -> str:
+    """Return what a program prints; an empty string if it fails or is not installed."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=20)
@@ -103,10 +103,10 @@ def _versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the version of the NVIDIA kernel module, as nvidia-smi says if /proc does not show it."""
+    """Return the version of the NVIDIA kernel module, from nvidia-smi if /proc does not show it."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _said(ask)
-    found = re.search(r"\d+(\.\d+)+", told)
+    text = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _output(ask)
+    found = re.search(r"\d+(\.\d+)+", text)
     return found[0] if found else "absent"
 
 

@@ -19,9 +19,9 @@ ROUNDS = 5
 
 
 def rows() -> Iterator[Row]:
-    """Medians of wall-clock seconds; commands and baselines take turns."""
-    bare, torch = ["-c", "pass"], ["-c", "import torch"]
-    calls = {name: ["-m", name, "--help"] for name in COMMANDS} | {"bare": bare, "torch": torch}
+    """Yield medians of wall-clock seconds; commands and baselines take turns."""
+    baselines = {"bare": ["-c", "pass"], "torch": ["-c", "import torch"]}
+    calls = {name: ["-m", name, "--help"] for name in COMMANDS} | baselines
     seconds = {name: median(times) for name, times in _in_turns(calls).items()}
     for name in COMMANDS:
         yield _row(f"{name} --help", "import torch", seconds[name], seconds["torch"], seconds["bare"])
@@ -42,7 +42,7 @@ def _in_turns(calls: dict[str, list[str]]) -> dict[str, list[float]]:
 
 
 def _seconds(arguments: Sequence[str]) -> float:
-    """The time of `python ARGUMENTS`. Raises CalledProcessError if it fails."""
+    """Return the time of `python ARGUMENTS`. Raises CalledProcessError if it fails."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - start

@@ -1,9 +1,8 @@
-"""`python -m bench.wheels`: names what a machine lacks of the packages that the engine and its tests need.
+"""`python -m bench.wheels`: names the packages that the engine and its tests need and that are missing here.
 
-For a machine without network, where an import that fails late costs a part of its time.
+For a machine without network: an import that fails late wastes the time of a whole part.
 """
 
-import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"openvino"}
@@ -19,14 +19,15 @@ TESTING = ("pytest", "pytest-timeout")
 
 
 def roots() -> list[str]:
-    """Return what has to be there: the project's requirements and those that travel as wheels."""
+    """Return what must be installed here: the project's requirements and those that travel as wheels."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     lines = (ROOT / "bench/gpu-requirements.txt").read_text().splitlines()
     travelling = [line for line in lines if line and not line.startswith("#")]
-    return [line for line in project if Requirement(line).name not in OPTIONAL] + travelling + list(TESTING)
+    required = [line for line in project if Requirement(line).name not in OPTIONAL]
+    return [line for line in (*required, *travelling, *TESTING) if _applies(Requirement(line))]
 
 
-def lacking(requirements: Iterable[str]) -> Iterator[str]:
+def missing(requirements: Iterable[str]) -> Iterator[str]:
     """Yield a line for each package that these need, directly or not, and that is not installed or too old.
 
     The versions of `requirements` themselves are left to whoever installs them.
@@ -35,7 +36,7 @@ def lacking(requirements: Iterable[str]) -> Iterator[str]:
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement, needed_by = waiting.pop(0)
-        wanted = {(_normal(requirement.name), extra) for extra in ("", *requirement.extras)} - seen
+        wanted = {(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)} - seen
         seen |= wanted
         found = _installed(requirement.name)
         if found is None:
@@ -57,14 +58,14 @@ def _installed(name: str) -> metadata.Distribution | None:
 def _needs(found: metadata.Distribution, extra: str) -> list[Requirement]:
     """Return what a distribution needs with an extra, or without any."""
     needs = [Requirement(line) for line in found.requires or []]
-    return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+    return [need for need in needs if _applies(need, extra)]
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _applies(requirement: Requirement, extra: str = "") -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 if __name__ == "__main__":
-    lines = list(lacking(roots()))
+    lines = list(missing(roots()))
     print("\n".join(lines))
     sys.exit(bool(lines))

@@ -6,8 +6,8 @@ from bench.rows import Row
 
 
 def rows() -> Iterator[Row]:
-    """Workers beside one, Ray beside the pool, 200 shards beside 20, the plan, a forked replacement beside a
-    new interpreter, two processes of a student."""
+    """Yield several workers against one, Ray against the pool, 200 shards against 20, a plan against its run,
+    a forked replacement against a new interpreter, and two processes of a student against one."""
     from bench.scale import distillation, respawn, shards, workers
 
     yield from workers.rows()

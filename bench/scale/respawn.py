@@ -19,11 +19,11 @@ from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
-"""Shards of little synthesis, so that the time is that of the start."""
+"""Shards with little synthesis, so that most of the time is the start."""
 
 
 def rows() -> Iterator[Row]:
-    """Seconds from the start of the replacement's process, in turns."""
+    """Yield the seconds from the start of the replacement's process; the two ways take turns."""
     recipe = embedded(BATCH)
     recipe = replace(recipe, synthesize=replace(recipe.synthesize, steps=STEPS, warmup_steps=1))
     found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -32,12 +32,12 @@ def rows() -> Iterator[Row]:
         for _ in range(ROUNDS):
             for forks, times in found.items():
                 times.append(_replacement(job, forks=forks))
-    (loaded, made), (loaded_anew, made_anew) = (
+    (forked_loaded, forked_made), (new_loaded, new_made) = (
         [median(each) for each in zip(*times, strict=True)] for times in found.values()
     )
     same = partial(row, dtype=recipe.compute.runtime_precision, shape=_shape(recipe))
-    yield same("respawn, networks loaded", "a new interpreter", loaded, loaded_anew, "s")
-    yield same("respawn, first shard", "a new interpreter", made, made_anew, "s")
+    yield same("respawn, networks loaded", "a new interpreter", forked_loaded, new_loaded, "s")
+    yield same("respawn, first shard", "a new interpreter", forked_made, new_made, "s")
 
 
 def _shape(recipe: Recipe) -> str:
@@ -46,7 +46,7 @@ def _shape(recipe: Recipe) -> str:
 
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
-    """Seconds until the second worker, after the first was killed, has loaded and has made shard 0."""
+    """Return the seconds until a killed worker's replacement has loaded, and until it has made shard 0."""
     with PoolCrew(job, 1, forks=forks) as crew:
         crew.resize(1)
         _until(crew, Ready)

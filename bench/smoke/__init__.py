@@ -1,20 +1,20 @@
 """The first minute on a GPU: what it can do, what our steps need of it, and what might break only there."""
 
-from bench.smoke import ceilings, distillation, ops, synthesis, unet, waits
+from bench.smoke import ops, steps, unet
 from bench.smoke.probe import Check, Probe
 from bench.smoke.running import run
 
 __all__ = ["CHECKS", "Probe", "run"]
 
 CHECKS: dict[str, Check] = {
-    "ceilings": ceilings.ceilings,
+    "ceilings": ops.ceilings,
     "bn_stats": ops.bn_stats_in_a_graph,
-    "synthesis": synthesis.steps,
-    "at-once": synthesis.at_once,
-    "distillation": distillation.eager,
-    "distillation-graph": distillation.as_a_graph,
-    "waits": waits.of_the_host,
+    "synthesis": steps.synthesis,
+    "at-once": steps.synthesis_at_once,
+    "distillation": steps.distillation,
+    "distillation-graph": steps.distillation_as_a_graph,
+    "waits": steps.waits,
     "unet": unet.few,
     "unet-many": unet.many,
 }
-"""In order of value; all but the first are of use alone."""
+"""The most valuable first; each gives its figures without the others."""

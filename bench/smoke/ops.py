@@ -1,16 +1,18 @@
-"""The fused op's values against float64, and its speed in a graph."""
+"""The ceilings of the device; the fused op's values against float64, and its speed in a graph."""
 
+import itertools
 from collections.abc import Mapping
 from functools import partial
-from itertools import product
 
 import torch
 from torch import Tensor
 
+from bench.machine import copy_ceiling, gemm_ceiling
 from bench.smoke.probe import Probe
 from kernels.bn_stats import bn_stats
 from kernels.bn_stats.reference import bn_stats_reference
 
+NODES = 1000
 SHAPES = ((100, 32, 32, 32), (200, 128, 8, 8), (256, 256, 56, 56))
 SHAPES_CPU = ((2, 16, 8, 8),)
 COMPARED = 10_000_000
@@ -19,10 +21,28 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 
 
+def ceilings(probe: Probe) -> Mapping[str, object]:
+    """Return the speeds of a copy and a matrix product, and the times of a graph node and an eager launch."""
+    copy, product = copy_ceiling(probe.device), gemm_ceiling(probe.device, torch.bfloat16)
+    few = torch.zeros(8, device=probe.device)
+
+    def nodes() -> None:
+        for _ in range(NODES):
+            few.add_(1)
+
+    graph_ms = probe.ms(probe.as_graph(nodes))
+    return {
+        "copy TB/s": copy.amount / probe.ms(copy.call, 10) / 1e9,
+        "bf16 TFLOP/s": product.amount / probe.ms(product.call, 10) / 1e9,
+        "us a graph node": 1e3 * graph_ms / NODES,
+        "us an eager launch": 1e3 * probe.ms(lambda: few.add_(1), 2000),
+    }
+
+
 def bn_stats_in_a_graph(probe: Probe) -> Mapping[str, object]:
-    """Forward and backward of each shape and type; back to back, so the smaller ones stay in L2."""
+    """Return the time of forward and backward by shape and type; back to back, so small ones stay in L2."""
     found = {}
-    for shape, dtype in product(SHAPES if probe.on_gpu else SHAPES_CPU, TOLERANCES):
+    for shape, dtype in itertools.product(SHAPES if probe.on_gpu else SHAPES_CPU, TOLERANCES):
         x, grad, layer = _inputs(shape, dtype, probe.device)
         if x.numel() < COMPARED:
             _require_close(x, grad, layer)

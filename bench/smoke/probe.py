@@ -39,7 +39,7 @@ class Probe:
             raise NeedsGpuError
 
     def ms(self, call: Call, repeats: int = 30) -> float:
-        """Return the mean time of `call`, run back to back after two runs to warm up; on a CPU of one run."""
+        """Return the mean time of `call`, back to back after two runs to warm up; on a CPU, of one run."""
         if not self.on_gpu:
             start = time.perf_counter()
             call()

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from bench.calls import cudnn_flags
 from bench.random_networks import UNET_16M, UNET_SD_1_5, drawn, quickly
 from bench.smoke.probe import Probe
+from export.float32 import exact_float32
 
 FEW, MANY = 2, 32
 REPEATS = 8
@@ -20,7 +23,7 @@ Pass = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Latents [B, 4, H, W], a timestep, and an embedding [B, 1, D] of each."""
+    """Latents [B, 4, H, W], a timestep, and embeddings [B, 1, D]."""
 
     latents: Tensor
     timestep: Tensor
@@ -52,7 +55,7 @@ def many(probe: Probe) -> Mapping[str, object]:
 
 
 def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
-    """Milliseconds of a pass and its distance to float32, for each way."""
+    """Return the milliseconds of a pass and its distance to exact float32, for each way to run it."""
     import diffusers
 
     config = UNET_SD_1_5 if probe.on_gpu else UNET_16M
@@ -62,9 +65,10 @@ def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
     half = copy.deepcopy(network).to(dtype)
     found: dict[str, object] = {"batch": batch}
     inputs = Inputs.of(config, batch, probe.device)
-    with torch.no_grad(), cudnn_flags(deterministic=False, benchmark=False):
+    with torch.no_grad(), exact_float32(), cudnn_flags(deterministic=False, benchmark=False):
         wanted = inputs.through(network.to(memory_format=CONTIGUOUS))
-        for name, call in _ways(network, half, inputs, dtype, probe):
+    for name, call, flags in _ways(network, half, inputs, dtype, probe):
+        with torch.no_grad(), flags:
             error = _distance(call(), wanted)
             found[name] = f"{probe.ms(call, REPEATS):.3g} ms, {error:.0e}"
             if name.startswith("half") and probe.on_gpu:
@@ -73,22 +77,23 @@ def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
 
 
 def _ways(
-    network: Any, half: Any, inputs: "Inputs", dtype: torch.dtype, probe: Probe
-) -> Iterator[tuple[str, "Pass"]]:
+    network: Any, half: Any, inputs: Inputs, dtype: torch.dtype, probe: Probe
+) -> Iterator[tuple[str, Pass, AbstractContextManager[None]]]:
+    """Yield a name, a pass, and cuDNN's flags to run it under."""
+    flags = partial(cudnn_flags, deterministic=False)
     network.to(memory_format=CHANNELS_LAST)
 
     def under_autocast() -> Tensor:
         with torch.autocast(probe.device.type, dtype):
             return inputs.through(network)
 
-    yield "autocast, channels_last", under_autocast
+    yield "autocast, channels_last", under_autocast, flags(benchmark=False)
     small = inputs.to(dtype)
     half.to(memory_format=CONTIGUOUS)
-    yield "half", lambda: small.through(half)
+    yield "half", lambda: small.through(half), flags(benchmark=False)
     half.to(memory_format=CHANNELS_LAST)
-    yield "half, channels_last", lambda: small.through(half)
-    with cudnn_flags(deterministic=False, benchmark=True):
-        yield "half, channels_last, benchmark", lambda: small.through(half)
+    yield "half, channels_last", lambda: small.through(half), flags(benchmark=False)
+    yield "half, channels_last, benchmark", lambda: small.through(half), flags(benchmark=True)
 
 
 def _distance(ours: Tensor, wanted: Tensor) -> float:

@@ -1,5 +1,6 @@
 """The commit and the driver of a row on machines that show neither."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,17 +11,24 @@ from bench import rows
 SMI = "#!/bin/sh\necho 580.159.04\n"
 
 
-def test_the_commit_is_that_of_the_checkout_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COMMIT", raising=False)
-    own = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    monkeypatch.chdir(tmp_path)
+    ask = ["git", "rev-parse", "--short", "HEAD"]
+    bench = Path(rows.__file__).parent
+    own = subprocess.run(ask, cwd=bench, capture_output=True, text=True, check=False)
     assert rows.commit() == (own.stdout.strip() or "unknown")
+
+
+def test_a_commit_in_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "abc1234")
     assert rows.commit() == "abc1234"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only one that is searched for programs."""
+    """The only folder that is searched for programs."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(rows, "PROC_DRIVER", tmp_path / "version")
     return tmp_path

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench import smoke
 from bench.__main__ import command
-from bench.smoke import ops, synthesis
+from bench.smoke import ops, steps
 from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator
 
@@ -50,8 +50,8 @@ def test_a_wrong_gradient_is_found(probe: smoke.Probe, monkeypatch: pytest.Monke
 
 
 def test_a_step_of_synthesis_is_timed_and_profiled(probe: smoke.Probe) -> None:
-    (size,) = synthesis.SIZES_CPU
-    assert set(synthesis.steps(probe)) == {f"batch {size}, ms", f"batch {size}, launches"}
+    (size,) = steps.SIZES_CPU
+    assert set(steps.synthesis(probe)) == {f"batch {size}, ms", f"batch {size}, launches"}
     assert "aten::convolution" in (probe.out / f"synthesis-{size}.prof").read_text()
 
 
@@ -60,9 +60,9 @@ def test_the_command_runs_the_checks_named_and_ends_with_their_result(
 ) -> None:
     arguments = ["smoke", "--device", "cpu", "--out", str(tmp_path / "new"), "--checks", "bn_stats,waits"]
     assert main(command, arguments) == 0
-    said = capsys.readouterr().out
-    assert "OK   bn_stats: [2, 16, 8, 8] float32" in said
-    assert "SKIP waits" in said
+    printed = capsys.readouterr().out
+    assert "OK   bn_stats: [2, 16, 8, 8] float32" in printed
+    assert "SKIP waits" in printed
     monkeypatch.setitem(smoke.CHECKS, "bn_stats", lambda _: 1 / 0)
     assert main(command, arguments) == 2
     assert "smoke: failed: bn_stats; their traces are in" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which packages a machine lacks, found through what the installed ones need."""
+"""Which packages are missing on a machine, found through what the installed ones need."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_what_is_needed_over_others_is_named_once(site: Path) -> None:
     install(site, "tests-a", "1.0", "tests-b>=2", "tests-absent; python_version >= '3'", "tests-old<2")
     install(site, "tests-b", "2.5", "Tests_Absent", "tests-a", "never; python_version < '3'")
     install(site, "tests-old", "2.0")
-    found = sorted(wheels.lacking(["tests-a==7", "tests_a", "tests-nowhere"]))
+    found = sorted(wheels.missing(["tests-a==7", "tests_a", "tests-nowhere"]))
     assert found == [
         "no tests-absent, which tests-a needs",
         "no tests-nowhere",
@@ -37,11 +37,21 @@ def test_what_is_needed_over_others_is_named_once(site: Path) -> None:
 
 def test_an_extra_is_followed_only_if_it_is_asked_for(site: Path) -> None:
     install(site, "tests-a", "1.0", "tests-absent; extra == 'more'")
-    assert not list(wheels.lacking(["tests-a"]))
-    assert list(wheels.lacking(["tests-a", "tests-a[more]"])) == ["no tests-absent, which tests-a needs"]
+    assert not list(wheels.missing(["tests-a"]))
+    assert list(wheels.missing(["tests-a", "tests-a[more]"])) == ["no tests-absent, which tests-a needs"]
 
 
 def test_the_roots_are_the_projects_requirements_and_the_wheels() -> None:
     names = [Requirement(line).name for line in wheels.roots()]
     assert {"torch", "diffusers", "docstring_parser", "pytest-timeout"} < set(names)
     assert "openvino" not in names
+
+
+def test_roots_for_other_machines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/gpu-requirements.txt").write_text("# wheels\nw-here==1\nw-old; python_version < '3'\n")
+    here, elsewhere = "here; python_version >= '3'", "elsewhere; sys_platform == 'none'"
+    project = f'[project]\ndependencies = ["{here}", "{elsewhere}", "openvino"]\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.setattr(wheels, "ROOT", tmp_path)
+    assert wheels.roots() == [here, "w-here==1", *wheels.TESTING]
