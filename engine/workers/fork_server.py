@@ -38,8 +38,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that reach a whole group of processes and are for the coordinator to act upon."""
 NUMBER = struct.Struct("q")
 ANSWER_SECONDS = 5.0
-"""A server that takes longer to answer has been stopped: it is asked only about workers that it has forked, so
-its imports are done, and only once they have ended."""
+"""A server that takes longer to answer has been stopped: it is asked only about workers that it has forked,
+so its imports are done, and only once they have ended."""
 EXIT_SECONDS = 60.0
 """A worker that takes longer to end, for instance to free a GPU, is not waited for."""
 BINDING = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
