@@ -37,6 +37,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A forked worker's process runs; only `Forked` sees this."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
 class Ready:
     """A worker has loaded its networks."""
 
@@ -74,7 +81,7 @@ class Said:
     text: str
 
 
-Report = Done | Failed | Ready | Unable | Said
+Report = Done | Failed | Ready | Said | Started | Unable
 """What a worker says itself."""
 
 

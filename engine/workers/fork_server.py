@@ -20,11 +20,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.spawn import get_executable
 from pathlib import Path
 
-from engine.workers.events import Report, Unable
+from engine.workers.events import Report, Started, Unable
 from engine.workers.job import Job
 from engine.workers.launched import Launched
 from engine.workers.preload import preload
@@ -37,8 +37,19 @@ NAME = "fork server"
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that reach a whole group of processes and are for the coordinator to act upon."""
 NUMBER = struct.Struct("q")
-ANSWER_SECONDS = 60.0
-"""A server that takes longer to answer has been stopped."""
+ANSWER_SECONDS = 5.0
+"""A server that takes longer to answer has been stopped: it is asked only about workers that it has forked,
+so its imports are done, and only once they have ended."""
+EXIT_SECONDS = 60.0
+"""A worker that takes longer to end, for instance to free a GPU, is not waited for."""
+BINDING = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
+"""Variables that bind threads to cores. OpenMP reads them when it is loaded: in the server, which has all
+cores, so all of its workers might compute on the same ones."""
+
+
+def can_fork() -> bool:
+    """Return whether workers may be forked on this system and with this environment."""
+    return IS_AVAILABLE and not any(name in os.environ for name in BINDING)
 
 
 class ForkServer:
@@ -73,7 +84,8 @@ class ForkServer:
         return Forked(ours, self)
 
     def exit_code(self, pid: int) -> int | None:
-        """Wait until a worker has ended; None if the server has died and nobody knows."""
+        """Wait until a worker has ended; None if the server has died, or is stopped, and nobody knows."""
+        _wait_for(pid)
         try:
             self._socket.sendall(NUMBER.pack(pid))
             answer = self._socket.recv(NUMBER.size)
@@ -90,24 +102,28 @@ class ForkServer:
 
 
 class Forked(Launched):
-    """A forked worker. It says its process id before anything else."""
+    """A forked worker. Its first report is its process id."""
 
     def __init__(self, pipe: Connection, server: ForkServer) -> None:
         super().__init__(pipe)
         self._server = server
         self._pid: int | None = None
-        self._is_condemned = False
+        self._is_refused = False
+        """The server could not fork it."""
+        self._kill_requested = False
 
     def reports(self) -> Iterator[Report]:
-        for said in super().reports():
-            if isinstance(said, int):
-                self._begin(said)
-            else:
-                yield said
+        for report in super().reports():
+            if isinstance(report, Started):
+                self._begin(report.pid)
+                continue
+            if self._pid is None:  # only the server reports before `Started`
+                self._is_refused = True
+            yield report
 
     def _begin(self, pid: int) -> None:
         self._pid = pid
-        if self._is_condemned:
+        if self._kill_requested:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -115,19 +131,34 @@ class Forked(Launched):
         """End it at once, and the server with it if the worker has not been forked yet."""
         with contextlib.suppress(EOFError, OSError):  # it has ended
             collections.deque(self.reports(), maxlen=0)
-            self._is_condemned = True
-            if self._pid is None:
-                self._server.kill()
-            else:
+            self._kill_requested = True
+            if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
+            elif not self._is_refused:
+                self._server.kill()
 
     def join(self) -> int | None:
         with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll(None):
+            while not self._is_ending and self.pipe.poll(None):
                 collections.deque(self.reports(), maxlen=0)
         self.pipe.close()
         pid, self._pid = self._pid, None  # another process may get it from now on
         return None if pid is None else self._server.exit_code(pid)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether it ends even if its pipe stays open, as a process that it forked may hold that."""
+        return self._is_refused or (self._kill_requested and self._pid is not None)
+
+
+def _wait_for(pid: int) -> None:
+    """Wait until a process has ended, whoever its parent is."""
+    with contextlib.suppress(AttributeError, OSError):  # it is gone, or Python or the kernel has no pidfd
+        descriptor = os.pidfd_open(pid)
+        try:
+            wait([descriptor], timeout=EXIT_SECONDS)
+        finally:
+            os.close(descriptor)
 
 
 def _command(call: str) -> list[str]:
@@ -141,11 +172,13 @@ def _command(call: str) -> list[str]:
 
 def serve(descriptor: int, names: Sequence[str], on_gpu: bool) -> None:
     """Run a fork server, at the other end of whose socket is a `ForkServer`, until that is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by the coordinator, it would lose exit codes
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     name_process(NAME)
     preload(names)
+    _flush()  # else each worker would print again what the imports have printed
     gc.freeze()  # the collections of workers leave the pages that they share alone
     with socket.socket(fileno=descriptor) as control, contextlib.suppress(ConnectionError):
         while True:
@@ -178,6 +211,7 @@ def _exit_code(pid: int) -> int:
 
 def begin(descriptor: int) -> None:
     """Be a worker in a new interpreter."""
+    os.set_inheritable(descriptor, False)
     _end_as_worker(Connection(descriptor), on_gpu=False)
 
 
@@ -194,10 +228,14 @@ def _end_as_worker(pipe: Connection, on_gpu: bool) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken or closed
+            stream.flush()
 
 
 def _cuda_is_unusable() -> bool:
@@ -213,7 +251,7 @@ def _cuda_is_unusable() -> bool:
 
 def _work(pipe: Connection) -> None:
     try:
-        pipe.send(os.getpid())
+        pipe.send(Started(os.getpid()))
         name, job, place = pipe.recv()
     except (EOFError, OSError):
         return  # the coordinator has ended

@@ -11,13 +11,13 @@ from engine.workers.process import Place, work
 
 
 class Launched(ABC):
-    """A worker's process. Its pipe is ready to be read when the worker has said something or has ended."""
+    """A worker's process. Its pipe is ready to be read if the worker has reported something or has ended."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
     def reports(self) -> Iterator[Report]:
-        """Yield what the worker has said. Raises EOFError or OSError after the last word of a dead one."""
+        """Yield the worker's reports so far. Raise EOFError or OSError after a dead worker's last one."""
         while self.pipe.poll():
             yield self.pipe.recv()
 
@@ -31,7 +31,7 @@ class Launched(ABC):
 
 
 class Spawned(Launched):
-    """A new interpreter, which imports everything: for systems that have no `ForkServer`."""
+    """A new interpreter, which imports everything: if it cannot be forked."""
 
     def __init__(self, name: str, job: Job, place: Place) -> None:
         context = multiprocessing.get_context("spawn")

@@ -10,7 +10,7 @@ from typing import Self
 
 from engine.workers.crew import Crew, Member
 from engine.workers.events import Event, Left, Lost
-from engine.workers.fork_server import IS_AVAILABLE, ForkServer
+from engine.workers.fork_server import ForkServer, can_fork
 from engine.workers.job import Job
 from engine.workers.launched import Launched, Spawned
 from engine.workers.preload import names_for
@@ -62,10 +62,10 @@ def _cause(code: int | None) -> str:
 class PoolCrew(Crew[_Process]):
     """`capacity` is the number asked for."""
 
-    def __init__(self, job: Job, workers: int, *, forks: bool = IS_AVAILABLE) -> None:
-        """With `forks` a fork server starts the workers, else each is a new interpreter."""
+    def __init__(self, job: Job, workers: int, *, forks: bool | None = None) -> None:
+        """With `forks` a fork server starts the workers, else each is a new interpreter; None: if it can."""
         super().__init__()
-        self._forks = forks
+        self._forks = can_fork() if forks is None else forks
         self._job, self._capacity = job, workers
         threads = job.recipe.compute.threads
         assert threads is not None, "the recipe is settled"
@@ -82,10 +82,10 @@ class PoolCrew(Crew[_Process]):
         return _Process(name, self._job, place, self._launched(name, place))
 
     def _launched(self, name: str, place: Place) -> Launched:
-        if self._server is None:
+        if not self._forks:
             return Spawned(name, self._job, place)
-        if not self._server.is_alive:
-            self._server.kill()
+        if self._server is None or not self._server.is_alive:
+            self.close()
             self._server = self._new_server()
         return self._server.start(name, self._job, place)
 

@@ -1,8 +1,9 @@
-"""A teacher's factory that writes down in what kind of process it was called."""
+"""Factories of teachers: one writes down in what kind of process it was called, one forks."""
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -28,6 +29,24 @@ def teacher(num_classes: int, in_channels: int) -> nn.Module:
     }
     Path(os.environ["SPY"]).write_text(json.dumps(facts))
     return wrn_16_1(num_classes, in_channels)
+
+
+def forking_teacher(num_classes: int, in_channels: int) -> nn.Module:
+    """Return a `wrn_16_1`, and leave a sleeping fork behind, which holds all that this process has open."""
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    return wrn_16_1(num_classes, in_channels)
+
+
+class _Driver:
+    @property
+    def gpus(self) -> int:
+        """Their number, by CUDA itself, which this initialises."""
+        return torch._C._cuda_getDeviceCount()
+
+
+driver = _Driver()
 
 
 def _threads() -> int:

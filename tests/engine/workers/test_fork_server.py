@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ import pytest
 from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import load_recipe
-from engine.workers.events import Event, Lost, Ready, Report
-from engine.workers.fork_server import IS_AVAILABLE, NAME, ForkServer
+from engine.workers.events import Event, Lost, Ready, Report, Unable
+from engine.workers.fork_server import BINDING, NAME, Forked, ForkServer, can_fork
 from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 from engine.workers.preload import QUIET, names_for
@@ -25,7 +28,7 @@ from engine.workers.process import Place
 from tests.commands import ROOT
 from tests.engine.workers.spy import HEAVY
 
-pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="no fork server on this system")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="no fork server on this system or in this environment")
 THREADS = 2
 
 
@@ -126,10 +129,11 @@ def test_a_killed_worker_is_replaced_by_the_same_server(crew: PoolCrew, worker: 
     assert [child.name() for child in server.children()] == [crew.members[0].name]
 
 
-def test_workers_survive_the_death_of_the_server_and_a_new_one_replaces_them(
-    crew: PoolCrew, worker: psutil.Process
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_workers_survive_the_end_of_the_server_and_a_new_one_replaces_them(
+    number: signal.Signals, crew: PoolCrew, worker: psutil.Process
 ) -> None:
-    server_of(crew).kill()
+    server_of(crew).send_signal(number)
     assert crew.wait(0.5) == []
     assert worker.is_running()
     worker.kill()
@@ -152,6 +156,76 @@ def test_a_crew_may_end_and_be_told_to_end_while_the_server_imports(job: Job) ->
     assert not server.is_running()
 
 
+def test_a_process_forked_by_a_worker_holds_up_no_end(job: Job) -> None:
+    teacher = replace(job.recipe.teacher, name="tests.engine.workers.spy:forking_teacher")
+    forking = replace(job, recipe=replace(job.recipe, teacher=teacher))
+    with ExitStack() as afterwards:
+        with PoolCrew(forking, 1) as crew:
+            crew.resize(1)
+            until(crew, lambda _: crew.members[0].ready)
+            (worker,) = server_of(crew).children()
+            (sleeping,) = worker.children()
+            afterwards.callback(sleeping.kill)
+        assert not worker.is_running()
+        assert sleeping.is_running()
+
+
+def started(server: ForkServer, job: Job) -> Forked:
+    """A worker whose process runs."""
+    worker = server.start("worker 1", job, Place(gpu=None, cores=None))
+    while worker._pid is None:
+        assert worker.pipe.poll(60)
+        assert list(worker.reports()) == []
+    return worker
+
+
+def test_the_server_knows_exit_codes_if_the_coordinator_ignores_sigchld(job: Job) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        server = ForkServer([], on_gpu=False)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    for _ in range(2):
+        worker = started(server, job)
+        worker.kill()
+        assert worker.join() == -signal.SIGKILL
+    assert server.is_alive
+    server.kill()
+
+
+def test_the_kill_of_a_worker_that_cannot_be_forked_leaves_the_server(job: Job) -> None:
+    ours, theirs = Pipe()
+    server = ForkServer([], on_gpu=False)
+    with theirs:  # the server's end, not closed yet
+        worker = Forked(ours, server)
+        theirs.send(Unable("no process can be started: test"))
+        worker.kill()
+        assert worker.join() is None
+    assert server.is_alive
+    worker = started(server, job)
+    worker.kill()
+    assert worker.join() == -signal.SIGKILL
+    server.kill()
+
+
+@pytest.mark.parametrize("name", BINDING)
+def test_workers_are_not_forked_if_openmp_would_bind_them(
+    name: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PoolCrew(job, 1)._forks
+    monkeypatch.setenv(name, "true")
+    assert not PoolCrew(job, 1)._forks
+
+
+def test_a_crew_forks_outside_its_context_too(job: Job) -> None:
+    crew = PoolCrew(job, 1)
+    member = crew.start("worker 1")
+    assert isinstance(member.launched, Forked)
+    member.kill()
+    member.bury()
+    crew.close()
+
+
 COUNTING = """
 import sys, torch
 from engine.workers.preload import preload
@@ -172,7 +246,7 @@ def test_the_imports_do_not_initialise_cuda_if_nvml_counts_the_gpus(job: Job) ->
 @pytest.mark.slow
 def test_a_worker_on_a_gpu_is_a_new_interpreter_if_an_import_has_initialised_cuda(job: Job) -> None:
     """Counted by CUDA itself, GPUs are of no use to a fork, even if there are none."""
-    server = ForkServer(["diffusers:AutoencoderKL", "tests.engine.workers.counting"], on_gpu=True)
+    server = ForkServer(["diffusers:AutoencoderKL", "tests.engine.workers.spy:driver.gpus"], on_gpu=True)
     worker = server.start("worker 1", job, Place(gpu=None, cores=None))
     reports: list[Report] = []
     while not reports:
