@@ -8,7 +8,7 @@ import pytest
 
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
-from engine.bank.writer import BankWriter
+from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
 from tests.engine.bank import tiny
 
@@ -50,6 +50,17 @@ def test_who_opens_a_remote_bank_takes_it_over(memory_url: str) -> None:
     second.close()
     assert BankReader.open(memory_url).numbers == [0, 2]
     assert verify(memory_url) == []
+
+
+def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: str) -> None:
+    first = BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
+    entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
+    second = BankWriter.open(memory_url, tiny.header(), resume=True, say=print)
+    second.commit(0, *tiny.shard(0))
+    with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
+        first.enter({1: entry})
+    second.close()
+    assert BankReader.open(memory_url).numbers == [0]
 
 
 def test_two_remote_writers_that_begin_together(memory_url: str) -> None:
