@@ -54,9 +54,9 @@ def test_who_opens_a_remote_bank_takes_it_over(memory_url: str) -> None:
 
 def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: str) -> None:
     first = BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
-    entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
     second = BankWriter.open(memory_url, tiny.header(), resume=True, say=print)
     second.commit(0, *tiny.shard(0))
+    entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
     with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
         first.enter({1: entry})
     second.close()
