@@ -14,7 +14,7 @@ def test_contents_then_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.M
     fsync, rename = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
-        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        done.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def renamed(self: Path, target: Path) -> None:
@@ -31,7 +31,12 @@ def test_contents_then_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "manifest.json") as part:
-        part.write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(tmp_path / "manifest.json") as part:
+            part.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"manifest.json": "old"}
