@@ -17,6 +17,7 @@ from tests.export.tensorrt.graphs import CHANNELS, SHAPES, TYPES, convolution, m
 
 pytest.importorskip("tensorrt_rtx")
 
+from export.tensorrt import builder
 from export.tensorrt.bindings import LOGGER, VERSION, trt
 from export.tensorrt.builder import build_engine, engine_key_parts
 
@@ -47,6 +48,18 @@ def refusal(build: Callable[[], object], kind: type[ExportError] = ExportError) 
     line = str(refused.value)
     assert "\n" not in line
     return line
+
+
+def test_the_profile_has_the_least_the_tuned_and_the_largest_shape(tmp_path: Path) -> None:
+    assert len(set(SHAPES["x"])) == 3
+    path = saved(convolution(), tmp_path)
+    network = trt.Builder(LOGGER).create_network()
+    parser = builder._parse(network, path)
+    profile = builder._profile(trt.Builder(LOGGER), network, SHAPES, path)
+    assert {name: [tuple(shape) for shape in profile.get_shape(name)] for name in SHAPES} == {
+        name: list(shapes) for name, shapes in SHAPES.items()
+    }
+    del parser  # it owns the weights that the network points to
 
 
 @pytest.mark.parametrize("dtype", TYPES)
