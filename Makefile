@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
 KILLS ?= 1000
+RAY_TESTS := tests/engine/workers
 OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := .venv/bin
@@ -20,7 +21,7 @@ run: $(STAMP) data  ## Run the whole loop into a fresh folder of runs/; ARGS="--
 
 test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 processes
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not ray" $(ARGS)
-	$(BIN)/python -m pytest -m ray $(ARGS)
+	$(BIN)/python -m pytest -m ray $(or $(ARGS),$(RAY_TESTS))
 
 chaos: $(STAMP)  ## Kill commands and workers KILLS=1000 times; CHAOS_SEED=N repeats a run
 	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py tests/engine/workers/test_ways.py $(ARGS)

@@ -1,5 +1,6 @@
 """Fixtures for all tests; see CONTRIBUTING.md for what a test must do."""
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from tests.commands import CommandServer, command_server
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it where a kernel is defined
 
+RAY_TESTS = Path(__file__).parent / "engine/workers"
 POISONED_PACKAGES = {"engine", "export", "kernels"}
 CHAOS_KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
 CHAOS_SEED = int(os.environ.setdefault("CHAOS_SEED", f"{date.today():%Y%m%d}"))  # one for all processes
@@ -31,8 +33,16 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Computation is small here: a second thread of each process costs more than it brings."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rare_collections() -> None:
+    """Collect garbage rarely, and not what the imports left: exports spend a tenth of their time on it."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -170,6 +180,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the most long tests come first, so that no process is left with one at the end."""
     long = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -long[item.path])
+    for item in items:
+        if item.get_closest_marker("ray") and not item.path.is_relative_to(RAY_TESTS):
+            raise pytest.UsageError(
+                f"{item.nodeid} must be in {RAY_TESTS}, where `make test` looks for tests of Ray"
+            )
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

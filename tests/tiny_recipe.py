@@ -22,7 +22,7 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
     recipe: dict[str, Any] = {
         "name": "tiny",
         "class_names": list(CLASS_NAMES),
-        "compute": {"device": "cpu", "precision": "fp32", "runtime": "torch", "threads": 2},
+        "compute": {"device": "cpu", "precision": "fp32", "runtime": "torch", "threads": 1},
         "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **door},
         "student": {"name": "engine:wrn_16_1", **door},
         "schedule": {"init_batches": 2, "rounds": 2, "batches_per_round": 1, "kd_steps": 3},

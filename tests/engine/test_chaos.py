@@ -69,7 +69,7 @@ def test_distillation_survives_kills(
     commands: CommandServer, bank: tuple[Path, float], tmp_path: Path
 ) -> None:
     student, draw, kills, tries = "student.safetensors", random.Random(CHAOS_SEED + 1), 0, itertools.count()
-    arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--out"]
+    arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--compute.threads", "1", "--out"]
     seconds = run(commands, "engine.distill", [*arguments, str(tmp_path / "undisturbed")])
     expected = (tmp_path / "undisturbed" / student).read_bytes()
     while kills < CHAOS_KILLS:

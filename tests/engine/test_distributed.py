@@ -123,16 +123,12 @@ def test_a_folder_in_use_ends_all_processes_with_one_line(distill: Distill, tmp_
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_and_reports_a_refusal(bank: str, tmp_path: Path) -> None:
+def test_torchrun_starts_the_ranks(bank: str, tmp_path: Path) -> None:
     settings = {**SETTINGS, "compute.threads": "1", "schedule.kd_steps": "4"}
     flags = [f"--{key}={value}" for key, value in settings.items()]
     ended = torchrun("engine.distill", ["--bank", bank, "--out", str(tmp_path), *flags], processes=2)
     assert ended.returncode == 0, ended.stderr
     assert list(losses(tmp_path)) == [1, 2, 3, 4]
-    refused = torchrun("engine.distill", ["--bank", bank, "--out", str(tmp_path), *flags], processes=2)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.count(f"error: --out {tmp_path} is not empty") == 1
-    assert "exitcode  : 2" in refused.stderr.partition("Root Cause")[2]
 
 
 @pytest.mark.slow

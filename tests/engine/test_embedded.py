@@ -129,7 +129,7 @@ def summary(fashion_mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) 
         "schedule.kd_steps": 50,
         "synthesize.warmup_steps": 5,
         "synthesize.steps": 2,
-        "augment.variations": 6,
+        "augment.variations": 4,
         "evaluate.root": str(fashion_mnist_root),
     }
     assert main(command, ["--out", str(out), *(f"--{key}={value}" for key, value in short.items())]) == 0

@@ -22,7 +22,8 @@ from tests.tiny_recipe import write_recipe
 
 
 def generation(path: Path, **settings: Any) -> Generation:
-    overrides = {"compute.overlap": True} | {key.replace("__", "."): value for key, value in settings.items()}
+    overlapped = {"compute.overlap": True, "compute.threads": 2}
+    overrides = overlapped | {key.replace("__", "."): value for key, value in settings.items()}
     recipe = load_recipe(str(path), overrides)
     recipe = replace(recipe, compute=resolved(recipe.compute))
     accelerator, progress = open_accelerator(recipe.compute), Progress(quiet=True)

@@ -91,12 +91,19 @@ def run_python(code: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [None, "0.17.2", "0.18.2"], ids=["absent", "too old", "accepted"])
-def test_diffusers_and_transformers_work_beside_ours(tmp_path: Path, version: str | None) -> None:
-    if version:
-        write_other_kernels(tmp_path, version)
-    seen = run_python(USE_BOTH_LIBRARIES, tmp_path).split()
-    assert seen == [str(version is not None), str(version == "0.18.2")]
+@pytest.mark.parametrize(("version", "accepted"), [("0.17.2", False), ("0.18.2", True)])
+def test_diffusers_and_transformers_work_beside_ours(tmp_path: Path, version: str, accepted: bool) -> None:
+    write_other_kernels(tmp_path, version)
+    assert run_python(USE_BOTH_LIBRARIES, tmp_path).split() == ["True", str(accepted)]
+
+
+def test_ours_alone_is_not_taken_for_the_other() -> None:
+    """All other tests use both libraries in such a process."""
+    from diffusers.utils import is_kernels_available as diffusers_sees_kernels
+    from transformers.utils import is_kernels_available as transformers_sees_kernels
+
+    assert not diffusers_sees_kernels()
+    assert not transformers_sees_kernels()
 
 
 def test_both_packages_answer_to_one_name(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_cache_that_is_no_good_is_measured_again(path: Path, tmp_path: Path) -
 
 def test_another_device_count_or_network_is_measured_anew(path: Path, tmp_path: Path) -> None:
     settled_batches(recipe_of(path, tmp_path), lambda _: None)
-    for change in ({"compute.threads": 1}, {"augment.steps": 1}, {"compute.runtime_precision": "bf16"}):
+    for change in ({"compute.threads": 2}, {"augment.steps": 1}, {"compute.runtime_precision": "bf16"}):
         said: list[str] = []
         settled_batches(recipe_of(path, tmp_path, **change), said.append)
         assert all(line.endswith("measured") for line in said), change

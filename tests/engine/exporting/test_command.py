@@ -237,24 +237,24 @@ def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
 def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None:
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
-    weights = tmp_path / "recipe" / "prior" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / "recipe" / "teacher.safetensors"
     state = load_file(weights)
-    state["conv_in.weight"] *= 1e7
-    save_file(state, weights, metadata={"format": "pt"})
+    state["conv1.weight"] *= 1e7
+    save_file(state, weights)
     out = tmp_path / "engines"
-    assert main(command, arguments(recipe, out, "--network", "unet")) == 0
+    assert main(command, arguments(recipe, out, "--network", "teacher")) == 0
     said = capsys.readouterr().out
-    assert "unet: tensorrt fp16 gives numbers that are not finite; taking bf16" in said
-    proof = report(out)["unet"]["tensorrt fp16"]
+    assert "teacher: tensorrt fp16 gives numbers that are not finite; taking bf16" in said
+    proof = report(out)["teacher"]["tensorrt fp16"]
     assert proof["precision"] == "bf16"
     assert not proof["parity"]["onnxruntime fp16"]["random"]["finite"]
     (by,) = proof["parity"].keys() - {"onnxruntime fp16"}
     assert by == f"openvino {native_precision('cpu')}", "the graph itself is executed"
     assert proof["parity"][by]["random"]["passes"]
     assert proof["parity"][by]["random"]["precision"] == "bf16"
-    assert not list(out.glob("unet-openvino-*"))
+    assert not list(out.glob("teacher-openvino-*"))
     assert proof["no_real_images"].startswith("no real images: give a folder")
-    assert proof["entries"][1].startswith("unet-tensorrt-bf16-")
+    assert proof["entries"][1].startswith("teacher-tensorrt-bf16-")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from tests.commands import Command, CommandServer
 from tests.engine.workers.generations import Start, end
 from tests.tiny_recipe import write_recipe
 
-SHARDS = 12
+SHARDS = 8
 
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), synthesize={"steps": 30})
+    return write_recipe(tmp_path_factory.mktemp("recipe"), synthesize={"steps": 20})
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,8 @@ def test_a_killed_worker_is_replaced_by_the_same_server(crew: PoolCrew, worker: 
 def test_workers_survive_the_end_of_the_server_and_a_new_one_replaces_them(
     number: signal.Signals, crew: PoolCrew, worker: psutil.Process
 ) -> None:
+    assert crew._server is not None
+    crew._server._socket.settimeout(0.5)
     server_of(crew).send_signal(number)
     assert crew.wait(0.5) == []
     assert worker.is_running()

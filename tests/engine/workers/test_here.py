@@ -76,7 +76,7 @@ def test_numbers_that_are_not_finite_are_not_tried_again(
 
 def test_resume_goes_on_with_the_threads_of_the_bank(recipe: Path, tmp_path: Path) -> None:
     """However many workers there are the second time, where the command line gives no threads."""
-    text = recipe.read_text().replace("  threads: 2\n", "")
+    text = recipe.read_text().replace("  threads: 1\n", "")
     assert "threads" not in text
     bare = tmp_path / "bare.yaml"
     bare.write_text(text)

@@ -1,12 +1,16 @@
 """Clusters that are there already: two nodes, and a head that is lost and started again."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.bank.verify import verify
@@ -25,41 +29,58 @@ def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def ray(*arguments: str) -> None:
-    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def start_head(port: int) -> None:
-    ray(
-        *("start", "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=1"),
-        "--include-dashboard=false",
-    )
+class Cluster:
+    """Nodes of a core each, on loopback addresses, of which the first is the head."""
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self.address = f"{HEAD}:{self._port}"
+        self._sessions: set[int] = set()
+
+    def start(self, node: str) -> None:
+        place = ["--head", f"--port={self._port}", "--include-dashboard=false"]
+        if node != HEAD:
+            place = [f"--address={self.address}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place]
+        with subprocess.Popen(
+            [*command, f"--node-ip-address={node}", "--num-cpus=1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as starting:
+            self._sessions.add(starting.pid)
+            said, _ = starting.communicate(timeout=120)
+            assert starting.returncode == 0, said
+
+    def lose(self) -> None:
+        """End all processes of all nodes at once."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(process.pid) in self._sessions:
+                    os.kill(process.pid, signal.SIGKILL)
+        self._sessions.clear()
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
-    """Of a cluster of two nodes with a core each, on two loopback addresses."""
-    port = free_port()
-    try:
-        start_head(port)
-        ray("start", f"--address={HEAD}:{port}", f"--node-ip-address={SECOND}", "--num-cpus=1")
-        yield f"{HEAD}:{port}"
-    finally:
-        ray("stop", "--force")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.lose()
 
 
 @pytest.mark.slow
-def test_two_nodes_make_one_bank(address: str, start: Start, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_nodes_make_one_bank(cluster: Cluster, start: Start, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "bank"
-    end(start(out, "--shards", str(SHARDS), "--ray", address))
+    for node in (HEAD, SECOND):
+        cluster.start(node)
+    end(start(out, "--shards", str(SHARDS), "--ray", cluster.address))
     assert same_bank(out, undisturbed)
     workers = json.loads((out / ".status.json").read_bytes())["workers"]
     made = {worker["host"]: worker["shards"] for worker in workers.values()}
@@ -69,23 +90,20 @@ def test_two_nodes_make_one_bank(address: str, start: Start, undisturbed: Path, 
 
 @pytest.mark.slow
 def test_a_head_that_is_lost_midway(
-    start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command ends; once there is a head again, the same command with --resume makes the rest."""
-    out, port = tmp_path / "bank", free_port()
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # a minute by default
-    try:
-        start_head(port)
-        running = start(out, *ALL, "--ray", f"{HEAD}:{port}", "--resume")
-        until_made(running, out, 3)
-        ray("stop", "--force")
-        running.communicate(timeout=120)
-        assert running.returncode != 0
-        assert [problem for problem in verify(str(out)) if "no committed shard" not in str(problem)] == []
-        start_head(port)
-        end(start(out, *ALL, "--ray", f"{HEAD}:{port}", "--resume"))
-    finally:
-        ray("stop", "--force")
+    out = tmp_path / "bank"
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")  # a minute by default
+    cluster.start(HEAD)
+    running = start(out, *ALL, "--ray", cluster.address, "--resume")
+    until_made(running, out, 2)
+    cluster.lose()
+    running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert [problem for problem in verify(str(out)) if "no committed shard" not in str(problem)] == []
+    cluster.start(HEAD)
+    end(start(out, *ALL, "--ray", cluster.address, "--resume"))
     assert same_bank(out, undisturbed)
 
 

@@ -52,7 +52,7 @@ def test_the_bank_is_the_same(way: list[str], start: Start, undisturbed: Path, t
     [
         pytest.param(POOL, ["--workers", "2"], 10, 0.5, id="pool"),
         pytest.param(
-            RAY, ["--workers", "4", "--ray", "local"], RAY_KILLS, 1.0, id="ray", marks=pytest.mark.ray
+            RAY, ["--workers", "2", "--ray", "local"], RAY_KILLS, 1.0, id="ray", marks=pytest.mark.ray
         ),
     ],
 )
