@@ -14,12 +14,14 @@ from bench.scale.row import row
 from engine.provenance import bank_header
 from engine.recipe import Recipe
 from engine.workers.crew import Crew
-from engine.workers.events import Done, Lost, Ready
+from engine.workers.events import Done, Failed, Lost, Ready, Unable
 from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
 """Shards with little synthesis, so that most of the time is the start."""
+LONGEST = 120.0
+"""Seconds that any step takes; one that takes longer has failed."""
 
 
 def rows() -> Iterator[Row]:
@@ -62,5 +64,11 @@ def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
 
 
 def _until(crew: Crew, kind: type) -> None:
-    while not any(isinstance(event.what, kind) for event in crew.wait(60)):
-        pass
+    """Wait for an event of that kind. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
+    found: list[object] = []
+    last = time.monotonic() + LONGEST
+    while not any(isinstance(what, kind) for what in found):
+        found = [event.what for event in crew.wait(LONGEST)]
+        failure = next((what for what in found if isinstance(what, Failed | Lost | Unable)), None)
+        if time.monotonic() > last or (failure and not isinstance(failure, kind)):
+            raise RuntimeError(f"expected {kind.__name__}, got {failure or f'nothing in {LONGEST:.0f} s'}")

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
 from bench.scale.shards import seconds_an_image
 from engine.preparing import settled_here
+from engine.provenance import bank_header
 from engine.recipe import load_recipe
+from engine.workers.events import Lost, Ready
 from engine.workers.here import HereCrew
+from engine.workers.job import Job
+from engine.workers.pool import PoolCrew
 from tests.tiny_recipe import write_recipe
 
 
@@ -39,3 +44,17 @@ def test_every_shard_of_a_generation_is_seen(tmp_path: Path) -> None:
     assert [len(times) for times in made.times.values()] == [3]
     assert made.images_a_shard == 24
     assert all(held > 50e6 for held in made.rss["worker 1"])
+
+
+def test_a_respawn_that_cannot_load_its_networks_ends_the_bench(tmp_path: Path) -> None:
+    recipe = settled_here(load_recipe(str(write_recipe(tmp_path))))
+    job = Job(recipe=recipe, url=str(tmp_path / "bank"), header=bank_header(recipe))
+    with PoolCrew(job, 1) as crew:
+        crew.resize(1)
+        respawn._until(crew, Ready)
+        (tmp_path / "teacher.safetensors").unlink()
+        crew.members[0].kill()
+        respawn._until(crew, Lost)
+        crew.resize(1)
+        with pytest.raises(RuntimeError, match=r"expected Ready, got Unable.*teacher\.safetensors"):
+            respawn._until(crew, Ready)

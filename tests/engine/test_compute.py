@@ -17,13 +17,14 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machine
 )
 def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: str, monkeypatch) -> None:
     monkeypatch.setattr("kernels.cpu_features", lambda: features)
+    torch.set_num_threads(2)
     used = resolved(ComputeConfig(device="cpu"))
     assert used == ComputeConfig(
         device="cpu",
         precision=precision,
         runtime="openvino",
         runtime_precision=precision,
-        threads=torch.get_num_threads(),
+        threads=2,
         overlap=False,
     )
     assert resolved(used) == used
@@ -91,7 +92,7 @@ def test_accelerator_has_the_asked_precision_even_after_another_one(
     precision: str, dtype: torch.dtype
 ) -> None:
     for first in ("bf16", "fp32"):
-        open_accelerator(ComputeConfig(device="cpu", precision=first, threads=1))
+        open_accelerator(ComputeConfig(device="cpu", precision=first, threads=2))
     accelerator = open_accelerator(ComputeConfig(device="cpu", precision=precision, threads=1))
     assert accelerator.device == torch.device("cpu")
     assert torch.get_num_threads() == 1

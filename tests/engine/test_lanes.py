@@ -59,7 +59,8 @@ def busy_threads(count: int) -> int:
 
 
 def test_threads_are_counted_for_the_calling_thread_alone() -> None:
-    """Each of two threads keeps its own count after the other has set another one; the caller keeps 1."""
+    """Each of two threads keeps its own count after the other has set another one; the caller keeps 2."""
+    torch.set_num_threads(2)
     have_set = threading.Barrier(2)
     seen: dict[int, tuple[int, int]] = {}
 
@@ -75,7 +76,7 @@ def test_threads_are_counted_for_the_calling_thread_alone() -> None:
     for thread in threads:
         thread.join()
     assert seen == {1: (1, 1), 3: (3, 3)}
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_a_thread_of_one_starts_no_others() -> None:

@@ -122,7 +122,9 @@ def same_student(a: Path, b: Path) -> bool:
 OFTEN = ("--schedule.checkpoint_steps", "2")
 
 
-def run_until(commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def run_until(
+    commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> int:
     """The exit code of a run that is interrupted instead of a commit.
 
     Its commits: a checkpoint after each of 4 batches and after each 2 of 6 steps, in rounds of 3.
@@ -138,7 +140,7 @@ def run_until(commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(loop_module.checkpoint, "save", last_commit)
-        return main(command, ["--recipe", str(recipe), "--out", str(out), *OFTEN])
+        return main(command, ["--recipe", str(recipe), "--out", str(out), *OFTEN, *arguments])
 
 
 @pytest.mark.parametrize("cut_after", [0, 4, 8])
@@ -162,6 +164,17 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
     }
     assert same_student(finished, out)
     assert {f.name for f in (out / "bank").iterdir()} == {f.name for f in (finished / "bank").iterdir()}
+
+
+def test_two_threads_repeat_themselves_after_a_cut(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, two = tmp_path / "whole", tmp_path / "cut", ("--threads", "2")
+    first = run(recipe, whole, *two)
+    assert load_recipe(str(whole / "config.yaml")).compute.threads == 2
+    assert run_until(5, recipe, cut, monkeypatch, *two) == 130
+    assert run(recipe, cut, *OFTEN, *two, "--resume")["images_sha256"] == first["images_sha256"]
+    assert same_student(whole, cut)
 
 
 def flip(path: Path) -> None:

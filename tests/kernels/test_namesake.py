@@ -98,7 +98,7 @@ def test_diffusers_and_transformers_work_beside_ours(tmp_path: Path, version: st
 
 
 def test_ours_alone_is_not_taken_for_the_other() -> None:
-    """All other tests use both libraries in such a process."""
+    """Every other test already uses both libraries without the other package."""
     from diffusers.utils import is_kernels_available as diffusers_sees_kernels
     from transformers.utils import is_kernels_available as transformers_sees_kernels
 

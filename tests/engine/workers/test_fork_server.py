@@ -20,7 +20,7 @@ from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import load_recipe
 from engine.workers.events import Event, Lost, Ready, Report, Unable
-from engine.workers.fork_server import BINDING, NAME, Forked, ForkServer, can_fork
+from engine.workers.fork_server import ANSWER_SECONDS, BINDING, NAME, Forked, ForkServer, can_fork
 from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 from engine.workers.preload import QUIET, names_for
@@ -134,6 +134,7 @@ def test_workers_survive_the_end_of_the_server_and_a_new_one_replaces_them(
     number: signal.Signals, crew: PoolCrew, worker: psutil.Process
 ) -> None:
     assert crew._server is not None
+    assert crew._server._socket.gettimeout() == ANSWER_SECONDS
     crew._server._socket.settimeout(0.5)
     server_of(crew).send_signal(number)
     assert crew.wait(0.5) == []

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.bank.verify import verify
 from engine.cli import main
@@ -82,4 +83,5 @@ def test_resume_goes_on_with_the_threads_of_the_bank(recipe: Path, tmp_path: Pat
     bare.write_text(text)
     out = tmp_path / "bank"
     assert main(command, ["--recipe", str(bare), "--out", str(out), "--threads", "1"]) == 0
+    torch.set_num_threads(2)
     assert generate(bare, out, "--resume") == 0

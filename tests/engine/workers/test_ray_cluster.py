@@ -3,16 +3,17 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from engine.bank.reader import BankReader
 from engine.bank.verify import verify
 from tests.engine.workers.conftest import SHARDS
 from tests.engine.workers.generations import Start, end, same_bank, until_made
@@ -23,10 +24,13 @@ ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 
 @pytest.fixture(autouse=True)
-def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's clusters ask who joins them for a token."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray's clusters ask who joins them for a token. These leave their files and their address to nobody."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)  # in /tmp: the paths of Ray's sockets must be short
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
 
 
 def free_port() -> int:
@@ -56,16 +60,26 @@ class Cluster:
             start_new_session=True,
         ) as starting:
             self._sessions.add(starting.pid)
-            said, _ = starting.communicate(timeout=120)
+            try:
+                said, _ = starting.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                self.lose()
+                raise
             assert starting.returncode == 0, said
 
     def lose(self) -> None:
         """End all processes of all nodes at once."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(ProcessLookupError):
-                if os.getsid(process.pid) in self._sessions:
-                    os.kill(process.pid, signal.SIGKILL)
+        while found := [process for process in psutil.process_iter() if self._is_of_a_node(process)]:
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._sessions.clear()
+
+    def _is_of_a_node(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and os.getsid(process.pid) in self._sessions
+        return False
 
 
 @pytest.fixture
@@ -80,8 +94,10 @@ def test_two_nodes_make_one_bank(cluster: Cluster, start: Start, undisturbed: Pa
     out = tmp_path / "bank"
     for node in (HEAD, SECOND):
         cluster.start(node)
-    end(start(out, "--shards", str(SHARDS), "--ray", cluster.address))
-    assert same_bank(out, undisturbed)
+    end(start(out, "--shards", str(2 * SHARDS), "--ray", cluster.address))  # enough for the slower node, too
+    assert verify(str(out)) == []
+    first = BankReader.open(str(out)).only(range(SHARDS))
+    assert first.images_sha256 == BankReader.open(str(undisturbed)).images_sha256
     workers = json.loads((out / ".status.json").read_bytes())["workers"]
     made = {worker["host"]: worker["shards"] for worker in workers.values()}
     assert made.keys() == {HEAD, SECOND}
@@ -93,15 +109,16 @@ def test_a_head_that_is_lost_midway(
     cluster: Cluster, start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command ends; once there is a head again, the same command with --resume makes the rest."""
-    out = tmp_path / "bank"
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")  # a minute by default
+    out, wait_for_head = tmp_path / "bank", "RAY_gcs_rpc_server_reconnect_timeout_s"
     cluster.start(HEAD)
+    monkeypatch.setenv(wait_for_head, "1")  # a minute by default
     running = start(out, *ALL, "--ray", cluster.address, "--resume")
     until_made(running, out, 2)
     cluster.lose()
     running.communicate(timeout=120)
     assert running.returncode != 0
     assert [problem for problem in verify(str(out)) if "no committed shard" not in str(problem)] == []
+    monkeypatch.delenv(wait_for_head)
     cluster.start(HEAD)
     end(start(out, *ALL, "--ray", cluster.address, "--resume"))
     assert same_bank(out, undisturbed)
