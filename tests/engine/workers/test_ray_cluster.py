@@ -25,7 +25,7 @@ ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 @pytest.fixture(autouse=True)
 def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray's clusters ask who joins them for a token. These leave their files and their address to nobody."""
+    """Ask for a token, as real clusters do, and keep all files, and the head's address, in one folder."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)  # in /tmp: the paths of Ray's sockets must be short
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Nodes of a core each, on loopback addresses, of which the first is the head."""
+    """Nodes with one core each, on loopback addresses. The first one is the head."""
 
     def __init__(self) -> None:
         self._port = free_port()
