@@ -118,6 +118,7 @@ def _train(
     for place, bank in enumerate(banks):
         for number in bank.numbers:
             training.add(bank.spans(number), bank=place)
+    training.warn_of_missing_classes()
     if state is not None:
         training.load_state_dict(state["training"])
     elif commits is not None:

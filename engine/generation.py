@@ -92,6 +92,7 @@ class Generation:
             seed=recipe.seed,
             accelerator=accelerator,
             captured=recipe.compute.cuda_graphs,
+            class_weights=recipe.class_weights,
         )
         say = say or progress.say
         self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)

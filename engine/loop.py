@@ -16,6 +16,7 @@ from engine.bank.reader import BankReader
 from engine.bank.snapshot import require_snapshot, snapshot
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
+from engine.coverage import coverage_warning
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
 from engine.models.frozen import frozen
@@ -44,6 +45,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
+    if warning := coverage_warning(recipe, recipe.schedule.total_batches):
+        progress.say(warning)
     check_test_set(recipe.evaluate)
     parts = assemble(recipe, accelerator, progress.say)
     header, url = bank_header(recipe), str(out / BANK)

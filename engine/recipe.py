@@ -96,11 +96,28 @@ class Recipe:
             raise UserError(
                 f"student.weights is {self.student.weights}; a student starts from random weights, set null"
             )
+        self._check_class_weights()
         if self.augment.class_condition == "text" and not self.filter.model:
             raise UserError(
                 "augment.class_condition text needs the text tower of filter.model, which is empty; "
                 "give an open_clip model, or set augment.class_condition to none"
             )
+
+    def _check_class_weights(self) -> None:
+        given = self.synthesize.class_weights
+        for name in given or ():
+            if name not in self.class_names:
+                near = get_close_matches(name, self.class_names, 1)
+                guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
+                raise UserError(f"synthesize.class_weights: no class '{name}'; {guess}")
+        if given is not None and not any(self.class_weights or ()):
+            raise UserError("synthesize.class_weights leaves no class; give one class a weight above 0")
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """How often each class is drawn, in the order of `class_names`; None: all alike."""
+        given = self.synthesize.class_weights
+        return None if given is None else tuple(given.get(name, 1.0) for name in self.class_names)
 
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -208,6 +225,8 @@ def _in_words(kind: Any) -> str:
         return "one of " + ", ".join(map(str, parts))
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(_in_words(part) for part in parts)
+    if get_origin(kind) is dict:
+        return f"a mapping of names, each to {_in_words(parts[1])}"
     return f"a list, each {_in_words(parts[0])}"
 
 
@@ -223,9 +242,9 @@ def to_yaml(recipe: Recipe) -> str:
 def differences(old: Recipe, new: Recipe) -> Iterator[str]:
     """`key: old value -> new value` of each setting that differs."""
     before, after = _flat(asdict(old)), _flat(asdict(new))
-    for key, value in before.items():
-        if value != after[key]:
-            yield f"{key}: {value!r} -> {after[key]!r}"
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            yield f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

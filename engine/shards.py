@@ -8,6 +8,7 @@ from typing import Any
 from engine.bank.names import MANIFEST, shard_name
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter, require_new
+from engine.coverage import coverage_warning
 from engine.errors import FailedShardsError
 from engine.monitor.opening import open_observers
 from engine.monitor.view import View
@@ -37,6 +38,8 @@ def generate(
     """
     view = View()
     view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
+    if warning := coverage_warning(recipe, shards):
+        view.say(warning)
     if not resume:
         require_new(url)
     job = Job(recipe=recipe, url=_everywhere(url), header=bank_header(recipe))

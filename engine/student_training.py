@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -42,6 +43,7 @@ class StudentTraining:
         by default as all are.
         """
         self.config: DistillConfig = recipe.distill
+        self.num_classes = len(recipe.class_names)
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
         self.progress, self.scalars, self.shares = progress, scalars, shares
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -82,6 +84,16 @@ class StudentTraining:
     def add(self, spans: Spans, *, bank: int = 0) -> range:
         """The images of one more shard of bank number `bank`; their rows in the index."""
         return self.index.add(spans, bank=bank)
+
+    def warn_of_missing_classes(self) -> None:
+        """Say how many classes the images so far leave out, if any."""
+        labels = np.unique(self.index.labels(slice(None)))
+        missing = self.num_classes - len(labels)
+        if missing:
+            self.progress.say(
+                f"warning: the banks have no images of {missing:,} of {self.num_classes:,} classes,"
+                " and the student learns nothing of them; engine.generate --resume --shards N makes more"
+            )
 
     def announce(self) -> None:
         """Tells the progress bar of the steps that are left."""

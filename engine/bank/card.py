@@ -20,7 +20,8 @@ def card(manifest: Manifest, stats: Stats) -> bytes:
         _what(manifest, stats),
         "## Made with\nThe licences of these apply to the images.\n" + "\n".join(_bullets(header.facts)),
         _counts(stats),
-        "## Kept images by class\n" + _kept(header.class_names, stats.kept_by_class.tolist()),
+        f"## Kept images by class\n{stats.coverage[0].upper()}{stats.coverage[1:]}.\n"
+        + _kept(header.class_names, stats.kept_by_class.tolist()),
         "## Similarity to the source image, all and kept\n" + _similarity(stats),
         _opening(header),
         f"## Recipe\n```json\n{json.dumps(header.recipe, indent=2)}\n```",

@@ -47,6 +47,14 @@ class Stats:
         bins = np.zeros(len(EDGES) - 1, np.int64)
         return cls(0, 0, np.zeros(num_classes, np.int64), bins, bins, 0, 0)
 
+    @property
+    def coverage(self) -> str:
+        """How many classes have kept images, in a few words."""
+        classes, covered = len(self.kept_by_class), int((self.kept_by_class > 0).sum())
+        if covered == classes:
+            return f"all {classes:,} classes have images"
+        return f"warning: {classes - covered:,} of {classes:,} classes have no images"
+
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))
 

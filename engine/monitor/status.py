@@ -91,10 +91,10 @@ def _classes(manifest: Manifest, stats: Stats) -> Iterator[str]:
     names = [one_line(name) for name in manifest.header.class_names]
     counts = stats.kept_by_class
     shown = np.arange(len(names))
-    title = "kept images by class"
+    title = f"kept images by class ({stats.coverage})"
     if len(names) > CLASSES:
         order = np.argsort(-counts, kind="stable")
         shown = np.concatenate([order[: CLASSES // 2], order[-CLASSES // 2 :]])
-        title += f", the {CLASSES // 2} with the most and the fewest of {len(names):,}"
+        title += f": the {CLASSES // 2} with the most and the fewest of {len(names):,}"
     yield title
     yield from (f"  {line}" for line in histogram([names[i] for i in shown], counts[shown].tolist()))

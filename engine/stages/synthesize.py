@@ -1,6 +1,6 @@
 """Synthesize: invert the teacher with a generator, one batch of images at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
 from engine.stages.inversion import Inversion
+from engine.stages.labels import batch_labels
 from engine.stages.synthesize_config import SynthesizeConfig
 from kernels.fuse import measured
 
@@ -23,7 +24,7 @@ Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Synthesizer:
-    """Inverts `teacher`, which is in eval mode. `captured`: see Inversion.
+    """Inverts `teacher`, which is in eval mode. `captured`: see Inversion; `class_weights`: see batch_labels.
 
     State: the generator weights that the next batch starts from, `needs_warmup`. Batch i draws labels, z,
     crops and flips from (seed, i) alone; with `reinit` its images are a function of (seed, i), with `reuse`
@@ -39,8 +40,9 @@ class Synthesizer:
         seed: int,
         accelerator: Accelerator,
         captured: bool = True,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
-        self.captured = captured
+        self.captured, self.class_weights = captured, class_weights
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -118,7 +120,13 @@ class Synthesizer:
         """One inversion: images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
         config = self.config
         draw = generator(self.seed, "synthesize", index)
-        labels = balanced_labels(config.batch_size, self.teacher.num_classes, draw)
+        labels = batch_labels(
+            index,
+            batch_size=config.batch_size,
+            num_classes=self.teacher.num_classes,
+            seed=self.seed,
+            weights=self.class_weights,
+        )
         z = torch.randn(config.batch_size, config.latent_dim, generator=draw)
         self.generator.train()
         inversion = self.inversion(adversary)
@@ -172,8 +180,3 @@ class Synthesizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.needs_warmup = state["needs_warmup"]
-
-
-def balanced_labels(count: int, num_classes: int, draw: torch.Generator) -> Tensor:
-    """int64 [count], each class as often as the others (up to one), in random order."""
-    return (torch.arange(count) % num_classes)[torch.randperm(count, generator=draw)]

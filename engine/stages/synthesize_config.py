@@ -29,6 +29,8 @@ class SynthesizeConfig:
     """Weight of the BatchNorm statistics; 0 for a teacher without BatchNorm."""
     w_adv: float = 10.0
     """Weight of the adversary; the batches before the first round go without."""
+    class_weights: dict[str, float] | None = None
+    """How often a class is drawn, by its name; a class without a weight has 1. By default all alike."""
     latent_dim: int = 256
     """Width of the generator's input z."""
     lr: float = 1e-3
@@ -45,6 +47,9 @@ class SynthesizeConfig:
             raise UserError(f"synthesize.lr must be above 0, got {self.lr}")
         if not 0 < self.meta_rate <= 1:
             raise UserError(f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}")
+        for name, weight in (self.class_weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
         if self.start == "reinit" and self.warmup_steps:
             raise UserError(
                 f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start reinit redraws the "

@@ -3,13 +3,14 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from engine.coverage import planned_coverage
 from engine.progress import clock
 from engine.recipe import Recipe
 from engine.workers.plan import Sample
 
 
 def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None) -> RenderableType:
-    """A row for each number of workers; above it the shards' size, below it what all rests on."""
+    """A row for each number of workers; above it the shards' size and classes, below it what all rests on."""
     unit = "GPU-hours" if recipe.compute.device == "cuda" else "core-hours"
     table = Table("workers", "time", unit, "kept images/s")
     for count in _counts(shards, workers):
@@ -17,7 +18,7 @@ def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None)
         devices = count * (1 if recipe.compute.device == "cuda" else recipe.compute.threads or 1)
         pace = shards * sample.images / seconds
         table.add_row(str(count), clock(seconds), f"{devices * seconds / 3600:.2f}", f"{pace:.1f}")
-    return Group(_size(sample, shards), table, _basis(sample, recipe))
+    return Group(_size(sample, shards), planned_coverage(recipe, shards), table, _basis(sample, recipe))
 
 
 def _counts(shards: int, workers: int | None) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.assembly import assemble
-from engine.compute import open_accelerator, resolved
+from engine.compute import native_precision, open_accelerator, resolved
 from engine.errors import NonFiniteError, OutOfMemoryError
 from engine.generation import Generation, Made
 from engine.lanes import lanes
@@ -63,7 +63,7 @@ def test_bytes_depend_on_the_number_alone(start: str, threads: int, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_same_in_openvino(recipe: Path) -> None:
-    settings = {"compute__runtime": "openvino", "compute__precision": "bf16"}
+    settings = {"compute__runtime": "openvino", "compute__precision": native_precision("cpu")}
     found = digests(generation(recipe, **settings), range(4))
     other = generation(recipe, **settings)
     assert digests(other, [3, 1, 0, 2]) == found

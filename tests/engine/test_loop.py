@@ -93,6 +93,7 @@ DRAWS = {
     ("align",),
     ("measured-images",),
     *(("synthesize", batch) for batch in range(-1, 4)),
+    *(("labels", turn) for turn in range(-1, 4)),  # 6 images of 3 classes: a turn a batch
     *(("augment", 4 * source, k) for source in range(24) for k in range(3)),
     *(("distill-forward", step, 0) for step in range(6)),
 }

@@ -43,7 +43,7 @@ def test_a_bank_without_a_status(url: str) -> None:
         f"{url}: 3 shards committed; 36 images made, {kept} kept; {100 * share:.0f} % of the variations kept"
     )
     assert writer == "no writer has left a status here: nothing is known of one"
-    assert title == "kept images by class"
+    assert title == "kept images by class (all 3 classes have images)"
     by_class = [sum(int((it.labels[it.kept] == label).sum()) for it in rows) for label in range(3)]
     assert [(line.split()[0], int(line.split()[1])) for line in classes] == list(
         zip(tiny.CLASSES, by_class, strict=True)
@@ -128,7 +128,10 @@ def test_a_thousand_classes_are_the_ten_with_the_most_and_the_fewest(tmp_path: P
     with BankWriter.open(str(tmp_path), tiny.header(class_names=names), resume=False, say=print) as writer:
         writer.commit(0, *tiny.shard(0))
     (title,) = [line for line in status(str(tmp_path)).splitlines() if "by class" in line]
-    assert title == "kept images by class, the 10 with the most and the fewest of 1,000"
+    assert title == (
+        "kept images by class (warning: 997 of 1,000 classes have no images):"
+        " the 10 with the most and the fewest of 1,000"
+    )
     lines = status(str(tmp_path)).splitlines()[3:]
     counts = [int(line.split("[2J")[1].split()[0]) for line in lines]
     assert len(counts) == 20

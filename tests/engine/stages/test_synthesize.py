@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier
 from engine.models.networks import wrn_16_1
-from engine.stages.synthesize import SynthesizeConfig, Synthesizer, balanced_labels
+from engine.stages.synthesize import SynthesizeConfig, Synthesizer
 
 TINY = SynthesizeConfig(batch_size=12, steps=3, latent_dim=16, adversary="none")
 
@@ -151,9 +151,3 @@ def test_no_finite_loss_is_an_error_that_names_the_batch(teacher: Classifier) ->
 def test_values_out_of_range_name_their_field(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SynthesizeConfig(**options)
-
-
-def test_balanced_labels_differ_by_one_at_most() -> None:
-    counts = balanced_labels(23, 5, torch.Generator().manual_seed(0)).bincount(minlength=5)
-    assert counts.sum() == 23
-    assert counts.max() - counts.min() == 1

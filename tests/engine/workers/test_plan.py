@@ -36,6 +36,7 @@ def test_the_command_prints_a_row_for_each_number_of_workers(
     assert main(command, arguments) == 0
     out = capsys.readouterr().out
     assert re.search(r"100 shards: 1,\d00 images, 0\.\d\d GB, \d\d% of the variations accepted", out)
+    assert "classes: all 3 get images, 200.0 synthesized each on average" in out
     rows = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert rows == ["1", "2", "3", "4", "8", "16", "32", "64"]
     assert "core-hours" in out

@@ -1,0 +1,28 @@
+"""Whether a generation will make images of every class."""
+
+from engine.recipe import Recipe
+from engine.stages.labels import classes_covered
+
+
+def planned_coverage(recipe: Recipe, batches: int) -> str:
+    """Return how many classes so many batches have, a line that starts with `warning` if some are missing."""
+    size, weights = recipe.synthesize.batch_size, recipe.class_weights
+    wanted = len(recipe.class_names) if weights is None else sum(weight > 0 for weight in weights)
+    covered = classes_covered(
+        batches, batch_size=size, num_classes=len(recipe.class_names), seed=recipe.seed, weights=weights
+    )
+    if covered == wanted:
+        return (
+            f"classes: all {wanted:,} get images, {batches * size / wanted:,.1f} synthesized each on average"
+        )
+    enough = "more" if weights is not None else f"{-(-wanted // size):,} or more"
+    return (
+        f"warning: {batches * size:,} synthesized images cover {covered:,} of {wanted:,} classes, and the"
+        f" student learns nothing of the others; make {enough} batches of {size:,}"
+    )
+
+
+def coverage_warning(recipe: Recipe, batches: int) -> str | None:
+    """Return `planned_coverage` if classes are missing."""
+    line = planned_coverage(recipe, batches)
+    return line if line.startswith("warning") else None

@@ -1,0 +1,62 @@
+"""Which classes the images of a batch are made for: a function of the seed and the batch's number alone."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.seeding import derive_seed, generator
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio: its multiples fill the circle evenly, however many are taken."""
+CHUNK = 1 << 16
+
+
+def batch_labels(
+    number: int, *, batch_size: int, num_classes: int, seed: int, weights: Sequence[float] | None = None
+) -> Tensor:
+    """Return the labels of batch `number`, int64 [batch_size].
+
+    Without `weights` all classes are equally frequent: their counts differ by at most one within a batch and
+    over batches 0 to n, by at most two over any run of batches. With weights, [num_classes], none negative,
+    class c has its share weights[c] / sum(weights) of any run of labels, to within a few images.
+    """
+    if weights is not None:
+        start = number * batch_size
+        return torch.from_numpy(_weighted(np.arange(start, start + batch_size), weights, seed))
+    # Batches go round one order of the classes until an end of the order is the end of a batch.
+    round_batches = math.lcm(batch_size, num_classes) // batch_size
+    turn, place = divmod(number, round_batches)
+    order = torch.randperm(num_classes, generator=generator(seed, "labels", turn))
+    return order[(place * batch_size + torch.arange(batch_size)) % num_classes]
+
+
+def classes_covered(
+    batches: int, *, batch_size: int, num_classes: int, seed: int, weights: Sequence[float] | None = None
+) -> int:
+    """Return how many classes the first `batches` batches have."""
+    images = batches * batch_size
+    if weights is None:
+        return min(images, num_classes)
+    wanted = sum(weight > 0 for weight in weights)
+    seen = np.zeros(num_classes, np.bool_)
+    for start in range(0, images, CHUNK):
+        seen[_weighted(np.arange(start, min(start + CHUNK, images)), weights, seed)] = True
+        if seen.sum() == wanted:
+            break
+    return int(seen.sum())
+
+
+def _weighted(places: np.ndarray, weights: Sequence[float], seed: int) -> np.ndarray:
+    """Return the class at each place, int64 [N]: a golden-ratio sequence over the classes' shares."""
+    ends = np.cumsum(weights)
+    points = places.astype(np.uint64) * GOLDEN + np.uint64(derive_seed(seed, "labels"))
+    shares = (points >> np.uint64(11)).astype(np.float64) / 2**53  # in [0, 1), exact
+    return np.searchsorted(ends, shares * ends[-1], side="right").clip(max=_last(weights))
+
+
+def _last(weights: Sequence[float]) -> int:
+    """Return the last class with a weight: rounding must not reach a class behind it."""
+    return int(np.flatnonzero(weights)[-1])

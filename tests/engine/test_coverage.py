@@ -1,0 +1,56 @@
+"""Classes that a generation leaves out are said before, in the plan, and of the bank."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.coverage import coverage_warning, planned_coverage
+from engine.errors import UserError
+from engine.recipe import load_recipe
+
+
+def test_all_classes(recipe: Path) -> None:
+    assert planned_coverage(load_recipe(str(recipe)), 2) == (
+        "classes: all 3 get images, 4.0 synthesized each on average"
+    )
+    assert coverage_warning(load_recipe(str(recipe)), 2) is None
+
+
+def test_missing_classes_and_how_many_batches_would_do(recipe: Path) -> None:
+    small = load_recipe(str(recipe), {"synthesize.batch_size": 2})
+    assert coverage_warning(small, 1) == (
+        "warning: 2 synthesized images cover 2 of 3 classes, and the student learns nothing of the others;"
+        " make 2 or more batches of 2"
+    )
+    assert coverage_warning(small, 2) is None
+
+
+def test_weights_by_class_name(recipe: Path) -> None:
+    plain = load_recipe(str(recipe))
+    first, second, _ = plain.class_names
+    weighted = load_recipe(str(recipe), {"synthesize.class_weights": {first: 3, second: 0}})
+    assert weighted.class_weights == (3.0, 0.0, 1.0)
+    assert plain.class_weights is None
+    assert planned_coverage(weighted, 2).startswith("classes: all 2 get images")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"nothing like it": 1.0},
+            "synthesize.class_weights: no class 'nothing like it'; give names of class_names",
+        ),
+        ({"0": -1.0}, "synthesize.class_weights: '0' has -1.0; give 0 or more"),
+        ("many", "synthesize.class_weights must be a mapping of names, each to a number or null, got 'many'"),
+    ],
+)
+def test_weights_that_cannot_be_meant(recipe: Path, weights: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(recipe), {"synthesize.class_weights": weights})
+
+
+def test_weights_that_leave_no_class(recipe: Path) -> None:
+    names = load_recipe(str(recipe)).class_names
+    with pytest.raises(UserError, match=r"synthesize.class_weights leaves no class"):
+        load_recipe(str(recipe), {"synthesize.class_weights": dict.fromkeys(names, 0)})
