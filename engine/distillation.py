@@ -68,8 +68,17 @@ def distill(
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
             images = {"shards": shards, "shares": shares}
             commits = _Commits(folder=out / CHECKPOINTS, images=images, progress=progress, start=start)
-        codec = banks[0].header.codec
-        training = StudentTraining(recipe, pair, accelerator, progress, scalars, codec=codec, shares=shares)
+        header = banks[0].header
+        training = StudentTraining(
+            recipe,
+            pair,
+            accelerator,
+            progress,
+            scalars,
+            codec=header.codec,
+            channels=header.channels,
+            shares=shares,
+        )
         _train(stack.enter_context(training), banks, recipe.schedule, state, commits)
         leave()
         if not is_main:
@@ -156,7 +165,9 @@ def _open(
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:
-    """Raises UserError for a bank of other classes, sizes or codec than the recipe's or the first's."""
+    """Raises UserError for a bank of other classes or sizes than the recipe's, or of other files than
+    the first.
+    """
     size = recipe.teacher.image_size
     if bank.header.class_names != recipe.class_names:
         raise UserError(f"--bank {url} has other class_names than the recipe; give its own recipe or another")
@@ -165,3 +176,8 @@ def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) 
         raise UserError(f"--bank {url} has images of {height}x{width}, teacher.image_size is {size}")
     if bank.header.codec != first.header.codec:
         raise UserError(f"--bank {url} is of codec {bank.header.codec}, the first one {first.header.codec}")
+    if bank.header.channels != first.header.channels:
+        raise UserError(
+            f"--bank {url} has images of {bank.header.channels} channels, the first one of"
+            f" {first.header.channels}; give banks that agree in this"
+        )

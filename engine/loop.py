@@ -90,8 +90,9 @@ class Loop:
         self.progress, self.scalars, self.bank = progress, scalars, bank
         self.reader = reader
         self.generation = Generation(recipe, parts, accelerator, progress)
+        header = reader.header
         self.training = StudentTraining(
-            recipe, parts, accelerator, progress, scalars, codec=recipe.storage.codec
+            recipe, parts, accelerator, progress, scalars, codec=header.codec, channels=header.channels
         )
         self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
         self.examples = Examples()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
 from engine.errors import UserError
 from engine.paths import resolve
@@ -42,6 +43,7 @@ def bank_header(recipe: Recipe) -> Header:
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
         class_names=recipe.class_names,
         image_size=(recipe.teacher.image_size, recipe.teacher.image_size),
+        channels=stored_channels(recipe.storage.codec, recipe.teacher.in_channels),
         codec=recipe.storage.codec,
         quality=recipe.storage.quality,
         facts=found,

@@ -36,10 +36,11 @@ class StudentTraining:
         scalars: SummaryWriter | None,
         *,
         codec: Codec,
+        channels: int,
         shares: Sequence[float] | None = None,
     ) -> None:
-        """`scalars` gets the logged means; `codec` of the banks; `shares` of each batch from each bank,
-        by default as all are.
+        """`scalars` gets the logged means; `codec` and `channels` of the banks; `shares` of each batch from
+        each bank, by default as all are.
         """
         self.config: DistillConfig = recipe.distill
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
@@ -62,6 +63,7 @@ class StudentTraining:
             self.index,
             codec=codec,
             image_size=(size, size),
+            channels=channels,
             batch_size=recipe.distill.batch_size // self.world,
             device=accelerator.device,
         )

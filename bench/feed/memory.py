@@ -87,10 +87,16 @@ def _require_space(folder: Path, needed: int) -> None:
 def measure(folder: Path, images: int) -> tuple[int, int]:
     """Bytes of RSS with one shard, and with all of them in the same feed."""
     index = Index()
-    config = FeedConfig(kind="dali")
-    side = (SIDE, SIDE)
-    device = torch.device("cpu")
-    with open_feed(config, index, codec="raw", image_size=side, batch_size=BATCH, device=device) as feed:
+    feed = open_feed(
+        FeedConfig(kind="dali"),
+        index,
+        codec="raw",
+        image_size=(SIDE, SIDE),
+        channels=3,
+        batch_size=BATCH,
+        device=torch.device("cpu"),
+    )
+    with feed:
         taken = []
         for shards in (range(1), range(1, images // SHARD)):
             for number in shards:

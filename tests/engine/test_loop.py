@@ -183,7 +183,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["00001.tar", "00001.parquet", "00001_stats.json"])
+@pytest.mark.parametrize("name", ["00001.tar", "rows/00001.parquet", "stats/00001.json"])
 def test_a_damaged_shard_that_was_trained_on_stays_until_it_is_restored(
     name: str,
     recipe: Path,
