@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
 from engine.assembly import assemble_pair
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
 from engine.compute import open_accelerator
+from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.errors import UserError
 from engine.progress import Progress
@@ -64,7 +64,7 @@ def distill(
             if not resume:  # a folder is made once everything has loaded
                 stack.enter_context(alone(out, resume=False))
             commit_config(out, recipe)
-            scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
+            scalars = stack.enter_context(Curves(str(out / SCALARS)))
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
             images = {"shards": shards, "shares": shares}
             commits = _Commits(folder=out / CHECKPOINTS, images=images, progress=progress, start=start)

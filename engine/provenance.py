@@ -95,7 +95,7 @@ def _licence(path: Path) -> str:
     """As a model card beside or above the weights states it."""
     folder = path if path.is_dir() else path.parent
     for card in (folder / "README.md", folder.parent / "README.md"):
-        if card.is_file() and (stated := _stated(card.read_text(errors="replace"))):
+        if card.is_file() and (stated := _stated(card.read_text(encoding="utf-8", errors="replace"))):
             return stated
     return NOT_STATED
 

@@ -6,11 +6,11 @@ from typing import Any, Self
 
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from engine.assembly import Pair
 from engine.bank.config import Codec
 from engine.bank.rows import Spans
+from engine.curves import Curves
 from engine.feed.index import Index
 from engine.feed.opening import open_feed
 from engine.feed.order import Order
@@ -33,7 +33,7 @@ class StudentTraining:
         pair: Pair,
         accelerator: Accelerator,
         progress: Progress,
-        scalars: SummaryWriter | None,
+        scalars: Curves | None,
         *,
         codec: Codec,
         channels: int,

@@ -62,4 +62,4 @@ class Summary:
     def write(self, folder: Path) -> None:
         """`folder`/summary.json, whole or not at all."""
         with replacing(folder / FILE_NAME) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
