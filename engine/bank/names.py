@@ -19,7 +19,7 @@ class ShardFiles(NamedTuple):
 
     tar: str
     """Images."""
-    index: str
+    dali_index: str
     """Where they lie in the tar."""
     rows: str
     """One row an image, rejected ones too."""

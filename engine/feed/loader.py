@@ -16,6 +16,7 @@ from engine.bank.codecs import decoder
 from engine.bank.config import Codec
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
+from engine.feed.channels import as_rgb
 from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
 from engine.feed.feed import DTYPES, Feed
@@ -79,8 +80,7 @@ class TorchFeed(Feed):
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            stored = batch.images.to(self.device, non_blocking=True)
-            images = cropped(stored.expand(-1, -1, -1, 3).contiguous(), batch.draw)
+            images = cropped(as_rgb(batch.images, self.device), batch.draw)
             yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw)
 
     def close(self) -> None:

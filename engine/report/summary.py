@@ -57,7 +57,8 @@ class Summary:
     def __post_init__(self) -> None:
         for name in ("teacher_top1", "student_top1", "agreement"):
             missing = getattr(self, name) is None
-            assert missing == (self.accuracy_reason is not None), f"{name} or accuracy_reason, and not both"
+            if missing != (self.accuracy_reason is not None):
+                raise ValueError(f"{name} or accuracy_reason, and not both")
 
     def write(self, folder: Path) -> None:
         """`folder`/summary.json, whole or not at all."""

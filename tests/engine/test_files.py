@@ -2,9 +2,7 @@
 
 import errno
 import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +47,6 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"manifest.json": "old"}
 
 
-@pytest.fixture
-def _small_files() -> Iterator[None]:
-    """No file may get larger than 20,000 bytes, which fails as a full disk does."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, ignored)
-
-
 def _safetensors(path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -80,7 +67,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.usefixtures("_small_files")
+@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_named_whatever_the_library_says(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -95,7 +82,7 @@ def test_a_full_disk_is_named_whatever_the_library_says(name: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("_small_files")
+@pytest.mark.usefixtures("small_files")
 def test_a_checkpoint_on_a_full_disk_is_named_and_the_last_one_stays(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"step": 1})
     with pytest.raises(OSError, match=r"state\.pt'$"):
