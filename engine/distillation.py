@@ -178,6 +178,10 @@ def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) 
         raise UserError(f"--bank {url} is of codec {bank.header.codec}, the first one {first.header.codec}")
     if bank.header.channels != first.header.channels:
         raise UserError(
-            f"--bank {url} has images of {bank.header.channels} channels, the first one of"
-            f" {first.header.channels}; give banks that agree in this"
+            f"--bank {url} stores images as {_colours(bank)}, the first one as {_colours(first)};"
+            " give banks that agree in this"
         )
+
+
+def _colours(bank: BankReader) -> str:
+    return "grey" if bank.header.channels == 1 else "RGB"

@@ -36,6 +36,7 @@ def test_a_bank_is_sound_and_holds_the_recipe(bank: Path, recipe: Path) -> None:
     assert verify(str(bank)) == []
     header = BankReader.open(str(bank)).header
     assert header.recipe["synthesize"]["steps"] == 2
+    assert header.channels == 1, "the teacher is grey"
     assert header.facts["teacher"]["name"] == "engine:wrn_16_1"
     assert len(header.facts["diffusion prior"]["sha256"]) == 64
     assert str(recipe.parent / "prior") in (bank / "README.md").read_text()

@@ -163,7 +163,10 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
         k: v for k, v in first.items() if k not in timed
     }
     assert same_student(finished, out)
-    assert {f.name for f in (out / "bank").iterdir()} == {f.name for f in (finished / "bank").iterdir()}
+    ours, theirs = (
+        {str(file.relative_to(folder)) for file in (folder / "bank").rglob("*")} for folder in (out, finished)
+    )
+    assert ours == theirs
 
 
 def test_two_threads_repeat_themselves_after_a_cut(
