@@ -40,7 +40,7 @@ def write(out: Path) -> Iterator[str]:
         begun = time.monotonic()
         write_part(out / name)
         yield f"{out / name}: {_bytes(out / name) / 1e9:.2f} GB in {time.monotonic() - begun:.1f} s"
-    (out / RECIPE).write_text(yaml.safe_dump(recipe(out.resolve()), sort_keys=False))
+    (out / RECIPE).write_text(yaml.safe_dump(recipe(out.resolve()), sort_keys=False), encoding="utf-8")
     yield f"{out / RECIPE}: python -m export --recipe {out / RECIPE} --runtime tensorrt --out DIR"
 
 
@@ -61,7 +61,7 @@ def write_clip(folder: Path) -> None:
     network = open_clip_network(CLIP, dtype=torch.float16)
     preprocess = {name: network.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation")}
     config = {"model_cfg": open_clip.get_model_config(CLIP), "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
 
 

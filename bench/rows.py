@@ -45,7 +45,15 @@ def _output(command: list[str]) -> str:
     """Return what a program prints; an empty string if it fails or is not installed."""
     folder = Path(__file__).parent
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=20)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            cwd=folder,
+            timeout=20,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
@@ -77,13 +85,13 @@ def table(rows: list[Row], *, header: bool = True) -> str:
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line a row, with the versions that made it."""
     versions = _versions()
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*Row.__dataclass_fields__, *versions])
         writer.writeheader()
         writer.writerows(asdict(row) | versions for row in rows)
@@ -105,7 +113,7 @@ def _versions() -> dict[str, str]:
 def _driver() -> str:
     """Return the version of the NVIDIA kernel module, from nvidia-smi if /proc does not show it."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    text = PROC_DRIVER.read_text() if PROC_DRIVER.exists() else _output(ask)
+    text = PROC_DRIVER.read_text(encoding="utf-8") if PROC_DRIVER.exists() else _output(ask)
     found = re.search(r"\d+(\.\d+)+", text)
     return found[0] if found else "absent"
 

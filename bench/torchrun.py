@@ -22,7 +22,8 @@ def torchrun(module: str, arguments: Sequence[str], *, processes: int) -> "subpr
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
 

@@ -20,8 +20,8 @@ TESTING = ("pytest", "pytest-timeout")
 
 def roots() -> list[str]:
     """Return what must be installed here: the project's requirements and those that travel as wheels."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    lines = (ROOT / "bench/gpu-requirements.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (ROOT / "bench/gpu-requirements.txt").read_text(encoding="utf-8").splitlines()
     travelling = [line for line in lines if line and not line.startswith("#")]
     required = [line for line in project if Requirement(line).name not in OPTIONAL]
     return [line for line in (*required, *travelling, *TESTING) if _applies(Requirement(line))]

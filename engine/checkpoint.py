@@ -14,8 +14,8 @@ FILE = "state.pt"
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Commits `state`, tensors and plain values only, in place of the last one."""
-    with replacing(folder / FILE) as temporary:
-        torch.save(state, temporary)
+    with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)  # to a name its error would not say that the disk is full
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -1,11 +1,20 @@
 """How a command ends: what the user can mend is one line and an exit code, a defect is a traceback."""
 
+import errno
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 
+from engine import terminal
 from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, UserError
 from export.errors import ExportError
+
+_AGAIN = "then repeat the command, with --resume if it has that option"
+REMEDIES = {
+    errno.ENOSPC: f"; free some space on that disk, {_AGAIN}",
+    errno.EDQUOT: f"; free some space or raise the quota, {_AGAIN}",
+    errno.EFBIG: f"; raise the limit on the size of files (ulimit -f), {_AGAIN}",
+}
 
 
 def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
@@ -14,7 +23,10 @@ def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | No
     0 success, 1 numbers that are not finite, memory that runs out, shards or files that fail, 2 a mistake
     of the user, 130 interrupted.
     """
+    terminal.settle()
     code, message = outcome(command, sys.argv[1:] if arguments is None else arguments)
+    if not code and (lost := terminal.lost_output()):
+        code, message = 1, _line(f"error: standard output: {lost.strerror}; the work itself is done")
     if message:
         print(message, file=sys.stderr)
     return code
@@ -31,7 +43,7 @@ def outcome(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
     except ArgumentError as error:
         return 2, _line(f"error: {error}; --help lists the options")
     except OSError as error:
-        return 1, _line(f"error: {error}")
+        return 1, _line(f"error: {error}{REMEDIES.get(error.errno or 0, '')}")
     except KeyboardInterrupt:
         return 130, "interrupted"
     return 0, ""

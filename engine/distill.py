@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from engine import ranks
 from engine.auto_batch.auto import with_default_batches
@@ -18,6 +17,7 @@ from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, check
 from engine.short_flags import add_short_flags
+from engine.terminal import console
 
 NOT_TAKEN = ("compute", "tensorrt", "feed")
 """Sections of a bank's recipe that this command settles for itself."""
@@ -64,7 +64,7 @@ def command(arguments: Sequence[str]) -> None:
             print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
         raise
     if summary is not None:
-        Console(highlight=False).print(results_table(summary, folder))
+        console().print(results_table(summary, folder))
 
 
 def _urls(arguments: Sequence[str]) -> list[str]:

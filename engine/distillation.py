@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
 from engine.assembly import assemble_pair
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
 from engine.compute import open_accelerator
+from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.errors import UserError
 from engine.progress import Progress
@@ -64,12 +64,21 @@ def distill(
             if not resume:  # a folder is made once everything has loaded
                 stack.enter_context(alone(out, resume=False))
             commit_config(out, recipe)
-            scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
+            scalars = stack.enter_context(Curves(str(out / SCALARS)))
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
             images = {"shards": shards, "shares": shares}
             commits = _Commits(folder=out / CHECKPOINTS, images=images, progress=progress, start=start)
-        codec = banks[0].header.codec
-        training = StudentTraining(recipe, pair, accelerator, progress, scalars, codec=codec, shares=shares)
+        header = banks[0].header
+        training = StudentTraining(
+            recipe,
+            pair,
+            accelerator,
+            progress,
+            scalars,
+            codec=header.codec,
+            channels=header.channels,
+            shares=shares,
+        )
         _train(stack.enter_context(training), banks, recipe.schedule, state, commits)
         leave()
         if not is_main:
@@ -157,7 +166,9 @@ def _open(
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:
-    """Raises UserError for a bank of other classes, sizes or codec than the recipe's or the first's."""
+    """Raises UserError for a bank of other classes or sizes than the recipe's, or of other files than
+    the first.
+    """
     size = recipe.teacher.image_size
     if bank.header.class_names != recipe.class_names:
         raise UserError(f"--bank {url} has other class_names than the recipe; give its own recipe or another")
@@ -166,3 +177,12 @@ def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) 
         raise UserError(f"--bank {url} has images of {height}x{width}, teacher.image_size is {size}")
     if bank.header.codec != first.header.codec:
         raise UserError(f"--bank {url} is of codec {bank.header.codec}, the first one {first.header.codec}")
+    if bank.header.channels != first.header.channels:
+        raise UserError(
+            f"--bank {url} stores images as {_colours(bank)}, the first one as {_colours(first)};"
+            " give banks that agree in this"
+        )
+
+
+def _colours(bank: BankReader) -> str:
+    return "grey" if bank.header.channels == 1 else "RGB"

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine import cli, ranks
+from engine import cli, ranks, terminal
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -24,9 +24,10 @@ def main(command: Command) -> int:
     """
     if ranks.world() == 1:
         return cli.main(command)
+    terminal.settle()
     with contextlib.ExitStack() as stack:
         if not ranks.is_main():
-            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         code, message = _outcome(command)
     if code:

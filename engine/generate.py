@@ -20,6 +20,7 @@ from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.preparing import parsed, settled_to_make
 from engine.recipe import Recipe
 from engine.short_flags import add_short_flags
+from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
@@ -142,14 +143,12 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if options.ray:
         raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
-    from rich.console import Console
-
     from engine.workers.plan import sample
     from engine.workers.plan_table import plan_table
 
     settled = settled_to_make(_shared(recipe, options.workers or _local_workers(recipe)))
-    console = Console(highlight=False)
-    console.print(plan_table(sample(settled, console.print), settled, options.shards, options.workers))
+    out = console()
+    out.print(plan_table(sample(settled, out.print), settled, options.shards, options.workers))
 
 
 if __name__ == "__main__":

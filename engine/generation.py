@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine.assembly import Assembly
 from engine.bank.rows import Rows
 from engine.batch import ImageBatch
 from engine.errors import OutOfMemoryError
+from engine.grey import greyed
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
 from engine.micro_batch import MicroBatch, is_out_of_memory
 from engine.pipeline import pipelined
@@ -221,6 +222,8 @@ class Generation:
                 micro_batch=self.augment_batch,
             ):
                 self._require_wanted()
+                if self.recipe.teacher.in_channels == 1:
+                    batch = replace(batch, images=greyed(batch.images))
                 made.append(batch)
                 stage.advance(len(batch))
         return ImageBatch.cat(made)

@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
@@ -17,6 +16,7 @@ from engine.bank.snapshot import require_snapshot, snapshot
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
 from engine.coverage import coverage_warning
+from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
 from engine.models.frozen import frozen
@@ -58,7 +58,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         bank = stack.enter_context(
             BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)
         )
-        scalars = stack.enter_context(SummaryWriter(str(out / SCALARS)))
+        scalars = stack.enter_context(Curves(str(out / SCALARS)))
         reader = BankReader.open(url, verify=False)  # what it reads, the writer wrote or verified
         require_snapshot(reader, url, trained)
         loop = stack.enter_context(Loop(recipe, parts, accelerator, progress, scalars, bank, reader))
@@ -85,7 +85,7 @@ class Loop:
         parts: Assembly,
         accelerator: Accelerator,
         progress: Progress,
-        scalars: SummaryWriter,
+        scalars: Curves,
         bank: BankWriter,
         reader: BankReader,
     ) -> None:
@@ -93,8 +93,9 @@ class Loop:
         self.progress, self.scalars, self.bank = progress, scalars, bank
         self.reader = reader
         self.generation = Generation(recipe, parts, accelerator, progress)
+        header = reader.header
         self.training = StudentTraining(
-            recipe, parts, accelerator, progress, scalars, codec=recipe.storage.codec
+            recipe, parts, accelerator, progress, scalars, codec=header.codec, channels=header.channels
         )
         self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
         self.examples = Examples()

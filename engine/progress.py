@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from engine.terminal import console
 
 
 @dataclass(kw_only=True)
@@ -68,9 +69,9 @@ class Progress:
         self.counts: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False)
+        self._console = console(quiet=quiet)
         self._bars = RichProgress(
-            TextColumn("[bold]{task.description:<10}"),
+            TextColumn("{task.description:<10}", style="bold", markup=False),
             BarColumn(bar_width=24),
             _StageColumn(),
             console=self._console,
@@ -88,7 +89,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line above the bars."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def announce(self, name: str, *, total: int, unit: str) -> None:
         """The whole run's units of a stage that is entered many times, so that its time left is the run's."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
 from engine.errors import UserError
 from engine.paths import resolve
@@ -42,6 +43,7 @@ def bank_header(recipe: Recipe) -> Header:
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
         class_names=recipe.class_names,
         image_size=(recipe.teacher.image_size, recipe.teacher.image_size),
+        channels=stored_channels(recipe.storage.codec, recipe.teacher.in_channels),
         codec=recipe.storage.codec,
         quality=recipe.storage.quality,
         facts=found,
@@ -93,7 +95,7 @@ def _licence(path: Path) -> str:
     """As a model card beside or above the weights states it."""
     folder = path if path.is_dir() else path.parent
     for card in (folder / "README.md", folder.parent / "README.md"):
-        if card.is_file() and (stated := _stated(card.read_text(errors="replace"))):
+        if card.is_file() and (stated := _stated(card.read_text(encoding="utf-8", errors="replace"))):
             return stated
     return NOT_STATED
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from engine import ranks
 from engine.auto_batch.auto import has_auto_batch
@@ -16,6 +15,7 @@ from engine.progress import Progress
 from engine.report.table import results_table
 from engine.run_folder import check
 from engine.short_flags import add_short_flags
+from engine.terminal import console
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def command(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
         raise
-    Console(highlight=False).print(results_table(summary, folder))
+    console().print(results_table(summary, folder))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def commit_config(folder: Path, recipe: Recipe) -> None:
     from engine.files import replacing
 
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(to_yaml(recipe))
+        temporary.write_text(to_yaml(recipe), encoding="utf-8")
 
 
 def save_student(folder: Path, network: "nn.Module") -> None:

@@ -7,11 +7,11 @@ from typing import Any, Self
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from engine.assembly import Pair
 from engine.bank.config import Codec
 from engine.bank.rows import Spans
+from engine.curves import Curves
 from engine.feed.index import Index
 from engine.feed.opening import open_feed
 from engine.feed.order import Order
@@ -34,13 +34,14 @@ class StudentTraining:
         pair: Pair,
         accelerator: Accelerator,
         progress: Progress,
-        scalars: SummaryWriter | None,
+        scalars: Curves | None,
         *,
         codec: Codec,
+        channels: int,
         shares: Sequence[float] | None = None,
     ) -> None:
-        """`scalars` gets the logged means; `codec` of the banks; `shares` of each batch from each bank,
-        by default as all are.
+        """`scalars` gets the logged means; `codec` and `channels` of the banks; `shares` of each batch from
+        each bank, by default as all are.
         """
         self.config: DistillConfig = recipe.distill
         self.num_classes = len(recipe.class_names)
@@ -64,6 +65,7 @@ class StudentTraining:
             self.index,
             codec=codec,
             image_size=(size, size),
+            channels=channels,
             batch_size=recipe.distill.batch_size // self.world,
             device=accelerator.device,
         )

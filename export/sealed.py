@@ -19,7 +19,7 @@ def seal(folder: Path, key: dict[str, Any]) -> None:
         "created": datetime.now(UTC).isoformat(),
         "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         fsync(path)
     fsync(folder)
@@ -69,7 +69,7 @@ def _card(folder: Path) -> dict[str, Any]:
     if not _plain(path):
         raise _altered(folder, CARD, "is missing or not a plain file")
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise _altered(folder, CARD, "was altered") from None
     if not (isinstance(card, dict) and isinstance(card.get("files"), dict) and "key" in card):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from export import locks, sealed
+from export.disk import full_disk
 
 BESIDE = ".beside"
 PART = ".part-"
@@ -134,8 +135,10 @@ class Store:
             sealed.seal(part, key.fields())
             part.rename(self.folder / key.name)
             sealed.fsync(self.folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
+            if (failure := full_disk(error, part)) is not None:
+                raise failure from error
             raise
 
     def _reason(self, key: Key, doing: str) -> str:
@@ -144,7 +147,7 @@ class Store:
         earlier = []
         for card in self.folder.glob(f"{key.family}*/{sealed.CARD}"):
             with suppress(OSError, ValueError, LookupError, TypeError):
-                read = json.loads(card.read_text())
+                read = json.loads(card.read_text(encoding="utf-8"))
                 earlier.append((read["created"], dict(read["key"]["parts"])))
         if not earlier:
             return f"{doing} {what} for the first time"

@@ -28,6 +28,7 @@ def opened(work: Workload, laid: Laid, kind: Literal["dali", "torch"]) -> Feed:
         laid.index,
         codec=work.codec,
         image_size=(work.side, work.side),
+        channels=3,
         batch_size=BATCH,
         device=torch.device("cpu"),
     )

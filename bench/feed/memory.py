@@ -41,7 +41,7 @@ def rows(images: int) -> Iterator[Row]:
         for number in range(1, images // SHARD):
             shutil.copyfile(spans.path, _path(Path(folder), number))
         command = [sys.executable, "-m", "bench.feed.memory", folder, str(images)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
     small, large = json.loads(done.stdout)
     an_image = (large - small) / (images - SHARD)
     yield _row("feed/memory", f"at {SHARD} images", large / 2**20, small / 2**20, "MiB of RSS", images)
@@ -87,10 +87,16 @@ def _require_space(folder: Path, needed: int) -> None:
 def measure(folder: Path, images: int) -> tuple[int, int]:
     """Bytes of RSS with one shard, and with all of them in the same feed."""
     index = Index()
-    config = FeedConfig(kind="dali")
-    side = (SIDE, SIDE)
-    device = torch.device("cpu")
-    with open_feed(config, index, codec="raw", image_size=side, batch_size=BATCH, device=device) as feed:
+    feed = open_feed(
+        FeedConfig(kind="dali"),
+        index,
+        codec="raw",
+        image_size=(SIDE, SIDE),
+        channels=3,
+        batch_size=BATCH,
+        device=torch.device("cpu"),
+    )
+    with feed:
         taken = []
         for shards in (range(1), range(1, images // SHARD)):
             for number in shards:
@@ -104,7 +110,7 @@ def measure(folder: Path, images: int) -> tuple[int, int]:
 
 
 def _rss() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 def _spans(folder: Path, number: int) -> Spans:

@@ -59,5 +59,6 @@ def _apart(curve: dict[int, float], other: dict[int, float]) -> float:
 
 
 def _seconds(out: Path) -> float:
-    seconds: float = json.loads((out / "summary.json").read_text())["seconds_by_stage"]["distill"]
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    seconds: float = summary["seconds_by_stage"]["distill"]
     return seconds

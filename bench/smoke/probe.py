@@ -67,7 +67,7 @@ class Probe:
                 torch.cuda.synchronize()
         order = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=order, row_limit=45)
-        (self.out / f"{name}.prof").write_text(table)
+        (self.out / f"{name}.prof").write_text(table, encoding="utf-8")
         return sum(event.name.startswith(LAUNCHES) for event in profile.events())
 
 

@@ -28,7 +28,7 @@ def run(checks: Mapping[str, Check], probe: Probe, *, seconds: float) -> list[st
             line = f"SKIP {name}: needs a GPU"
         except Exception as error:  # whatever it is, the other checks go on
             failed.append(name)
-            (probe.out / f"{name}.trace").write_text(traceback.format_exc())
+            (probe.out / f"{name}.trace").write_text(traceback.format_exc(), encoding="utf-8")
             line = f"FAIL {name}: {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
         print(f"{line} [{time.perf_counter() - start:.0f} s]", flush=True)
         gc.collect()

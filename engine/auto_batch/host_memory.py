@@ -13,11 +13,11 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
     """What the system can give without swapping, within the limit of a container (cgroup v2)."""
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
     return free
 
 
@@ -32,7 +32,7 @@ class HostMemory:
         with suppress(AttributeError):  # glibc alone keeps freed memory mapped, which would hide growth
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # where it is not allowed an earlier peak counts: the search ends sooner
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._start = _resident_bytes()
 
     def fits(self, now: int, next: int) -> bool:
@@ -42,9 +42,9 @@ class HostMemory:
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 def _peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

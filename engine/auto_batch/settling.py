@@ -80,5 +80,5 @@ def _question(recipe: Recipe, stage: Step, networks: dict[str, dict[str, Any]]) 
 
 
 def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")

@@ -50,7 +50,7 @@ def _features(header: Header) -> list[dict[str, Any]]:
     """Of the samples, as Hugging Face's datasets names them."""
     image: dict[str, Any] = {"dtype": "image"}
     if header.codec == "raw":
-        image = {"dtype": {"array3_d": {"dtype": "uint8", "shape": [*header.image_size, 3]}}}
+        image = {"dtype": {"array3_d": {"dtype": "uint8", "shape": [*header.image_size, header.channels]}}}
     kinds = {
         "key": "int64",
         "label": "int64",
@@ -82,11 +82,12 @@ def _size_category(images: int) -> str:
 
 def _what(manifest: Manifest, stats: Stats) -> str:
     height, width = manifest.header.image_size
+    colours = "grey" if manifest.header.channels == 1 else "RGB"
     return (
         "# Synthetic images for distillation\n"
         "All images are synthetic: a trained classifier was inverted, and a diffusion model may have varied\n"
         "what came out. None is a photograph of anything.\n\n"
-        f"{stats.images:,} images of {height} x {width} (RGB, {manifest.header.codec}) of"
+        f"{stats.images:,} images of {height} x {width} ({colours}, {manifest.header.codec}) of"
         f" {len(manifest.header.class_names):,} classes, in {len(manifest.shards):,} shards."
     )
 
@@ -147,14 +148,16 @@ def _opening(header: Header) -> str:
     decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
     return f"""## How to open it
 Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
-teacher's top-1). The parquet files have one row an image, rejected ones too, and the place of those kept.
+teacher's top-1). The table in rows/ has one row an image, rejected ones too, and the place of those kept.
 DALI takes no tar without images.
 ```python
 webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
 datasets.load_dataset("BANK")
-datasets.load_dataset("parquet", data_files="BANK/*.parquet")
+pandas.read_parquet("BANK/rows")
+pyarrow.dataset.dataset("BANK/rows")
+datasets.load_dataset("parquet", data_files="BANK/rows/*.parquet")
 encoded, described = fn.readers.webdataset(
-    paths="BANK/00000.tar", index_paths="BANK/00000.idx", ext=["{extension}", "json"]
+    paths="BANK/00000.tar", index_paths="BANK/index/00000.idx", ext=["{extension}", "json"]
 )
 images = {decoder}
 ```"""

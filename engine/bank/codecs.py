@@ -19,9 +19,9 @@ THREADS = min(4, os.cpu_count() or 1)
 
 
 def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
-    """One file an image of uint8 [K, H, W, 3]."""
+    """One file an image of uint8 [K, H, W, C]; C is 3 or, but for webp, which has no grey, 1."""
     if codec == "raw":
-        header = npy_header(images.shape[1], images.shape[2])
+        header = npy_header(*images.shape[1:])
         return [header + image.tobytes() for image in images]
     settings = _settings(codec, quality)
 
@@ -29,23 +29,23 @@ def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
         from PIL import Image
 
         file = io.BytesIO()
-        Image.fromarray(image).save(file, codec, **settings)
+        Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(file, codec, **settings)
         return file.getvalue()
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(one, images))
 
 
-def decoder(codec: Codec, size: tuple[int, int]) -> Callable[[bytes], Images]:
-    """What turns a file into uint8 [H, W, 3], and raises ValueError where it is no image of `size` (H, W)."""
-    return _raw_decoder(size) if codec == "raw" else _pil_decoder(codec, size)
+def decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
+    """What turns a file into uint8 [H, W, C], and raises ValueError if it is no image of `size` (H, W)."""
+    return _raw_decoder(size, channels) if codec == "raw" else _pil_decoder(codec, size, channels)
 
 
 @cache
-def npy_header(height: int, width: int) -> bytes:
+def npy_header(height: int, width: int, channels: int) -> bytes:
     """The 128 bytes before the pixels in a .npy file of format 1.0."""
     file = io.BytesIO()
-    description = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
+    description = {"descr": "|u1", "fortran_order": False, "shape": (height, width, channels)}
     np.lib.format.write_array_header_1_0(file, description)
     return file.getvalue()
 
@@ -58,10 +58,10 @@ def _settings(codec: Codec, quality: int) -> dict[str, Any]:
     return {"quality": quality, "subsampling": 0}
 
 
-def _raw_decoder(size: tuple[int, int]) -> Callable[[bytes], Images]:
-    header = npy_header(*size)
-    shape = (*size, 3)
-    length = len(header) + size[0] * size[1] * 3
+def _raw_decoder(size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
+    header = npy_header(*size, channels)
+    shape = (*size, channels)
+    length = len(header) + size[0] * size[1] * channels
 
     def decode(data: bytes) -> Images:
         if len(data) != length or not data.startswith(header):
@@ -71,16 +71,19 @@ def _raw_decoder(size: tuple[int, int]) -> Callable[[bytes], Images]:
     return decode
 
 
-def _pil_decoder(codec: Codec, size: tuple[int, int]) -> Callable[[bytes], Images]:
+def _pil_decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
     from PIL import Image
+
+    mode = "L" if channels == 1 else "RGB"
 
     def decode(data: bytes) -> Images:
         try:
             with Image.open(io.BytesIO(data), formats=[codec]) as image:
-                if image.size == size[::-1] and image.mode == "RGB":
-                    return np.asarray(image)
+                if image.size == size[::-1] and image.mode == mode:
+                    return np.asarray(image).reshape(*size, channels)
         except Exception as error:  # on damaged and hostile files PIL raises a dozen kinds
             raise ValueError(f"cannot be decoded ({error})") from None
-        raise ValueError(f"is no RGB image of {size[0]} x {size[1]}")
+        kind = "grey" if channels == 1 else "RGB"
+        raise ValueError(f"is no {kind} image of {size[0]} x {size[1]}")
 
     return decode

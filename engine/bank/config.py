@@ -20,3 +20,8 @@ class StorageConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
             raise UserError(f"storage.quality is {self.quality}; set it to 1 to 100")
+
+
+def stored_channels(codec: Codec, in_channels: int) -> int:
+    """Channels of the stored images if the teacher takes `in_channels`; webp has no grey."""
+    return 3 if codec == "webp" else in_channels

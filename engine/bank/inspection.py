@@ -9,7 +9,6 @@ from engine.bank.codecs import EXTENSIONS, decoder
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.index import dali_index
 from engine.bank.manifest import Header, ShardEntry
-from engine.bank.names import shard_files
 from engine.bank.samples import descriptions, stems
 from engine.bank.stats import Stats
 from engine.bank.storage import Storage
@@ -28,8 +27,8 @@ class Problem:
         return f"{self.file} {self.what}"
 
 
-def shard_problems(storage: Storage, header: Header, number: int, entry: ShardEntry) -> list[Problem]:
-    contents = {name: data for name in shard_files(number) if (data := _read(storage, name)) is not None}
+def shard_problems(storage: Storage, header: Header, entry: ShardEntry) -> list[Problem]:
+    contents = {name: data for name in entry.names if (data := _read(storage, name)) is not None}
     found = []
     for name, expected in entry.files.items():
         damage = expected.damage(Fingerprint.of(contents[name]) if name in contents else None)
@@ -74,7 +73,7 @@ def _samples(header: Header, table: Table, tar: bytes, found: list[Member]) -> I
     kept = table.rows.kept
     places = np.stack([table.offsets[kept], table.sizes[kept]], axis=1).tolist()
     described = descriptions(table.rows, header.class_names)
-    decode = decoder(header.codec, header.image_size)
+    decode = decoder(header.codec, header.image_size, header.channels)
     extension = EXTENSIONS[header.codec]
     pairs = zip(stems(table.rows), found[::2], found[1::2], places, described, strict=True)
     for stem, image, description, place, expected in pairs:

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
-from engine.bank.names import MANIFEST, shard_files, shard_name
+from engine.bank.names import MANIFEST, ShardFiles, shard_files, shard_name, version_1_files
 from engine.errors import UserError
 
-VERSION = 1
+VERSION = 2
+"""Of what is written. Version 1, which is still read: files without folders, three channels in all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Header:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     """H, W"""
+    channels: int
+    """Of the stored images: 3 (RGB), or 1 (grey), which readers give as three equal ones."""
     codec: Codec
     quality: int
     facts: dict[str, Any]
@@ -52,6 +55,10 @@ class ShardEntry:
     """The kept ones."""
     origin: Origin | None = None
 
+    @property
+    def names(self) -> ShardFiles:
+        return ShardFiles(*self.files)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -62,6 +69,8 @@ class Manifest:
     """By their numbers, ascending."""
     writer: str | None = None
     """Who writes to the bank, where no lock can say so."""
+    version: int = VERSION
+    """As it was read; only VERSION can be written."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", dict(sorted(self.shards.items())))
@@ -72,7 +81,9 @@ class Manifest:
         return sum(entry.images for entry in self.shards.values())
 
     def to_json(self) -> bytes:
-        """One line a shard; `sha256` is over all the rest."""
+        """One line a shard; `sha256` is over all the rest. Raises ValueError for an earlier version."""
+        if self.version != VERSION:
+            raise ValueError(f"a manifest of version {self.version} is only read")
         shards = {shard_name(number): _fields(entry) for number, entry in self.shards.items()}
         document = {
             "version": VERSION,
@@ -91,16 +102,22 @@ class Manifest:
         try:
             document = json.loads(data)
             digest = document.pop("sha256")
-            if document["version"] != VERSION:
+            version = document["version"]
+            if version not in (1, VERSION):
                 raise UserError(
-                    f"{bank}/{MANIFEST} is of version {document['version']}; this engine reads {VERSION}"
+                    f"{bank}/{MANIFEST} is of version {version}; this engine reads versions 1 to {VERSION}"
                 )
             if digest != _digest(document):
                 raise ValueError("its SHA-256 differs")
+            if version == 1:
+                document["header"]["channels"] = 3
+            names = version_1_files if version == 1 else shard_files
+            shards = ((int(name), fields) for name, fields in document["shards"].items())
             return cls(
                 header=_header(document["header"]),
-                shards={int(name): _entry(name, it) for name, it in document["shards"].items()},
+                shards={number: _entry(number, names(number), fields) for number, fields in shards},
                 writer=document["writer"],
+                version=version,
             )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
@@ -126,15 +143,17 @@ def _header(fields: dict[str, Any]) -> Header:
     names, size = tuple(fields.pop("class_names")), tuple(fields.pop("image_size"))
     header = Header(class_names=names, image_size=size, **fields)
     sides = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if not (sides and header.codec in get_args(Codec) and all(type(name) is str for name in names)):
+    channels = type(header.channels) is int and header.channels in (1, 3)
+    texts = all(type(name) is str for name in names)
+    if not (sides and channels and texts and header.codec in get_args(Codec)):
         raise ValueError("its header is not a bank's")
     return header
 
 
-def _entry(name: str, fields: dict[str, Any]) -> ShardEntry:
+def _entry(number: int, names: ShardFiles, fields: dict[str, Any]) -> ShardEntry:
     files = {file: Fingerprint(*values) for file, values in fields.pop("files").items()}
-    if tuple(files) != shard_files(int(name)) or not all(map(_valid, files.values())):
-        raise ValueError(f"shard {name} has other files than a shard's")
+    if tuple(files) != names or not all(map(_valid, files.values())):
+        raise ValueError(f"shard {shard_name(number)} has other files than a shard's")
     origin = fields.pop("origin", None)
     return ShardEntry(files=files, origin=origin and Origin(**origin), **fields)
 

@@ -15,7 +15,7 @@ from engine.bank.tars import TarError, members
 from engine.bank.writer import BankWriter
 from engine.errors import UserError
 
-COMMON = ("class_names", "image_size", "codec")
+COMMON = ("class_names", "image_size", "channels", "codec")
 """What banks must have in common."""
 
 
@@ -64,8 +64,7 @@ def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Ite
     for storage, manifest in zip(storages, manifests, strict=True):
         header = manifest.header
         for number, entry in manifest.shards.items():
-            tar, _, rows, _ = shard_files(number)
-            identity = entry.files[tar if entry.images else rows].sha256
+            identity = entry.files[entry.names.tar if entry.images else entry.names.rows].sha256
             if identity not in seen:
                 origin = entry.origin or Origin(
                     settings_sha256=header.settings_sha256, seed=header.recipe.get("seed"), number=number
@@ -83,6 +82,7 @@ def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
         settings_sha256=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         class_names=first.class_names,
         image_size=first.image_size,
+        channels=first.channels,
         codec=first.codec,
         quality=first.quality,
         facts=by_bank([manifest.header.facts for manifest in manifests]),

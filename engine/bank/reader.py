@@ -12,7 +12,7 @@ import numpy as np
 from engine.bank.codecs import Images, decoder
 from engine.bank.fingerprint import DamagedError
 from engine.bank.manifest import Header, Manifest, ShardEntry
-from engine.bank.names import MANIFEST, shard_files, shard_name
+from engine.bank.names import MANIFEST, shard_name
 from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import Table, from_parquet
@@ -59,7 +59,7 @@ class BankReader:
     @property
     def images_sha256(self) -> str:
         """The same for banks with the same images, whatever else is in them."""
-        tars = [entry.files[shard_files(number)[0]].sha256 for number, entry in self._manifest.shards.items()]
+        tars = [entry.files[entry.names.tar].sha256 for entry in self._manifest.shards.values()]
         return hashlib.sha256(json.dumps([self.header.image_size, tars]).encode()).hexdigest()
 
     def only(self, numbers: Iterable[int]) -> "BankReader":
@@ -90,9 +90,9 @@ class BankReader:
         )
 
     def images(self, number: int, positions: Sequence[int] | Int) -> Images:
-        """uint8 [n, H, W, 3]; `positions` are among the kept images of a shard."""
+        """uint8 [n, H, W, 3], grey ones too; `positions` are among the kept images of a shard."""
         spans = self.spans(number)
-        decode = decoder(self.header.codec, self.header.image_size)
+        decode = decoder(self.header.codec, self.header.image_size, self.header.channels)
         images = np.empty((len(positions), *self.header.image_size, 3), np.uint8)
         with spans.path.open("rb") as tar:
             for image, position in zip(images, positions, strict=True):
@@ -104,14 +104,14 @@ class BankReader:
         return images
 
     def _table(self, number: int) -> Table:
-        path = self._file(number, shard_files(number)[2])
+        path = self._file(number, self.shards[number].names.rows)
         try:
             return from_parquet(path.read_bytes(), len(self.header.class_names))
         except ValueError as error:
             raise self._bad(number, f"{path.name} {error}") from None
 
     def _tar(self, number: int, table: Table) -> Path:
-        name = shard_files(number)[0]
+        name = self.shards[number].names.tar
         first = not self._is_verified(number, name)
         path = self._file(number, name)
         if first and self._verify:

@@ -16,8 +16,12 @@ def require_same_settings(url: str, stored: Header, new: Header) -> None:
             f"--resume: {url} was made with other settings: {difference or 'they differ'};"
             " repeat the first command's settings or give another bank"
         )
-    common = ("class_names", "image_size", "codec", "quality")
-    assert all(getattr(stored, name) == getattr(new, name) for name in common), "settings_sha256 covers these"
+    for name in ("class_names", "image_size", "channels", "codec", "quality"):
+        before, after = getattr(stored, name), getattr(new, name)
+        if before != after:
+            raise UserError(
+                f"--resume: {url} was made with another {name} ({before!r} -> {after!r}); give another bank"
+            )
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

@@ -15,10 +15,13 @@ from engine.bank.tars import pack
 
 
 def shard_contents(number: int, rows: Rows, images: Images, header: Header) -> dict[str, bytes]:
-    """The bytes of each file by its name; `images` are uint8 [K, H, W, 3], those kept, in the rows' order."""
+    """The bytes of each file by its name; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
+
+    Raises ValueError for rows or images that are not of a shard of that header.
+    """
     _check(rows, images, header)
     extension = EXTENSIONS[header.codec]
-    encoded = encode(images, header.codec, header.quality)
+    encoded = encode(images[..., : header.channels], header.codec, header.quality)
     files: list[tuple[str, bytes]] = []
     described = descriptions(rows, header.class_names)
     for stem, image, description in zip(stems(rows), encoded, described, strict=True):
@@ -36,6 +39,10 @@ def shard_contents(number: int, rows: Rows, images: Images, header: Header) -> d
 
 def _check(rows: Rows, images: Images, header: Header) -> None:
     fault = row_fault(rows, len(header.class_names))
-    assert fault is None, fault
-    assert images.dtype == np.uint8, images.dtype
-    assert images.shape == (rows.kept.sum(), *header.image_size, 3), images.shape
+    if fault is not None:
+        raise ValueError(fault)
+    shape = (rows.kept.sum(), *header.image_size, 3)
+    if images.dtype != np.uint8 or images.shape != shape:
+        raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 {shape}")
+    if header.channels == 1 and (images[..., 1:] != images[..., :1]).any():
+        raise ValueError("images of a grey bank have three equal channels, and these do not")

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from engine.bank.names import shard_files, shard_name
+from engine.bank.manifest import ShardEntry
+from engine.bank.names import shard_name
 from engine.bank.reader import BankReader
 from engine.errors import UserError
 
@@ -14,17 +15,21 @@ def snapshot(bank: BankReader, numbers: Iterable[int] | None = None) -> Snapshot
     """Of the numbered shards; of all by default."""
     shards = bank.shards
     chosen = shards if numbers is None else numbers
-    return {number: shards[number].files[shard_files(number)[0]].sha256 for number in chosen}
+    return {number: _tar_sha256(shards[number]) for number in chosen}
 
 
 def require_snapshot(bank: BankReader, url: str, taken: Snapshot) -> None:
     """Raises UserError that names the first shard that is missing or another one."""
     shards = bank.shards
     for number, sha256 in taken.items():
-        found = shards[number].files[shard_files(number)[0]].sha256 if number in shards else None
+        found = _tar_sha256(shards[number]) if number in shards else None
         if found != sha256:
             what = "is missing" if found is None else "is another one"
             raise UserError(
                 f"{url}: shard {shard_name(number)}, which this run was trained on, {what};"
                 " restore it, or begin again in another --out"
             )
+
+
+def _tar_sha256(entry: ShardEntry) -> str:
+    return entry.files[entry.names.tar].sha256

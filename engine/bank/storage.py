@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
 from engine.bank.local_copy import local_copy
+from engine.bank.names import FOLDERS
 from engine.errors import UserError
 from engine.files import replacing
 from export.locks import exclusive_if_free
@@ -40,7 +41,7 @@ def open_storage(url: str) -> "Storage":
 
 
 class Storage(ABC):
-    """One folder without subfolders."""
+    """A bank's folder; a name is that of a file in it, or in one of its FOLDERS: `rows/00000.parquet`."""
 
     url: str
     token: str | None = None
@@ -52,7 +53,7 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """All names in the folder, sorted; none where there is no folder."""
+        """All names in the folder and its FOLDERS, sorted; none if there is no folder."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -101,7 +102,10 @@ class LocalStorage(Storage):
             yield free
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        found = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        inner = {name for name in FOLDERS if name in found and (self.folder / name).is_dir()}
+        files = (f"{name}/{path.name}" for name in inner for path in (self.folder / name).iterdir())
+        return sorted([*(found - inner), *files])
 
     def size(self, name: str) -> int | None:
         try:
@@ -122,8 +126,13 @@ class LocalStorage(Storage):
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        with naming(f"{self.url}/{name}"), replacing(self.folder / name, writer=self._writer) as part:
-            part.write_bytes(data)
+        path = self.folder / name
+        with naming(f"{self.url}/{name}"):
+            if path.parent != self.folder and not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fsync(self.folder)
+            with replacing(path, writer=self._writer) as part:
+                part.write_bytes(data)
 
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -147,13 +156,20 @@ class RemoteStorage(Storage):
         return nullcontext(True)
 
     def names(self) -> list[str]:
+        found = self._listed("")
+        inner = found.intersection(FOLDERS)
+        files = (f"{name}/{file}" for name in inner for file in self._listed(f"/{name}"))
+        return sorted([*(found - inner), *files])
+
+    def _listed(self, below: str) -> set[str]:
+        """The names in the folder, or in one in it."""
+        path = self._path + below
         try:
-            with naming(self.url):
-                found = self._filesystem.ls(self._path, detail=False)
+            with naming(self.url + below):
+                found = self._filesystem.ls(path, detail=False)
         except FileNotFoundError:
-            return []
-        own = self._path.strip("/")
-        return sorted(PurePosixPath(path).name for path in found if path.strip("/") != own)
+            return set()
+        return {PurePosixPath(each).name for each in found if each.strip("/") != path.strip("/")}
 
     def size(self, name: str) -> int | None:
         try:

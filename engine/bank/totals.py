@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.bank.codecs import THREADS
 from engine.bank.manifest import Manifest
-from engine.bank.names import shard_files
 from engine.bank.stats import Stats
 from engine.bank.storage import Storage
 
@@ -13,5 +12,5 @@ def total_stats(storage: Storage, manifest: Manifest) -> Stats:
     """The sum over the committed shards."""
     zero = Stats.zero(len(manifest.header.class_names))
     with ThreadPoolExecutor(THREADS) as pool:
-        documents = pool.map(storage.read, (shard_files(number)[3] for number in manifest.shards))
+        documents = pool.map(storage.read, (entry.names.stats for entry in manifest.shards.values()))
         return sum(map(Stats.from_json, documents), start=zero)

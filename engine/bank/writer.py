@@ -8,8 +8,8 @@ from engine.bank.card import card
 from engine.bank.codecs import Images
 from engine.bank.fingerprint import Fingerprint, fingerprints
 from engine.bank.ledger import Ledger
-from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
-from engine.bank.names import CARD, MANIFEST, is_part, shard_files, shard_name, shard_number
+from engine.bank.manifest import VERSION, Header, Manifest, Origin, ShardEntry
+from engine.bank.names import CARD, MANIFEST, is_hidden, is_part, shard_files, shard_name, shard_number
 from engine.bank.rows import Rows
 from engine.bank.settings import require_same_settings
 from engine.bank.shard import shard_contents
@@ -45,7 +45,7 @@ class BankWriter:
 
         A bad shard goes out of the bank, to be made again, and `say` gets a line; but where one of the
         `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
-        folder that is in use, not empty, not a bank, or a bank of another recipe.
+        folder that is in use, not empty, not a bank, or a bank of another recipe or of an earlier version.
         """
         storage = open_storage(url)
         with ExitStack() as claim:
@@ -73,7 +73,7 @@ class BankWriter:
 
     def rows(self, number: int) -> Rows:
         """Of a committed shard."""
-        name = shard_files(number)[2]
+        name = self.committed[number].names.rows
         data = self._storage.read(name)
         damage = self.committed[number].files[name].damage(Fingerprint.of(data))
         if damage:
@@ -86,7 +86,6 @@ class BankWriter:
         Does nothing where the same shard is there already. Raises UserError where another shard is, or where
         another process has taken the bank over.
         """
-        assert number >= 0, number
         contents = shard_contents(number, rows, images, self._manifest.header)
         return self.adopt(number, contents, len(rows), len(images), origin=None)
 
@@ -94,7 +93,8 @@ class BankWriter:
         self, number: int, contents: Mapping[str, bytes], rows: int, images: int, origin: Origin | None
     ) -> ShardEntry:
         """Commits a shard whose files were made before, by their names in this bank: as `commit` does."""
-        assert tuple(contents) == shard_files(number)
+        if number < 0 or tuple(contents) != shard_files(number):
+            raise ValueError(f"{', '.join(contents)} are not the files of shard {number}")
         entry = ShardEntry(files=fingerprints(contents), rows=rows, images=images, origin=origin)
         if number in self.committed:
             self._require_same(number, entry)
@@ -144,6 +144,7 @@ class BankWriter:
         if used and stored is None:
             raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
         manifest = self._manifest if stored is None else stored
+        _require_current(url, manifest)
         require_same_settings(url, manifest.header, self._manifest.header)
         self._replace(self._without_bad_shards(manifest, say, irreplaceable))
         self._remove_leftovers()
@@ -222,7 +223,17 @@ def require_new(url: str) -> None:
 
 
 def _used(storage: Storage) -> bool:
-    return any(not name.startswith(".") for name in storage.names())
+    return any(not is_hidden(name) for name in storage.names())
+
+
+def _require_current(url: str, manifest: Manifest) -> None:
+    """Raises UserError for a bank of an earlier version: what is added would not be of its kind."""
+    if manifest.version != VERSION:
+        raise UserError(
+            f"--resume: {url} was begun by an earlier version of the engine, which gave every shard the"
+            " labels of the first classes only and stored grey images in three channels; make a new bank"
+            " (engine.bank verify, engine.bank merge and engine.distill still take this one)"
+        )
 
 
 def _not_empty(url: str) -> UserError:

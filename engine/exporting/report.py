@@ -15,14 +15,14 @@ def record(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
     for network, proof in exported.proofs.items():
         report.setdefault(network, {})[exported.target] = proof
     with replacing(path) as part:
-        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _read(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         report = None
     if isinstance(report, dict) and all(isinstance(targets, dict) for targets in report.values()):

@@ -55,7 +55,7 @@ class Stamp:
     def found(self, folder: Path) -> Exported | None:
         """The export in `folder`, where it is of these settings and files and complete."""
         try:
-            noted = json.loads((folder / self.name).read_text())
+            noted = json.loads((folder / self.name).read_text(encoding="utf-8"))
             same = set(noted["files"]) == set(map(str, self.files or ())) and all(
                 _unchanged(Path(path), note) for path, note in noted["files"].items()
             )
@@ -71,7 +71,7 @@ class Stamp:
             return
         files = {str(path): {"stat": _stat(path), "sha256": _sha256(path)} for path in self.files}
         with replacing(folder / self.name) as part:
-            part.write_text(json.dumps({"files": files, **asdict(exported)}))
+            part.write_text(json.dumps({"files": files, **asdict(exported)}), encoding="utf-8")
 
 
 def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path] | None:

@@ -25,8 +25,9 @@ class Column:
         return self._values[: self._size]
 
     def extend(self, values: npt.NDArray[Any]) -> None:
-        """Append; `values` must fit the column's dtype."""
-        assert np.array_equal(values.astype(self._values.dtype), values), "values outside the column's dtype"
+        """Append. Raises ValueError for values that do not fit the column's dtype."""
+        if not np.array_equal(values.astype(self._values.dtype), values):
+            raise ValueError(f"values are outside {self._values.dtype}")
         end = self._size + len(values)
         if end > len(self._values):
             grown = np.empty(max(end, 2 * len(self._values)), self._values.dtype)

@@ -42,11 +42,13 @@ class DaliFeed(Feed):
         *,
         codec: str,
         image_size: tuple[int, int],
+        channels: int,
         batch_size: int,
         device: torch.device,
     ) -> None:
         super().__init__(index, device)
         self._config, self._codec, self._image_size = config, codec, image_size
+        self._channels = channels
         self._batch_size, self._tars = batch_size, Tars()
         self._wanted = "x".join(map(str, image_size))
         self._cropping = max(1, config.threads // _DECODING_TO_CROPPING)
@@ -59,6 +61,7 @@ class DaliFeed(Feed):
         return DaliPipeline(
             codec=self._codec,
             image_size=self._image_size,
+            channels=self._channels,
             batch_size=self._batch_size,
             threads=self._config.threads,
             half=self._config.dtype == "fp16",
@@ -88,7 +91,8 @@ class DaliFeed(Feed):
 
     def _submit(self, draw: Draw) -> None:
         spots, raw = self.index.spots(draw.rows), self._codec == "raw"
-        images = self._tars.raw(spots, self._image_size) if raw else self._tars.encoded(spots)
+        shape = (*self._image_size, self._channels)
+        images = self._tars.raw(spots, shape) if raw else self._tars.encoded(spots)
         self._pipeline.submit(images, draw)
         self._waiting.append(_Submitted(draw, images))
 

@@ -30,6 +30,7 @@ class DaliPipeline:
         *,
         codec: str,
         image_size: tuple[int, int],
+        channels: int,
         batch_size: int,
         threads: int,
         half: bool,
@@ -42,14 +43,14 @@ class DaliPipeline:
         self._pipeline: Any = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
         self.crops = codec == "raw" or device_id is not None
         with self._pipeline:
-            decoded = _pixels(device_id) if codec == "raw" else _decoded(device_id)
+            decoded = _pixels(device_id, channels) if codec == "raw" else _decoded(device_id)
             images = _cropped(decoded, image_size, half) if self.crops else decoded
             shapes = [] if codec == "raw" else [decoded.shape(device="cpu")]
             self._pipeline.set_outputs(images, *shapes)
         self._pipeline.build()
 
     def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
-        """Raw pixels uint8 [B, H, W, 3], or encoded images; neither is copied nor may be written to again."""
+        """Raw pixels uint8 [B, H, W, C], or encoded images; neither is copied nor may be written to again."""
         pasting = _pasting(draw, self._image_size) if self.crops else {}
         given: dict[str, Any] = {"images": images, **pasting}
         self._given.append(given)
@@ -100,11 +101,15 @@ def _input(name: str, dtype: Any, **options: Any) -> Any:
     return fn.external_source(name=name, dtype=dtype, no_copy=True, **options)
 
 
-def _pixels(device_id: int | None) -> Any:
-    from nvidia.dali import types
+def _pixels(device_id: int | None, channels: int) -> Any:
+    """RGB; grey pixels go to a GPU as one channel."""
+    from nvidia.dali import fn, types
 
     images = _input("images", types.UINT8, layout="HWC")
-    return images if device_id is None else images.gpu()
+    there = images if device_id is None else images.gpu()
+    if channels == 3:
+        return there
+    return fn.color_space_conversion(there, image_type=types.GRAY, output_type=types.RGB)
 
 
 def _decoded(device_id: int | None) -> Any:

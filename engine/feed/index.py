@@ -1,4 +1,7 @@
-"""What the feed knows of each kept image of the banks' shards: 15 bytes, 19 where their sizes differ."""
+"""What the feed knows of each kept image of the banks' shards: 15 bytes, 19 where their sizes differ.
+
+Two more from 65,537 classes on.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bank.rows import Spans
+from engine.errors import UserError
 from engine.feed.columns import Column
 from engine.feed.runs import Runs
 
@@ -58,16 +62,25 @@ class Index:
 
     def add(self, spans: Spans, *, bank: int = 0) -> range:
         """Append a shard's images as rows of the bank of that number; the new rows."""
-        assert not (spans.offsets % _BLOCK).any(), f"{spans.path}: a member does not begin at a block"
+        if (spans.offsets % _BLOCK).any():
+            raise UserError(f"{spans.path}: an image does not begin at a block; restore the shard's files")
         rows = range(len(self), len(self) + len(spans))
         self._extend_sizes(spans.sizes)
         self._keys.extend(spans.keys)
-        self._labels.extend(spans.labels)
+        self._extend_labels(spans.labels)
         self._agrees.extend(spans.agrees)
         self._blocks.extend(spans.offsets // _BLOCK)
         self._ends.extend(np.array([rows.stop]))
         self.shards.append(Shard(str(spans.path), bank, rows))
         return rows
+
+    def _extend_labels(self, labels: Int) -> None:
+        """In as many bits as the largest so far needs."""
+        if labels.max(initial=0) > np.iinfo(self._labels.values.dtype).max:
+            wider = Column(np.uint32)
+            wider.extend(self._labels.values)
+            self._labels = wider
+        self._labels.extend(labels)
 
     def _extend_sizes(self, sizes: Int) -> None:
         if self._sizes is None:

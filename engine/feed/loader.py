@@ -16,6 +16,7 @@ from engine.bank.codecs import decoder
 from engine.bank.config import Codec
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
+from engine.feed.channels import as_rgb
 from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
 from engine.feed.feed import DTYPES, Feed
@@ -30,7 +31,7 @@ class _Task(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    images: Tensor  # uint8 [B, H, W, 3]
+    images: Tensor  # uint8 [B, H, W, C], as they are stored
     draw: Draw
 
 
@@ -44,12 +45,13 @@ class TorchFeed(Feed):
         *,
         codec: Codec,
         image_size: tuple[int, int],
+        channels: int,
         device: torch.device,
     ) -> None:
         super().__init__(index, device)
         self._dtype = DTYPES[config.dtype]
         self._tars, self._tasks = Tars(), _Tasks(index)
-        self._decoding = _Decoding(self._tars, codec, image_size)
+        self._decoding = _Decoding(self._tars, codec, image_size, channels)
         self._workers = 0 if codec == "raw" else config.threads
         self._loader = self._new_loader()
         self._running: Generator[FeedBatch] | None = None
@@ -78,7 +80,7 @@ class TorchFeed(Feed):
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            images = cropped(batch.images.to(self.device, non_blocking=True), batch.draw)
+            images = cropped(as_rgb(batch.images, self.device), batch.draw)
             yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw)
 
     def close(self) -> None:
@@ -105,9 +107,9 @@ class _Tasks:
 class _Decoding(Dataset[_Decoded | UserError]):
     """A draw's images, decoded. A worker's UserError is given, not raised: torch would write a page on it."""
 
-    def __init__(self, tars: Tars, codec: Codec, image_size: tuple[int, int]) -> None:
-        self._tars, self._codec, self._image_size = tars, codec, image_size
-        self._decode = decoder(codec, image_size)
+    def __init__(self, tars: Tars, codec: Codec, image_size: tuple[int, int], channels: int) -> None:
+        self._tars, self._codec, self._shape = tars, codec, (*image_size, channels)
+        self._decode = decoder(codec, image_size, channels)
 
     def __getitem__(self, task: _Task) -> _Decoded | UserError:
         try:
@@ -117,9 +119,9 @@ class _Decoding(Dataset[_Decoded | UserError]):
         return _Decoded(torch.from_numpy(images), task.draw)
 
     def _images(self, spots: Spots) -> Bytes:
-        """uint8 [B, H, W, 3]."""
+        """uint8 [B, H, W, C]."""
         if self._codec == "raw":
-            return self._tars.raw(spots, self._image_size)
+            return self._tars.raw(spots, self._shape)
         files = enumerate(self._tars.encoded(spots))
         return np.stack([self._decoded(spots, place, file) for place, file in files])
 

@@ -16,14 +16,24 @@ def open_feed(
     *,
     codec: Codec,
     image_size: tuple[int, int],
+    channels: int,
     batch_size: int,
     device: torch.device,
 ) -> Feed:
     """The feed of the images of `index`, which may grow, as batches of at most `batch_size` on `device`.
 
-    `codec` and `image_size`, height and width, are those of all its banks; `close` it, or use it in a `with`.
+    `codec`, `image_size` (height and width) and `channels` are those of all its banks' files; the batches are
+    RGB. `close` it, or use it in a `with`.
     """
     used = settled(config)
     if used.kind == "torch":
-        return TorchFeed(used, index, codec=codec, image_size=image_size, device=device)
-    return DaliFeed(used, index, codec=codec, image_size=image_size, batch_size=batch_size, device=device)
+        return TorchFeed(used, index, codec=codec, image_size=image_size, channels=channels, device=device)
+    return DaliFeed(
+        used,
+        index,
+        codec=codec,
+        image_size=image_size,
+        channels=channels,
+        batch_size=batch_size,
+        device=device,
+    )

@@ -60,7 +60,8 @@ class Order:
         world: int = 1,
         rows: int | None = None,
     ) -> None:
-        assert batch_size % world == 0 <= rank < world, "the batch does not divide among the ranks"
+        if batch_size % world or not 0 <= rank < world:
+            raise ValueError(f"a batch of {batch_size} does not divide among {world} ranks (this is {rank})")
         self.index, self.batch_size, self.first_step = index, batch_size, first_step
         self.rows = len(index) if rows is None else rows
         part = batch_size // world
@@ -80,7 +81,8 @@ class Order:
 
     def draws(self, first: int, last: int) -> Iterator[Draw]:
         """`draw` of each of the steps first..last - 1."""
-        assert first >= self.first_step, f"step {first} is before this order's first, {self.first_step}"
+        if first < self.first_step:
+            raise ValueError(f"step {first} is before this order's first, {self.first_step}")
         stride = max(1, _DRAWS // self.batch_size)
         for start in range(first, last, stride):
             yield from self._block(start - self.first_step, min(start + stride, last) - self.first_step)

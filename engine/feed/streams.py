@@ -31,7 +31,8 @@ class Uniform:
     """Shuffle after shuffle of a set of rows."""
 
     def __init__(self, rows: Runs, key: UInt) -> None:
-        assert len(rows), "a stream of no rows"
+        if not len(rows):
+            raise ValueError("a stream of no rows")
         self._rows, self._key = rows, key
 
     def at(self, draws: Int) -> Visits:
@@ -42,14 +43,18 @@ class Uniform:
 class Balanced:
     """Block after block with every present class once, in a random order; a class's rows in own epochs.
 
-    Keeps 4 bytes a row: the rows by class. `labels` int64 [len(rows)] are those of the rows in order.
+    Keeps 4 bytes a row, 8 from 2^32 rows on: the rows by class. `labels` int64 [len(rows)] are those of the
+    rows in order.
     """
 
     def __init__(self, rows: Runs, labels: Int, key: UInt) -> None:
-        assert len(rows), "a stream of no rows"
+        if not len(rows):
+            raise ValueError("a stream of no rows")
         self._classes, self._counts = np.unique(labels, return_counts=True)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._by_class = rows.all()[np.argsort(labels, kind="stable")].astype(np.uint32)
+        every = rows.all()
+        narrow = np.uint32 if every[-1] < 2**32 else np.int64
+        self._by_class = every[np.argsort(labels, kind="stable")].astype(narrow)
         self._key = key
 
     def at(self, draws: Int) -> Visits:

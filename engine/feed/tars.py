@@ -1,5 +1,6 @@
 """Reads single images out of the shards' tars."""
 
+import math
 import os
 from collections import OrderedDict
 
@@ -22,15 +23,15 @@ class Tars:
     def __init__(self) -> None:
         self._descriptors: OrderedDict[str, int] = OrderedDict()  # by the tar's path
 
-    def raw(self, spots: Spots, image_size: tuple[int, int]) -> Bytes:
-        """uint8 [N, H, W, 3]: the pixels, which end a `.npy` member.
+    def raw(self, spots: Spots, shape: tuple[int, int, int]) -> Bytes:
+        """uint8 [N, *shape]: the pixels, which end a `.npy` member; `shape` is H, W, C.
 
         Raises UserError, as `encoded` does, for an image that is not there in full.
         """
-        images = np.empty((len(spots.sizes), *image_size, 3), np.uint8)
-        pixels = images[0].nbytes
+        images = np.empty((len(spots.sizes), *shape), np.uint8)
+        pixels = math.prod(shape)
         for place in np.flatnonzero(spots.sizes != pixels + _NPY_HEADER).tolist():
-            raise damaged(spots, place, f"it is not {image_size[0]}x{image_size[1]}")
+            raise damaged(spots, place, f"it is not {'x'.join(map(str, shape))}")
         of_pixels = spots._replace(
             offsets=spots.offsets + spots.sizes - pixels, sizes=np.full(len(images), pixels)
         )

@@ -11,7 +11,8 @@ class Generator(nn.Module):
 
     def __init__(self, *, latent_dim: int = 256, width: int = 64, channels: int = 3, size: int = 32) -> None:
         super().__init__()
-        assert size % 4 == 0
+        if size % 4:
+            raise ValueError(f"images of {size} are no multiple of 4")
         self.start = (2 * width, size // 4, size // 4)
         self.project = nn.Linear(latent_dim, 2 * width * (size // 4) ** 2)
         self.blocks = nn.Sequential(

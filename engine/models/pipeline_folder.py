@@ -41,7 +41,7 @@ class PipelineFolder:
         """Reads the index alone. Raises UserError, naming `section` and the file, where it cannot."""
         source, where, options = _locate(folder, section)
         with reading(section, f"{where}/{INDEX}"):
-            index = json.loads(_index_file(source, options).read_text())
+            index = json.loads(_index_file(source, options).read_text(encoding="utf-8"))
             index["_class_name"]
         return cls(source=source, options=options, where=where, section=section, index=index)
 

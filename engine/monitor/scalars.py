@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from engine.curves import Curves
 from engine.errors import UserError
 from engine.workers.tally import Tally
 
@@ -25,10 +26,8 @@ class Scalars:
 
 def tensorboard(folder: str) -> Scalars:
     """Raises UserError for a folder that cannot be written to."""
-    from torch.utils.tensorboard import SummaryWriter
-
     try:
-        writer = SummaryWriter(folder, flush_secs=10)
+        writer = Curves(folder)
     except OSError as error:
         raise UserError(f"--tensorboard {folder}: {error}; give a folder to write to") from None
 

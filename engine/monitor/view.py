@@ -1,6 +1,5 @@
 """The terminal: one live picture; elsewhere a line now and then."""
 
-import sys
 from time import monotonic
 
 from rich.console import Console, RenderableType
@@ -8,6 +7,7 @@ from rich.live import Live
 
 from engine.monitor.headline import Headline
 from engine.monitor.picture import picture
+from engine.terminal import console
 from engine.workers.tally import Tally
 
 EVERY = 10.0
@@ -17,8 +17,8 @@ EVERY = 10.0
 class View:
     """Draws itself twice a second on a terminal; `say` may be called before the first update, too."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stdout, highlight=False)
+    def __init__(self, given: Console | None = None) -> None:
+        self._console = given or console()
         self._animated = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._ended = False
@@ -26,7 +26,7 @@ class View:
 
     def say(self, text: str) -> None:
         """One line above the picture."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def update(self, tally: Tally) -> None:
         if not self._animated:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.datasets.fashion_mnist import LabeledImages, load
+from engine.files import replacing
 from engine.models.pipeline_folder import IMAGE_VARIATION
 from engine.pretraining.autoencoder import encode, train_autoencoder
 from engine.pretraining.card import write_card
@@ -48,7 +49,8 @@ def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerat
 def save_half(state: dict[str, Tensor], path: Path) -> None:
     """Floating-point tensors in fp16, counters as they are."""
     tensors = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def scaled_latents(
@@ -79,4 +81,4 @@ def save_pipeline(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ def write_card(out: Path, root: Path | None, accelerator: Accelerator) -> None:
         unet_parameters=_count(prior.unet),
         megabytes=sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6,
     )
-    (out / "README.md").write_text(text)
+    (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def _count(module: torch.nn.Module) -> int:

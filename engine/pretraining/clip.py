@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from engine.datasets.fashion_mnist import CLASS_NAMES, LabeledImages
+from engine.files import replacing
 from engine.models.priors import PROMPT
 from engine.pretraining.fit import Fit, fit
 from engine.pretraining.views import strong_view
@@ -138,11 +139,14 @@ def train_clip(
 def save_open_clip(pair: TowerPair, folder: Path) -> None:
     """An open_clip model folder, as `local-dir:` loads it; weights in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP_CONFIG, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(OPEN_CLIP_CONFIG, indent=2) + "\n", encoding="utf-8"
+    )
     state = {
         k: v.half().contiguous() for k, v in pair.open_clip.state_dict().items() if v.is_floating_point()
     }
-    save_file(state, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "open_clip_model.safetensors") as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
 
 
 def save_vision_tower(pair: TowerPair, folder: Path) -> None:

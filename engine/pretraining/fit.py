@@ -74,8 +74,8 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 def _save(checkpoint: Path, parts: dict[str, Any], config: Fit, epoch: int) -> None:
     states = {name: part.state_dict() for name, part in parts.items()}
-    with replacing(checkpoint) as temporary:
-        torch.save({"epoch": epoch, "settings": asdict(config), **states}, temporary)
+    with replacing(checkpoint) as temporary, temporary.open("wb") as file:
+        torch.save({"epoch": epoch, "settings": asdict(config), **states}, file)
 
 
 def _restore(checkpoint: Path, parts: dict[str, Any], config: Fit) -> int:

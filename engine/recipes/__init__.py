@@ -51,8 +51,10 @@ def _locate(name_or_file: str, folder: Path) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        mapping = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path} is not UTF-8 text: {error}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(mapping, dict):
         raise UserError(f"recipe {path} must be a mapping of sections, got {type(mapping).__name__}")

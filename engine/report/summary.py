@@ -57,9 +57,10 @@ class Summary:
     def __post_init__(self) -> None:
         for name in ("teacher_top1", "student_top1", "agreement"):
             missing = getattr(self, name) is None
-            assert missing == (self.accuracy_reason is not None), f"{name} or accuracy_reason, and not both"
+            if missing != (self.accuracy_reason is not None):
+                raise ValueError(f"{name} or accuracy_reason, and not both")
 
     def write(self, folder: Path) -> None:
         """`folder`/summary.json, whole or not at all."""
         with replacing(folder / FILE_NAME) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")

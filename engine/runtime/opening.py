@@ -125,7 +125,7 @@ def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, place: Plac
 
     def measure(folder: Path) -> None:
         found = _compared(spec, executable, place)
-        (folder / REPORT).write_text(json.dumps(found.as_json()))
+        (folder / REPORT).write_text(json.dumps(found.as_json()), encoding="utf-8")
 
     parts = {
         "graph": graph.digest,

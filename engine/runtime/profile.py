@@ -24,7 +24,8 @@ def with_fixed_batch(spec: NetworkSpec, size: int | None = None) -> NetworkSpec:
 
 def check_sizes(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> None:
     """Raises ExportError where a size is out of its range; that of the batch is free."""
-    assert inputs.keys() == {given.name for given in spec.inputs}, f"{spec.name}: {sorted(inputs)}"
+    if inputs.keys() != {given.name for given in spec.inputs}:
+        raise ValueError(f"{spec.name}: inputs are {sorted(inputs)}")
     for given in spec.inputs:
         shape = list(inputs[given.name].shape)
         if len(shape) != len(given.shape) or not all(map(_fits, shape, given.shape)):
@@ -59,7 +60,8 @@ def rows(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> int:
     """The size of the batch."""
     batch = spec.axes()["batch"]
     sizes = {len(inputs[given.name]) for given in spec.inputs if given.shape[0] == batch}
-    assert len(sizes) == 1, f"{spec.name}: inputs of {sorted(sizes)} rows"
+    if len(sizes) != 1:
+        raise ValueError(f"{spec.name}: inputs of {sorted(sizes)} rows")
     return sizes.pop()
 
 

@@ -87,7 +87,8 @@ def augment(
     """
     if not len(sources):
         return
-    assert not (sources.keys % (config.variations + 1)).any(), "source keys must be multiples of K + 1"
+    if (sources.keys % (config.variations + 1)).any():
+        raise ValueError(f"source keys are no multiples of {config.variations + 1}: some would be shared")
     micro_batch = micro_batch or MicroBatch("augment", config.images_at_once)
     codes = encode_sources(sources, prior, config, device, micro_batch)
     scheduler = build_scheduler(prior, config)

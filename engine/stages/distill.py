@@ -102,7 +102,8 @@ class Distiller:
         label_agreement) and the last lr; only there does the host wait for the device, so only there is
         NonFiniteError raised, on all ranks.
         """
-        assert self.step + num_steps <= self.total_steps, "more steps than the schedule has"
+        if self.step + num_steps > self.total_steps:
+            raise ValueError(f"step {self.step} + {num_steps} is past the schedule's {self.total_steps}")
         end, since = self.step + num_steps, self.step
         window = torch.zeros(5, device=self.accelerator.device)
         self.set_training(True)
@@ -116,7 +117,8 @@ class Distiller:
                 window.zero_()
                 since = self.step
         self.set_training(False)
-        assert self.step == end, f"{end - self.step} batches too few"
+        if self.step != end:
+            raise ValueError(f"{end - self.step} batches too few")
 
     def train_step(self, batch: FeedBatch) -> DistillationLoss:
         """One update by `batch`, which is on the device; its loss. `set_training(True)` goes before.

@@ -64,7 +64,8 @@ def evaluate(
 
 
 def _share_equal(a: Tensor, b: Tensor) -> float:
-    assert len(a) == len(b) > 0, f"{len(a)} predictions against {len(b)}"
+    if not len(a) == len(b) > 0:
+        raise ValueError(f"{len(a)} predictions against {len(b)}")
     return (a == b.cpu()).double().mean().item()
 
 

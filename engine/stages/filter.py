@@ -83,7 +83,8 @@ def similarities(
     """Cosine of each variation's embedding and its parent's, float32 [V] on the CPU."""
     keys, order = sources.keys.sort()
     place = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
-    assert torch.equal(keys[place], variations.parents), "a variation's parent is not among the sources"
+    if not torch.equal(keys[place], variations.parents):
+        raise ValueError("a variation's parent is not among the sources")
     embed = clip.embed_images
     of_sources = _in_chunks(embed, sources.images, micro_batch)
     of_variations = _in_chunks(embed, variations.images, micro_batch)

@@ -262,7 +262,7 @@ def _work(pipe: Connection) -> None:
 def name_process(name: str) -> None:
     """Show this process under `name` in `ps` and `top`, which take 15 characters."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name)
+        Path("/proc/self/comm").write_text(name, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def sample(recipe: Recipe, say: Callable[[str], None]) -> Sample:
             times.append(time.perf_counter())
             made.append(_require_done(report))
             say(f"sample {len(made)} of {count}: {times[-1] - times[-2]:.1f} s")
-        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     variations = sum(done.variations for done in made)
     load, first, *later = (after - before for before, after in zip(times, times[1:], strict=False))
     return Sample(

@@ -1,5 +1,6 @@
 """The axes that networks share."""
 
+from export.errors import ExportError
 from export.spec import Axis
 
 BATCHES = (1, 16, 64)
@@ -12,7 +13,8 @@ def batch(sizes: tuple[int, int, int] = BATCHES) -> Axis:
 
 def resolution(name: str, native: int, *, multiple: int = 1) -> Axis:
     """Height or width: from half of what the network was trained on to half more, in steps of `multiple`."""
-    assert native % multiple == 0, f"{name}: {native} is no multiple of {multiple}"
+    if native % multiple:
+        raise ExportError(f"{name} {native} is no multiple of {multiple}, which the network halves it to")
     half = max(native // 2 // multiple, 1) * multiple
     return Axis(
         name=name, min=half, opt=native, max=native + native // 2 // multiple * multiple, multiple=multiple

@@ -55,7 +55,8 @@ def cut(channels_last: bool, batch: int, channels: int, spatial: int, tile: int,
     else:
         block_r = min(triton.next_power_of_2(rows), tile // 4)
         block_c = min(triton.next_power_of_2(channels), tile // block_r)
-    assert contiguous * (block_r if channels_last else block_c) < 2**31, "offsets in a tile have 32 bits"
+    if contiguous * (block_r if channels_last else block_c) >= 2**31:
+        raise ValueError("offsets in a tile have 32 bits, too few for tensors of this size")
     items = slabs * triton.cdiv(rows, block_r)
     items_each = triton.cdiv(items, max(1, max_programs // triton.cdiv(channels, block_c)))
     return Tiling(

@@ -44,8 +44,8 @@ def bank(
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.slow

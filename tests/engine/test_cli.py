@@ -41,7 +41,10 @@ def test_interruption_and_files_that_fail_are_one_line(capsys) -> None:
     assert main(_raise(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert main(_raise(OSError(28, "No space left on device", "runs/x/state.pt")), []) == 1
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/state.pt'\n"
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device: 'runs/x/state.pt'; free some space on that disk, "
+        "then repeat the command, with --resume if it has that option\n"
+    )
 
 
 def test_defects_keep_their_traceback() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 
 from engine import checkpoint
 from engine.bank.__main__ import command as look_after
+from engine.bank.reader import BankReader
+from engine.bank.writer import BankWriter
 from engine.cli import main
 from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate
 from engine.run_folder import alone
+from tests.engine.bank import tiny
 from tests.tiny_recipe import write_recipe
 
 STUDENT = "student.safetensors"
@@ -72,6 +76,24 @@ def test_both_feeds_give_the_same_student(finished: Path, banks: tuple[Path, Pat
     for kind in ("dali", "torch"):
         assert distill([banks[0]], tmp_path / kind, "--feed.kind", kind) == 0
         assert student(tmp_path / kind) == student(finished)
+
+
+def test_a_bank_of_version_1_gives_the_same_student_and_does_not_mix_with_a_grey_one(
+    finished: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the same images, in three channels."""
+    old, grey = tmp_path / "old", BankReader.open(str(banks[0]))
+    header = replace(grey.header, channels=3)
+    with BankWriter.open(str(old), header, resume=False, say=print) as writer:
+        for number in grey.numbers:
+            images = grey.images(number, range(len(grey.spans(number))))
+            writer.commit(number, grey.rows(number), images)
+    tiny.to_version_1(old)
+    assert distill([old], tmp_path / "out") == 0
+    assert student(tmp_path / "out") == student(finished)
+    capsys.readouterr()
+    assert distill([old, banks[0]], tmp_path / "both") == 2
+    assert f"--bank {banks[0]} stores images as grey, the first one as RGB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cut_after", range(5))

@@ -1,10 +1,15 @@
 """A file that replaces another is on the disk before it has the other's name."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from engine import checkpoint
 from engine.files import replacing
 
 
@@ -40,3 +45,47 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"manifest.json": "old"}
+
+
+def _safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(10_000)}, path)
+
+
+def _picture(path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "weights.safetensors": _safetensors,
+    "picture.png": _picture,
+    "plain.bin": lambda path: path.write_bytes(bytes(30_000)),
+}
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_named_whatever_the_library_says(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+
+    def write() -> None:
+        with replacing(path) as part:
+            WRITERS[name](part)
+
+    with pytest.raises(OSError, match=f"'{path}'$") as failed:
+        write()
+    assert failed.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_checkpoint_on_a_full_disk_is_named_and_the_last_one_stays(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"step": 1})
+    with pytest.raises(OSError, match=r"state\.pt'$"):
+        checkpoint.save(tmp_path, {"step": 2, "weight": torch.zeros(10_000)})
+    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]

@@ -19,11 +19,11 @@ def test_verify_names_each_bad_file_and_ends_with_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.write(tmp_path)
-    (tmp_path / "00000.parquet").unlink()
-    (tmp_path / "00002.idx").write_text("")
+    (tmp_path / "rows/00000.parquet").unlink()
+    (tmp_path / "index/00002.idx").write_text("")
     assert main(command, ["verify", str(tmp_path)]) == 1
     read = capsys.readouterr()
-    assert [line.split()[0] for line in read.out.splitlines()] == ["00000.parquet", "00002.idx"]
+    assert [line.split()[0] for line in read.out.splitlines()] == ["rows/00000.parquet", "index/00002.idx"]
     assert read.err == f"error: {tmp_path} is not sound: 2 problems\n"
 
 

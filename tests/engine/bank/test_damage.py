@@ -17,7 +17,7 @@ from engine.errors import UserError
 from tests.bomb import bomb
 from tests.engine.bank import tiny
 
-FILES = ("00001.tar", "00001.idx", "00001.parquet", "00001_stats.json")
+FILES = ("00001.tar", "index/00001.idx", "rows/00001.parquet", "stats/00001.json")
 
 
 def _flip(path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_bad_file_is_named_and_made_again(
     assert tiny.contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["00001.tar", "00001.parquet"])
+@pytest.mark.parametrize("name", ["00001.tar", "rows/00001.parquet"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda it: it.__name__)
 def test_the_reader_names_the_shard_and_the_next_step(
     damage: Callable[[Path], None], name: str, tmp_path: Path
@@ -115,9 +115,9 @@ def _swapped(folder: Path, name: str, other: str) -> None:
     [
         ("00001.tar", "00000.tar", "00001.tar", "where its parquet file has 000000001000"),
         ("00001.tar", "null", "00001.tar", "cut off"),
-        ("00001.idx", "00000.idx", "00001.idx", "does not fit the tar"),
-        ("00001.parquet", "null", "00001.parquet", "cannot be read"),
-        ("00001_stats.json", "00000_stats.json", "00001_stats.json", "does not fit the rows"),
+        ("index/00001.idx", "index/00000.idx", "index/00001.idx", "does not fit the tar"),
+        ("rows/00001.parquet", "null", "rows/00001.parquet", "cannot be read"),
+        ("stats/00001.json", "stats/00000.json", "stats/00001.json", "does not fit the rows"),
     ],
 )
 def test_files_that_disagree_are_found_though_their_hashes_are_right(
@@ -135,12 +135,12 @@ def test_rows_that_no_writer_would_write_are_found(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     many = replace(tiny.header(), class_names=(*tiny.CLASSES, "hat"))
     foreign = shard_contents(1, replace(rows, labels=rows.labels + 1), images, many)
-    (tmp_path / "null.parquet").write_bytes(foreign["00001.parquet"])
-    _swapped(tmp_path, "00001.parquet", "null.parquet")
+    (tmp_path / "null.parquet").write_bytes(foreign["rows/00001.parquet"])
+    _swapped(tmp_path, "rows/00001.parquet", "null.parquet")
     (tmp_path / "null.parquet").unlink()
     problems = verify(str(tmp_path))
     assert [str(problem) for problem in problems] == [
-        "00001.parquet has rows of which a label is not in [0, 3)"
+        "rows/00001.parquet has rows of which a label is not in [0, 3)"
     ]
     with pytest.raises(UserError, match=r"shard 00001: .*a label is not in \[0, 3\)"):
         BankReader.open(str(tmp_path)).rows(1)

@@ -8,6 +8,7 @@ import pytest
 
 from engine.bank.manifest import Origin
 from engine.bank.merge import merge
+from engine.bank.names import shard_files
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
 from engine.bank.writer import BankWriter
@@ -31,9 +32,8 @@ def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
         *(Origin(settings_sha256="5" * 64, seed=0, number=number) for number in range(3)),
         Origin(settings_sha256="7" * 64, seed=1, number=7),
     ]
-    for suffix in (".tar", ".idx", ".parquet", "_stats.json"):
-        copied = (tmp_path / "out" / f"00003{suffix}").read_bytes()
-        assert copied == (tmp_path / "two" / f"00007{suffix}").read_bytes()
+    for copy, original in zip(shard_files(3), shard_files(7), strict=True):
+        assert (tmp_path / "out" / copy).read_bytes() == (tmp_path / "two" / original).read_bytes()
     bank = BankReader.open(out)
     tiny.assert_same(bank.rows(3), tiny.shard(7)[0])
     assert np.array_equal(bank.images(3, range(10)), tiny.shard(7)[1])
@@ -64,7 +64,7 @@ def test_a_merged_bank_can_be_merged_and_keeps_the_first_origins(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("class_names", ("a", "b", "c")), ("image_size", (8, 9)), ("codec", "png")],
+    [("class_names", ("a", "b", "c")), ("image_size", (8, 9)), ("codec", "png"), ("channels", 1)],
 )
 def test_banks_that_do_not_go_together_are_named(name: str, value: object, tmp_path: Path) -> None:
     tiny.write(tmp_path / "one", [0])
@@ -74,7 +74,7 @@ def test_banks_that_do_not_go_together_are_named(name: str, value: object, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["00001.tar", "00001.parquet", "00001_stats.json"])
+@pytest.mark.parametrize("name", ["00001.tar", "rows/00001.parquet", "stats/00001.json"])
 def test_a_damaged_source_is_named_and_the_merge_continues(name: str, tmp_path: Path) -> None:
     sources = _sources(tmp_path)
     whole = (tmp_path / "one" / name).read_bytes()

@@ -46,7 +46,9 @@ def test_the_files_are_those_of_a_local_bank(url: str, tmp_path: Path) -> None:
     tiny.write(tmp_path)
     filesystem, path = _filesystem(url)
     local = {name: data for name, data in tiny.contents(tmp_path).items() if not name.startswith(".")}
-    assert {Path(name).name: filesystem.cat_file(name) for name in filesystem.ls(path, detail=False)} == local
+    found = filesystem.find(path)
+    inner = path.strip("/") + "/"
+    assert {name.partition(inner)[2]: filesystem.cat_file(name) for name in found} == local
 
 
 def test_the_marker_of_an_empty_s3_folder_is_no_file(s3: str) -> None:
@@ -88,9 +90,9 @@ def test_damage_is_named_and_made_again(url: str, tmp_path: Path) -> None:
     filesystem, path = _filesystem(url)
     whole = filesystem.cat_file(f"{path}/00001.tar")
     filesystem.pipe_file(f"{path}/00001.tar", whole[:700] + b"?" + whole[701:])
-    filesystem.rm_file(f"{path}/00002.parquet")
+    filesystem.rm_file(f"{path}/rows/00002.parquet")
     filesystem.pipe_file(f"{path}/00008.tar", b"half")
-    assert [problem.file for problem in verify(url)] == ["00001.tar", "00002.parquet", "00008.tar"]
+    assert [problem.file for problem in verify(url)] == ["00001.tar", "rows/00002.parquet", "00008.tar"]
     with pytest.raises(UserError, match=rf"shard 00001: 00001\.tar was altered.*verify {url}"):
         BankReader.open(url, cache=tmp_path).spans(1)
     assert list(tmp_path.rglob("*.tar")) == []

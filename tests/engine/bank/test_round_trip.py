@@ -57,7 +57,7 @@ def test_spans_lead_to_the_encoded_images(tmp_path: Path) -> None:
 def test_rejected_images_are_in_the_parquet_file_alone(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     rows, images = tiny.shard(1)
-    table = from_parquet((tmp_path / "00001.parquet").read_bytes(), 3)
+    table = from_parquet((tmp_path / "rows/00001.parquet").read_bytes(), 3)
     assert 0 < len(images) < len(rows)
     assert (table.offsets[~rows.kept] == -1).all()
     assert (table.sizes[~rows.kept] == 0).all()

@@ -94,17 +94,17 @@ def test_the_same_shard_again_is_nothing_and_another_is_an_error(tmp_path: Path)
         tiny.assert_same(writer.rows(3), rows)
 
 
-def test_our_own_mistakes_are_assertions(tmp_path: Path) -> None:
+def test_rows_and_images_that_are_of_no_shard_are_refused(tmp_path: Path) -> None:
     rows, images = tiny.shard(3)
     with BankWriter.open(str(tmp_path), tiny.header(), resume=False, say=print) as writer:
-        for wrong in (
-            (rows, images[1:]),
-            (rows, images.astype("float32")),
-            (replace(rows, keys=rows.keys[::-1]), images),
-            (replace(rows, labels=rows.labels + 3), images),
-            (replace(rows, seeds=rows.seeds[1:]), images),
+        for wrong, what in (
+            ((rows, images[1:]), "not uint8"),
+            ((rows, images.astype("float32")), "not uint8"),
+            ((replace(rows, keys=rows.keys[::-1]), images), "do not ascend"),
+            ((replace(rows, labels=rows.labels + 3), images), "a label is not in"),
+            ((replace(rows, seeds=rows.seeds[1:]), images), "another length"),
         ):
-            with pytest.raises(AssertionError):
+            with pytest.raises(ValueError, match=what):
                 writer.commit(3, *wrong)
         assert dict(writer.committed) == {}
 
@@ -114,18 +114,18 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     before = tiny.contents(tmp_path)
     leftovers = (
         "00009.tar",
-        "00009_stats.json",
+        "stats/00009.json",
         ".00007.part.tar",
         ".manifest.part.json",
-        ".00001_stats.part.json",
+        "stats/.00001.part.json",
     )
     for name in leftovers:
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     assert [problem.file for problem in verify(str(tmp_path))] == [
         "00009.tar",
-        "00009_stats.json",
         "notes.txt",
+        "stats/00009.json",
     ]
     tiny.write(tmp_path, resume=True)
     (tmp_path / "notes.txt").unlink()

@@ -1,5 +1,7 @@
 """Small banks for the tests."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ def header(**changes: Any) -> Header:
         "settings_sha256": "5" * 64,
         "class_names": CLASSES,
         "image_size": (8, 8),
+        "channels": 3,
         "codec": "raw",
         "quality": 95,
         "facts": {"teacher": {"name": "wrn_16_2", "licence": "Apache-2.0"}},
@@ -57,13 +60,39 @@ def write(url: str | Path, numbers: Any = range(3), *, resume: bool = False, **c
     with BankWriter.open(str(url), head, resume=resume, say=said.append) as writer:
         for number in numbers:
             if number not in writer.committed:
-                writer.commit(number, *shard(number, head.image_size))
+                rows, images = shard(number, head.image_size)
+                writer.commit(number, rows, images if head.channels == 3 else grey(images))
     return said
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """The first channel three times."""
+    return images[..., :1].repeat(3, axis=3)
+
+
+def to_version_1(folder: Path) -> None:
+    """Make a bank of three channels what an earlier version of the engine would have written."""
+    document = json.loads((folder / "manifest.json").read_bytes())
+    document["version"] = 1
+    del document["sha256"], document["header"]["channels"]
+    for name, entry in document["shards"].items():
+        old = (f"{name}.tar", f"{name}.idx", f"{name}.parquet", f"{name}_stats.json")
+        for new, before in zip(entry["files"], old, strict=True):
+            (folder / new).rename(folder / before)
+        entry["files"] = dict(zip(old, entry["files"].values(), strict=True))
+    for empty in ("index", "rows", "stats"):
+        (folder / empty).rmdir()
+    document["sha256"] = hashlib.sha256(json.dumps(document).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(document))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of each file; of dot-files only their names."""
-    return {p.name: b"" if p.name.startswith(".") else p.read_bytes() for p in sorted(folder.iterdir())}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        str(path.relative_to(folder)): b"" if path.name.startswith(".") else path.read_bytes()
+        for path in files
+    }
 
 
 CODECS: tuple[Codec, ...] = ("raw", "png", "webp", "jpeg")

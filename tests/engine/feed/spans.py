@@ -45,26 +45,29 @@ class TinyBank:
     side: int
     index: Index
     pixels: npt.NDArray[np.uint8]
+    channels: int = 3
+    """Of its files."""
 
     @classmethod
-    def empty(cls, folder: Path, codec: str, side: int) -> "TinyBank":
-        return cls(folder, codec, side, Index(), np.zeros((0, side, side, 3), np.uint8))
+    def empty(cls, folder: Path, codec: str, side: int, channels: int = 3) -> "TinyBank":
+        return cls(folder, codec, side, Index(), np.zeros((0, side, side, 3), np.uint8), channels)
 
     def decoded_pixels(self) -> npt.NDArray[np.uint8]:
         """`pixels` as Pillow gives them back from the codec, uint8 [N, H, W, 3]."""
         if self.codec == "raw":
             return self.pixels
-        files = [encoded(image, self.codec, **QUALITY.get(self.codec, {})) for image in self.pixels]
+        files = [self._encoded(image) for image in self.pixels]
         return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
     def add(self, count: int) -> Spans:
         """A shard of smooth random images whose label is their row modulo 5."""
         first = len(self.pixels)
         rng = np.random.default_rng(first)
-        coarse = rng.integers(0, 256, (count, 4, 4, 3))
+        coarse = rng.integers(0, 256, (count, 4, 4, self.channels))
         repeated = coarse.repeat(self.side // 4, axis=1).repeat(self.side // 4, axis=2)
         pixels = np.clip(repeated + rng.integers(-9, 10, repeated.shape), 0, 255).astype(np.uint8)
-        files = [encoded(image, self.codec, **QUALITY.get(self.codec, {})) for image in pixels]
+        pixels = np.repeat(pixels, 3 // self.channels, axis=3)
+        files = [self._encoded(image) for image in pixels]
         labels = [(first + place) % 5 for place in range(count)]
         agrees = [(first + place) % 3 > 0 for place in range(count)]
         path = self.folder / f"{first}.tar"
@@ -72,3 +75,7 @@ class TinyBank:
         self.index.add(added)
         self.pixels = np.concatenate([self.pixels, pixels])
         return added
+
+    def _encoded(self, image: npt.NDArray[np.uint8]) -> bytes:
+        grey = image[..., :1] if self.codec == "raw" else image[..., 0]
+        return encoded(image if self.channels == 3 else grey, self.codec, **QUALITY.get(self.codec, {}))

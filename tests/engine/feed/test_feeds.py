@@ -31,8 +31,10 @@ TOLERANCES = {"raw": 0.0, "png": 0.0, "webp": 2.0, "jpeg": 2.0}
 """In grey levels, against Pillow's decoder: that of DALI may round otherwise."""
 
 
-def bank_of(folder: Path, codec: str = "raw", side: int = 32, shards: tuple[int, ...] = (13, 20)) -> TinyBank:
-    bank = TinyBank.empty(folder, codec, side)
+def bank_of(
+    folder: Path, codec: str = "raw", side: int = 32, shards: tuple[int, ...] = (13, 20), channels: int = 3
+) -> TinyBank:
+    bank = TinyBank.empty(folder, codec, side, channels)
     for count in shards:
         bank.add(count)
     return bank
@@ -44,7 +46,13 @@ def opened(
     size = (bank.side, bank.side)
     used = FeedConfig(kind=kind, threads=2, **config)
     return open_feed(
-        used, bank.index, codec=bank.codec, image_size=size, batch_size=batch_size, device=device
+        used,
+        bank.index,
+        codec=bank.codec,
+        image_size=size,
+        channels=bank.channels,
+        batch_size=batch_size,
+        device=device,
     )
 
 
@@ -60,10 +68,13 @@ def assert_equal(ours: FeedBatch, theirs: FeedBatch) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("codec", TOLERANCES)
+@pytest.mark.parametrize(
+    ("codec", "channels"), [*((codec, 3) for codec in TOLERANCES), ("raw", 1), ("png", 1), ("jpeg", 1)]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gives_what_the_order_says(kind: str, codec: str, tmp_path: Path) -> None:
-    bank = bank_of(tmp_path, codec)
+def test_gives_what_the_order_says(kind: str, codec: str, channels: int, tmp_path: Path) -> None:
+    """In RGB, whatever the channels of the files."""
+    bank = bank_of(tmp_path, codec, channels=channels)
     pixels = bank.decoded_pixels()
     order = Order(bank.index, batch_size=8, seed=1, first_step=30)
     with opened(bank, kind) as feed:

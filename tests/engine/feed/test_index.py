@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from engine.errors import UserError
 from engine.feed.index import Index
+from engine.feed.order import Order
 from engine.feed.runs import Runs
 from tests.engine.feed.spans import index_of, spans
 
@@ -40,9 +42,22 @@ def test_an_offset_beyond_four_gigabytes() -> None:
     assert index.spots(np.array([0])).offsets.tolist() == [1 << 40]
 
 
+def test_labels_of_any_number_of_classes() -> None:
+    index = index_of([3, 65_535], [70_000], [4])
+    assert index.labels(np.arange(4)).tolist() == [3, 65_535, 70_000, 4]
+    assert index.nbytes == 4 * 17
+    drawn = Order(index, batch_size=4, seed=0, class_balance=True).draw(0).rows
+    assert sorted(index.labels(drawn).tolist()) == [3, 4, 65_535, 70_000]
+
+
 def test_what_a_column_cannot_hold_is_refused() -> None:
-    with pytest.raises(AssertionError, match="outside the column"):
-        index_of([1 << 16])
+    """By errors that `python -O` keeps."""
+    with pytest.raises(ValueError, match="outside uint32"):
+        index_of([1 << 32])
+    shifted = spans([0])
+    shifted.offsets[0] += 1
+    with pytest.raises(UserError, match=r"0\.tar: an image does not begin at a block"):
+        Index().add(shifted)
 
 
 def test_growth_copies_a_row_a_constant_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_without_dali_auto_takes_torch_and_dali_is_refused() -> None:
 
 @pytest.mark.parametrize(("kind", "expected"), [("dali", DaliFeed), ("torch", TorchFeed)])
 def test_opens_the_kind(kind: Any, expected: type) -> None:
-    shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "batch_size": 4}
+    shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "channels": 3, "batch_size": 4}
     feed = opening.open_feed(FeedConfig(kind=kind), Index(), device=torch.device("cpu"), **shape)
     with feed:
         assert type(feed) is expected

@@ -118,7 +118,7 @@ def test_a_bank_that_is_not_there_or_damaged(tmp_path: Path) -> None:
         status(str(tmp_path / "nowhere"))
     tiny.write(tmp_path)
     for damage in (lambda path: path.write_text("{}"), Path.unlink):
-        damage(tmp_path / "00001_stats.json")
+        damage(tmp_path / "stats/00001.json")
         with pytest.raises(UserError, match=r"missing or damaged .*engine\.bank verify"):
             status(str(tmp_path))
 

@@ -52,7 +52,7 @@ def test_file_holds_every_field_and_nothing_else_is_left(summary: Summary, tmp_p
     ids=["values and a reason", "no value and no reason", "one of three"],
 )
 def test_accuracies_are_there_or_a_reason_is(changes: dict) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="and not both"):
         replace(DONE, **changes)
 
 

@@ -120,5 +120,5 @@ def test_convolutions_are_not_rounded_to_tf32(accelerator: Accelerator) -> None:
 
 def test_labels_of_another_number_are_refused(accelerator: Accelerator) -> None:
     model = classifier(BrightestChannel(0, 0, 0))
-    with pytest.raises(AssertionError, match="2 predictions against 1"):
+    with pytest.raises(ValueError, match="2 predictions against 1"):
         accuracy(model, images_whose_brightest_channel_is(0, 1), torch.tensor([0]), accelerator)

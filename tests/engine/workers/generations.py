@@ -24,7 +24,7 @@ def end(process: Command, *, code: int = 0, seconds: float = 240) -> tuple[str, 
 def made(out: Path) -> int:
     """Shards that are committed by now."""
     manifest = out / "manifest.json"
-    return manifest.read_bytes().count(b'_stats.json"') if manifest.exists() else 0
+    return manifest.read_bytes().count(b'"stats/') if manifest.exists() else 0
 
 
 def until_made(process: Command, out: Path, count: int, seconds: float = 120) -> None:
@@ -63,7 +63,8 @@ def kill_at_random(process: Command, mark: str, kills: int, draw: random.Random,
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Of all files that a bank's user sees."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def same_bank(one: Path, other: Path) -> bool:

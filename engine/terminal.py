@@ -1,0 +1,84 @@
+"""What the commands print to: it never ends the work, and prints text as it is."""
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Output(io.TextIOWrapper):
+    """Text to a file descriptor; if a write fails, it and all later ones go to /dev/null instead."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.failure = self.failure or error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def settle() -> None:
+    """Make stdout and stderr such that printing raises nothing, whatever is at their other end.
+
+    It may be closed, from the start or in the middle (`| head`), full, or of an encoding without the
+    character. Streams that another program has put in their place are left alone.
+    """
+    _open_missing()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Output(open(os.devnull, "wb"), "utf-8"))  # noqa: PTH123, SIM115
+        elif stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:
+            setattr(sys, name, _output(stream))
+
+
+def lost_output() -> OSError | None:
+    """Why some of stdout was not written, None if all was, or if its reader went away."""
+    if not isinstance(sys.stdout, Output):
+        return None
+    sys.stdout.flush()
+    return None if isinstance(sys.stdout.failure, BrokenPipeError) else sys.stdout.failure
+
+
+def console(*, quiet: bool = False) -> "Console":
+    """For text that may have anything in it: brackets and :colons: are no markup."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False, quiet=quiet)
+
+
+def _output(stream: io.TextIOWrapper) -> Output:
+    stream.flush()
+    return Output(
+        stream.buffer,
+        stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _open_missing() -> None:
+    """Else the next file that is opened takes a standard number, and gets what C code prints."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
