@@ -234,6 +234,7 @@ class Generation:
                 self.recipe.filter,
                 self.accelerator.device,
                 self.filter_batch,
+                self.recipe.compute.runtime_precision,
             )
             stage.advance(len(variations))
             stage.note(f"kept {verdict.kept.double().mean():.0%}")

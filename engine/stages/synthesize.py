@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.batch import ImageBatch
-from engine.errors import NonFiniteError
+from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
@@ -128,9 +128,13 @@ class Synthesizer:
             if on_step is not None:
                 on_step(1)
         if not inversion.best_loss.isfinite():
+            advice = more_precision(
+                self.accelerator.mixed_precision,
+                "compute.precision",
+                otherwise="lower synthesize.lr, or check teacher.weights",
+            )
             raise NonFiniteError(
-                f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr "
-                "or take --compute.precision fp32"
+                f"synthesize: no finite loss in the {steps} steps of batch {index}; {advice}"
             )
         assert inversion.best_images is not None
         pixels = (inversion.best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
