@@ -92,6 +92,7 @@ class Generation:
             seed=recipe.seed,
             accelerator=accelerator,
             captured=recipe.compute.cuda_graphs,
+            views=recipe.synthesis_views,
         )
         say = say or progress.say
         self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)

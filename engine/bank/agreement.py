@@ -9,11 +9,11 @@ from engine.bank.rows import Int, Rows
 LEAST = 32
 """Images below which nothing is said."""
 ERRORS, SKEW = 3, 2
-"""Standard errors, and images, above chance at which an agreement is more than chance. The images are for many
-classes: a count that is expected to be a few, or none, is skewed."""
+"""Standard errors, and images, above chance at which an agreement is more than chance. The images are for
+many classes: a count that is expected to be a few, or none, is skewed."""
 NEAR, DECIDED = 0.1, 0.25
-"""Shares of the way from chance to full agreement: what is still near chance; how far the errors may reach, or
-else there are too few images to say anything."""
+"""Shares of the way from chance to full agreement: what is still near chance; how far the errors may reach,
+or else there are too few images to say anything."""
 _SOURCES = "take more synthesize.steps, or a lower synthesize.w_bn"
 _VARIATIONS = (
     "take another augment.prior, augment.class_condition text, a lower augment.strength, "

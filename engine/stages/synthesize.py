@@ -16,6 +16,7 @@ from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
 from engine.stages.inversion import Inversion
 from engine.stages.synthesize_config import SynthesizeConfig
+from engine.stages.views_config import Views
 from kernels.fuse import measured
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,8 +40,9 @@ class Synthesizer:
         seed: int,
         accelerator: Accelerator,
         captured: bool = True,
+        views: Views | None = None,
     ) -> None:
-        self.captured = captured
+        self.captured, self.views = captured, views
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -151,6 +153,7 @@ class Synthesizer:
                 lr=self.config.lr,
                 accelerator=self.accelerator,
                 captured=self.captured,
+                views=self.views,
             )
             self._inversion = adversary, inversion
         return self._inversion[1]
