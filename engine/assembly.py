@@ -22,6 +22,7 @@ from engine.runtime.prior import OpenPrior, open_prior
 from engine.runtime.sizes import batches
 from engine.seeding import derive_seed, seeded
 from engine.stages.augment import class_tokens
+from engine.stages.solver import check_solver
 from export.spec import DTYPES, Precision
 
 
@@ -72,6 +73,8 @@ def assemble(
         require_batch_norm(pair.teacher, "synthesize.w_bn")
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
+    if prior is not None:
+        check_solver(prior, recipe.augment)
     tokens = None
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
         width = prior.unet.config.cross_attention_dim

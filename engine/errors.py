@@ -15,3 +15,9 @@ class FailedShardsError(Exception):
 
 class OutOfMemoryError(Exception):
     """Memory too small for the work, one line that names the stage and the remedy; exit code 1."""
+
+
+def more_precision(precision: str, key: str, *, otherwise: str) -> str:
+    """What helps against values that are not finite: the next precision of `key`, or `otherwise` in fp32."""
+    safer = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(precision)
+    return f"take --{key} {safer}" if safer else otherwise

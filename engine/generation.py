@@ -94,6 +94,7 @@ class Generation:
             accelerator=accelerator,
             captured=recipe.compute.cuda_graphs,
             class_weights=recipe.class_weights,
+            views=recipe.synthesis_views,
         )
         say = say or progress.say
         self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)
@@ -238,6 +239,7 @@ class Generation:
                 self.recipe.filter,
                 self.accelerator.device,
                 self.filter_batch,
+                self.recipe.compute.runtime_precision,
             )
             stage.advance(len(variations))
             stage.note(f"kept {verdict.kept.double().mean():.0%}")

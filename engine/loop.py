@@ -11,6 +11,7 @@ from torch import nn
 
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
+from engine.bank.agreement import Agreements
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import require_snapshot, snapshot
 from engine.bank.writer import BankWriter
@@ -99,6 +100,8 @@ class Loop:
         )
         self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
         self.examples = Examples()
+        self.agreements = Agreements()
+        self._has_warned = False
         self.batches = 0
         self.wall_seconds = 0.0
         self._rows: list[range] = []  # of each batch, in the feed's index
@@ -137,12 +140,20 @@ class Loop:
         self.bank.commit(batch, rows, made.kept_images())
         self.reader.refresh()
         self._feed(batch)
+        self._warn(Agreements.of(rows))
         if made.variations is None or made.verdict is None:
             return
         self.examples.add(made.sources, made.variations, made.verdict)
         self.scalars.add_scalar("filter/acceptance_rate", made.verdict.kept.double().mean(), batch)
         self.scalars.add_scalar("filter/label_agreement", made.verdict.label_agreement, batch)
         self.scalars.add_scalar("filter/kept_label_agreement", made.verdict.kept_label_agreement, batch)
+
+    def _warn(self, agreements: Agreements) -> None:
+        """As soon as there are enough images to know that they are none of their labels, and once."""
+        self.agreements += agreements
+        if not self._has_warned and (warning := self.agreements.warning):
+            self.progress.say(f"warning: {warning}")
+            self._has_warned = True
 
     def _feed(self, batch: int) -> None:
         self._rows.append(self.training.add(self.reader.spans(batch)))

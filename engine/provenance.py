@@ -34,6 +34,7 @@ NOT_STATED = "not stated in its files"
 def bank_header(recipe: Recipe) -> Header:
     """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found."""
     fields = json.loads(json.dumps(asdict(recipe)))
+    fields["synthesize"] |= asdict(recipe.synthesis_views)  # null follows distill, which decides no image
     found = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}

@@ -26,6 +26,7 @@ from engine.stages.augment_config import AugmentConfig
 from engine.stages.distill_config import DistillConfig
 from engine.stages.filter_config import FilterConfig
 from engine.stages.synthesize_config import SynthesizeConfig
+from engine.stages.views_config import Views
 
 DEFAULT = "fashion-mnist"
 CONFIG = "config.yaml"
@@ -92,6 +93,7 @@ class Recipe:
                 f"teacher.image_size must be a multiple of 4, which the generator doubles twice,"
                 f" got {self.teacher.image_size}"
             )
+        self._check_views()
         if self.student.weights is not None:
             raise UserError(
                 f"student.weights is {self.student.weights}; a student starts from random weights, set null"
@@ -118,6 +120,20 @@ class Recipe:
         """How often each class is drawn, in the order of `class_names`; None: all alike."""
         given = self.synthesize.class_weights
         return None if given is None else tuple(given.get(name, 1.0) for name in self.class_names)
+
+    @property
+    def synthesis_views(self) -> Views:
+        """What the teacher sees of an image that is synthesized."""
+        return self.synthesize.views(otherwise=self.distill.views)
+
+    def _check_views(self) -> None:
+        size = self.teacher.image_size
+        for section in ("distill", "synthesize"):
+            padding = getattr(self, section).crop_padding
+            if padding is not None and padding >= size:
+                raise UserError(
+                    f"{section}.crop_padding is {padding}, but teacher.image_size is {size}; set it lower"
+                )
 
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None) -> Recipe:

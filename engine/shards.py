@@ -67,6 +67,7 @@ def _everywhere(url: str) -> str:
 
 def _ending(url: str, tally: Tally, images: int) -> str:
     """Raises FailedShardsError."""
+    warning = tally.agreements.warning
     line = f"{url}: {tally.made} shards made, {tally.found} found sound; {images} images"
     if tally.failed:
         named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(tally.failed.items())]
@@ -74,5 +75,5 @@ def _ending(url: str, tally: Tally, images: int) -> str:
             f"{line}; {len(named)} shards failed: {'; '.join(named)}; --resume tries them again"
         )
     if tally.left:
-        return f"{line}; {tally.left} are left, --resume makes them"
-    return line
+        line = f"{line}; {tally.left} are left, --resume makes them"
+    return f"{line}\nwarning: {warning}" if warning else line

@@ -125,6 +125,8 @@ class StudentTraining:
             newest=self.newest_share,
             rank=self.rank,
             world=self.world,
+            pad=self.config.crop_padding,
+            flip=self.config.flip,
         )
         images_a_step = self.config.batch_size
         with self.progress.stage("distill", total=count * images_a_step, unit="images") as stage:

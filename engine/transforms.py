@@ -46,10 +46,15 @@ def _gather(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def draw_crops(batch: int, generator: torch.Generator, *, pad: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """top, left int64 [batch] and flip bool [batch] for `crop_flip`, uniform, from a CPU generator."""
+def draw_crops(
+    batch: int, generator: torch.Generator, *, pad: int = 4, flip: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """top, left int64 [batch] and flip bool [batch] for `crop_flip`, uniform, from a CPU generator.
+
+    Without `flip` none is mirrored, and all other draws are the same.
+    """
     top, left = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
-    return top, left, torch.rand(batch, generator=generator) < 0.5
+    return top, left, (torch.rand(batch, generator=generator) < 0.5) & flip
 
 
 def random_crop_flip(images: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:

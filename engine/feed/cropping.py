@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor
 
-from engine.feed.crops import PAD
 from engine.feed.order import Draw
 from kernels.crop_flip import crop_flip
 
 
-def cropped(images: Tensor, draw: Draw, *, threads: int | None = None) -> Tensor:
+def cropped(images: Tensor, draw: Draw, *, pad: int, threads: int | None = None) -> Tensor:
     """float32 [B, H, W, 3] in [0, 1] of images uint8 [B, H, W, 3], on their device.
 
-    `threads` as of `crop_flip`.
+    `pad` of the draw's order; `threads` as of `crop_flip`.
     """
     top, left, flip = (
         torch.from_numpy(column).to(images.device) for column in (draw.top, draw.left, draw.flip)
     )
-    return crop_flip(images, top.long(), left.long(), flip, pad=PAD, threads=threads)
+    return crop_flip(images, top.long(), left.long(), flip, pad=pad, threads=threads)

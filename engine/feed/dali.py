@@ -55,6 +55,7 @@ class DaliFeed(Feed):
         self._pipeline = self._new_pipeline()
         self._waiting: deque[_Submitted] = deque()
         self._running: Generator[FeedBatch] | None = None
+        self._pad = 0  # of the running order
 
     def _new_pipeline(self) -> DaliPipeline:
         on_gpu = self.device.type == "cuda"
@@ -74,6 +75,7 @@ class DaliFeed(Feed):
 
     def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
+        self._pad = order.pad
         self._running = self._run(order, first, last)
         return self._running
 
@@ -93,7 +95,7 @@ class DaliFeed(Feed):
         spots, raw = self.index.spots(draw.rows), self._codec == "raw"
         shape = (*self._image_size, self._channels)
         images = self._tars.raw(spots, shape) if raw else self._tars.encoded(spots)
-        self._pipeline.submit(images, draw)
+        self._pipeline.submit(images, draw, pad=self._pad)
         self._waiting.append(_Submitted(draw, images))
 
     def _receive(self) -> FeedBatch:
@@ -104,7 +106,9 @@ class DaliFeed(Feed):
                 size = "x".join(map(str, shapes[place, :2]))
                 raise self._damaged(draw, place, f"it is {size}, not {self._wanted}")
         assert images is not None, "images of one size make a tensor"
-        seen = images if self._pipeline.crops else cropped(images, draw, threads=self._cropping)
+        seen = (
+            images if self._pipeline.crops else cropped(images, draw, pad=self._pad, threads=self._cropping)
+        )
         return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw)
 
     def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
@@ -123,7 +127,7 @@ class DaliFeed(Feed):
             for place in range(len(images)):
                 one = Draw._make(column[place : place + 1] for column in draw)
                 try:
-                    self._pipeline.submit(images[place : place + 1], one)
+                    self._pipeline.submit(images[place : place + 1], one, pad=self._pad)
                     self._pipeline.receive()
                 except RuntimeError:
                     self._reopen()

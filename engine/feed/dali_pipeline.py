@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.feed.crops import PAD
 from engine.feed.order import Draw
 from engine.feed.tars import Bytes
 
@@ -49,9 +48,9 @@ class DaliPipeline:
             self._pipeline.set_outputs(images, *shapes)
         self._pipeline.build()
 
-    def submit(self, images: Bytes | list[Bytes], draw: Draw) -> None:
+    def submit(self, images: Bytes | list[Bytes], draw: Draw, *, pad: int) -> None:
         """Raw pixels uint8 [B, H, W, C], or encoded images; neither is copied nor may be written to again."""
-        pasting = _pasting(draw, self._image_size) if self.crops else {}
+        pasting = _pasting(draw, self._image_size, pad) if self.crops else {}
         given: dict[str, Any] = {"images": images, **pasting}
         self._given.append(given)
         for name, values in given.items():
@@ -83,9 +82,9 @@ def _stream(device_id: int | None) -> torch.cuda.Stream | None:
     return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
-def _pasting(draw: Draw, image_size: tuple[int, int]) -> dict[str, npt.NDArray[np.int32]]:
+def _pasting(draw: Draw, image_size: tuple[int, int], pad: int) -> dict[str, npt.NDArray[np.int32]]:
     """Which part of each image shows in its crop, and where; the rest of the crop is padding."""
-    corner = np.stack([draw.top, draw.left], axis=1)[:, None] - np.int32(PAD)  # [B, 1, 2], in the image
+    corner = np.stack([draw.top, draw.left], axis=1)[:, None] - np.int32(pad)  # [B, 1, 2], in the image
     return {
         "own": np.arange(len(corner), dtype=np.int32)[:, None],
         "from": np.maximum(corner, 0),

@@ -72,15 +72,15 @@ class TorchFeed(Feed):
 
     def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
-        self._running = self._run(order.draws(first, last))
+        self._running = self._run(order.draws(first, last), order.pad)
         return self._running
 
-    def _run(self, draws: Iterator[Draw]) -> Generator[FeedBatch]:
+    def _run(self, draws: Iterator[Draw], pad: int) -> Generator[FeedBatch]:
         self._tasks.draws = draws
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            images = cropped(as_rgb(batch.images, self.device), batch.draw)
+            images = cropped(as_rgb(batch.images, self.device), batch.draw, pad=pad)
             yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from engine.errors import UserError
 from engine.feed.apportionment import apportioned
-from engine.feed.crops import Offsets, crops
+from engine.feed.crops import PAD, Offsets, crops
 from engine.feed.hashing import hashed
 from engine.feed.index import Index
 from engine.feed.runs import Runs
@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     rows: Int
     """[B], of the index."""
     top: Offsets
-    """int32 [B], in [0, 2 * PAD]."""
+    """int32 [B], in [0, 2 * pad] of the order."""
     left: Offsets
     flip: npt.NDArray[np.bool_]
     global_rows: Int
@@ -41,6 +41,8 @@ class Order:
     random order, with `class_balance` each class's rows. The global batch is the same at any `world` size;
     rank r has the r-th part of it. Rows added to the index later change nothing; `rows` takes only so many of
     them, such as a resumed run had when it made its order.
+
+    `pad`: zeros around an image that its crop may reach into; `flip`: whether half of them are mirrored.
 
     Raises UserError for a bank with a share and no images.
     """
@@ -59,10 +61,13 @@ class Order:
         rank: int = 0,
         world: int = 1,
         rows: int | None = None,
+        pad: int = PAD,
+        flip: bool = True,
     ) -> None:
         if batch_size % world or not 0 <= rank < world:
             raise ValueError(f"a batch of {batch_size} does not divide among {world} ranks (this is {rank})")
         self.index, self.batch_size, self.first_step = index, batch_size, first_step
+        self.pad, self.flip = pad, flip
         self.rows = len(index) if rows is None else rows
         part = batch_size // world
         self._mine = slice(rank * part, (rank + 1) * part)
@@ -97,7 +102,7 @@ class Order:
             rows, bits = rows[mixed], bits[mixed]
         for batch in np.arange(len(rows)).reshape(-1, self.batch_size):
             mine = batch[self._mine]
-            yield Draw(rows[mine], *crops(bits[mine]), rows[batch])
+            yield Draw(rows[mine], *crops(bits[mine], pad=self.pad, flip=self.flip), rows[batch])
 
     def _part(self, number: int, bounds: Int) -> tuple[Int, npt.NDArray[np.uint64], Int]:
         """Of one stream: rows, random bits of each visit, and the step it is for, counted in the block."""

@@ -1,5 +1,6 @@
 """Autoencoder and UNet of a pipeline's folder, whatever conditions the UNet; and how any part is loaded."""
 
+import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,8 @@ from typing import Any
 import torch
 
 from engine.errors import UserError
-from engine.models.pipeline_folder import PipelineFolder
-
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+from engine.models.pipeline_folder import XL, PipelineFolder
+from engine.models.prior_faults import UNET, block_channels, sides, unet_fault, vae_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ def load_latent_diffusion(
     import diffusers
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    unet_config = load_config(pipeline, UNet2DConditionModel, "unet")
+    unet_config = load_unet_config(pipeline)
     vae_config = load_config(pipeline, AutoencoderKL, "vae")
-    channels, height, width = latent_shape = _latent_shape(unet_config)
-    if fault := _fault(vae_config, channels):
+    channels, (height, width) = unet_config["in_channels"], sides(unet_config["sample_size"])
+    if fault := vae_fault(vae_config, channels):
         raise UserError(f"{pipeline.section}: {pipeline.where}/vae {fault}")
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    factor = 2 ** (len(block_channels(vae_config)) - 1)
     classes = {"vae": getattr(diffusers, vae_config["_class_name"]), "unet": UNet2DConditionModel}
     networks = {
         name: load_part(pipeline, cls, name, device) if name in parts else None
@@ -48,8 +48,22 @@ def load_latent_diffusion(
     for network in filter(None, networks.values()):
         network.to(memory_format=torch.channels_last)
     return LatentDiffusion(
-        **networks, latent_shape=latent_shape, image_shape=(height * factor, width * factor)
+        **networks,
+        latent_shape=(channels, height, width),
+        image_shape=(height * factor, width * factor),
     )
+
+
+def load_unet_config(pipeline: PipelineFolder) -> dict[str, Any]:
+    """With the defaults of what is not stored. Raises UserError as above, also for a UNet of other inputs."""
+    from diffusers import UNet2DConditionModel
+
+    stored = load_config(pipeline, UNet2DConditionModel, "unet")
+    parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
+    unet = {"_class_name": UNET, **{name: each.default for name, each in parameters.items()}, **stored}
+    if fault := unet_fault(unet, is_xl=pipeline.class_name in XL):
+        raise pipeline.fault("unet/config.json", fault)
+    return unet
 
 
 def load_config(pipeline: PipelineFolder, cls: Any, part: str) -> dict[str, Any]:
@@ -79,21 +93,3 @@ def load_part(pipeline: PipelineFolder, cls: Any, part: str, device: torch.devic
         if missing:
             raise ValueError(f"{len(missing)} weights are missing, the first {missing[0]}")
         return network.eval().requires_grad_(False).to(device)
-
-
-def _latent_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], height, width
-
-
-def _fault(vae: dict[str, Any], channels: int) -> str | None:
-    """Why an autoencoder's configuration cannot serve a UNet that takes so many channels."""
-    name, made = vae.get("_class_name"), vae.get("latent_channels", 4)
-    if name not in AUTOENCODERS:
-        return f"is of a {name}; put an {' or '.join(AUTOENCODERS)} in its place"
-    if made != channels:
-        return f"makes latents of {made} channels, its unet takes {channels}; use a pair that match"
-    if vae.get("latents_mean") is not None:
-        return "has latents_mean, which is not supported; use a prior whose latents are scaled alone"
-    return None

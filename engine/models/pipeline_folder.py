@@ -12,12 +12,8 @@ from engine.errors import UserError
 from engine.paths import resolve
 
 IMAGE_VARIATION = "StableDiffusionImageVariationPipeline"
-TEXT_TO_IMAGE = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-)
+XL = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", *XL)
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -53,6 +49,10 @@ class PipelineFolder:
     def reading(self, part: str) -> AbstractContextManager[None]:
         """A context in which whatever cannot be read of `part` is a UserError that names the file."""
         return reading(self.section, f"{self.where}/{part}")
+
+    def fault(self, file: str, what: str) -> UserError:
+        """The error for a stored setting: the key, its value and what to change."""
+        return UserError(f"{self.section}: {self.where}/{file}: {what}")
 
 
 @contextmanager

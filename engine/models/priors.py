@@ -1,7 +1,9 @@
 """The foundation models that diversify and judge: a latent diffusion image-variation prior and open_clip."""
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.models.latent_diffusion import LatentDiffusion, load_config, load_latent_diffusion, load_part
+from engine.models.latent_diffusion import (
+    LatentDiffusion,
+    load_config,
+    load_latent_diffusion,
+    load_part,
+    load_unet_config,
+)
+from engine.models.noise_schedule import FILE, schedule_fault
 from engine.models.pipeline_folder import IMAGE_VARIATION, INDEX, PipelineFolder, reading
+from engine.models.prior_faults import channels_fault, extractor_fault
 from engine.paths import resolve
 from engine.stages.filter_config import LOCAL_DIR
 
 PARTS = ("vae", "unet", "image_encoder")
+CLIP_CONFIG = "open_clip_config.json"
 PROMPT = "a photo of a {}."
 """How a class name is put to a text tower."""
 
@@ -57,22 +68,42 @@ def load_prior(
         processor = CLIPImageProcessor.get_image_processor_dict(
             pipeline.source, subfolder="feature_extractor", **pipeline.options
         )[0]
-        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
+    if fault := extractor_fault(processor):
+        raise pipeline.fault("feature_extractor/preprocessor_config.json", fault)
     with pipeline.reading("image_encoder"):
         encoder_config = CLIPVisionConfig.from_pretrained(
             pipeline.source, subfolder="image_encoder", **pipeline.options
         )
+    if fault := _encoder_fault(encoder_config, load_unet_config(pipeline)):
+        raise pipeline.fault("image_encoder/config.json", fault)
+    scheduler_config = load_config(pipeline, DDIMScheduler, "scheduler")
+    if fault := schedule_fault(scheduler_config):
+        raise pipeline.fault(FILE, fault)
     encoder = None
     if "image_encoder" in parts:
         encoder = load_part(pipeline, CLIPVisionModelWithProjection, "image_encoder", device)
     return DiffusionPrior(
         **vars(load_latent_diffusion(pipeline, device, parts)),
         image_encoder=encoder,
-        scheduler_config=load_config(pipeline, DDIMScheduler, "scheduler"),
+        scheduler_config=scheduler_config,
         encoder_size=encoder_config.image_size,
-        encoder_mean=mean,
-        encoder_std=std,
+        encoder_mean=tuple(processor["image_mean"]),
+        encoder_std=tuple(processor["image_std"]),
     )
+
+
+def _encoder_fault(encoder: Any, unet: Mapping[str, Any]) -> str | None:
+    """Of a CLIPVisionConfig whose embedding shall be the UNet's token."""
+    if not isinstance(encoder.image_size, int):
+        return f"image_size is {encoder.image_size!r}; take an encoder of square images"
+    if encoder.num_channels != 3:
+        return f"num_channels is {encoder.num_channels}; take an encoder of RGB images, with 3"
+    if encoder.projection_dim != unet["cross_attention_dim"]:
+        return (
+            f"projection_dim is {encoder.projection_dim}, cross_attention_dim in unet/config.json "
+            f"{unet['cross_attention_dim']}; use a pair that match"
+        )
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +158,17 @@ def load_clip(
         tokenizer = open_clip.get_tokenizer(name)
     network.eval().requires_grad_(False)
     preprocess = network.visual.preprocess_cfg
-    size, mean, std = preprocess["size"], tuple(preprocess["mean"]), tuple(preprocess["std"])
+    if model.startswith(LOCAL_DIR):  # open_clip would put its defaults in the place of what is missing
+        with reading(section, model):
+            config = json.loads(Path(name.removeprefix(LOCAL_DIR), CLIP_CONFIG).read_text("utf-8"))
+        preprocess = {**preprocess, "mean": None, "std": None, **(config.get("preprocess_cfg") or {})}
+    if fault := channels_fault(preprocess, "mean", "std"):
+        raise UserError(f"{section}: {model}/{CLIP_CONFIG}: in preprocess_cfg {fault}")
+    size, mean, std = (
+        network.visual.preprocess_cfg["size"],
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+    )
 
     def image_tower(pixels: Tensor) -> Tensor:
         return network.encode_image((pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels))

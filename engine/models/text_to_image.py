@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.models.latent_diffusion import LatentDiffusion, load_latent_diffusion
+from engine.models.latent_diffusion import LatentDiffusion, load_latent_diffusion, load_unet_config
 from engine.models.pipeline_folder import PipelineFolder
 
 PARTS = ("vae", "unet")
@@ -28,11 +28,28 @@ def load_text_to_image(
     """Networks that `parts` leaves out are None. Raises UserError as `load_prior` does."""
     from transformers import CLIPTextConfig
 
-    encoder = "text_encoder_2" if "text_encoder_2" in pipeline.index else "text_encoder"
-    with pipeline.reading(encoder):
-        config = CLIPTextConfig.from_pretrained(pipeline.source, subfolder=encoder, **pipeline.options)
+    configs = []
+    for encoder in _text_encoders(pipeline):
+        with pipeline.reading(encoder):
+            configs.append(
+                CLIPTextConfig.from_pretrained(pipeline.source, subfolder=encoder, **pipeline.options)
+            )
+    width, wanted = sum(config.hidden_size for config in configs), load_unet_config(pipeline)
+    if width != wanted["cross_attention_dim"]:
+        names = " and ".join(f"{name}/config.json" for name in _text_encoders(pipeline))
+        raise pipeline.fault(
+            "unet/config.json",
+            f"cross_attention_dim is {wanted['cross_attention_dim']}, hidden_size of {names} {width}; "
+            "use networks that match",
+        )
     networks = load_latent_diffusion(pipeline, device, parts)
-    return TextToImage(**vars(networks), num_tokens=config.max_position_embeddings)
+    return TextToImage(**vars(networks), num_tokens=configs[-1].max_position_embeddings)
+
+
+def _text_encoders(pipeline: PipelineFolder) -> list[str]:
+    """Those that the pipeline has: XL's refiner has the second alone."""
+    names = ("text_encoder", "text_encoder_2")
+    return [name for name in names if any(pipeline.index.get(name) or ())]
 
 
 def embed_prompts(pipeline: PipelineFolder, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.bank.agreement import Agreements
 from engine.bank.rows import Rows
 from engine.report.summary import LabelAgreement
 
@@ -34,6 +35,7 @@ class Counts:
     augmented: Count
     passed_clip: Count
     accepted: Count
+    agreements: Agreements
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -51,12 +53,20 @@ class Counts:
 
 def count_images(shards: Iterable[Rows]) -> Counts:
     """The counts over all rows of the shards."""
-    counts = Counts(synthesized=Count(), augmented=Count(), passed_clip=Count(), accepted=Count())
+    synthesized, augmented, passed_clip, accepted = Count(), Count(), Count(), Count()
+    agreements = Agreements()
     for rows in shards:
+        agreements += Agreements.of(rows)
         agrees = rows.teacher_top1 == rows.labels
         variation = rows.parents >= 0
-        counts.synthesized.add(agrees[~variation])
-        counts.augmented.add(agrees[variation])
-        counts.passed_clip.add(agrees[variation & rows.passes_clip & ~np.isnan(rows.similarity)])
-        counts.accepted.add(agrees[variation & rows.kept])
-    return counts
+        synthesized.add(agrees[~variation])
+        augmented.add(agrees[variation])
+        passed_clip.add(agrees[variation & rows.passes_clip & ~np.isnan(rows.similarity)])
+        accepted.add(agrees[variation & rows.kept])
+    return Counts(
+        synthesized=synthesized,
+        augmented=augmented,
+        passed_clip=passed_clip,
+        accepted=accepted,
+        agreements=agreements,
+    )

@@ -66,6 +66,7 @@ def summarize(
         images_per_second=(counts.synthesized.images + counts.accepted.images) / wall_seconds,
         wall_seconds=wall_seconds,
         images_sha256=_sha256(banks),
+        warning=counts.agreements.warning,
     )
 
 

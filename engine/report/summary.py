@@ -53,6 +53,8 @@ class Summary:
     """Images that went into the bank over the seconds of the run."""
     wall_seconds: float
     images_sha256: str
+    warning: str | None = None
+    """What is wrong with the images, None if nothing is known to be."""
 
     def __post_init__(self) -> None:
         for name in ("teacher_top1", "student_top1", "agreement"):

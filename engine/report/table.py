@@ -31,6 +31,8 @@ def results_table(summary: Summary, folder: Path) -> Table:
         f" runtime {summary.runtime}, {summary.images_per_second:.1f} images/s",
         "files": str(folder),
     }
+    if summary.warning:
+        rows["warning"] = summary.warning
     for what, value in rows.items():
         table.add_row(what, value)
     return table

@@ -18,7 +18,7 @@ from engine.stages.augment_config import AugmentConfig
 from export.networks.clip import clip_vision_spec
 from export.networks.unet import unet_spec
 from export.networks.vae import vae_decoder_spec, vae_encoder_spec
-from export.spec import NetworkSpec
+from export.spec import NetworkSpec, Precision
 
 NETWORKS = ("image_encoder", "vae_encoder", "vae_decoder", "unet")
 
@@ -41,6 +41,8 @@ class OpenPrior:
     image_shape: tuple[int, int]
     encoder_size: int
     scheduler_config: dict[str, Any]
+    precision: Precision
+    """That was asked for; a network that it does not hold runs in a safer one."""
 
 
 def prior_spec(name: str, prior: LatentDiffusion, config: AugmentConfig, runtime: Runtime) -> NetworkSpec:
@@ -79,4 +81,5 @@ def open_prior(prior: DiffusionPrior, config: AugmentConfig, place: Place) -> Op
         image_shape=prior.image_shape,
         encoder_size=prior.encoder_size,
         scheduler_config=prior.scheduler_config,
+        precision=place.precision,
     )

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.batch import ImageBatch
-from engine.errors import NonFiniteError, UserError
+from engine.errors import NonFiniteError, UserError, more_precision
 from engine.micro_batch import MicroBatch
 from engine.models.priors import PROMPT, ClipModel
 from engine.runtime.prior import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
-from engine.stages.augment_config import SCHEDULERS, AugmentConfig
+from engine.stages.augment_config import AugmentConfig
+from engine.stages.solver import begin, build_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def augment(
         anchors = None if codes.latents is None else codes.latents[rows]
         images = sample(prior, scheduler, config, noise, tokens, anchors)
         return ImageBatch(
-            images=_to_uint8(images, sources.images.shape[2:], keys),
+            images=_to_uint8(images, sources.images.shape[2:], keys, prior.precision),
             labels=labels,
             keys=keys,
             parents=parents,
@@ -114,18 +115,6 @@ def augment(
         )
 
     yield from micro_batch.over(len(places), variations)
-
-
-def build_scheduler(prior: OpenPrior, config: AugmentConfig) -> Any:
-    """The configured solver with the noise schedule the prior was trained on, its tables on the CPU.
-
-    A stored configuration that does not mention `clip_sample` gets False: latents are not bound to [-1, 1].
-    """
-    import diffusers
-
-    name, options = SCHEDULERS[config.scheduler]
-    stored = {"clip_sample": False, **prior.scheduler_config}
-    return getattr(diffusers, name).from_config(stored, **options)
 
 
 @torch.no_grad()
@@ -143,15 +132,7 @@ def sample(
     with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598: in
     the unconditional half the tokens that `guidance_of` names are zeros. Solver arithmetic is float32.
     """
-    scheduler.set_timesteps(config.steps)
-    first = 0 if anchors is None else config.steps - int(config.steps * config.strength)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
-    timesteps = scheduler.timesteps[first:]
-    if anchors is None:
-        latents = noise * scheduler.init_noise_sigma
-    else:
-        latents = scheduler.add_noise(anchors, noise, timesteps[:1].expand(len(noise)))
+    timesteps, latents = begin(scheduler, config, noise, anchors)
     guided = config.guidance_scale > 1
     if guided:
         unconditional_tokens = tokens.clone()
@@ -191,12 +172,12 @@ def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(pixels, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _to_uint8(images: Tensor, size: Sequence[int], keys: Tensor) -> Tensor:
+def _to_uint8(images: Tensor, size: Sequence[int], keys: Tensor, precision: str) -> Tensor:
     """Resizes to the sources' size and rounds half to even; uint8 [B, 3, H, W] on the CPU."""
     finite = images.isfinite().flatten(1).all(1).cpu()
     if not finite.all():
         broken = ", ".join(map(str, keys[~finite].tolist()))
-        raise NonFiniteError(
-            f"augment made non-finite images for keys {broken}; use bf16 or no mixed precision"
-        )
+        otherwise = "lower augment.guidance_scale, or check the weights of augment.prior"
+        advice = more_precision(precision, "compute.runtime_precision", otherwise=otherwise)
+        raise NonFiniteError(f"augment made non-finite images for keys {broken}; {advice}")
     return (_resize(images.clamp(0, 1), size) * 255).round().to(torch.uint8).cpu()

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.errors import NonFiniteError, UserError
+from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
@@ -162,9 +162,10 @@ class Distiller:
     ) -> None:
         means = self.accelerator.reduce(window / num_steps, "mean").tolist()
         if not math.isfinite(means[0]):
-            raise NonFiniteError(
-                f"distill: NaN or Inf in the loss by step {self.step}; lower distill.lr or take fp32"
+            advice = more_precision(
+                self.accelerator.mixed_precision, "compute.precision", otherwise="lower distill.lr"
             )
+            raise NonFiniteError(f"distill: NaN or Inf in the loss by step {self.step}; {advice}")
         if on_log is not None:
             names = ("loss", "kl", "ce", "feature", "label_agreement")
             on_log(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from engine.errors import UserError
+from engine.stages.views_config import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class DistillConfig:
     """Cross-entropy only for images whose label is the teacher's top-1 class; KL is always for all."""
     class_balance: bool = True
     """Draw a class first, then one of its images, so that rare classes weigh as much as frequent ones."""
+    flip: bool = True
+    """Mirror half of the images; false for digits, text and other images whose sides have a meaning."""
+    crop_padding: int = 4
+    """Zeros around an image that its random crop may reach into; 0: no crop."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
@@ -41,11 +46,16 @@ class DistillConfig:
         _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         _require(not self.nesterov or self.momentum > 0, "nesterov", True, "false, or momentum above 0")
-        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps"):
+        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or above")
         _require(
             self.w_kl + self.w_ce + self.w_feature > 0, "w_kl", self.w_kl, "above 0, or w_ce or w_feature"
         )
+
+    @property
+    def views(self) -> Views:
+        """What the student and the teacher see of an image."""
+        return Views(flip=self.flip, crop_padding=self.crop_padding)
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""

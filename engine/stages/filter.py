@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.batch import ImageBatch
-from engine.errors import NonFiniteError
+from engine.errors import NonFiniteError, more_precision
 from engine.micro_batch import MicroBatch
 from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
@@ -46,23 +46,24 @@ def judge(
     config: FilterConfig,
     device: torch.device,
     micro_batch: MicroBatch | None = None,
+    precision: str = "fp32",
 ) -> Verdict:
     """Judges variations against their parents in `sources`; each source is embedded once.
 
     A variation passes CLIP where its cosine is >= omega, or >= the `quantile` of this batch's cosines; with
     `class_gate` it is kept only where the teacher's top-1 is the label, at `min_confidence` or more.
-    `clip` may be None with method `none`; `micro_batch` is by default of the configured size. Raises
-    NonFiniteError, naming the keys, and OutOfMemoryError as MicroBatch does.
+    `clip` may be None with method `none`; `micro_batch` is by default of the configured size; `precision` is
+    that of the networks. Raises NonFiniteError, naming the keys, and OutOfMemoryError as MicroBatch does.
     """
     micro_batch = micro_batch or MicroBatch("filter", config.images_at_once)
     top1, confidence = classify(variations.images, ask_teacher, micro_batch, device)
-    _require_finite(confidence, variations.keys, "teacher probabilities")
+    _require_finite(confidence, variations.keys, "teacher probabilities", "teacher.weights", precision)
     similarity = torch.full((len(variations),), math.nan)
     passes_clip = torch.ones(len(variations), dtype=torch.bool)
     if config.method == "clip":
         assert clip is not None, "method clip needs a ClipModel"
         similarity = similarities(sources, variations, clip, micro_batch)
-        _require_finite(similarity, variations.keys, "CLIP similarities")
+        _require_finite(similarity, variations.keys, "CLIP similarities", "filter.model", precision)
         passes_clip = similarity >= _threshold(similarity, config)
     kept = passes_clip
     if config.class_gate:
@@ -130,11 +131,14 @@ def _threshold(similarity: Tensor, config: FilterConfig) -> float:
     return torch.quantile(similarity, config.quantile).item()
 
 
-def _require_finite(values: Tensor, keys: Tensor, what: str) -> None:
+def _require_finite(values: Tensor, keys: Tensor, what: str, of: str, precision: str) -> None:
     broken = keys[~values.isfinite()].tolist()
     if broken:
         names = ", ".join(map(str, broken))
-        raise NonFiniteError(f"filter got non-finite {what} for keys {names}; use bf16 or no mixed precision")
+        advice = more_precision(
+            precision, "compute.runtime_precision", otherwise=f"check the weights of {of}"
+        )
+        raise NonFiniteError(f"filter got non-finite {what} for keys {names}; {advice}")
 
 
 def _mean(mask: Tensor) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
+from engine.stages.views_config import Views
 from engine.transforms import crop_flip, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,9 @@ class Inversion:
         lr: float,
         accelerator: Accelerator,
         captured: bool,
+        views: Views | None = None,
     ) -> None:
+        self.views = views or Views()
         self.network, self.objective, self.accelerator = network, objective, accelerator
         device = accelerator.device
         on_gpu = device.type == "cuda"
@@ -69,7 +72,9 @@ class Inversion:
 
     def step(self) -> None:
         """One update of the weights and z; crops and flips are drawn on the CPU."""
-        for static, drawn in zip(self.crops, draw_crops(len(self.z), self.draw), strict=True):
+        pad, flip = self.views.crop_padding, self.views.flip
+        crops = draw_crops(len(self.z), self.draw, pad=pad, flip=flip)
+        for static, drawn in zip(self.crops, crops, strict=True):
             static.copy_(drawn, non_blocking=True)
         if self.graph is not None:
             self.graph.replay()
@@ -86,7 +91,7 @@ class Inversion:
         with self.accelerator.autocast():
             images = self.network(self.z)
         images = images.float()
-        loss = self.objective(crop_flip(images, *self.crops), self.labels)
+        loss = self.objective(crop_flip(images, *self.crops, pad=self.views.crop_padding), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self._keep_best(images.detach(), loss.detach())

@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.batch import ImageBatch
-from engine.errors import NonFiniteError
+from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
 from engine.stages.inversion import Inversion
 from engine.stages.labels import batch_labels
 from engine.stages.synthesize_config import SynthesizeConfig
+from engine.stages.views_config import Views
 from kernels.fuse import measured
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,8 +42,9 @@ class Synthesizer:
         accelerator: Accelerator,
         captured: bool = True,
         class_weights: Sequence[float] | None = None,
+        views: Views | None = None,
     ) -> None:
-        self.captured, self.class_weights = captured, class_weights
+        self.captured, self.class_weights, self.views = captured, class_weights, views
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -136,9 +138,13 @@ class Synthesizer:
             if on_step is not None:
                 on_step(1)
         if not inversion.best_loss.isfinite():
+            advice = more_precision(
+                self.accelerator.mixed_precision,
+                "compute.precision",
+                otherwise="lower synthesize.lr, or check teacher.weights",
+            )
             raise NonFiniteError(
-                f"synthesize: no finite loss in the {steps} steps of batch {index}; lower synthesize.lr "
-                "or take --compute.precision fp32"
+                f"synthesize: no finite loss in the {steps} steps of batch {index}; {advice}"
             )
         assert inversion.best_images is not None
         pixels = (inversion.best_images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
@@ -155,6 +161,7 @@ class Synthesizer:
                 lr=self.config.lr,
                 accelerator=self.accelerator,
                 captured=self.captured,
+                views=self.views,
             )
             self._inversion = adversary, inversion
         return self._inversion[1]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import UserError
+from engine.stages.views_config import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,17 @@ class SynthesizeConfig:
     """Width of the generator's input z."""
     lr: float = 1e-3
     """Learning rate of Adam (betas 0.5, 0.999) over the generator's weights and z."""
+    flip: bool | None = None
+    """Mirror half of the images before the teacher sees them; null: as `distill.flip`."""
+    crop_padding: int | None = None
+    """Zeros around an image that its random crop may reach into, 0: none; null: as `distill.crop_padding`."""
+
+    def views(self, *, otherwise: Views) -> Views:
+        """What the teacher sees of an image; `otherwise` where it is not set here."""
+        return Views(
+            flip=otherwise.flip if self.flip is None else self.flip,
+            crop_padding=otherwise.crop_padding if self.crop_padding is None else self.crop_padding,
+        )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "latent_dim"):
@@ -43,6 +55,8 @@ class SynthesizeConfig:
         for name in ("w_cls", "w_bn", "w_adv", "warmup_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"synthesize.{name} must be 0 or above, got {getattr(self, name)}")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise UserError(f"synthesize.crop_padding must be 0 or above, got {self.crop_padding}")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"synthesize.lr must be above 0, got {self.lr}")
         if not 0 < self.meta_rate <= 1:

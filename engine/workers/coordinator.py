@@ -30,6 +30,7 @@ class Coordinator:
     ) -> None:
         self.crew, self.tally, self.requests = crew, tally, requests
         self.observers, self.say = observers, say
+        self._has_warned = False
 
     def await_worker(self) -> bool:
         """Returns once a worker has loaded its networks, or (False) the user asks for an end.
@@ -98,6 +99,13 @@ class Coordinator:
         for event in events:
             if isinstance(event.what, Done):
                 self.tally.take(event)
+        self._warn()
+
+    def _warn(self) -> None:
+        """As soon as there are enough images to know that they are none of their labels, and once."""
+        if not self._has_warned and (warning := self.tally.agreements.warning):
+            self.say(f"warning: {warning}")
+            self._has_warned = True
 
     def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
         for event in events:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.bank.agreement import Agreements
 from engine.bank.manifest import ShardEntry
 
 
@@ -21,6 +22,8 @@ class Done:
     """By stage: the images that went through it."""
     rss: int
     """Bytes that the worker's process holds afterwards."""
+    agreements: Agreements = Agreements()
+    """Of the teacher with the shard's labels."""
 
 
 @dataclass(frozen=True, kw_only=True)

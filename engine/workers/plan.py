@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from engine.bank.agreement import Agreements
 from engine.errors import FailedShardsError
 from engine.provenance import bank_header
 from engine.recipe import Recipe
@@ -36,6 +37,8 @@ class Sample:
     """Share of the variations that are kept."""
     rss: int
     """Bytes of the worker's process at the end."""
+    agreements: Agreements = Agreements()
+    """Of the teacher with the labels."""
 
     @property
     def shard_seconds(self) -> float:
@@ -72,6 +75,7 @@ def sample(recipe: Recipe, say: Callable[[str], None]) -> Sample:
         images=sum(done.entry.images for done in made) / len(made),
         acceptance=sum(done.accepted for done in made) / variations if variations else None,
         rss=made[-1].rss,
+        agreements=sum((done.agreements for done in made), Agreements()),
     )
 
 

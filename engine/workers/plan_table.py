@@ -18,7 +18,10 @@ def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None)
         devices = count * (1 if recipe.compute.device == "cuda" else recipe.compute.threads or 1)
         pace = shards * sample.images / seconds
         table.add_row(str(count), clock(seconds), f"{devices * seconds / 3600:.2f}", f"{pace:.1f}")
-    return Group(_size(sample, shards), planned_coverage(recipe, shards), table, _basis(sample, recipe))
+    warning = sample.agreements.warning
+    warnings = [f"warning: {warning}"] if warning else []
+    size, coverage = _size(sample, shards), planned_coverage(recipe, shards)
+    return Group(size, coverage, table, _basis(sample, recipe), *warnings)
 
 
 def _counts(shards: int, workers: int | None) -> list[int]:

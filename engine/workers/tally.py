@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from engine.bank.agreement import Agreements
 from engine.workers.events import Done, Event, Failed, Left, Lost, Ready, Unable
 
 
@@ -60,6 +61,8 @@ class Tally:
     variations: int = 0
     accepted: int = 0
     """Of the variations."""
+    agreements: Agreements = Agreements()
+    """Of the teacher with the labels of those shards."""
     retries: int = 0
     workers_lost: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -112,6 +115,7 @@ class Tally:
         self.images += done.entry.images
         self.variations += done.variations
         self.accepted += done.accepted
+        self.agreements += done.agreements
         for name, seconds in done.seconds.items():
             stage = self.stages.setdefault(name, StageTally())
             stage.seconds += seconds

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from engine.assembly import assemble
+from engine.bank.agreement import Agreements
 from engine.bank.settings import first_difference
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
@@ -67,6 +68,7 @@ class Worker:
             seconds=seconds,
             images=images,
             rss=rss(),
+            agreements=Agreements.of(rows),
         )
 
     def _since_told(self) -> tuple[dict[str, float], dict[str, int]]:

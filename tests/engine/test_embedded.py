@@ -18,7 +18,8 @@ from engine.run import command
 from engine.runtime.place import open_place
 from engine.runtime.prior import open_prior
 from engine.runtime.tensorrt_config import TensorRtConfig
-from engine.stages.augment import augment, build_scheduler, class_tokens, encode_sources, sample
+from engine.stages.augment import augment, class_tokens, encode_sources, sample
+from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 
 ASSETS = PROJECT_ROOT / "assets" / "fashion-mnist"

@@ -167,3 +167,17 @@ def test_the_licence_of_a_model_card_is_in_the_dataset_card(tmp_path: Path) -> N
     facts = json.loads((tmp_path / "bank/manifest.json").read_text())["header"]["facts"]
     assert facts["diffusion prior"]["licence"] == "openrail++"
     assert facts["CLIP"]["licence"] == "not stated in its files"
+
+
+def test_a_teacher_that_sees_no_labels_in_the_images_is_reported(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny teacher is random and is given one step, so that it sees one class in all images."""
+    alone = ("--augment.method", "none", "--filter.method", "none", "--filter.model", "")
+    quick = ("--augment.class_condition", "none", "--synthesize.steps", "1", "--synthesize.batch_size", "33")
+    assert generate(recipe, tmp_path / "bank", *alone, *quick) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2, "after the first shard and in the end"
+    for line in warnings:
+        assert "of 33 synthesized images, and chance is" in line
+        assert "more synthesize.steps" in line

@@ -24,6 +24,36 @@ def test_of_compute_all_decides_but_where_engines_are_kept_and_how_steps_are_lau
 
 
 @pytest.mark.parametrize(
+    ("synthesize", "distill", "difference"),
+    [
+        ({}, {"flip": False}, "synthesize.flip: True -> False"),
+        ({}, {"crop_padding": 0}, "synthesize.crop_padding: 4 -> 0"),
+        ({"flip": True, "crop_padding": 4}, {"flip": False, "crop_padding": 0}, None),
+        ({"flip": False}, {}, "synthesize.flip: True -> False"),
+    ],
+    ids=["flip", "crop", "of the student alone", "of the images alone"],
+)
+def test_the_views_that_images_are_made_by_decide(
+    synthesize: dict[str, Any],
+    distill: dict[str, Any],
+    difference: str | None,
+    recipe: Recipe,
+    tmp_path: Path,
+) -> None:
+    then = replace(
+        recipe,
+        synthesize=replace(recipe.synthesize, **synthesize),
+        distill=replace(recipe.distill, **distill),
+    )
+    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False, say=pytest.fail).close()
+    if difference is None:
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail).close()
+        return
+    with pytest.raises(UserError, match=difference):
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail)
+
+
+@pytest.mark.parametrize(
     ("change", "difference"),
     [
         ({"onnx_provider": "tensorrt"}, "compute.onnx_provider: 'cuda' -> 'tensorrt'"),

@@ -61,6 +61,13 @@ REFUSED = {
     "no mapping": ("synthesize: 3", r"synthesize .* must be a mapping, got 3"),
     "class count": ("class_names: [a, b]", r"teacher\.num_classes is 10 but class_names has 2"),
     "student's class count": ("student: {num_classes: 9}", r"student\.num_classes is 9"),
+    "crop": ("distill: {crop_padding: 32}", r"distill\.crop_padding is 32, but teacher\.image_size is 32"),
+    "negative crop": (
+        "synthesize: {crop_padding: -1}",
+        r"synthesize\.crop_padding must be 0 or above, got -1",
+    ),
+    "wide crop": ("synthesize: {crop_padding: 40}", r"synthesize\.crop_padding is 40, but teacher"),
+    "no flip": ("synthesize: {flip: 3}", r"synthesize\.flip must be true or false or null, got '3'"),
     "image sizes": ("student: {image_size: 64}", r"student\.image_size is 64 but teacher\.image_size is 32"),
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.transforms import crop_flip, random_crop_flip
+from engine.transforms import crop_flip, draw_crops, random_crop_flip
 
 
 def reference(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -79,3 +79,17 @@ def test_random_draws_follow_the_generator() -> None:
     one, again, other = (random_crop_flip(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+def test_without_flips_the_other_draws_are_the_same() -> None:
+    usual, unflipped = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for _ in range(2):
+        (top, left, flip), (top_of, left_of, none) = (
+            draw_crops(50, usual),
+            draw_crops(50, unflipped, flip=False),
+        )
+        assert torch.equal(top, top_of)
+        assert torch.equal(left, left_of)
+        assert flip.any()
+        assert none.dtype == torch.bool
+        assert not none.any()

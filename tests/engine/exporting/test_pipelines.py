@@ -1,6 +1,7 @@
 """`python -m export` of Stable Diffusion 1.x, 2.x and XL and of a TAESD: the graphs against diffusers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 
 from engine.cli import main
+from engine.errors import UserError
 from engine.exporting.command import command
 from engine.exporting.images import RealInputs
 from engine.exporting.networks import Networks
+from engine.models.pipeline_folder import PipelineFolder
+from engine.models.text_to_image import load_text_to_image
 from engine.recipe import load_recipe
 from export.networks.unet import added_features, time_features
 from tests.tiny_pipelines import NUM_TOKENS, WRITERS, put_tiny_autoencoder
@@ -154,3 +158,22 @@ def test_clip_is_exported_where_no_prior_has_an_image_encoder(
     if conditioned_by == "text":
         flags = ["--augment.prior", str(WRITERS["sd1"](tmp_path / "prior"))]
     assert export(recipe, tmp_path / "out", "--network", "clip", *flags).keys() == {"clip"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cross_attention_dim": 99}, "cross_attention_dim is 99, hidden_size of text_encoder"),
+        ({"in_channels": 9}, "in_channels is 9, out_channels 4"),
+        ({"sample_size": None}, "sample_size is None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_unet_that_does_not_fit_is_named(
+    prior: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    folder = shutil.copytree(prior, tmp_path / "odd")
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=rf"augment.prior: .*/unet/config.json: {said}"):
+        load_text_to_image(PipelineFolder.open(str(folder)), "cpu", parts=())

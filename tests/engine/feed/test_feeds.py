@@ -56,11 +56,11 @@ def opened(
     )
 
 
-def written_out(pixels: np.ndarray, draw: Draw) -> Tensor:
+def written_out(pixels: np.ndarray, draw: Draw, pad: int = 4) -> Tensor:
     """float32 [B, 3, H, W] by `crop_flip`, which has tests of its own."""
     images = torch.from_numpy(pixels[draw.rows]).permute(0, 3, 1, 2)
     top, left = (torch.from_numpy(column).long() for column in (draw.top, draw.left))
-    return crop_flip(images, top, left, torch.from_numpy(draw.flip)).float() * np.float32(1 / 255)
+    return crop_flip(images, top, left, torch.from_numpy(draw.flip), pad=pad).float() * np.float32(1 / 255)
 
 
 def assert_equal(ours: FeedBatch, theirs: FeedBatch) -> None:
@@ -86,6 +86,23 @@ def test_gives_what_the_order_says(kind: str, codec: str, channels: int, tmp_pat
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.labels.tolist() == (draw.rows % 5).tolist()
         assert batch.agrees.tolist() == (draw.rows % 3 > 0).tolist()
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_by_the_padding_of_the_order(kind: str, codec: str, pad: int, tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, codec)
+    order = Order(bank.index, batch_size=8, seed=1, pad=pad, flip=False)
+    with opened(bank, kind) as feed:
+        batches = list(feed.batches(order, 0, 2))
+    for draw, batch in zip(order.draws(0, 2), batches, strict=True):
+        torch.testing.assert_close(
+            batch.images, written_out(bank.decoded_pixels(), draw, pad), rtol=0, atol=0
+        )
+        if pad == 0:
+            plain = torch.from_numpy(bank.decoded_pixels()[draw.rows]).permute(0, 3, 1, 2)
+            torch.testing.assert_close(batch.images * 255, plain.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -129,6 +129,22 @@ def test_crops_are_uniform_and_independent_of_each_other() -> None:
     assert abs(chi_square(counts)) < 4
 
 
+def test_without_flips_nothing_else_changes() -> None:
+    index = index_of([0] * 60)
+    usual, unflipped = (Order(index, batch_size=20, seed=8, flip=flip).draw(3) for flip in (True, False))
+    assert usual.flip.any()
+    assert not unflipped.flip.any()
+    for name in ("rows", "top", "left"):
+        assert np.array_equal(getattr(usual, name), getattr(unflipped, name))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 7])
+def test_crops_reach_as_far_as_the_padding(pad: int) -> None:
+    draws = list(Order(index_of([0] * 500), batch_size=100, seed=8, pad=pad).draws(0, 20))
+    for offsets in (np.concatenate([draw.top for draw in draws]), np.concatenate([d.left for d in draws])):
+        assert set(offsets.tolist()) == set(range(2 * pad + 1))
+
+
 def test_a_crop_depends_on_the_image_and_its_visit_and_not_on_its_place() -> None:
     """The same images in another batch size have the same crops in each epoch, and other ones in the next."""
     index = index_of([0] * 60)

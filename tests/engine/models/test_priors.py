@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,14 @@ def _shifting_autoencoder(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.1, 0.2, 0.3, 0.4]}))
 
 
+def _stored(file: str, **changes: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
 def _no_mean(folder: Path) -> None:
     (folder / "feature_extractor/preprocessor_config.json").write_text("{}")
 
@@ -131,7 +140,24 @@ def _no_mean(folder: Path) -> None:
         pytest.param(lambda f: shutil.rmtree(f / "unet"), "/unet", id="no-unet"),
         pytest.param(lambda f: shutil.rmtree(f / "image_encoder"), "/image_encoder", id="no-encoder"),
         pytest.param(lambda f: shutil.rmtree(f / "scheduler"), "/scheduler", id="no-scheduler"),
-        pytest.param(_no_mean, "/feature_extractor", id="no-mean"),
+        pytest.param(
+            _no_mean, "/feature_extractor/preprocessor_config.json: image_mean is None", id="no-mean"
+        ),
+        pytest.param(
+            _stored("unet/config.json", sample_size=None),
+            "/unet/config.json: sample_size is None",
+            id="no-sample-size",
+        ),
+        pytest.param(
+            _stored("image_encoder/config.json", projection_dim=32),
+            "/image_encoder/config.json: projection_dim is 32, cross_attention_dim in unet/config.json 16",
+            id="encoder-does-not-fit",
+        ),
+        pytest.param(
+            _stored("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
+            "/scheduler/scheduler_config.json: beta_schedule is 'sigmoid'",
+            id="unknown-noise",
+        ),
         pytest.param(_truncate, "/unet", id="truncated-unet"),
         pytest.param(_drop_weight, "decoder.conv_in.bias", id="missing-weight"),
     ],
@@ -222,4 +248,17 @@ def test_clip_folder_without_weights_is_refused(clip_folder: Path, tmp_path: Pat
     shutil.copytree(clip_folder, folder)
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"filter\.model.*weights"):
+        load_clip(f"local-dir:{folder}", None, "cpu")
+
+
+@pytest.mark.parametrize("stored", [None, {}, {"mean": [0.1] * 3}, {"mean": [0.1], "std": [1.0]}], ids=str)
+def test_clip_folder_without_mean_and_std_is_refused(
+    clip_folder: Path, tmp_path: Path, stored: dict[str, Any] | None
+) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "odd")
+    file = folder / "open_clip_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"preprocess_cfg": stored}))
+    with pytest.raises(
+        UserError, match=r"filter\.model: .*open_clip_config.json: in preprocess_cfg (mean|std) is"
+    ):
         load_clip(f"local-dir:{folder}", None, "cpu")

@@ -81,3 +81,10 @@ def test_table_shows_the_results() -> None:
 
 def test_table_gives_the_reason() -> None:
     assert "evaluate.dataset is none" in _shown(NO_TEST_SET)
+
+
+def test_table_shows_a_warning_if_there_is_one() -> None:
+    assert "warning" not in _shown(DONE)
+    text = _shown(replace(DONE, warning="chance is 10.0%"))
+    assert "warning" in text
+    assert "chance is 10.0%" in text

@@ -15,15 +15,9 @@ from engine.errors import NonFiniteError, UserError
 from engine.models.priors import DiffusionPrior, load_clip, load_prior
 from engine.runtime.prior import OpenPrior, open_prior
 from engine.seeding import derive_seed, randn_per_image
-from engine.stages.augment import (
-    SCHEDULERS,
-    AugmentConfig,
-    augment,
-    build_scheduler,
-    class_tokens,
-    encode_sources,
-    sample,
-)
+from engine.stages.augment import augment, class_tokens, encode_sources, sample
+from engine.stages.augment_config import SCHEDULERS, AugmentConfig
+from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_priors import CLASS_NAMES, EMBED_DIM, write_clip, write_prior

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.compute import ComputeConfig, open_accelerator
 from engine.models.classifier import Classifier
@@ -15,6 +15,7 @@ from engine.stages.inversion import EAGER_STEPS, Inversion
 from engine.stages.rotation import RotationAdversary
 from engine.stages.synthesize import Synthesizer
 from engine.stages.synthesize_config import SynthesizeConfig
+from engine.stages.views_config import Views
 from kernels.backend import set_backend
 
 STEPS = EAGER_STEPS + 4
@@ -86,6 +87,42 @@ def test_the_best_images_are_those_of_the_lowest_loss() -> None:
     assert inversion.best_loss == 1.0
     assert inversion.best_images is not None
     torch.testing.assert_close(inversion.best_images, seen[1])
+
+
+@pytest.mark.parametrize("views", [Views(), Views(flip=False), Views(flip=False, crop_padding=0)], ids=str)
+def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
+    """Of images that are bright at the left edge, which a crop moves and a flip alone brings to the right one."""
+
+    class LeftEdge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.scale * (torch.arange(8) < 2).float().expand(len(z), 1, 8, 8)
+
+    seen: list[Tensor] = []
+
+    def look(images: Tensor, _: Tensor) -> Tensor:
+        seen.append(images.detach().clone())
+        return images.mean()
+
+    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
+    inversion = Inversion(
+        LeftEdge(),
+        look,
+        batch_size=64,
+        latent_dim=8,
+        lr=0.0,
+        accelerator=accelerator,
+        captured=False,
+        views=views,
+    )
+    inversion.begin(torch.randn(64, 8), torch.zeros(64, dtype=torch.long), torch.Generator().manual_seed(0))
+    inversion.step()
+    columns = seen[0].amax((1, 2))  # [64, 8]
+    assert bool((columns[:, 0] < columns[:, -1]).any()) == views.flip
+    assert bool((columns != columns[0]).any()) == (views.crop_padding > 0)
 
 
 def test_a_second_batch_is_what_it_would_be_alone() -> None:

@@ -1,0 +1,118 @@
+"""Why the stored configuration of a prior's network cannot be used: the key, its value, what to change."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+UNET = "UNet2DConditionModel"
+_MUST_BE_UNSET = (
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""Each is a further input of the UNet."""
+
+
+def vae_fault(vae: Mapping[str, Any], channels: int) -> str | None:
+    """Of an autoencoder, if it cannot serve a UNet that takes so many channels."""
+    name, made = vae.get("_class_name"), vae.get("latent_channels", 4)
+    if name not in AUTOENCODERS:
+        return f"is of a {name}; put an {' or '.join(AUTOENCODERS)} in its place"
+    if made != channels:
+        return f"makes latents of {made} channels, its unet takes {channels}; use a pair that match"
+    for key in ("latents_mean", "latents_std", "shift_factor"):
+        if vae.get(key) not in (None, 0):
+            return f"has {key}, which is not supported; use a prior whose latents are scaled alone"
+    for key in ("in_channels", "out_channels"):
+        if vae.get(key, 3) != 3:
+            return f"has {key} {vae[key]}; use one of RGB images, with 3"
+    if not is_positive(vae.get("scaling_factor", 1.0)):
+        return f"has scaling_factor {vae['scaling_factor']!r}; write the number it was trained with"
+    if not block_channels(vae):
+        return "has no block_out_channels; write those it was trained with"
+    if vae.get("upsampling_scaling_factor", 2) != 2:
+        return f"has upsampling_scaling_factor {vae['upsampling_scaling_factor']}; use one with 2"
+    return None
+
+
+def block_channels(vae: Mapping[str, Any]) -> Sequence[int]:
+    """Channels of an autoencoder's levels, each half the side of the one before; empty if not stored."""
+    found = vae.get("block_out_channels") or vae.get("decoder_block_out_channels")
+    return found if isinstance(found, list | tuple) else ()
+
+
+def unet_fault(unet: Mapping[str, Any], *, is_xl: bool) -> str | None:
+    """Of a UNet with all its keys, if it takes more, or gives other, than latents, a timestep and tokens.
+
+    `is_xl`: one that takes the sizes and the pooled text of Stable Diffusion XL, too.
+    """
+    if unet["_class_name"] != UNET:
+        return f"_class_name is {unet['_class_name']!r}; take a prior with a {UNET}"
+    if not all(_is_count(side) for side in sides(unet["sample_size"])):
+        return (
+            f"sample_size is {unet['sample_size']!r}; write the side of its latents, e.g. 64 for 512 pixels "
+            "and an autoencoder that divides by 8"
+        )
+    made, taken = unet["out_channels"], unet["in_channels"]
+    if made != taken:
+        return (
+            f"in_channels is {taken}, out_channels {made}: it takes more than latents (inpainting, "
+            "instructions, depth) or predicts a variance; take a prior of latents alone"
+        )
+    for key in _MUST_BE_UNSET:
+        if unet[key] is not None:
+            return f"{key} is {unet[key]!r}, a further input that is not supported; take a prior without"
+    if unet["addition_embed_type"] not in ((None, "text_time") if is_xl else (None,)):
+        return (
+            f"addition_embed_type is {unet['addition_embed_type']!r}, a further input that is not supported; "
+            "take a prior without"
+        )
+    if unet["time_embedding_type"] != "positional":
+        return f"time_embedding_type is {unet['time_embedding_type']!r}; take a prior with 'positional'"
+    if not _is_count(unet["cross_attention_dim"]):
+        return f"cross_attention_dim is {unet['cross_attention_dim']!r}; take a prior with one for all blocks"
+    return None
+
+
+def sides(sample_size: object) -> tuple[Any, Any]:
+    """Height and width as diffusers stores them: one number, or two."""
+    if isinstance(sample_size, list | tuple) and len(sample_size) == 2:
+        return sample_size[0], sample_size[1]
+    return sample_size, sample_size
+
+
+def extractor_fault(processor: Mapping[str, Any]) -> str | None:
+    """Of an image processor that shall scale to [0, 1] and then take off a mean and divide by a std."""
+    for key in ("do_rescale", "do_normalize"):
+        if not processor.get(key, True):
+            return f"{key} is false, which is not supported; take a prior whose images are normalised"
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not is_positive(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        return f"rescale_factor is {factor!r}; take a prior with 1/255"
+    return channels_fault(processor, "image_mean", "image_std")
+
+
+def channels_fault(stored: Mapping[str, Any], mean: str, std: str) -> str | None:
+    """Of a mean and a std for each of three channels, stored under these keys."""
+    for key in (mean, std):
+        values = stored.get(key)
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(is_number, values)):
+            return f"{key} is {values!r}; write three numbers, those that the encoder was trained with"
+    if not all(map(is_positive, stored[std])):
+        return f"{std} is {stored[std]!r}; write three numbers above 0"
+    return None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_positive(value: object) -> TypeGuard[float]:
+    return is_number(value) and value > 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
