@@ -18,8 +18,10 @@ from engine.exporting.networks import Networks
 from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
 from engine.models.config import ClassifierConfig
+from engine.recipe import CONFIG, load_recipe
 from engine.run_record import sha256_of
 from engine.runtime.artifacts import ENGINE, Graph
+from engine.runtime.opening import open_graph
 from engine.runtime.place import Place
 from export.spec import NetworkSpec
 

@@ -1,4 +1,4 @@
-"""The files that a user takes from an export compute what the run's student computes, or are not handed over."""
+"""The files that a user takes from an export compute what the run's student does, or are not handed over."""
 
 import hashlib
 import json
@@ -23,6 +23,7 @@ from engine.exporting import networks
 from engine.exporting.checking import check
 from engine.exporting.command import command
 from engine.exporting.sample import sample_of
+from engine.exporting.stamp import Exported, Stamp
 from engine.models.classifier import Classifier
 from engine.models.config import ClassifierConfig
 from engine.models.loading import load_classifier
@@ -111,6 +112,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exported")
 
 
+@pytest.fixture(scope="module")
+def handed(run: Path, out: Path) -> Path:
+    """The folder of the student's ONNX file."""
+    folder = out / "student/onnxruntime-fp32"
+    assert folder.is_dir() or export(run, out) == 0
+    return folder
+
+
 def export(run: Path, out: Path, *flags: str, runtime: str = "onnxruntime") -> int:
     fixed = ["--runtime", runtime, "--precision", "fp32", "--compute.threads", "1"]
     return main(command, ["--run", str(run), "--out", str(out), *fixed, *flags])
@@ -168,15 +177,19 @@ def test_a_runs_student_scores_what_it_scores_in_torch(
     assert called["relative_error"] < 1e-5
 
 
-def test_a_missing_file_is_handed_over_again(run: Path, out: Path, capsys) -> None:
-    assert export(run, out) == 0
-    for _ in range(2):
-        assert export(run, out) == 0
-        assert "is up to date" in capsys.readouterr().out
-    (out / "student/onnxruntime-fp32/student.json").unlink()
-    assert export(run, out) == 0
-    assert "is up to date" not in capsys.readouterr().out
-    assert (out / "student/onnxruntime-fp32/student.json").is_file()
+def test_an_export_whose_files_are_gone_or_changed_is_not_up_to_date(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    files = [tmp_path / "student" / name for name in ("student.json", "student.onnx")]
+    for path in files:
+        path.write_text(path.name)
+    stamp = Stamp(settings={"networks": ["student"]}, files=[])
+    made = Exported(target="any", proofs={"student": {"entries": []}}, handed_over={"student": "student"})
+    stamp.put_on(tmp_path, made)
+    assert stamp.found(tmp_path) == made
+    files[1].write_text("something else")
+    assert stamp.found(tmp_path) is None
+    files[1].unlink()
+    assert stamp.found(tmp_path) is None
 
 
 def test_a_wrong_mean_in_the_graph_is_caught(
@@ -216,10 +229,9 @@ def altered(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ids=["mean", "inside", "range", "size", "classes", "another word"],
 )
 def test_a_wrong_word_in_the_json_is_caught(
-    alter: Callable[[dict[str, Any]], None], words: str | None, run: Path, out: Path, tmp_path: Path
+    alter: Callable[[dict[str, Any]], None], words: str | None, run: Path, handed: Path, tmp_path: Path
 ) -> None:
-    assert export(run, out) == 0
-    folder = shutil.copytree(out / "student/onnxruntime-fp32", tmp_path / "copy")
+    folder = shutil.copytree(handed, tmp_path / "copy")
     about = json.loads((folder / "student.json").read_text())
     alter(about)
     (folder / "student.json").write_text(json.dumps(about))
