@@ -12,6 +12,7 @@ from engine import distill, generate, run
 from engine.bank.writer import BankWriter
 from engine.cli import main
 from engine.errors import UserError
+from engine.evaluate import evaluate_run
 from engine.preparing import settled_here
 from engine.provenance import bank_header, weights_of
 from engine.recipe import Recipe, load_recipe
@@ -108,6 +109,9 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path, capsy
     assert main(run.command, ["--out", str(out), "--resume"]) == 2
     assert f"--out {out} was begun with another teacher: its sha256 was" in capsys.readouterr().err
     assert (out / FILE_NAME).read_bytes() == before
+    save_file(state, out / "student.safetensors")
+    with pytest.raises(UserError, match=rf"--run {out} was made with another teacher: its sha256 was"):
+        evaluate_run(out)
 
 
 def test_a_damaged_record_is_named(begun: Path) -> None:
