@@ -14,8 +14,11 @@ from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
+from engine.provenance import TEACHER
+from engine.recipe import DEFAULT, gives_recipe
 from engine.report.table import results_table
-from engine.run_folder import OF_MACHINE, check
+from engine.run_folder import OF_MACHINE, check, run_to_resume, settings_to_resume
+from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 
@@ -30,7 +33,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--bank",
         metavar="BANK[,BANK]",
-        help="folders or URLs; the recipe is the first one's unless --recipe is given",
+        help="folders or URLs; the recipe is the first one's unless --recipe is given (--resume: the run's)",
     )
     parser.add_argument(
         "--shares", metavar="N,N", help="images of each bank in a batch, in proportion (default: their sizes)"
@@ -39,14 +42,27 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
     urls = _urls(arguments)
-    recipe, options = prepared(parser, arguments, base=_recipe_of_bank(urls, arguments))
+    of_bank = _recipe_of_bank(urls, arguments)
+    name = (of_bank or {}).get("name", DEFAULT)
+    begun = run_to_resume(arguments, f"runs/{name}-distill")
+    record = RunRecord.read(begun) if begun else RunRecord()
+    urls = urls or list(record.banks)
+    own = settings_to_resume(begun, arguments)
+    recipe, options = prepared(
+        parser,
+        arguments,
+        base=own or of_bank,
+        source=f"the run {begun}" if own else "the bank",
+        remembered=record.factories,
+    )
     recipe = with_default_batches(recipe)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     ranks.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if ranks.is_main():
-        check(folder, recipe, resume=options.resume, free=OF_MACHINE)
+        by_hash = ("teacher.weights:",) if record.weights.get(TEACHER, {}).get("sha256") else ()
+        check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash))
     from engine.distillation import distill
 
     try:
@@ -54,7 +70,7 @@ def command(arguments: Sequence[str]) -> None:
             summary = distill(
                 recipe,
                 urls,
-                _shares(options.shares, len(urls)),
+                record.shares if options.shares is None else _shares(options.shares, len(urls)),
                 folder,
                 resume=options.resume,
                 progress=progress,
@@ -79,7 +95,7 @@ def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, 
 
     Raises UserError for a bank that was merged from banks of recipes that would train differently.
     """
-    if not urls or any(argument.partition("=")[0] == "--recipe" for argument in arguments):
+    if not urls or gives_recipe(arguments):
         return None
     from engine.bank.merged_recipe import recipes_of
     from engine.bank.reader import BankReader
@@ -100,10 +116,8 @@ def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name not in (*NOT_TAKEN, *OF_IMAGES)}
 
 
-def _shares(given: str | None, banks: int) -> list[float] | None:
-    """Sum 1; None for the banks' sizes."""
-    if given is None:
-        return None
+def _shares(given: str, banks: int) -> list[float]:
+    """Sum 1."""
     try:
         shares = [float(share) for share in given.split(",")]
     except ValueError:

@@ -18,11 +18,13 @@ from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.errors import UserError
 from engine.progress import Progress
+from engine.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
 from engine.ranks import from_main, leave
-from engine.recipe import Recipe
+from engine.recipe import CONFIG, Recipe
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
-from engine.run_folder import CHECKPOINTS, SCALARS, alone, commit_config, save_student
+from engine.run_folder import CHECKPOINTS, SCALARS, alone, commit_config, own_settings, save_student
+from engine.run_record import RunRecord
 from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
 
@@ -63,7 +65,9 @@ def distill(
         if is_main:
             if not resume:  # a folder is made once everything has loaded
                 stack.enter_context(alone(out, resume=False))
-            commit_config(out, recipe)
+            _require_teacher_of_run(recipe, out)
+            weights = {TEACHER: teacher_of(recipe)}
+            commit_config(out, recipe, RunRecord.of(recipe, weights, banks=urls, shares=shares))
             scalars = stack.enter_context(Curves(str(out / SCALARS)))
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
             images = {"shards": shards, "shares": shares}
@@ -87,6 +91,14 @@ def distill(
         summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
         summary.write(out)
         return summary
+
+
+def _require_teacher_of_run(recipe: Recipe, out: Path) -> None:
+    """Refuses another teacher than that of the run in `out`, if there is one."""
+    if (out / CONFIG).is_file():
+        fix = "restore that file, or give another --out"
+        known, made_with = RunRecord.read(out).weights, [own_settings(out)]
+        require_same_weights(recipe, known, made_with, whose=f"--out {out}", fix=fix)
 
 
 def _headline(recipe: Recipe, accelerator: Accelerator) -> str:
@@ -151,7 +163,7 @@ def _open(
     if state is not None and list(state["shards"]) != list(urls):
         begun = ",".join(state["shards"])
         raise UserError(
-            f"--resume: this run was begun with --bank {begun}; repeat that or give another --out"
+            f"--resume: this run was begun with --bank {begun}; leave --bank out or give another --out"
         )
     if state is not None and state["shares"] != shares:
         raise UserError("--resume: --shares is not that of the first command; repeat it")
@@ -166,8 +178,9 @@ def _open(
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:
-    """Raises UserError for a bank of other classes or sizes than the recipe's, or of other files than
-    the first.
+    """Refuse a bank of other classes, sizes or teacher than the recipe's, or of other files than the first's.
+
+    Raises UserError that names both sides.
     """
     size = recipe.teacher.image_size
     if bank.header.class_names != recipe.class_names:
@@ -175,6 +188,7 @@ def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) 
     if bank.header.image_size != (size, size):
         height, width = bank.header.image_size
         raise UserError(f"--bank {url} has images of {height}x{width}, teacher.image_size is {size}")
+    require_teacher_of_bank(recipe, url, bank.header)
     if bank.header.codec != first.header.codec:
         raise UserError(f"--bank {url} is of codec {bank.header.codec}, the first one {first.header.codec}")
     if bank.header.channels != first.header.channels:

@@ -14,7 +14,10 @@ from engine.compute import ComputeConfig, open_accelerator
 from engine.datasets.config import load_test_set
 from engine.errors import UserError
 from engine.models.config import require_named
+from engine.provenance import require_same_weights
 from engine.recipe import CONFIG, load_recipe
+from engine.run_folder import own_settings, require_student
+from engine.run_record import RunRecord
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -41,14 +44,14 @@ def evaluate_run(
 ) -> dict[str, float]:
     """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
 
-    `named` are the factories that may be imported. Raises UserError that names the file that is missing or
-    unreadable.
+    `named` are the factories that may be imported besides those that the run remembers. Raises UserError that
+    names the file that is missing, unreadable or not the run's.
     """
-    for name in (CONFIG, "student.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"--run {folder} has no {name}; give the folder of a finished run")
-    recipe = load_recipe(str(folder / CONFIG), {"evaluate.dataset": dataset} if dataset else None)
-    require_named({"teacher": recipe.teacher, "student": recipe.student}, named)
+    made_with, record, fix = own_settings(folder), RunRecord.read(folder), "restore that file"
+    weights = str(require_student(folder, record))
+    recipe = load_recipe(str((folder / CONFIG).resolve()), {"evaluate.dataset": dataset} if dataset else None)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, named, record.factories)
+    require_same_weights(recipe, record.weights, [made_with], whose=f"--run {folder}", fix=fix)
     test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
     if test_set is None:
         raise UserError(f"no test set: {reason}; give --dataset, and the folder of its files with --root")
@@ -56,7 +59,6 @@ def evaluate_run(
     from engine.stages.evaluate import evaluate
 
     accelerator = open_accelerator(ComputeConfig(precision="fp32"))
-    weights = str((folder / "student.safetensors").resolve())
     student = load_classifier(replace(recipe.student, weights=weights), "student")
     teacher = load_classifier(recipe.teacher, "teacher")
     return evaluate(teacher, student, test_set.images, test_set.labels, accelerator)._asdict()

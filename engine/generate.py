@@ -6,9 +6,10 @@ one less.
 """
 
 import sys
+from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,7 +19,7 @@ from engine.compute import available_cores
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.preparing import parsed, settled_to_make
-from engine.recipe import Recipe
+from engine.recipe import Recipe, gives_recipe
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
@@ -32,13 +33,38 @@ def command(arguments: Sequence[str]) -> None:
     _add_flags(parser)
     add_monitor_flags(parser)
     add_short_flags(parser)
-    recipe, options = parsed(parser, arguments)
+    recipe, options = parsed(parser, arguments, base=_recipe_to_resume(arguments))
     if options.status:
         _print_status(options)
     elif options.plan:
         _print_plan(recipe, options)
     else:
         _generate(recipe, options)
+
+
+def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The recipe of the bank that `--resume` continues, but for what does not decide its images.
+
+    None without `--resume`, if `--recipe` names one to compare, and for a bank that has no recipe of its own.
+    """
+    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    picker.add_argument("--out")
+    picker.add_argument("--resume", action="store_true")
+    given = picker.parse_known_args(arguments)[0]
+    if not (given.resume and given.out) or gives_recipe(arguments):
+        return None
+    from engine.bank.merged_recipe import MERGED
+    from engine.bank.reader import BankReader
+    from engine.provenance import DECIDING_COMPUTE
+
+    try:
+        recipe = BankReader.open(given.out, verify=False).header.recipe
+    except UserError:
+        return None  # there is none yet, or the writer will say what is wrong with it
+    if MERGED in recipe:
+        return None
+    compute = {name: value for name, value in recipe.get("compute", {}).items() if name in DECIDING_COMPUTE}
+    return {**recipe, "compute": compute}
 
 
 def _add_flags(parser: ArgumentParser) -> None:

@@ -23,12 +23,13 @@ from engine.generation import Generation
 from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress
-from engine.provenance import bank_header
+from engine.provenance import bank_header, require_same_facts
 from engine.recipe import Recipe
 from engine.report.examples import Examples
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
 from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
+from engine.run_record import RunRecord
 from engine.schedule import Synthesis, Training
 from engine.stages.kd_loss import kl_adversarial
 from engine.stages.rotation import RotationAdversary
@@ -55,7 +56,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         stack.enter_context(alone(out, resume=resume))
         state = checkpoint.load(out / CHECKPOINTS)
         trained = {} if state is None else state["shards"]
-        commit_config(out, recipe)
+        require_same_facts(RunRecord.read(out).weights, header.facts, whose=f"--out {out}")
+        commit_config(out, recipe, RunRecord.of(recipe, header.facts))
         bank = stack.enter_context(
             BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)
         )

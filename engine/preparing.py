@@ -10,27 +10,39 @@ from engine.auto_batch.auto import has_auto_batch
 from engine.compute import resolved
 from engine.feed.config import settled
 from engine.models.config import require_named
+from engine.models.factory import Factory
 from engine.recipe import Recipe, parse
 from engine.short_flags import spelled_out
 
 
 def prepared(
-    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    source: str = "the bank",
+    remembered: Mapping[str, Factory] | None = None,
 ) -> tuple[Recipe, Namespace]:
-    """The recipe with every `auto` settled, and the parser's own options; `base`: see `parse`.
+    """The recipe with every `auto` settled, and the parser's own options; `base` and `source`: see `parse`;
+    `remembered`: see `require_named`.
 
     Raises UserError for what does not fit, RuntimeUnavailableError for what cannot run here.
     """
-    recipe, options = parsed(parser, arguments, base=base)
+    recipe, options = parsed(parser, arguments, base=base, source=source, remembered=remembered)
     return settled_here(recipe), options
 
 
 def parsed(
-    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    source: str = "the bank",
+    remembered: Mapping[str, Factory] | None = None,
 ) -> tuple[Recipe, Namespace]:
     """The recipe as given, for whichever machine it will run on; as `prepared` otherwise."""
-    recipe, options = parse(parser, spelled_out(arguments), base=base)
-    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
+    recipe, options = parse(parser, spelled_out(arguments), base=base, source=source)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, remembered)
     return recipe, options
 
 

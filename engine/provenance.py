@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
+from engine.bank.merged_recipe import recipes_of
 from engine.errors import UserError
 from engine.paths import resolve
 from engine.recipe import Recipe
@@ -29,6 +31,10 @@ DECIDING_COMPUTE = (
     "compile",
 )
 NOT_STATED = "not stated in its files"
+
+TEACHER, PRIOR, CLIP = "teacher", "diffusion prior", "CLIP"
+KEYS = {TEACHER: "teacher.weights", PRIOR: "augment.prior", CLIP: "filter.model"}
+"""The setting that names the weights of each part."""
 
 
 def bank_header(recipe: Recipe) -> Header:
@@ -53,17 +59,121 @@ def bank_header(recipe: Recipe) -> Header:
 
 def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
-    weights = recipe.teacher.weights
-    teacher = resolve(weights, "teacher.weights") if weights else None
-    found = {"teacher": _fact(recipe.teacher.name, teacher)}
+    files = _files(recipe)
+    found = {TEACHER: teacher_of(recipe)}
     if recipe.augment.method == "variation":
-        prior = recipe.augment.prior
-        found["diffusion prior"] = _fact(prior, _local_folder(prior))
+        found[PRIOR] = _fact(recipe.augment.prior, files[PRIOR])
     if recipe.filter.model:
         folder = recipe.filter.model.removeprefix(LOCAL_DIR)
-        local = _local_folder(folder) if recipe.filter.model.startswith(LOCAL_DIR) else None
-        found["CLIP"] = _fact(" ".join(filter(None, (folder, recipe.filter.pretrained))), local)
+        found[CLIP] = _fact(" ".join(filter(None, (folder, recipe.filter.pretrained))), files[CLIP])
     return found
+
+
+def teacher_of(recipe: Recipe) -> dict[str, Any]:
+    """The teacher's entry of `weights_of`."""
+    return _fact(recipe.teacher.name, _files(recipe)[TEACHER])
+
+
+def require_same_weights(
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    made_with: Sequence[Mapping[str, Any]],
+    *,
+    whose: str,
+    fix: str,
+    parts: Iterable[str] = (TEACHER,),
+) -> None:
+    """Refuse files of the recipe that are not those that a run or bank was made with.
+
+    facts: by part, as `weights_of` gave them then. made_with: the recipes of that time, as mappings. A copy
+    under another name is the same file, although the hash covers the name. What has no hash on either side is
+    not compared. Raises UserError that names `whose` and the file, and ends with `fix`.
+    """
+    files = _files(recipe)
+    for part in parts:
+        fact, path = facts.get(part), files[part]
+        known = fact.get("sha256") if isinstance(fact, Mapping) else None
+        if path is None or not isinstance(known, str):
+            continue
+        contents = _contents(path)
+        names = [name for made in made_with if (name := _file_name(made, part))]
+        if known not in (_digest(contents, name) for name in [path.name, *names]):
+            found = _digest(contents, names[0] if names else path.name)
+            raise UserError(
+                f"{whose} was made with another {part}: its sha256 was {known[:12]}, that of {KEYS[part]} "
+                f"{path} is {found[:12]}; {fix}"
+            )
+
+
+def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
+    """Refuse a teacher that is not the one that made the bank, by its weights, channels, mean and std.
+
+    Raises UserError that names both sides.
+    """
+    made_with = recipes_of(header.recipe)
+    fix = "restore that file, or make a bank with this teacher"
+    for facts in _by_bank(header.facts):
+        require_same_weights(recipe, facts, made_with, whose=f"--bank {url}", fix=fix)
+    for made in made_with:
+        for field in ("in_channels", "mean", "std"):
+            then, now = _setting(made, f"teacher.{field}"), getattr(recipe.teacher, field)
+            if then is not None and _values(then) != _values(now):
+                raise UserError(
+                    f"--bank {url} was made with teacher.{field} {_plain(then)}, this command has "
+                    f"{_plain(now)}; leave out --recipe and --teacher.{field}, or make a bank with it"
+                )
+
+
+def require_same_facts(then: Mapping[str, Any], now: Mapping[str, Any], *, whose: str) -> None:
+    """Refuse hashes in `now` that differ from those in `then`, both as `weights_of` gives them."""
+    for part, fact in now.items():
+        old = then.get(part)
+        known = old.get("sha256") if isinstance(old, Mapping) else None
+        if known and fact["sha256"] and known != fact["sha256"]:
+            raise UserError(
+                f"{whose} was begun with another {part}: its sha256 was {known[:12]}, that of {KEYS[part]} "
+                f"is {fact['sha256'][:12]} now; restore that file, or give another --out"
+            )
+
+
+def _by_bank(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The facts of a bank; if it was merged, those of each of its banks."""
+    if facts and all(name.startswith("bank ") for name in facts):
+        return [each for part in facts.values() if isinstance(part, Mapping) for each in _by_bank(part)]
+    return [facts]
+
+
+def _setting(recipe: Mapping[str, Any], key: str) -> Any:
+    section, _, field = key.partition(".")
+    fields = recipe.get(section)
+    return fields.get(field) if isinstance(fields, Mapping) else None
+
+
+def _file_name(recipe: Mapping[str, Any], part: str) -> str | None:
+    given = _setting(recipe, KEYS[part])
+    return Path(given.removeprefix(LOCAL_DIR)).name if isinstance(given, str) else None
+
+
+def _values(given: Any) -> Any:
+    """One number for all channels is the same as that number for each."""
+    if not isinstance(given, list | tuple):
+        return given
+    return given[0] if len(set(given)) == 1 else list(given)
+
+
+def _plain(given: Any) -> Any:
+    return list(given) if isinstance(given, tuple) else given
+
+
+def _files(recipe: Recipe) -> dict[str, Path | None]:
+    """The weights of each part, None if they are no local files. Raises UserError for a missing teacher."""
+    weights, model = recipe.teacher.weights, recipe.filter.model
+    is_local = model.startswith(LOCAL_DIR)
+    return {
+        TEACHER: resolve(weights, "teacher.weights") if weights else None,
+        PRIOR: _local_folder(recipe.augment.prior),
+        CLIP: _local_folder(model.removeprefix(LOCAL_DIR)) if is_local else None,
+    }
 
 
 def _local_folder(name: str) -> Path | None:
@@ -82,13 +192,24 @@ def _fact(name: str, path: Path | None) -> dict[str, Any]:
 
 def _sha256(path: Path) -> str:
     """Of a file, or of all files of a folder with their names."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
+    return _digest(_contents(path), path.name)
+
+
+def _contents(path: Path) -> list[tuple[Path, str]]:
+    """SHA-256 of a file, or of each file of a folder, and where it is from there."""
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
-            digest.update(f"{file.relative_to(path.parent)} {content}\n".encode())
+                found.append((file.relative_to(path), hashlib.file_digest(opened, "sha256").hexdigest()))
+    return found
+
+
+def _digest(contents: Sequence[tuple[Path, str]], name: str) -> str:
+    """Of contents in a file or folder of this name."""
+    digest = hashlib.sha256()
+    for place, content in contents:
+        digest.update(f"{Path(name, place)} {content}\n".encode())
     return digest.hexdigest()
 
 

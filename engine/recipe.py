@@ -146,11 +146,15 @@ def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None
 
 
 def parse(
-    parser: ArgumentParser, arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    source: str = "the bank",
 ) -> tuple[Recipe, Namespace]:
     """The recipe that `--recipe` names under the `--section.key VALUE` given; and the parser's own options.
 
-    `base`: a recipe as nested mappings, instead of the one that `--recipe` names.
+    `base`: a recipe as nested mappings, instead of the one that `--recipe` names; `source`: where it is from.
 
     Adds those flags to `parser`, which must have `exit_on_error=False`; `--help` shows the recipe's values as
     the defaults. Raises UserError that names the key (or the recipe) for whatever does not fit.
@@ -165,7 +169,7 @@ def parse(
             action.help = SUPPRESS  # jsonargparse would also take a file for a whole section
     try:
         chosen = _chosen_recipe(arguments)
-        mapping, source = (recipes.read(chosen), f"recipe '{chosen}'") if base is None else (base, "the bank")
+        mapping, source = (recipes.read(chosen), f"recipe '{chosen}'") if base is None else (base, source)
         settings = dict(_leaves(mapping, Recipe, source))
         parser.parse_object(settings)  # parse_args takes defaults unchecked
         parser.set_defaults(settings)
@@ -174,6 +178,11 @@ def parse(
     except ArgumentError as error:
         raise UserError(_one_line(str(error))) from None
     return Recipe(**{field.name: options.pop(field.name) for field in fields(Recipe)}), options
+
+
+def gives_recipe(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a recipe."""
+    return any(argument.partition("=")[0] == "--recipe" for argument in arguments)
 
 
 def _chosen_recipe(arguments: Sequence[str]) -> str:

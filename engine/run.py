@@ -12,8 +12,10 @@ from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
+from engine.recipe import DEFAULT
 from engine.report.table import results_table
-from engine.run_folder import check
+from engine.run_folder import check, run_to_resume, settings_to_resume
+from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 
@@ -23,7 +25,14 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    recipe, options = prepared(parser, arguments)
+    begun = run_to_resume(arguments, f"runs/{DEFAULT}")
+    recipe, options = prepared(
+        parser,
+        arguments,
+        base=settings_to_resume(begun, arguments),
+        source=f"the run {begun}",
+        remembered=RunRecord.read(begun).factories if begun else None,
+    )
     if ranks.world() > 1:
         raise UserError(
             "engine.run works in one process; make a bank with engine.generate, "

@@ -1,12 +1,15 @@
 """The folder that a run leaves, and the check that a command may go on in one."""
 
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from engine import recipes
 from engine.errors import UserError
-from engine.recipe import CONFIG, Recipe, differences, load_recipe, to_yaml
+from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
+from engine.run_record import RunRecord, sha256_of
 from export.locks import exclusive_if_free
 
 if TYPE_CHECKING:
@@ -44,8 +47,62 @@ def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] =
     if difference:
         raise UserError(
             f"--resume: this command differs from {config} in {difference};"
-            " repeat the first command's settings or give another --out"
+            " leave out --recipe and the flags that differ, since --resume takes the run's own settings,"
+            " or give another --out"
         )
+
+
+def own_settings(folder: Path) -> dict[str, Any]:
+    """The recipe in a run's config.yaml, as nested mappings. Raises UserError if it has none."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"--run {folder} has no {CONFIG}; give the folder of a finished run")
+    return recipes.read(str((folder / CONFIG).resolve()))
+
+
+def run_to_resume(arguments: Sequence[str], default: str) -> Path | None:
+    """The folder of the run that `--resume` continues, in `default` unless `--out` names it.
+
+    None without `--resume`, and as long as there is no run.
+    """
+    picker = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    picker.add_argument("--out", default=default)
+    picker.add_argument("--resume", action="store_true")
+    given = picker.parse_known_args(arguments)[0]
+    folder = Path(given.out)
+    return folder if given.resume and (folder / CONFIG).is_file() else None
+
+
+def settings_to_resume(folder: Path | None, arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The settings of the run in `folder`; None without one, or if `--recipe` names others to compare."""
+    return None if folder is None or gives_recipe(arguments) else own_settings(folder)
+
+
+def require_agreement(folder: Path, recipe: Recipe, *, free: tuple[str, ...]) -> None:
+    """Refuse a recipe or flags that contradict the finished run in `folder`.
+
+    Settings that begin with one of `free` may differ. Raises UserError that names both sides.
+    """
+    found = differences(load_recipe(str(folder / CONFIG)), recipe)
+    difference = next((each for each in found if not each.startswith(free)), None)
+    if difference:
+        raise UserError(
+            f"--run {folder}: this command differs from its {CONFIG} in {difference};"
+            " leave out --recipe and the flags that differ, since --run brings the run's own settings"
+        )
+
+
+def require_student(folder: Path, record: RunRecord) -> Path:
+    """The absolute path of the run's student. Raises UserError if it is missing or not the run's own."""
+    path = (folder / STUDENT).resolve()
+    if not path.is_file():
+        raise UserError(f"--run {folder} has no {STUDENT}; give the folder of a finished run")
+    if record.student_sha256 and (found := sha256_of(path)) != record.student_sha256:
+        raise UserError(
+            f"--run {folder}: {STUDENT} is not what this run trained: its sha256 was "
+            f"{record.student_sha256[:12]}, now it is {found[:12]}; restore it, or let the run's command "
+            "with --resume write it again"
+        )
+    return path
 
 
 @contextmanager
@@ -72,16 +129,17 @@ def _is_used(folder: Path, *, resume: bool) -> bool:
     return used
 
 
-def commit_config(folder: Path, recipe: Recipe) -> None:
-    """Writes the recipe as resolved: from now on the folder is a run."""
+def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
+    """Writes what the run is made with and the recipe as resolved: from now on the folder is a run."""
     from engine.files import replacing
 
+    record.write(folder)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
 
 
 def save_student(folder: Path, network: "nn.Module") -> None:
-    """Writes the student's weights, whole or not at all."""
+    """Writes the student's weights, whole or not at all, and their hash into the run's record."""
     from safetensors.torch import save_file
 
     from engine.files import replacing
@@ -89,3 +147,4 @@ def save_student(folder: Path, network: "nn.Module") -> None:
     state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
     with replacing(folder / STUDENT) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
+    RunRecord.read(folder).write_student(folder, folder / STUDENT)

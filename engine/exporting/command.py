@@ -1,20 +1,25 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
-from collections.abc import Sequence
+from argparse import ArgumentParser as PlainParser
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from engine.auto_batch.auto import with_default_batches
 from engine.compute import settled
 from engine.errors import UserError
-from engine.exporting.report import record
+from engine.exporting.report import record as record_proofs
 from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
-from engine.recipe import Recipe, parse
+from engine.provenance import CLIP, KEYS, PRIOR, TEACHER, require_same_weights
+from engine.recipe import Recipe, gives_recipe, parse
+from engine.run_folder import BANK, OF_MACHINE, own_settings, require_agreement, require_student
+from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags, spelled_out
 
 REPORT = "parity.json"
@@ -27,40 +32,80 @@ GROUPS = {
     "student": ("student",),
 }
 DEFAULT = "teacher,clip,unet,vae"
+PARTS = {"teacher": TEACHER, "clip": CLIP, "unet": PRIOR, "vae_encoder": PRIOR, "vae_decoder": PRIOR}
+"""What a run's record calls the weights of a network."""
+FREE = (*OF_MACHINE, "feed.", "augment.micro_batch:", "filter.micro_batch:", "evaluate.root:")
+"""How settings begin that may be other than the run's: they say how to compute."""
 
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m export", description=__doc__, exit_on_error=False)
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of the graphs, engines and parity.json (required)"
+        "--out", metavar="DIR", help="folder of the models, graphs, engines and parity.json (required)"
     )
     parser.add_argument(
         "--network",
         metavar="NAMES",
-        default=DEFAULT,
-        help=f"comma-separated: {', '.join(GROUPS)}; clip is the filter's and an image-variation prior's",
+        help=f"comma-separated: {', '.join(GROUPS)}; clip is the filter's and an image-variation prior's"
+        f" (default: {DEFAULT}; with --run: student)",
     )
-    parser.add_argument("--run", metavar="DIR", help="for --network student: the folder of a finished run")
+    parser.add_argument(
+        "--run", metavar="DIR", help="the folder of a finished run: its settings, its student"
+    )
     parser.add_argument("--images", metavar="DIR", help="real images for the proof")
     add_short_flags(parser)
-    recipe, options = parse(parser, spelled_out(arguments))
+    run = _run_of(arguments)
+    record = RunRecord.read(run) if run else RunRecord()
+    own = _own_settings(run) if run else None
+    base = None if gives_recipe(arguments) else own
+    recipe, options = parse(parser, spelled_out(arguments), base=base, source=f"the run {run}")
     recipe = with_default_batches(recipe)
-    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, record.factories)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
-    names = _networks(options.network, recipe)
-    student = str(Path(options.run, "student.safetensors")) if options.run else None
+    names = _networks(options.network or ("student" if run else DEFAULT), recipe)
+    student = None
+    if run and own:
+        _require_run(run, own, record, recipe, names)
+        student = str(require_student(run, record))
     folder = Path(options.out)
     recipe = replace(recipe, compute=replace(recipe.compute, engines=str(folder)))
-    stamp = Stamp.of(recipe, names, student, options.images)
+    stamp = Stamp.of(recipe, names, student, options.images, str(run.resolve()) if run else None)
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        record(folder / REPORT, exported, _say)  # another recipe's may stand there now
+        record_proofs(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
-        exported = _export(recipe, names, student, options.images, folder)
+        banks = [str(run / BANK), *record.banks.values()] if run else []
+        exported = _export(recipe, names, student, options.images, folder, run, banks)
         stamp.put_on(folder, exported)
     print(report_table(exported.proofs))
+    for name, given in exported.handed_over.items():
+        print(f"{name}: the model and {name}.json, which says how to call it, are in {folder / given}")
+
+
+def _run_of(arguments: Sequence[str]) -> Path | None:
+    """Before the parser, whose defaults are the run's settings."""
+    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    picker.add_argument("--run")
+    given = picker.parse_known_args(arguments)[0].run
+    return Path(given) if given else None
+
+
+def _own_settings(run: Path) -> dict[str, Any]:
+    """Of a run, but for how it computed."""
+    return {name: value for name, value in own_settings(run).items() if name not in ("compute", "tensorrt")}
+
+
+def _require_run(
+    run: Path, own: Mapping[str, Any], record: RunRecord, recipe: Recipe, names: Sequence[str]
+) -> None:
+    """Refuses settings, and files of the networks, that are not the run's."""
+    known = [key for part, key in KEYS.items() if (record.weights.get(part) or {}).get("sha256")]
+    require_agreement(run, recipe, free=(*FREE, *(f"{key}:" for key in known)))
+    parts = sorted({PARTS.get(name, PRIOR) for name in names if name != "student"})
+    fix = "restore it, or export without --run"
+    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
 
 
 def _networks(given: str, recipe: Recipe) -> list[str]:
@@ -77,14 +122,22 @@ def _has_image_encoder(prior: str) -> bool:
 
 
 def _export(
-    recipe: Recipe, names: list[str], student: str | None, images: str | None, folder: Path
+    recipe: Recipe,
+    names: list[str],
+    student: str | None,
+    images: str | None,
+    folder: Path,
+    run: Path | None,
+    banks: Sequence[str],
 ) -> Exported:
     """Each network's proof is in the report as soon as it is made."""
     import torch
 
+    from engine.exporting.handover import HandOver
     from engine.exporting.images import RealInputs, read_images
     from engine.exporting.networks import Networks
     from engine.exporting.proof import ROWS, prove
+    from engine.exporting.sample import sample_of
     from engine.runtime.opening import require
     from engine.runtime.place import open_place
 
@@ -99,11 +152,17 @@ def _export(
     if reason:
         _say(reason)
     real = RealInputs(found, networks) if found else None
-    exported = Exported(target=f"{place.runtime} {place.precision}", proofs={})
+    exported = Exported(target=f"{place.runtime} {place.precision}", proofs={}, handed_over={})
+    sample = sample_of(banks, recipe.teacher.image_size)
+    hand_over = HandOver(
+        out=folder, networks=networks, class_names=recipe.class_names, run=run, sample=sample
+    )
     for name in names:
-        proof = prove(name, networks, real, place)
+        proof = prove(name, networks, real, place, hand_over)
         exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
-        record(folder / REPORT, exported, _say)
+        if proof.handed_over:
+            exported.handed_over[name] = str(proof.handed_over.relative_to(folder))
+        record_proofs(folder / REPORT, exported, _say)
     return exported
 
 

@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 from itertools import cycle, islice
+from pathlib import Path
 
 from torch import Tensor
 
 from engine.compute import Runtime
 from engine.errors import UserError
 from engine.models.classifier import Classifier
+from engine.models.config import ClassifierConfig
 from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import load_classifier, require_feature
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.models.priors import PROMPT, load_clip, load_prior
 from engine.models.text_to_image import embed_prompts, load_text_to_image
+from engine.paths import resolve
 from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec
 from engine.runtime.clip import clip_spec
@@ -45,6 +48,18 @@ class Networks:
         part = {"vae_encoder": "vae", "vae_decoder": "vae"}.get(name, name)
         return prior_spec(name, self.prior(part), recipe.augment, self._runtime)
 
+    def config(self, name: str) -> ClassifierConfig:
+        """The teacher's or the student's, with its weights."""
+        if name == "teacher":
+            return self._recipe.teacher
+        if self._student_weights is None:
+            raise UserError("--network student: give --run DIR, the folder of a finished run")
+        return replace(self._recipe.student, weights=self._student_weights)
+
+    def weights(self, name: str) -> Path:
+        """The file of the teacher's or the student's weights, of a network that has been loaded."""
+        return resolve(self.config(name).weights or "", f"{name}.weights")
+
     def prior(self, *parts: str) -> LatentDiffusion:
         """Some networks of the diffusion prior. Raises UserError as `load` does."""
         pipeline = self._pipeline()
@@ -73,9 +88,7 @@ class Networks:
         return self._classifier("teacher", teacher, taps, rows)
 
     def _student(self) -> NetworkSpec:
-        if self._student_weights is None:
-            raise UserError("--network student: give --run DIR, the folder of a finished run")
-        student = load_classifier(replace(self._recipe.student, weights=self._student_weights), "student")
+        student = load_classifier(self.config("student"), "student")
         return self._classifier("student", student, [], self._recipe.filter.images_at_once)
 
     def _classifier(self, name: str, classifier: Classifier, taps: list[str], rows: int) -> NetworkSpec:

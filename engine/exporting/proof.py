@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from engine.compute import native_precision
+from engine.exporting.checking import Check
+from engine.exporting.handover import HandOver
 from engine.exporting.images import RealInputs
 from engine.exporting.networks import Networks
+from engine.exporting.stamp import CLASSIFIERS
 from engine.runtime import artifacts
 from engine.runtime.executable import Executable
-from engine.runtime.opening import open_graph, safer_precision
+from engine.runtime.opening import SAFER, open_graph, safer_precision
 from engine.runtime.place import Place
 from engine.runtime.profile import with_fixed_batch
+from export.errors import ExportError
 from export.parity import Parity, compare, reference
 from export.spec import NetworkSpec, Precision
 from export.store import Store
@@ -35,8 +39,12 @@ class Proof:
     precision: Precision
     parity: dict[str, dict[str, Parity]] = field(default_factory=dict)
     """By runtime and precision, failed ones too; then by kind of inputs, random and real."""
+    as_called: Check | None = None
+    """Of a classifier: the handed-over model against the weights in torch."""
     entries: list[str] = field(default_factory=list)
     """Folders of the store: the graph, and the engine where one was built."""
+    handed_over: Path | None = None
+    """The folder of a classifier's model and JSON."""
     megabytes: float = 0.0
     seconds: float = 0.0
 
@@ -51,11 +59,12 @@ class Proof:
             "megabytes": round(self.megabytes, 1),
             "seconds": round(self.seconds, 1),
             "parity": parity,
+            "as_called": self.as_called and self.as_called.as_json(),
         }
 
 
-def prove(name: str, networks: Networks, real: RealInputs | None, place: Place) -> Proof:
-    """Exports the network, compares it with torch, and builds its engine.
+def prove(name: str, networks: Networks, real: RealInputs | None, place: Place, hand_over: HandOver) -> Proof:
+    """Exports the network, compares it with torch, builds its engine, and hands over a classifier's files.
 
     Raises ExportError where no precision reproduces torch.
     """
@@ -67,12 +76,21 @@ def prove(name: str, networks: Networks, real: RealInputs | None, place: Place) 
         proof.parity[f"{checking.runtime} {checking.precision}"] = parity
         failed = next((found for found in parity.values() if not found.passes), None)
         if failed is None:
-            break
+            engine = artifacts.engine(spec, graph, place) if place.runtime == "tensorrt" else None
+            if name not in CLASSIFIERS:
+                break
+            proof.handed_over, proof.as_called = hand_over.make(spec, graph, engine, place)
+            if proof.as_called.passes:
+                break
+            failed = proof.as_called.parity
+            if (place.runtime, place.precision) not in SAFER or proof.as_called.contradiction:
+                raise ExportError(
+                    f"{name}: the exported model, called as {name}.json says, is not the {name}: "
+                    f"{proof.as_called}; it was not handed over, please report this"
+                )
         place = replace(place, precision=safer_precision(name, place, failed))
     proof.precision = place.precision
-    proof.entries = [graph.path.parent.name]
-    if place.runtime == "tensorrt":
-        proof.entries.append(artifacts.engine(spec, graph, place).name)
+    proof.entries = [graph.path.parent.name, *([engine.name] if engine else [])]
     files = (file for entry in proof.entries for file in (place.store.folder / entry).iterdir())
     proof.megabytes = sum(file.stat().st_size for file in files) / 1e6
     proof.seconds = time.perf_counter() - start

@@ -10,11 +10,13 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.files import replacing
-from engine.models.config import LIBRARIES
+from engine.models.factory import is_factory
 from engine.paths import PROJECT_ROOT, resolve
 from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
 
+CLASSIFIERS = ("teacher", "student")
+"""Networks that are handed over in files of their own."""
 CODE = ("export", "engine/exporting", "engine/models", "engine/runtime")
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "onnx", "onnx_ir")
 RUNTIMES = ("onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
@@ -26,6 +28,8 @@ class Exported:
 
     target: str
     proofs: dict[str, dict[str, Any]]
+    handed_over: dict[str, str]
+    """Folder of each classifier's model and JSON, in that of the export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +40,21 @@ class Stamp:
     files: list[Path] | None
 
     @classmethod
-    def of(cls, recipe: Recipe, networks: list[str], student: str | None, images: str | None) -> "Stamp":
-        """Raises UserError for a file that the recipe names and that does not exist."""
+    def of(
+        cls,
+        recipe: Recipe,
+        networks: list[str],
+        student: str | None,
+        images: str | None,
+        run: str | None = None,
+    ) -> "Stamp":
+        """`run`: the folder that the recipe is from.
+
+        Raises UserError for a file that the recipe names and that does not exist.
+        """
         settings = {
             "recipe": asdict(recipe),
+            "run": run,
             "networks": networks,
             "machine": [platform.node(), platform.machine(), Path("/dev/nvidiactl").exists()],
             "packages": {name: _version(name) for name in (*PACKAGES, *RUNTIMES)},
@@ -61,7 +76,11 @@ class Stamp:
             )
             proofs = {name: noted["proofs"][name] for name in self.settings["networks"]}
             whole = all((folder / entry).is_dir() for proof in proofs.values() for entry in proof["entries"])
-            return Exported(target=str(noted["target"]), proofs=proofs) if same and whole else None
+            handed_over = {name: str(noted["handed_over"][name]) for name in proofs if name in CLASSIFIERS}
+            given = noted["given"]
+            whole = whole and all(_sha256(folder / path) == sha256 for path, sha256 in given.items())
+            exported = Exported(target=str(noted["target"]), proofs=proofs, handed_over=handed_over)
+            return exported if same and whole else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -70,13 +89,17 @@ class Stamp:
         if self.files is None:
             return
         files = {str(path): {"stat": _stat(path), "sha256": _sha256(path)} for path in self.files}
+        handed_over = [folder / given for given in exported.handed_over.values()]
+        paths = [path for given in handed_over for path in sorted(given.iterdir())]
+        given = {str(path.relative_to(folder)): _sha256(path) for path in paths}
         with replacing(folder / self.name) as part:
-            part.write_text(json.dumps({"files": files, **asdict(exported)}), encoding="utf-8")
+            noted = {"files": files, "given": given, **asdict(exported)}
+            part.write_text(json.dumps(noted), encoding="utf-8")
 
 
 def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path] | None:
-    if recipe.teacher.name.partition(":")[0] not in LIBRARIES:
-        return None
+    if is_factory(recipe.teacher.name) or (student and is_factory(recipe.student.name)):
+        return None  # its code may have changed
     named = {"teacher.weights": recipe.teacher.weights, "--run": student, "--images": images}
     named["augment.prior"] = recipe.augment.prior
     named["filter.model"] = recipe.filter.model.removeprefix(LOCAL_DIR)

@@ -11,6 +11,9 @@ def report_table(proofs: dict[str, dict[str, Any]]) -> str:
             f"by {by}: " + ", ".join(f"{_error(found)} on {kind} inputs" for kind, found in kinds.items())
             for by, kinds in proof["parity"].items()
         )
+        if called := proof["as_called"]:
+            top1 = f"{called['top1_agreement']:.1%} top-1 agreement"
+            errors += f"; as called: {_error(called)}, {top1} on {called['images']} images {called['source']}"
         cells = f"{network:<14} {proof['precision']:<10} {proof['megabytes']:>8.1f} {proof['seconds']:>8.1f}"
         lines.append(f"{cells}  {errors}")
     return "\n".join(lines)

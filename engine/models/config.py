@@ -1,12 +1,13 @@
 """Settings of a classifier, the teacher or the student; no torch, so that --help stays quick."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
+from engine.models.factory import LIBRARIES, Factory, is_factory
 
-LIBRARIES = ("engine", "timm", "torchvision")
+__all__ = ["LIBRARIES", "ClassifierConfig", "require_named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +57,29 @@ class ClassifierConfig:
             raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
 
 
-def require_named(configs: dict[str, ClassifierConfig], arguments: Sequence[str]) -> None:
-    """Refuses Python factories that only a file names: `arguments`, the command line, must name them, too.
+def require_named(
+    configs: Mapping[str, ClassifierConfig],
+    arguments: Sequence[str],
+    remembered: Mapping[str, Factory] | None = None,
+) -> None:
+    """Refuse Python factories that only a file names: `arguments`, the command line, must name them, too.
 
-    configs: by section. Raises UserError that names the section and the factory.
+    configs: by section. remembered: the factories of the run that the command goes on with; one of them need
+    not be named again as long as its source is what it was. Raises UserError that names the section and the
+    factory.
     """
     named = {argument.split("=", 1)[-1] for argument in arguments}
     for section, config in configs.items():
-        if config.name.partition(":")[0] not in LIBRARIES and config.name not in named:
+        if not is_factory(config.name) or config.name in named:
+            continue
+        known = (remembered or {}).get(section)
+        if known is None or known.name != config.name:
             raise UserError(
                 f"{section}.name: '{config.name}' is code, which a file alone may not run; "
                 f"name it on the command line: --{section}.name {config.name}"
+            )
+        if change := known.change(Factory.of(config.name)):
+            raise UserError(
+                f"{section}.name: this run used '{config.name}' from {change}; restore it, or name it on the "
+                f"command line to accept it as it is now: --{section}.name {config.name}"
             )

@@ -251,6 +251,20 @@ def test_a_bad_command_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_did_not_make_the_bank_is_refused(
+    recipe: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((recipe.parent / "teacher.safetensors").read_bytes() + b" ")
+    for flags in ([], ["--recipe", str(recipe)]):
+        flags += ["--teacher.weights", str(other)]
+        assert distill(list(banks), tmp_path / "out", *flags) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"--bank {banks[0]} was made with another teacher: its sha256 was" in line
+        assert f"that of teacher.weights {other} is" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_bank_or_other_shares_cannot_continue_a_run(
     finished: Path, banks: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,15 +1,26 @@
 """Which settings decide a bank's images, so that it can be continued with the same ones only."""
 
-from dataclasses import fields, replace
+import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.bank.manifest import Header
+from engine.bank.merged_recipe import by_bank
 from engine.bank.writer import BankWriter
 from engine.compute import ComputeConfig
 from engine.errors import UserError
-from engine.provenance import DECIDING_COMPUTE, bank_header
+from engine.provenance import (
+    CLIP,
+    DECIDING_COMPUTE,
+    PRIOR,
+    bank_header,
+    require_same_weights,
+    require_teacher_of_bank,
+    weights_of,
+)
 from engine.recipe import Recipe, load_recipe
 
 
@@ -73,3 +84,51 @@ def test_a_bank_made_on_a_gpu_goes_on_as_it_was_begun(
         return
     with pytest.raises(UserError, match=difference):
         BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail)
+
+
+def bank(recipe: Recipe, **facts: Any) -> Header:
+    return replace(bank_header(recipe), facts=facts or weights_of(recipe))
+
+
+def with_teacher(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, teacher=replace(recipe.teacher, **changes))
+
+
+def test_a_copy_of_the_teacher_under_another_name_is_the_same_teacher(recipe: Recipe, tmp_path: Path) -> None:
+    copy = tmp_path / "copied.safetensors"
+    shutil.copy(recipe.teacher.weights or "", copy)
+    header = bank(recipe)
+    require_teacher_of_bank(with_teacher(recipe, weights=str(copy), mean=(0.2,)), "BANK", header)
+    copy.write_bytes(copy.read_bytes() + b" ")
+    with pytest.raises(
+        UserError, match=rf"--bank BANK was made with another teacher: .*{copy} is \w+; restore"
+    ):
+        require_teacher_of_bank(with_teacher(recipe, weights=str(copy)), "BANK", header)
+    assert header.facts["teacher"]["sha256"] == weights_of(recipe)["teacher"]["sha256"]
+
+
+def test_a_copied_prior_is_the_same_prior(recipe: Recipe, tmp_path: Path) -> None:
+    copy = shutil.copytree(recipe.augment.prior, tmp_path / "moved")
+    moved = replace(recipe, augment=replace(recipe.augment, prior=str(copy)))
+    known, made_with = weights_of(recipe), [asdict(recipe)]
+    require_same_weights(moved, known, made_with, whose="--run R", fix="restore it", parts=(PRIOR, CLIP))
+    (copy / "extra.json").write_text("{}")
+    with pytest.raises(UserError, match="--run R was made with another diffusion prior: .*; restore it"):
+        require_same_weights(moved, known, made_with, whose="--run R", fix="restore it", parts=(PRIOR, CLIP))
+
+
+def test_of_a_merged_bank_each_teacher_is_compared(recipe: Recipe) -> None:
+    facts = weights_of(recipe)
+    other = {"teacher": {**facts["teacher"], "sha256": "0" * 64}}
+    require_teacher_of_bank(recipe, "BANK", bank(recipe, **by_bank([facts, by_bank([facts, facts])])))
+    with pytest.raises(UserError, match="its sha256 was 000000000000"):
+        require_teacher_of_bank(recipe, "BANK", bank(recipe, **by_bank([facts, by_bank([other, facts])])))
+    unknown = {"teacher": {**facts["teacher"], "sha256": None}}
+    require_teacher_of_bank(recipe, "BANK", bank(recipe, **unknown))
+
+
+def test_a_teacher_that_sees_the_images_otherwise_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(
+        UserError, match=r"made with teacher\.mean \[0\.2\], this command has \[0\.5\]; leave"
+    ):
+        require_teacher_of_bank(with_teacher(recipe, mean=(0.5,)), "BANK", bank(recipe))

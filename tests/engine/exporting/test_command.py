@@ -267,7 +267,7 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None
         (["--network", "student"], "--network student: give --run DIR"),
         (
             ["--network", "student", "--run", "no/such/run"],
-            "student.weights: 'no/such/run/student.safetensors'",
+            "--run no/such/run has no config.yaml; give the folder of a finished run",
         ),
         (["--images", "no/such/folder"], "--images no/such/folder holds no"),
         (["--runtime", "torch"], "--runtime torch has nothing to export"),
@@ -302,12 +302,3 @@ def test_a_file_among_the_images_that_is_none_is_named(recipe: Path, tmp_path: P
     flags = ["--network", "teacher", "--images", str(folder)]
     assert main(command, arguments(recipe, tmp_path / "out", *flags, runtime="openvino")) == 2
     assert "broken.png is not an image that can be read" in capsys.readouterr().err
-
-
-def test_a_finished_runs_student_is_exported(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(recipe.parent / "teacher.safetensors", run / "student.safetensors")
-    flags = ["--network", "student", "--run", str(run)]
-    assert main(command, arguments(recipe, tmp_path / "out", *flags, runtime="onnxruntime")) == 0
-    assert report(tmp_path / "out")["student"]["onnxruntime fp32"]["parity"]

@@ -1,0 +1,62 @@
+"""Calls an exported classifier as its user will: by what its JSON says, with numpy and the runtime alone."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.compute import native_precision
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Images [B, C, H, W] as the input wants them -> logits [B, classes]."""
+
+
+def call(
+    about: Mapping[str, Any], folder: Path, images: NDArray[np.uint8], threads: int, run: Run | None = None
+) -> NDArray[np.float32]:
+    """The logits [N, classes] of RGB images, uint8 [N, 3, H, W].
+
+    `about`: the JSON next to the model in `folder`. `run`: the opened TensorRT engine, without which its
+    graph is executed instead.
+    """
+    pixels = _pixels(about, images)
+    run = run or _opened(about, folder, threads)
+    rows = about["batch"]["max"] or about["batch"]["tuned"]
+    return np.concatenate([run(pixels[start : start + rows]) for start in range(0, len(pixels), rows)])
+
+
+def _pixels(about: Mapping[str, Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    least, most = about["input"]["range"]
+    pixels = least + (most - least) * (images.astype(np.float32) / np.float32(255))
+    if not about["normalization"]["inside"]:
+        mean, std = (np.float32(about["normalization"][name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+        pixels = (pixels - mean) / std
+    return np.ascontiguousarray(pixels, np.dtype(about["input"]["dtype"]))
+
+
+def _opened(about: Mapping[str, Any], folder: Path, threads: int) -> Run:
+    name, output = about["input"]["name"], about["output"]["name"]
+    path = str(folder / about.get("graph", about["file"]))
+    if about["runtime"] == "openvino" or about["precision"] == "bf16":
+        return _in_openvino(path, name, output, {**_stand_in(), **about["options"]}, threads)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    providers = [about["options"].get("provider", "CPUExecutionProvider")]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    return lambda pixels: session.run([output], {name: pixels})[0]
+
+
+def _stand_in() -> dict[str, str]:
+    """For a bf16 graph of TensorRT's, whose JSON has no options of OpenVINO's."""
+    return {"INFERENCE_PRECISION_HINT": "bf16" if native_precision("cpu") == "bf16" else "f32"}
+
+
+def _in_openvino(path: str, name: str, output: str, options: Mapping[str, str], threads: int) -> Run:
+    from engine.runtime.openvino import core
+
+    compiled = core().compile_model(path, "CPU", {**options, "INFERENCE_NUM_THREADS": threads})
+    return lambda pixels: compiled({name: pixels})[output]

@@ -1,0 +1,119 @@
+"""Whether an exported classifier, called as its JSON says, is the classifier that the user has in torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.exporting.calling import Run, call
+from engine.exporting.sample import Sample
+from engine.models.config import ClassifierConfig
+from engine.models.loading import load_classifier
+from export.float32 import exact_float32
+from export.parity import Parity, compare
+from export.spec import Precision
+
+LEAST_TOP1_FP32 = 0.99
+"""Below this, classes differ by more than near ties can explain."""
+WEIGHTS_OF_GREY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What came of calling the exported model."""
+
+    parity: Parity
+    top1_agreement: float
+    """Share of images with the same class in torch and in the export."""
+    images: int
+    source: str
+    contradiction: str | None
+    """What the JSON says and the classifier's settings do not."""
+
+    @property
+    def passes(self) -> bool:
+        is_close = self.parity.precision != "fp32" or self.top1_agreement >= LEAST_TOP1_FP32
+        return self.parity.passes and is_close and self.contradiction is None
+
+    def __str__(self) -> str:
+        if self.contradiction:
+            return self.contradiction
+        return (
+            f"top-1 agreement {self.top1_agreement:.1%} and {self.parity} to torch on {self.images} images "
+            f"{self.source}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.parity.as_json() | {
+            "passes": self.passes,
+            "top1_agreement": self.top1_agreement,
+            "images": self.images,
+            "source": self.source,
+        }
+
+
+def check(
+    folder: Path,
+    name: str,
+    config: ClassifierConfig,
+    sample: Sample,
+    precision: Precision,
+    *,
+    threads: int,
+    run: Run | None = None,
+) -> Check:
+    """The model in `folder`, called as `name`.json says, against `config` with its weights in torch.
+
+    `run`: see `engine.exporting.calling.call`.
+    """
+    about = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    given = torch.from_numpy(call(about, folder, sample.images, threads, run))
+    wanted = logits_of(config, sample.images)
+    return Check(
+        parity=compare({"logits": wanted}, {"logits": given}, precision),
+        top1_agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
+        images=len(sample.images),
+        source=sample.source,
+        contradiction=_contradiction(about, config, f"{name}.json"),
+    )
+
+
+@torch.no_grad()
+def logits_of(config: ClassifierConfig, images: NDArray[np.uint8], rows: int = 32) -> Tensor:
+    """float32 [N, classes] of RGB images uint8 [N, 3, H, W], by the network in torch.
+
+    The images are normalized here, apart from the code that exported graphs are made from: the network is
+    loaded with a mean of 0 and a standard deviation of 1.
+    """
+    classifier = load_classifier(replace(config, mean=(0.0,), std=(1.0,)), "student")
+    pixels = images.astype(np.float64) / 255
+    if config.in_channels == 1:
+        grey = np.tensordot(pixels, np.asarray(WEIGHTS_OF_GREY), (1, 0))
+        pixels = np.stack([grey] * 3, 1)
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (config.mean, config.std))
+    normalized = torch.from_numpy((pixels - mean) / std).float()
+    with exact_float32():
+        return torch.cat([classifier(batch) for batch in normalized.split(rows)])
+
+
+def _contradiction(about: Mapping[str, Any], config: ClassifierConfig, name: str) -> str | None:
+    """Of what a caller does not use as long as the normalization is inside the model."""
+    for field in ("mean", "std"):
+        said = about["normalization"][field]
+        given = list(getattr(config, field)) * (config.in_channels // len(getattr(config, field)))
+        if said != given:
+            return f"{name} says {field} {said}, the classifier has {given}"
+    size = [about["input"]["height"], about["input"]["width"]]
+    if size != [config.image_size] * 2:
+        return f"{name} says {size[0]}x{size[1]} pixels, the classifier has {config.image_size}"
+    classes = len(about["output"]["classes"])
+    if classes != config.num_classes:
+        return f"{name} names {classes} classes, the classifier has {config.num_classes}"
+    return None

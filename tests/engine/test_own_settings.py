@@ -1,0 +1,123 @@
+"""A run or bank that goes on has its own settings; what contradicts them is refused."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from engine import distill, generate, run
+from engine.bank.writer import BankWriter
+from engine.cli import main
+from engine.errors import UserError
+from engine.evaluate import evaluate_run
+from engine.preparing import settled_here
+from engine.provenance import bank_header, weights_of
+from engine.recipe import Recipe, load_recipe
+from engine.run_folder import commit_config
+from engine.run_record import FILE_NAME, RunRecord
+from tests.tiny_recipe import write_recipe
+
+Seen = list[tuple[Recipe, Any]]
+
+
+@pytest.fixture(scope="module")
+def made(recipe: Path) -> Recipe:
+    """As a command with flags of its own made it."""
+    return settled_here(load_recipe(str(recipe), {"seed": 7, "distill.lr": 0.125}))
+
+
+@pytest.fixture
+def begun(made: Recipe, tmp_path: Path) -> Path:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    record = RunRecord.of(made, weights_of(made), banks=["some/bank", "s3://other"], shares=[0.25, 0.75])
+    commit_config(folder, made, record)
+    return folder
+
+
+def spy(seen: Seen) -> Callable[..., None]:
+    def call(recipe: Recipe, *others: Any, **_: Any) -> None:
+        seen.append((recipe, others))
+        raise UserError("enough")
+
+    return call
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """What the commands hand over to the work itself."""
+    seen: Seen = []
+    for place in ("engine.loop.run", "engine.distillation.distill", "engine.shards.generate"):
+        monkeypatch.setattr(place, spy(seen))
+    return seen
+
+
+def test_a_resumed_run_needs_no_settings(begun: Path, made: Recipe, seen: Seen) -> None:
+    assert main(run.command, ["--out", str(begun), "--resume"]) == 2
+    assert seen == [(made, (begun,))]
+
+
+def test_a_resumed_distillation_needs_neither_settings_nor_banks(
+    begun: Path, made: Recipe, seen: Seen
+) -> None:
+    assert main(distill.command, ["--out", str(begun), "--resume"]) == 2
+    assert seen == [(made, (["some/bank", "s3://other"], [0.25, 0.75], begun))]
+    assert main(distill.command, ["--out", str(begun), "--resume", "--compute.threads", "2"]) == 2
+    assert seen[1][0] == replace(made, compute=replace(made.compute, threads=2)), "how to compute may change"
+
+
+@pytest.mark.parametrize("command", [run.command, distill.command])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--seed", "1"], "seed: 7 -> 1"), (["--recipe", "RECIPE"], "seed: 7 -> 0")],
+    ids=["flag", "recipe"],
+)
+def test_what_contradicts_a_run_is_refused(
+    command: Any, flags: list[str], words: str, recipe: Path, begun: Path, seen: Seen, capsys
+) -> None:
+    flags = [str(recipe) if flag == "RECIPE" else flag for flag in flags]
+    assert main(command, ["--out", str(begun), "--resume", *flags]) == 2
+    line = capsys.readouterr().err
+    assert f"this command differs from {begun / 'config.yaml'} in {words}; leave out --recipe and the" in line
+    assert not seen
+
+
+def test_a_resumed_bank_needs_no_settings(made: Recipe, seen: Seen, tmp_path: Path) -> None:
+    bank = str(tmp_path / "bank")
+    BankWriter.open(bank, bank_header(made), resume=False, say=print).close()
+    assert main(generate.command, ["--out", bank, "--shards", "3", "--resume"]) == 2
+    (recipe, others) = seen[0]
+    assert others == (bank, 3)
+    assert bank_header(recipe).settings_sha256 == bank_header(made).settings_sha256
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path, capsys) -> None:
+    path = write_recipe(
+        tmp_path / "recipe", augment={"method": "none"}, filter={"method": "none", "model": ""}
+    )
+    made = settled_here(load_recipe(str(path), {"augment.class_condition": "none"}))
+    out, weights = tmp_path / "out", Path(made.teacher.weights or "")
+    out.mkdir()
+    commit_config(out, made, RunRecord.of(made, weights_of(made)))
+    before = (out / FILE_NAME).read_bytes()
+    state = load_file(weights)
+    state["fc.bias"] += 1
+    save_file(state, weights)
+    assert main(run.command, ["--out", str(out), "--resume"]) == 2
+    assert f"--out {out} was begun with another teacher: its sha256 was" in capsys.readouterr().err
+    assert (out / FILE_NAME).read_bytes() == before
+    save_file(state, out / "student.safetensors")
+    with pytest.raises(UserError, match=rf"--run {out} was made with another teacher: its sha256 was"):
+        evaluate_run(out)
+
+
+def test_a_damaged_record_is_named(begun: Path) -> None:
+    assert asdict(RunRecord.read(begun))["shares"] == [0.25, 0.75]
+    assert RunRecord.read(begun / "nowhere") == RunRecord()
+    for text in ("{", "[]", '{"factories": {"student": 3}}', '{"factories": {}, "more": 1}'):
+        (begun / FILE_NAME).write_text(text)
+        with pytest.raises(UserError, match=rf"{begun / FILE_NAME} is damaged .*; restore it, or delete it"):
+            RunRecord.read(begun)
