@@ -52,7 +52,7 @@ class RunRecord:
         """The record in `folder`, empty if there is none. Raises UserError that names a damaged file."""
         path = folder / FILE_NAME
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**fields, "factories": read_factories(fields["factories"])})
         except FileNotFoundError:
             return cls()
