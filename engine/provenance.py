@@ -11,6 +11,7 @@ import yaml
 
 from engine.bank.manifest import Header
 from engine.errors import UserError
+from engine.models.weight_index import weight_files
 from engine.paths import resolve
 from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
@@ -78,8 +79,8 @@ def _fact(name: str, path: Path | None) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of all files of a folder with their names."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    """Of a file and those it names, or of all files of a folder; with their names."""
+    files = sorted(path.rglob("*")) if path.is_dir() else weight_files(path, "teacher.weights")
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():

@@ -92,10 +92,9 @@ class Recipe:
                 f"teacher.image_size must be a multiple of 4, which the generator doubles twice,"
                 f" got {self.teacher.image_size}"
             )
-        if self.student.weights is not None:
-            raise UserError(
-                f"student.weights is {self.student.weights}; a student starts from random weights, set null"
-            )
+        for field in ("weights", "weights_key"):
+            if (given := getattr(self.student, field)) is not None:
+                raise UserError(f"student.{field} is {given}; a student starts from random weights, set null")
         if self.augment.class_condition == "text" and not self.filter.model:
             raise UserError(
                 "augment.class_condition text needs the text tower of filter.model, which is empty; "

@@ -18,7 +18,12 @@ class ClassifierConfig:
     and in_channels and returns the network."""
 
     weights: str | None = None
-    """A .safetensors, .pth or .pt file with the state dict; a student starts from random weights."""
+    """A file with the state dict: .safetensors, one of torch.save, or the .index.json of several; a student
+    starts from random weights."""
+
+    weights_key: str | None = None
+    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if several of different
+    numbers fit the network."""
 
     num_classes: int = 10
     """Classes, the width of the logits."""

@@ -10,7 +10,9 @@ from engine.models import networks
 from engine.models.classifier import Classifier, batch_norms
 from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
-from engine.models.weights import first_line, fit, read_state_dict
+from engine.models.fitting import fit
+from engine.models.torch_file import first_line
+from engine.models.weights import read_weights
 from engine.paths import resolve
 from engine.seeding import generator
 
@@ -39,8 +41,14 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     with torch.random.fork_rng(devices=[]):
         classifier = _build(config, section)
     path = resolve(config.weights, f"{section}.weights")
-    state = read_state_dict(path, f"{section}.weights")
-    fit(classifier.network, state, num_classes=config.num_classes, section=section, file=path)
+    fit(
+        classifier.network,
+        read_weights(path, f"{section}.weights"),
+        key=config.weights_key,
+        num_classes=config.num_classes,
+        section=section,
+        file=path,
+    )
     classifier.eval().requires_grad_(False)
     if not _probe(classifier, config, section).isfinite().all():
         raise UserError(
