@@ -192,8 +192,9 @@ def _same(first: Candidate, second: Candidate) -> bool:
     """Whether both put the same numbers into the network, but for counters."""
     for key, value in first.values.items():
         other = second.values.get(key)
-        both = isinstance(value, Tensor) and value.ndim and isinstance(other, Tensor)
-        if both and not torch.equal(value, other):
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            continue
+        if value.ndim and not torch.equal(value, other):
             return False
     return True
 

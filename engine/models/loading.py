@@ -1,6 +1,8 @@
 """Classifiers by name: our own networks, timm's, torchvision's, or any Python factory."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from engine.models.classifier import Classifier, batch_norms
 from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
 from engine.models.fitting import fit
+from engine.models.outputs import entry, is_constant, logits_path, require_logits
 from engine.models.torch_file import first_line
 from engine.models.weights import read_weights
 from engine.paths import resolve
@@ -21,7 +24,7 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
     """The classifier with random weights, drawn from torch's global generator; `config.weights` is not read.
 
     Raises UserError naming the field of `section` for a bad value, an unknown name, a factory that fails and
-    a network that does not give [1, num_classes] logits for one image.
+    a network that does not give [B, num_classes] logits.
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
@@ -32,7 +35,7 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     """The trained classifier, in eval mode and without gradients; torch's global generator is left as it was.
 
     Raises UserError as `build_classifier` does, and one naming `section`.weights and the file for weights
-    that are missing, unreadable, do not fit or give logits that are not finite.
+    that are missing, unreadable, do not fit, or give logits that are not finite or the same for every image.
     """
     if config.weights is None:
         raise UserError(
@@ -50,10 +53,16 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
         file=path,
     )
     classifier.eval().requires_grad_(False)
-    if not _probe(classifier, config, section).isfinite().all():
+    logits = _probe(classifier, config, section)
+    if not logits.isfinite().all():
         raise UserError(
             f"{section}.weights: '{path}' gives logits that are not finite; "
             "take the weights of a training that converged"
+        )
+    if is_constant(logits):
+        raise UserError(
+            f"{section}.weights: '{path}' gives the same logits for every image; take the weights of a "
+            f"training that converged, and check {section}.mean and {section}.std"
         )
     return classifier
 
@@ -167,26 +176,47 @@ def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
-    """The logits [1, num_classes] of one image of noise in eval mode; the mode is put back."""
-    size, training = config.image_size, classifier.training
-    images = torch.rand(1, 3, size, size, generator=generator(0, "probe"))
+    """The logits of some images in eval mode, the mode put back; `classifier.output` is found.
+
+    Raises UserError naming the field of `section` for a network that cannot run, and for whatever it gives
+    that is not logits or, at the feature's path, not a tensor.
+    """
+    size = config.image_size
+    images = _probe_images(size)
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
+    with _evaluating(classifier), torch.no_grad():
+        try:
+            output, features = forward_with_features(classifier, images, paths)
+        except UserError as error:
+            raise UserError(f"{section}.feature: {error}") from error
+        except Exception as error:  # the network may be anyone's
+            raise UserError(
+                f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
+        for path, feature in zip(paths, features, strict=True):
+            if not isinstance(feature, Tensor):
+                raise UserError(
+                    f"{section}.feature '{path.removeprefix('network.')}' gives a {type(feature).__name__}; "
+                    f"set {section}.feature to a submodule that gives one tensor"
+                )
+        classifier.output = logits_path(output, config, section, len(images))
+        logits: Tensor = entry(output, classifier.output)
+        require_logits(logits, lambda: classifier(images), config, section)
+    return logits
+
+
+def _probe_images(size: int) -> Tensor:
+    """[4, 3, size, size]: noise, faint noise, black and white."""
+    noise = torch.rand(1, 3, size, size, generator=generator(0, "probe"))
+    return torch.cat([noise, 0.45 + 0.1 * noise, torch.zeros_like(noise), torch.ones_like(noise)])
+
+
+@contextmanager
+def _evaluating(classifier: Classifier) -> Iterator[None]:
+    training = classifier.training
     classifier.eval()
     try:
-        with torch.no_grad():
-            logits, _ = forward_with_features(classifier, images, paths)
-    except UserError as error:
-        raise UserError(f"{section}.feature: {error}") from error
-    except Exception as error:  # the network may be anyone's
-        raise UserError(
-            f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
+        yield
     finally:
         classifier.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, config.num_classes):
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {given} for one image"
-        )
-    return logits

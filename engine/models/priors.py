@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.models.latent_diffusion import LatentDiffusion, load_config, load_latent_diffusion, load_part
+from engine.models.normalization import misfit
 from engine.models.pipeline_folder import IMAGE_VARIATION, INDEX, PipelineFolder, reading
 from engine.paths import resolve
 from engine.stages.filter_config import LOCAL_DIR
@@ -57,7 +58,7 @@ def load_prior(
         processor = CLIPImageProcessor.get_image_processor_dict(
             pipeline.source, subfolder="feature_extractor", **pipeline.options
         )[0]
-        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
+        mean, std = _normalization(processor["image_mean"], processor["image_std"])
     with pipeline.reading("image_encoder"):
         encoder_config = CLIPVisionConfig.from_pretrained(
             pipeline.source, subfolder="image_encoder", **pipeline.options
@@ -127,7 +128,9 @@ def load_clip(
         tokenizer = open_clip.get_tokenizer(name)
     network.eval().requires_grad_(False)
     preprocess = network.visual.preprocess_cfg
-    size, mean, std = preprocess["size"], tuple(preprocess["mean"]), tuple(preprocess["std"])
+    size = preprocess["size"]
+    with reading(section, f"preprocess_cfg of {model}"):
+        mean, std = _normalization(preprocess["mean"], preprocess["std"])
 
     def image_tower(pixels: Tensor) -> Tensor:
         return network.encode_image((pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels))
@@ -141,6 +144,18 @@ def load_clip(
         std=std,
         device=torch.device(device),
     )
+
+
+def _normalization(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """One number a channel. Raises ValueError for what cannot be meant for images in [0, 1]."""
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean {list(mean)} and std {list(std)} must be 3 numbers each, one a channel")
+    if fault := misfit(mean, std):
+        raise ValueError(f"mean {list(mean)} and std {list(std)} {fault}")
+    return mean, std
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pickletools
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ def read_torch(path: Path, field: str) -> object:
                 f"{field}: '{path}' is a TorchScript program, not a state dict; "
                 "save torch.jit.load(FILE).state_dict() and give that file"
             )
+        stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         stand_ins = [(_stand_in(name), name) for name in sorted(_globals(path))]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # torch warns of the pickle protocol before it refuses the file
