@@ -1,9 +1,12 @@
 """What `torch.save` wrote, read without running any of it."""
 
+import builtins
 import pickle
 import pickletools
+import tarfile
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # torch.save writes the names of Python 2
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +33,10 @@ def read_torch(path: Path, field: str) -> object:
             raise UserError(
                 f"{field}: '{path}' is a TorchScript program, not a state dict; "
                 "save torch.jit.load(FILE).state_dict() and give that file"
+            )
+        if tarfile.is_tarfile(path):
+            raise UserError(
+                f"{field}: '{path}' is a tar archive; unpack it and give the file of weights in it"
             )
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         stand_ins = [(_stand_in(name), name) for name in sorted(_globals(path))]
@@ -65,14 +72,16 @@ def first_line(error: Exception) -> str:
 def _stand_in(name: str) -> type:
     """What torch's unpickler makes in the place of the class or function `name`; it drops what it is given.
 
-    The unpickler sets items of exact dicts only, so what may be a kind of dict becomes one.
+    The unpickler sets items of plain dicts only, so whatever may be a kind of dict (made without arguments)
+    becomes one.
     """
+    is_dict = {"collections.defaultdict": True, "collections.deque": False}.get(name)
 
     class StandIn(list[object]):
         def __new__(cls, *args: object) -> Any:
-            made = OrderedDict[str, object]() if not args or name == "collections.defaultdict" else None
-            if made is None:
+            if args if is_dict is None else not is_dict:
                 return super().__new__(cls)
+            made = OrderedDict[object, object]()
             vars(made)[_KIND] = name
             return made
 
@@ -94,7 +103,10 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _globals(path: Path) -> set[str]:
-    """module.name of every class and function that the pickles of the file refer to."""
+    """module.name of the classes and functions that the pickles of the file refer to.
+
+    Functions of builtins (eval and the like) are left out: a file that calls one is refused.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -110,7 +122,11 @@ def _globals_of(file: IO[bytes]) -> Iterator[str]:
     """Of the pickle that starts here; nothing where there is none, which torch.load will say."""
     try:
         for code, argument, _ in pickletools.genops(file):
-            if code.name == "GLOBAL":
-                yield str(argument).replace(" ", ".")
+            if code.name != "GLOBAL":
+                continue
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            if module != "builtins" or isinstance(getattr(builtins, name, None), type):
+                yield f"{module}.{name}"
     except ValueError:
         return
