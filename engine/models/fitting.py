@@ -181,7 +181,7 @@ def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, s
 def _convertible(given: Tensor, mine: Tensor) -> bool:
     """Floats of any precision to floats, integers to integers; floats of one byte need scales to be read."""
     small = given.is_floating_point() and given.element_size() < min(2, mine.element_size())
-    return given.is_floating_point() == mine.is_floating_point() and not given.is_quantized and not small
+    return given.is_floating_point() == mine.is_floating_point() and not small
 
 
 def _dtype(tensor: Tensor) -> str:

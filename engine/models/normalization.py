@@ -13,7 +13,7 @@ def misfit(mean: Sequence[float], std: Sequence[float]) -> str | None:
     """
     if not all(map(math.isfinite, (*mean, *std))):
         return "must be finite numbers"
-    if max(mean) > 1 or max(std) > 1:
+    if max(mean) > 1 or max(std) > 5:  # the least std of a channel of photographs is near 40 of 255
         of_std = max(std) > 1 or (max(mean) > 1 and max(std) == 1)  # (255 x - mean) / 1 is Caffe's
         scaled = _scaled(mean, 1 / 255 if max(mean) > 1 else 1), _scaled(std, 1 / 255 if of_std else 1)
         if _may_be_meant(*scaled):

@@ -9,7 +9,7 @@ import pytest
 from engine.bank.writer import BankWriter
 from engine.compute import ComputeConfig
 from engine.errors import UserError
-from engine.provenance import DECIDING_COMPUTE, bank_header
+from engine.provenance import DECIDING_COMPUTE, bank_header, weights_of
 from engine.recipe import Recipe, load_recipe
 
 
@@ -43,3 +43,20 @@ def test_a_bank_made_on_a_gpu_goes_on_as_it_was_begun(
         return
     with pytest.raises(UserError, match=difference):
         BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail)
+
+
+def test_the_part_of_the_teachers_file_decides(recipe: Recipe, tmp_path: Path) -> None:
+    named = replace(recipe, teacher=replace(recipe.teacher, weights_key="ema"))
+    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False, say=pytest.fail).close()
+    with pytest.raises(UserError, match=r"teacher\.weights_key: None -> 'ema'"):
+        BankWriter.open(str(tmp_path), bank_header(named), resume=True, say=pytest.fail)
+
+
+def test_the_hash_of_weights_in_several_files_is_of_all_of_them(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "part.safetensors").write_bytes(b"one")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"fc.weight": "part.safetensors"}}')
+    recipe = replace(recipe, teacher=replace(recipe.teacher, weights=str(index)))
+    before = weights_of(recipe)["teacher"]["sha256"]
+    (tmp_path / "part.safetensors").write_bytes(b"two")
+    assert weights_of(recipe)["teacher"]["sha256"] != before

@@ -103,6 +103,12 @@ def _shifting_autoencoder(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.1, 0.2, 0.3, 0.4]}))
 
 
+def _mean_of_255(folder: Path) -> None:
+    file = folder / "feature_extractor/preprocessor_config.json"
+    given = {"image_mean": [122.77, 116.75, 104.09], "image_std": [68.5, 66.63, 70.32]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+
+
 def _no_mean(folder: Path) -> None:
     (folder / "feature_extractor/preprocessor_config.json").write_text("{}")
 
@@ -132,6 +138,11 @@ def _no_mean(folder: Path) -> None:
         pytest.param(lambda f: shutil.rmtree(f / "image_encoder"), "/image_encoder", id="no-encoder"),
         pytest.param(lambda f: shutil.rmtree(f / "scheduler"), "/scheduler", id="no-scheduler"),
         pytest.param(_no_mean, "/feature_extractor", id="no-mean"),
+        pytest.param(
+            _mean_of_255,
+            "/feature_extractor: mean [122.77, 116.75, 104.09] and std [68.5, 66.63, 70.32] are on the 0",
+            id="mean-of-255",
+        ),
         pytest.param(_truncate, "/unet", id="truncated-unet"),
         pytest.param(_drop_weight, "decoder.conv_in.bias", id="missing-weight"),
     ],
@@ -222,4 +233,15 @@ def test_clip_folder_without_weights_is_refused(clip_folder: Path, tmp_path: Pat
     shutil.copytree(clip_folder, folder)
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"filter\.model.*weights"):
+        load_clip(f"local-dir:{folder}", None, "cpu")
+
+
+def test_clip_with_a_mean_of_255_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"mean": [127.5] * 3, "std": [127.5] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"^filter\.model: cannot read preprocess_cfg.* 0\.\.255 .* std \[0\.5"
+    ):
         load_clip(f"local-dir:{folder}", None, "cpu")
