@@ -75,7 +75,7 @@ def fit(
         raise UserError(f"{section}.weights: {_describe(described, file)}")
     if any(not _same(fitting[0], other) for other in fitting[1:]):
         raise UserError(
-            f"{section}.weights: '{file}' holds several weights that fit {section}.name, with different "
+            f"{section}.weights: '{file}' holds several state dicts that fit {section}.name, with different "
             f"numbers: {_list(fitting)}; choose one, e.g. --{section}.weights_key {fitting[-1].name}"
         )
     try:
@@ -194,7 +194,8 @@ def _same(first: Candidate, second: Candidate) -> bool:
         other = second.values.get(key)
         if not isinstance(value, Tensor) or not isinstance(other, Tensor):
             continue
-        if value.ndim and not torch.equal(value, other):
+        is_counter = not value.ndim and not value.is_floating_point()
+        if not is_counter and (value.dtype != other.dtype or not torch.equal(value, other)):
             return False
     return True
 

@@ -207,9 +207,10 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
 
 
 def _probe_images(size: int) -> Tensor:
-    """[4, 3, size, size]: noise, faint noise, black and white."""
-    noise = torch.rand(1, 3, size, size, generator=generator(0, "probe"))
-    return torch.cat([noise, 0.45 + 0.1 * noise, torch.zeros_like(noise), torch.ones_like(noise)])
+    """[4, 3, size, size]: noise of four ranges. None is flat: some networks divide by the image's spread."""
+    noise = torch.rand(4, 3, size, size, generator=generator(0, "probe"))
+    scale, least = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
+    return noise * scale.view(-1, 1, 1, 1) + least.view(-1, 1, 1, 1)
 
 
 @contextmanager

@@ -95,8 +95,13 @@ def _stand_in(name: str) -> type:
     return StandIn
 
 
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -107,7 +112,7 @@ def _globals(path: Path) -> set[str]:
 
     Functions of builtins (eval and the like) are left out: a file that calls one is refused.
     """
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("/data.pkl"):

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.models.loading import ClassifierConfig, build_classifier, require_batch_norm, require_feature
+from engine.models.loading import (
+    ClassifierConfig,
+    build_classifier,
+    load_classifier,
+    require_batch_norm,
+    require_feature,
+)
 from engine.models.networks import lenet_5_half
 from kernels.fuse import fuse_frozen
 
@@ -52,6 +58,7 @@ one_logit = returns(lambda y, x: y[:, :1])
 classes = returns(lambda y, x: (y > 0).long())
 softmax = returns(lambda y, x: y.softmax(1))
 sigmoid = returns(lambda y, x: torch.sigmoid(y).clamp(1e-6, 1))
+spread = returns(lambda y, x: y + (x / x.std((1, 2, 3), keepdim=True)).mean((1, 2, 3))[:, None])
 log_softmax = returns(lambda y, x: y.log_softmax(1))
 between_0_and_1 = returns(lambda y, x: 0.5 + y / 100)
 in_a_dict = returns(lambda y, x: {"logits": y, "image": x})
@@ -112,6 +119,12 @@ def test_build_from_a_factory(factories: str) -> None:
     assert classifier.network.conv.weight.shape == (4, 1, 3, 3)
     assert require_feature(classifier, "teacher") == "network.conv"
     assert classifier.training
+
+
+def test_a_network_that_divides_by_an_images_spread_is_taken(factories: str, tmp_path: Path) -> None:
+    config = ClassifierConfig(name=f"{factories}:spread", weights=str(tmp_path / "w.pth"))
+    torch.save(build_classifier(config).network.state_dict(), tmp_path / "w.pth")
+    load_classifier(config)
 
 
 def test_random_weights_come_from_the_global_generator() -> None:

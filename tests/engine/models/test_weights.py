@@ -167,7 +167,7 @@ def test_of_several_that_fit_one_must_be_named(tmp_path: Path, way: str) -> None
     a, b, ways = two_sets()
     torch.save(ways[way], tmp_path / "w.pth")
     message = error_of(tmp_path / "w.pth")
-    assert "several weights that fit teacher.name, with different numbers: `a`, `b`" in message
+    assert "several state dicts that fit teacher.name, with different numbers: `a`, `b`" in message
     assert "choose one, e.g. --teacher.weights_key b" in message
     for key, state in (("a", a), ("b", b)):
         loaded = load(tmp_path / "w.pth", replace(LENET, weights_key=key))
@@ -387,3 +387,9 @@ def test_weights_that_see_nothing(tmp_path: Path) -> None:
     state["fc1.weight"].zero_()
     save_file(state, tmp_path / "w.safetensors")
     assert "gives the same logits for every image" in error_of(tmp_path / "w.safetensors")
+
+
+def test_copies_of_another_precision_are_not_the_same(tmp_path: Path) -> None:
+    state = trained()
+    torch.save({"a": state, "b": {key: value.half() for key, value in state.items()}}, tmp_path / "w.pth")
+    assert "with different numbers: `a`, `b`" in error_of(tmp_path / "w.pth")
