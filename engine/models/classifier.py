@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.models.outputs import Path, entry
+from engine.models.outputs import EntryPath, entry
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         self.in_channels = in_channels
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
         self.name = name or type(network).__name__
-        self.output: Path = ()
+        self.output: EntryPath = ()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.errors import UserError
 from engine.models.config import ONE_LOGIT, ClassifierConfig
 
-Path = tuple[Any, ...]
+EntryPath = tuple[Any, ...]
 """Keys and indices from what a network returns down to one tensor; empty if it is the tensor."""
 
 SUM_TOLERANCE = 1e-3
@@ -18,7 +18,7 @@ SUM_TOLERANCE = 1e-3
 _SIGMOIDS = (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.hardsigmoid)
 
 
-def logits_path(output: object, config: ClassifierConfig, section: str, batch: int) -> Path:
+def logits_path(output: object, config: ClassifierConfig, section: str, batch: int) -> EntryPath:
     """The path in `output` to floats [batch, num_classes]: what `config.output` names, or the only such one.
 
     Raises UserError naming the field of `section` if there is no such entry, and if there are several.
@@ -52,7 +52,7 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
     return next(iter(fitting.values()))
 
 
-def entry(output: Any, path: Path) -> Any:
+def entry(output: Any, path: EntryPath) -> Any:
     """The part of `output` at `path`."""
     for key in path:
         output = output[key]
@@ -102,8 +102,8 @@ def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
 
 
 def _entries(
-    output: object, names: tuple[str, ...] = (), path: Path = ()
-) -> Iterator[tuple[str, Path, Tensor]]:
+    output: object, names: tuple[str, ...] = (), path: EntryPath = ()
+) -> Iterator[tuple[str, EntryPath, Tensor]]:
     """(dotted name, path, tensor) of every tensor in nested mappings, lists and tuples."""
     if isinstance(output, Tensor):
         yield ".".join(names), path, output
