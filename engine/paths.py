@@ -18,8 +18,10 @@ def resolve(path: str, field: str) -> Path:
     given = Path(path).expanduser()
     places = [given] if given.is_absolute() else [Path.cwd() / given, PROJECT_ROOT / given]
     for place in places:
-        if place.exists():
+        if place.is_dir():
             return place.resolve()
+        if place.exists():
+            return place.parent.resolve() / place.name  # a link keeps its name, as in a hub's cache
     looked = " and ".join(str(parent) for parent in dict.fromkeys(place.parent for place in places))
     raise UserError(
         f"{field}: '{path}' does not exist (looked in {looked}); give the path of an existing one"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
 from engine.bank.merged_recipe import recipes_of
 from engine.errors import UserError
+from engine.models.weight_index import weight_files
 from engine.paths import resolve
 from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
@@ -191,17 +193,18 @@ def _fact(name: str, path: Path | None) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of all files of a folder with their names."""
+    """Of a file and those it names, or of all files of a folder; with their names."""
     return _digest(_contents(path), path.name)
 
 
 def _contents(path: Path) -> list[tuple[Path, str]]:
-    """SHA-256 of a file, or of each file of a folder, and where it is from there."""
+    """SHA-256 of a file and those it names, or of each file of a folder, and where it is from there."""
     found = []
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else weight_files(path, "teacher.weights"):
         if file.is_file():
             with file.open("rb") as opened:
-                found.append((file.relative_to(path), hashlib.file_digest(opened, "sha256").hexdigest()))
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            found.append((Path(os.path.relpath(file, path)), content))
     return found
 
 

@@ -94,10 +94,9 @@ class Recipe:
                 f" got {self.teacher.image_size}"
             )
         self._check_views()
-        if self.student.weights is not None:
-            raise UserError(
-                f"student.weights is {self.student.weights}; a student starts from random weights, set null"
-            )
+        for field in ("weights", "weights_key"):
+            if (given := getattr(self.student, field)) is not None:
+                raise UserError(f"student.{field} is {given}; a student starts from random weights, set null")
         self._check_class_weights()
         if self.augment.class_condition == "text" and not self.filter.model:
             raise UserError(

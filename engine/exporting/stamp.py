@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.files import replacing
 from engine.models.factory import is_factory
+from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
 from engine.recipe import Recipe
 from engine.stages.filter_config import LOCAL_DIR
@@ -110,11 +111,13 @@ def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path
         if given:
             try:
                 found = resolve(given, field)
+                files += (
+                    sorted(path for path in found.rglob("*") if path.is_file())
+                    if found.is_dir()
+                    else weight_files(found, field)
+                )
             except UserError:
                 return None  # a hub id, or a mistake that the loading will name
-            files += (
-                sorted(path for path in found.rglob("*") if path.is_file()) if found.is_dir() else [found]
-            )
     return files
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.models.outputs import EntryPath, entry
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -13,7 +15,8 @@ class Classifier(nn.Module):
 
     A network of one input channel gets the luma of the RGB image; then (x - mean) / std per channel.
     `feature_path` names the submodule whose output is the feature map before pooling, or is None where that
-    is not known; `name` is what messages call the network.
+    is not known; `name` is what messages call the network; `output` is the path to the logits in what the
+    network returns, empty for a network that returns them alone.
     """
 
     mean: Tensor
@@ -37,6 +40,7 @@ class Classifier(nn.Module):
         self.in_channels = in_channels
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
         self.name = name or type(network).__name__
+        self.output: EntryPath = ()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
@@ -44,7 +48,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.in_channels == 1:
             images = (images * self.luma).sum(1, keepdim=True)
-        return self.network((images - self.mean) / self.std)
+        return entry(self.network((images - self.mean) / self.std), self.output)
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from engine.errors import UserError
 from engine.models.factory import LIBRARIES, Factory, is_factory
+from engine.models.normalization import misfit
 
 __all__ = ["LIBRARIES", "ClassifierConfig", "require_named"]
+
+ONE_LOGIT = (
+    "one logit is always 100 % certain of its class; for a binary classifier with logit z set num_classes to "
+    "2 and return torch.cat([torch.zeros_like(z), z], 1)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,12 @@ class ClassifierConfig:
     and in_channels and returns the network."""
 
     weights: str | None = None
-    """A .safetensors, .pth or .pt file with the state dict; a student starts from random weights."""
+    """A file with the state dict: .safetensors, one of torch.save, or the .index.json of several; a student
+    starts from random weights."""
+
+    weights_key: str | None = None
+    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if several of different
+    numbers fit the network."""
 
     num_classes: int = 10
     """Classes, the width of the logits."""
@@ -36,6 +47,10 @@ class ClassifierConfig:
     std: tuple[float, ...] = (0.5,)
     """Divides the image after the mean is subtracted: one number a channel, or one for all."""
 
+    output: str | int | None = None
+    """Which entry of what the network returns holds the logits, if it returns several that may: a key such as
+    logits, an index such as 0, or a dotted path of these."""
+
     feature: str | None = None
     """Path of the submodule whose output is the feature map before pooling; by default the network's own
     `feature_path`, which only the engine's networks have."""
@@ -45,6 +60,8 @@ class ClassifierConfig:
         for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
             if value < 1:
                 raise UserError(f"{section}.{field} must be a positive integer, got {value}")
+        if self.num_classes == 1:
+            raise UserError(f"{section}.num_classes is 1: {ONE_LOGIT}")
         if self.in_channels not in (1, 3):
             raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
         for field, values in (("mean", self.mean), ("std", self.std)):
@@ -55,6 +72,8 @@ class ClassifierConfig:
                 )
         if min(self.std) <= 0:
             raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
+        if fault := misfit(self.mean, self.std):
+            raise UserError(f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}")
 
 
 def require_named(

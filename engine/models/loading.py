@@ -1,6 +1,8 @@
 """Classifiers by name: our own networks, timm's, torchvision's, or any Python factory."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from engine.models import networks
 from engine.models.classifier import Classifier, batch_norms
 from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
-from engine.models.weights import first_line, fit, read_state_dict
+from engine.models.fitting import fit
+from engine.models.outputs import entry, is_constant, logits_path, require_logits
+from engine.models.torch_file import first_line
+from engine.models.weights import read_weights
 from engine.paths import resolve
 from engine.seeding import generator
 
@@ -19,7 +24,7 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
     """The classifier with random weights, drawn from torch's global generator; `config.weights` is not read.
 
     Raises UserError naming the field of `section` for a bad value, an unknown name, a factory that fails and
-    a network that does not give [1, num_classes] logits for one image.
+    a network that does not give [B, num_classes] logits.
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
@@ -30,7 +35,7 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     """The trained classifier, in eval mode and without gradients; torch's global generator is left as it was.
 
     Raises UserError as `build_classifier` does, and one naming `section`.weights and the file for weights
-    that are missing, unreadable, do not fit or give logits that are not finite.
+    that are missing, unreadable, do not fit, or give logits that are not finite or the same for every image.
     """
     if config.weights is None:
         raise UserError(
@@ -39,13 +44,25 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     with torch.random.fork_rng(devices=[]):
         classifier = _build(config, section)
     path = resolve(config.weights, f"{section}.weights")
-    state = read_state_dict(path, f"{section}.weights")
-    fit(classifier.network, state, num_classes=config.num_classes, section=section, file=path)
+    fit(
+        classifier.network,
+        read_weights(path, f"{section}.weights"),
+        key=config.weights_key,
+        num_classes=config.num_classes,
+        section=section,
+        file=path,
+    )
     classifier.eval().requires_grad_(False)
-    if not _probe(classifier, config, section).isfinite().all():
+    logits = _probe(classifier, config, section)
+    if not logits.isfinite().all():
         raise UserError(
             f"{section}.weights: '{path}' gives logits that are not finite; "
             "take the weights of a training that converged"
+        )
+    if is_constant(logits):
+        raise UserError(
+            f"{section}.weights: '{path}' gives the same logits for every image; take the weights of a "
+            f"training that converged, and check {section}.mean and {section}.std"
         )
     return classifier
 
@@ -159,26 +176,48 @@ def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
-    """The logits [1, num_classes] of one image of noise in eval mode; the mode is put back."""
-    size, training = config.image_size, classifier.training
-    images = torch.rand(1, 3, size, size, generator=generator(0, "probe"))
+    """The logits of some images in eval mode, the mode put back; `classifier.output` is found.
+
+    Raises UserError naming the field of `section` for a network that cannot run, and for whatever it gives
+    that is not logits or, at the feature's path, not a tensor.
+    """
+    size = config.image_size
+    images = _probe_images(size)
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
+    with _evaluating(classifier), torch.no_grad():
+        try:
+            output, features = forward_with_features(classifier, images, paths)
+        except UserError as error:
+            raise UserError(f"{section}.feature: {error}") from error
+        except Exception as error:  # the network may be anyone's
+            raise UserError(
+                f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
+        for path, feature in zip(paths, features, strict=True):
+            if not isinstance(feature, Tensor):
+                raise UserError(
+                    f"{section}.feature '{path.removeprefix('network.')}' gives a {type(feature).__name__}; "
+                    f"set {section}.feature to a submodule that gives one tensor"
+                )
+        classifier.output = logits_path(output, config, section, len(images))
+        logits: Tensor = entry(output, classifier.output)
+        require_logits(logits, lambda: classifier(images), config, section)
+    return logits
+
+
+def _probe_images(size: int) -> Tensor:
+    """[4, 3, size, size]: noise of four ranges. None is flat: some networks divide by the image's spread."""
+    noise = torch.rand(4, 3, size, size, generator=generator(0, "probe"))
+    scale, least = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
+    return noise * scale.view(-1, 1, 1, 1) + least.view(-1, 1, 1, 1)
+
+
+@contextmanager
+def _evaluating(classifier: Classifier) -> Iterator[None]:
+    training = classifier.training
     classifier.eval()
     try:
-        with torch.no_grad():
-            logits, _ = forward_with_features(classifier, images, paths)
-    except UserError as error:
-        raise UserError(f"{section}.feature: {error}") from error
-    except Exception as error:  # the network may be anyone's
-        raise UserError(
-            f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
+        yield
     finally:
         classifier.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, config.num_classes):
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {given} for one image"
-        )
-    return logits

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from engine.models.normalization import misfit
+
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 UNET = "UNet2DConditionModel"
 _MUST_BE_UNSET = (
@@ -103,6 +105,8 @@ def channels_fault(stored: Mapping[str, Any], mean: str, std: str) -> str | None
             return f"{key} is {values!r}; write three numbers, those that the encoder was trained with"
     if not all(map(is_positive, stored[std])):
         return f"{std} is {stored[std]!r}; write three numbers above 0"
+    if fault := misfit(stored[mean], stored[std]):
+        return f"{mean} {list(stored[mean])} and {std} {list(stored[std])} {fault}"
     return None
 
 

@@ -132,3 +132,20 @@ def test_a_teacher_that_sees_the_images_otherwise_is_refused(recipe: Recipe) -> 
         UserError, match=r"made with teacher\.mean \[0\.2\], this command has \[0\.5\]; leave"
     ):
         require_teacher_of_bank(with_teacher(recipe, mean=(0.5,)), "BANK", bank(recipe))
+
+
+def test_the_part_of_the_teachers_file_decides(recipe: Recipe, tmp_path: Path) -> None:
+    named = replace(recipe, teacher=replace(recipe.teacher, weights_key="ema"))
+    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False, say=pytest.fail).close()
+    with pytest.raises(UserError, match=r"teacher\.weights_key: None -> 'ema'"):
+        BankWriter.open(str(tmp_path), bank_header(named), resume=True, say=pytest.fail)
+
+
+def test_the_hash_of_weights_in_several_files_is_of_all_of_them(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "part.safetensors").write_bytes(b"one")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"fc.weight": "part.safetensors"}}')
+    recipe = replace(recipe, teacher=replace(recipe.teacher, weights=str(index)))
+    before = weights_of(recipe)["teacher"]["sha256"]
+    (tmp_path / "part.safetensors").write_bytes(b"two")
+    assert weights_of(recipe)["teacher"]["sha256"] != before

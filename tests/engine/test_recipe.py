@@ -60,6 +60,14 @@ REFUSED = {
     "threads": ("compute: {threads: 0}", r"compute\.threads"),
     "no mapping": ("synthesize: 3", r"synthesize .* must be a mapping, got 3"),
     "class count": ("class_names: [a, b]", r"teacher\.num_classes is 10 but class_names has 2"),
+    "student's weights": (
+        "student: {weights: a.pth}",
+        r"student\.weights is a\.pth; a student starts from rand",
+    ),
+    "student's key": (
+        "student: {weights_key: ema}",
+        r"student\.weights_key is ema; a student starts from random",
+    ),
     "student's class count": ("student: {num_classes: 9}", r"student\.num_classes is 9"),
     "crop": ("distill: {crop_padding: 32}", r"distill\.crop_padding is 32, but teacher\.image_size is 32"),
     "negative crop": (

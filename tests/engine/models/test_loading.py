@@ -5,15 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.models.loading import ClassifierConfig, build_classifier, require_batch_norm, require_feature
+from engine.models.loading import (
+    ClassifierConfig,
+    build_classifier,
+    load_classifier,
+    require_batch_norm,
+    require_feature,
+)
 from engine.models.networks import lenet_5_half
+from kernels.fuse import fuse_frozen
 
 FACTORIES = """
+from typing import NamedTuple
 import torch
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 class Tiny(nn.Module):
     def __init__(self, num_classes, in_channels):
@@ -34,11 +43,41 @@ def no_arguments():
 def not_a_module(num_classes, in_channels):
     return [num_classes, in_channels]
 
-def tuple_output(num_classes, in_channels):
-    class Pair(Tiny):
+def returns(change):
+    class Changed(Tiny):
         def forward(self, x):
-            return super().forward(x), x
-    return Pair(num_classes, in_channels)
+            return change(super().forward(x), x)
+    return Changed
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    image: torch.Tensor
+
+no_output = returns(lambda y, x: None)
+one_logit = returns(lambda y, x: y[:, :1])
+classes = returns(lambda y, x: (y > 0).long())
+softmax = returns(lambda y, x: y.softmax(1))
+sigmoid = returns(lambda y, x: torch.sigmoid(y).clamp(1e-6, 1))
+spread = returns(lambda y, x: y + (x / x.std((1, 2, 3), keepdim=True)).mean((1, 2, 3))[:, None])
+log_softmax = returns(lambda y, x: y.log_softmax(1))
+between_0_and_1 = returns(lambda y, x: 0.5 + y / 100)
+in_a_dict = returns(lambda y, x: {"logits": y, "image": x})
+in_a_tuple = returns(lambda y, x: (x, y))
+in_a_list = returns(lambda y, x: [y])
+in_a_named_tuple = returns(lambda y, x: Named(y, x))
+nested = returns(lambda y, x: (x, {"head": [y]}))
+model_output = returns(lambda y, x: ImageClassifierOutput(logits=y, hidden_states=(x, x)))
+several = returns(lambda y, x: {"logits": y, "log": y.log_softmax(1), "image": x})
+pair = returns(lambda y, x: (y, y + 1))
+
+class Outer(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.inner = in_a_tuple(num_classes, in_channels)
+    def forward(self, x):
+        return self.inner(x)[1]
+
+nested_twice = Outer
 
 constant = 3
 """
@@ -82,6 +121,12 @@ def test_build_from_a_factory(factories: str) -> None:
     assert classifier.training
 
 
+def test_a_network_that_divides_by_an_images_spread_is_taken(factories: str, tmp_path: Path) -> None:
+    config = ClassifierConfig(name=f"{factories}:spread", weights=str(tmp_path / "w.pth"))
+    torch.save(build_classifier(config).network.state_dict(), tmp_path / "w.pth")
+    load_classifier(config)
+
+
 def test_random_weights_come_from_the_global_generator() -> None:
     config = ClassifierConfig(name="engine:lenet_5_half", in_channels=1, mean=(0.25,), std=(0.75,))
     torch.manual_seed(3)
@@ -112,6 +157,11 @@ BASE = ClassifierConfig(name="engine:lenet_5", in_channels=3)
         ({"in_channels": 1, "std": (0.1, 0.2, 0.3)}, r"^student\.std must be 1 finite number, or 1 "),
         ({"mean": ()}, r"^student\.mean must be 1 finite number"),
         ({"mean": (float("nan"),)}, r"^student\.mean must be 1 finite number.*nan"),
+        ({"num_classes": 1}, r"^student\.num_classes is 1: one logit .* set num_classes to 2"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            r"^student\.mean \[123.* and student\.std \[58.* 0\.\.255 scale.* divide by 255: mean \[0\.485, ",
+        ),
         ({"std": (0.5, 0.0, 0.5)}, r"^student\.std must be above 0, got \[0\.5, 0\.0, 0\.5\]"),
         ({"name": "lenet_5"}, r"^student\.name must be engine:NAME, .*, got 'lenet_5'"),
         ({"name": ":lenet_5"}, r"^student\.name must be engine:NAME"),
@@ -149,8 +199,15 @@ def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
             r"^teacher\.name: .*no_arguments' cannot be built with num_classes=10 and in_channels=3",
         ),
         (":not_a_module", r"^teacher\.name: .* gave a list, not an nn\.Module"),
-        (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one gives \[1, 11\] for one image"),
-        (":tuple_output", r"^teacher\.num_classes is 10, but .*:tuple_output gives tuple"),
+        (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one gives \[4, 11\] for 4 images"),
+        (":no_output", r"^teacher\.num_classes is 10, but .*:no_output gives NoneType"),
+        (
+            ":one_logit",
+            r"gives \[4, 1\] for 4 images; one logit .* set num_classes to 2 and return torch\.cat",
+        ),
+        (":classes", r"gives \[4, 10\] of int64 for 4 images"),
+        (":softmax", r"^teacher\.name: .*:softmax ends in a softmax .*; return them without the softmax"),
+        (":sigmoid", r"^teacher\.name: .*:sigmoid ends in a sigmoid .*; return them without the sigmoid"),
         ("_broken:f", r"^teacher\.name: .*_broken:f' cannot be built .*no_such_package_anywhere"),
     ],
 )
@@ -158,6 +215,75 @@ def test_a_bad_factory_is_named(factories: str, name: str, message: str) -> None
     with pytest.raises(UserError, match=message) as raised:
         build_classifier(ClassifierConfig(name=factories + name))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("tiny", None),
+        ("log_softmax", None),
+        ("between_0_and_1", None),
+        ("in_a_dict", None),
+        ("in_a_dict", "logits"),
+        ("in_a_tuple", None),
+        ("in_a_tuple", 1),
+        ("in_a_list", None),
+        ("in_a_named_tuple", "logits"),
+        ("nested", None),
+        ("nested", "1.head.0"),
+        ("model_output", None),
+        ("several", "logits"),
+        ("pair", 0),
+        ("pair", "1"),
+    ],
+)
+def test_logits_are_found_in_what_the_network_returns(
+    factories: str, name: str, output: str | int | None
+) -> None:
+    config = ClassifierConfig(name=f"{factories}:{name}", output=output, feature="conv")
+    torch.manual_seed(0)
+    classifier = build_classifier(config)
+    images = torch.rand(2, 3, 32, 32)
+    expected = Tensor.mean(classifier.network.conv((images - 0.5) / 0.5), (2, 3))
+    expected = {"log_softmax": expected.log_softmax(1), "between_0_and_1": 0.5 + expected / 100}.get(
+        name, expected + (output == "1")
+    )
+    with torch.no_grad():
+        for _ in ("train", "eval"):
+            torch.testing.assert_close(classifier(images), expected.detach())
+            classifier.eval()
+        fused = fuse_frozen(classifier, ["network.conv"], torch.float32)
+        assert fused is not None
+        torch.testing.assert_close(fused(images)[0], expected.detach(), rtol=1e-4, atol=1e-5)
+        exported = torch.export.export(classifier, (images,)).module()
+        torch.testing.assert_close(exported(images), expected.detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "message"),
+    [
+        (
+            "several",
+            None,
+            r"^student\.output is not set, and several .* `logits` \[4, 10\], `log` \[4, 10\], `image` .*; "
+            r"name theirs, e\.g\. --student\.output logits$",
+        ),
+        ("in_a_dict", "scores", r"^student\.output is 'scores', but .* returns `logits` \[4, 10\], `image`"),
+        ("in_a_dict", "image", r"^student\.num_classes is 10, but .* gives `logits` \[4, 10\], `image`"),
+        ("tiny", "logits", r"^student\.output is 'logits', but .* returns \[4, 10\]; set it to null"),
+    ],
+)
+def test_an_entry_that_cannot_be_taken_is_named(
+    factories: str, name: str, output: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build_classifier(ClassifierConfig(name=f"{factories}:{name}", output=output), "student")
+
+
+def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
+    config = ClassifierConfig(name=f"{factories}:nested_twice", feature="inner")
+    with pytest.raises(UserError, match=r"^teacher\.feature 'inner' gives a tuple; set teacher\.feature"):
+        build_classifier(config)
 
 
 def test_require_feature_names_the_field_to_set() -> None:

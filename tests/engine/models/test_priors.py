@@ -112,6 +112,12 @@ def _stored(file: str, **changes: Any) -> Callable[[Path], object]:
     return change
 
 
+def _mean_of_255(folder: Path) -> None:
+    file = folder / "feature_extractor/preprocessor_config.json"
+    given = {"image_mean": [122.77, 116.75, 104.09], "image_std": [68.5, 66.63, 70.32]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+
+
 def _no_mean(folder: Path) -> None:
     (folder / "feature_extractor/preprocessor_config.json").write_text("{}")
 
@@ -142,6 +148,11 @@ def _no_mean(folder: Path) -> None:
         pytest.param(lambda f: shutil.rmtree(f / "scheduler"), "/scheduler", id="no-scheduler"),
         pytest.param(
             _no_mean, "/feature_extractor/preprocessor_config.json: image_mean is None", id="no-mean"
+        ),
+        pytest.param(
+            _mean_of_255,
+            "image_mean [122.77, 116.75, 104.09] and image_std [68.5, 66.63, 70.32] are on the 0",
+            id="mean-of-255",
         ),
         pytest.param(
             _stored("unet/config.json", sample_size=None),
@@ -260,5 +271,16 @@ def test_clip_folder_without_mean_and_std_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"preprocess_cfg": stored}))
     with pytest.raises(
         UserError, match=r"filter\.model: .*open_clip_config.json: in preprocess_cfg (mean|std) is"
+    ):
+        load_clip(f"local-dir:{folder}", None, "cpu")
+
+
+def test_clip_with_a_mean_of_255_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"mean": [127.5] * 3, "std": [127.5] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"^filter\.model: .* in preprocess_cfg mean .* 0\.\.255 .* std \[0\.5"
     ):
         load_clip(f"local-dir:{folder}", None, "cpu")

@@ -1,0 +1,243 @@
+"""The one mapping of a file's content that fits a network; each failure names what is in the file."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from engine.errors import UserError
+from engine.models.torch_file import first_line, pickled_kind
+
+DEPTH = 6
+TOP = "."
+"""Name of the file's outermost mapping."""
+WRAPPING = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Where torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep the wrapped module."""
+COUNTER = "num_batches_tracked"
+NAMED = 3
+"""Mappings that a message describes."""
+LISTED = 8
+"""Mappings that a message lists by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A part of a file that may be the weights of a network."""
+
+    name: str
+    """Dotted path in the file, with the prefix of its keys."""
+    values: dict[str, object]
+    """By the network's key."""
+    missing: list[str]
+    """Keys of the network."""
+    unexpected: list[str]
+    """Keys of the file."""
+
+
+def fit(
+    network: nn.Module,
+    content: object,
+    *,
+    key: str | None = None,
+    num_classes: int,
+    section: str,
+    file: Path,
+) -> None:
+    """Copies into `network` the mapping in `content` that fits it: all of its keys after some common prefix.
+
+    `key` names the mapping by its dotted path if several fit; `section` is the part of the recipe that names
+    `file`. Counters and integer tables that the network does not have are left out. Raises UserError if no
+    mapping fits, with the difference, and if several fit with different numbers and none is named.
+    """
+    own = network.state_dict()
+    wanted = _bare(own)
+    candidates = [c for name, found in _mappings(content) for c in _candidates(name, found, own, wanted)]
+    if not candidates:
+        raise UserError(
+            f"{section}.weights: '{file}' {_without_tensors(content)}, not a state dict; "
+            "save the state_dict()"
+        )
+    if key is not None:
+        named = [c for c in candidates if c.name == key or c.name.startswith(f"{key}.")]
+        if not named:
+            raise UserError(
+                f"{section}.weights_key: '{file}' has no weights under '{key}'; it has {_list(candidates)}"
+            )
+        candidates = named
+    misfits = [_misfit(c, own, num_classes, section) for c in candidates]
+    fitting = [c for c, misfit in zip(candidates, misfits, strict=True) if misfit is None]
+    if not fitting:
+        described = [(c, misfit) for c, misfit in zip(candidates, misfits, strict=True) if misfit is not None]
+        raise UserError(f"{section}.weights: {_describe(described, file)}")
+    if any(not _same(fitting[0], other) for other in fitting[1:]):
+        raise UserError(
+            f"{section}.weights: '{file}' holds several state dicts that fit {section}.name, with different "
+            f"numbers: {_list(fitting)}; choose one, e.g. --{section}.weights_key {fitting[-1].name}"
+        )
+    try:
+        network.load_state_dict(fitting[0].values, strict=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"{section}.weights: '{file}' cannot be loaded into {section}.name ({first_line(error)})"
+        ) from error
+
+
+def _mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, object]]]:
+    """(dotted path, entries by text key) of every mapping with a tensor in it, the outer ones first."""
+    entries: Iterable[tuple[object, object]] = ()
+    if isinstance(content, Mapping):
+        entries = content.items()
+        named = {name: value for name, value in content.items() if isinstance(name, str)}
+        if any(isinstance(value, Tensor) for value in named.values()):
+            yield ".".join(path), named
+    elif isinstance(content, list | tuple):
+        entries = enumerate(content)
+    if len(path) < DEPTH:
+        for name, value in entries:
+            yield from _mappings(value, (*path, str(name)))
+
+
+def _candidates(
+    name: str, found: Mapping[str, object], own: Mapping[str, object], wanted: Mapping[str, str]
+) -> list[Candidate]:
+    """One for each prefix under which `found` has all keys of the network, else the one with the most.
+
+    own, wanted: the network's entries by key, and its keys by bare key.
+    """
+    bare = _bare(found)
+    counts = Counter(key[: len(key) - len(end)] for key in bare for end in _ends(key) if end in wanted)
+    required = [k for k in wanted if isinstance(own[wanted[k]], Tensor) and not k.endswith(COUNTER)]
+    whole = [prefix for prefix in counts if all(prefix + key in bare for key in required)]
+    nearest = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+    candidates = []
+    for prefix in whole or [nearest]:
+        inner = tuple(longer for longer in whole if len(longer) > len(prefix))
+        beside = [key for key in bare if key.startswith(prefix) and not key.startswith(inner)]
+        candidates.append(
+            Candidate(
+                name=".".join(filter(None, (name, prefix[:-1]))) or TOP,
+                values={wanted[key]: found[bare[prefix + key]] for key in wanted if prefix + key in bare},
+                missing=[wanted[key] for key in required if prefix + key not in bare],
+                unexpected=[
+                    bare[key]
+                    for key in beside
+                    if key.removeprefix(prefix) not in wanted and _is_float(found[bare[key]])
+                ],
+            )
+        )
+    return candidates
+
+
+def _bare(keys: Iterable[str]) -> dict[str, str]:
+    """Keys by themselves without the names that wrappers put in, or as they are if those tell two apart."""
+    keys = list(keys)
+    bare = {".".join(part for part in key.split(".") if part not in WRAPPING): key for key in keys}
+    return bare if len(bare) == len(keys) else {key: key for key in keys}
+
+
+def _ends(key: str) -> Iterator[str]:
+    """a.b.c, b.c, c."""
+    while key:
+        yield key
+        key = key.partition(".")[2]
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, section: str) -> str | None:
+    """Why it does not fit, as what is said of the file; None if it fits."""
+    pairs = {
+        key: (given, mine)
+        for key, given in candidate.values.items()
+        if isinstance(given, Tensor) and isinstance(mine := own[key], Tensor) and not is_lazy(mine)
+    }
+    for key, (given, mine) in pairs.items():
+        if mine.ndim and not _convertible(given, mine):
+            quantized = ": quantized weights; give the float checkpoint" if mine.is_floating_point() else ""
+            return f"has {_dtype(given)} numbers in `{key}`, {_dtype(mine)} in the network{quantized}"
+    if candidate.missing or candidate.unexpected:
+        lists = (_first_of(candidate.missing, "missing"), _first_of(candidate.unexpected, "unexpected"))
+        return f"does not fit {section}.name: {'; '.join(filter(None, lists))}"
+    differing = {key: (a.shape, b.shape) for key, (a, b) in pairs.items() if a.shape != b.shape}
+    if not differing:
+        return None
+    key, (given_shape, own_shape) = next(iter(differing.items()))
+    if all(_differ_in_classes(*shapes, num_classes) for shapes in differing.values()):
+        classes = f"{section}.num_classes is {num_classes}"
+        return f"has {given_shape[0]} classes in `{key}`, {classes}; make them agree"
+    more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+    return (
+        f"does not fit {section}.name: `{key}` is {list(given_shape)} in the file and {list(own_shape)} "
+        f"in the network{more}"
+    )
+
+
+def _convertible(given: Tensor, mine: Tensor) -> bool:
+    """Floats of any precision to floats, integers to integers; floats of one byte need scales to be read."""
+    small = given.is_floating_point() and given.element_size() < min(2, mine.element_size())
+    return given.is_floating_point() == mine.is_floating_point() and not small
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _same(first: Candidate, second: Candidate) -> bool:
+    """Whether both put the same numbers into the network, but for counters."""
+    for key, value in first.values.items():
+        other = second.values.get(key)
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            continue
+        is_counter = not value.ndim and not value.is_floating_point()
+        if not is_counter and (value.dtype != other.dtype or not torch.equal(value, other)):
+            return False
+    return True
+
+
+def _describe(misfits: Sequence[tuple[Candidate, str]], file: Path) -> str:
+    """One line on the candidates that come closest."""
+    ranked = sorted(misfits, key=lambda misfit: -len(misfit[0].values))
+    ranked = [(c, misfit) for c, misfit in ranked if c.values] or ranked
+    if len(ranked) == 1:
+        candidate, misfit = ranked[0]
+        return f"{'' if candidate.name == TOP else f'`{candidate.name}` of '}'{file}' {misfit}"
+    told = "; ".join(f"`{c.name}` {misfit}" for c, misfit in ranked[:NAMED])
+    more = f"; and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
+    return f"nothing in '{file}' fits: {told}{more}"
+
+
+def _without_tensors(content: object) -> str:
+    """What a file without a mapping of tensors holds."""
+    if kind := pickled_kind(content):
+        return f"holds a whole pickled {kind}"
+    if isinstance(content, Mapping) and content:
+        names = ", ".join(f"`{name}` ({_kind(value)})" for name, value in list(content.items())[:NAMED])
+        more = f" and {len(content) - NAMED} more" if len(content) > NAMED else ""
+        return f"holds {names}{more}"
+    return f"holds a {type(content).__name__}"
+
+
+def _kind(value: object) -> str:
+    kind = pickled_kind(value)
+    return type(value).__name__ if kind is None else f"a pickled {kind}"
+
+
+def _list(candidates: Sequence[Candidate]) -> str:
+    near = [candidate for candidate in candidates if candidate.values] or candidates
+    more = f" and {len(near) - LISTED} more" if len(near) > LISTED else ""
+    return ", ".join(f"`{candidate.name}`" for candidate in near[:LISTED]) + more
+
+
+def _first_of(keys: list[str], what: str) -> str:
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"`{keys[0]}`{more} {what}" if keys else ""
+
+
+def _differ_in_classes(given: torch.Size, mine: torch.Size, num_classes: int) -> bool:
+    return mine[:1] == (num_classes,) and len(given) == len(mine) and given[1:] == mine[1:]

@@ -1,0 +1,128 @@
+"""Which entry of what a network returns holds its logits, and whether they are logits."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.errors import UserError
+from engine.models.config import ONE_LOGIT, ClassifierConfig
+
+EntryPath = tuple[Any, ...]
+"""Keys and indices from what a network returns down to one tensor; empty if it is the tensor."""
+
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of probabilities may be: fp16 and bf16 round."""
+_SIGMOIDS = (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.hardsigmoid)
+
+
+def logits_path(output: object, config: ClassifierConfig, section: str, batch: int) -> EntryPath:
+    """The path in `output` to floats [batch, num_classes]: what `config.output` names, or the only such one.
+
+    Raises UserError naming the field of `section` if there is no such entry, and if there are several.
+    """
+    found = {name: (path, tensor) for name, path, tensor in _entries(output)}
+    if config.output is not None:
+        name = str(config.output)
+        if not name or name not in found:
+            way_out = "; set it to null" if "" in found else ""
+            raise UserError(
+                f"{section}.output is '{name}', but {config.name} returns {_described(output)}{way_out}"
+            )
+        found = {name: found[name]}
+    shape = (batch, config.num_classes)
+    fitting = {
+        name: path
+        for name, (path, tensor) in found.items()
+        if tensor.shape == shape and tensor.is_floating_point()
+    }
+    if not fitting:
+        one = any(tensor.shape == (batch, 1) for _, tensor in found.values())
+        raise UserError(
+            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {_described(output)} "
+            f"for {batch} images{f'; {ONE_LOGIT}' if one else ''}"
+        )
+    if len(fitting) > 1:
+        raise UserError(
+            f"{section}.output is not set, and several entries of what {config.name} returns may be the "
+            f"logits: {_described(output)}; name theirs, e.g. --{section}.output {next(iter(fitting))}"
+        )
+    return next(iter(fitting.values()))
+
+
+def entry(output: Any, path: EntryPath) -> Any:
+    """The part of `output` at `path`."""
+    for key in path:
+        output = output[key]
+    return output
+
+
+def require_logits(
+    logits: Tensor, repeat: Callable[[], Tensor], config: ClassifierConfig, section: str
+) -> None:
+    """Refuses probabilities [B, num_classes] of several images; `repeat` runs the network once more.
+
+    Logarithms of probabilities are logits. Raises UserError naming `section`.name.
+    """
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all():
+        raise UserError(
+            f"{section}.name: {config.name} ends in a softmax (all outputs are at least 0 and add up to 1), "
+            "but its logits are needed; return them without the softmax, or with log_softmax instead"
+        )
+    if (logits >= 0).all() and (logits <= 1).all() and _is_of_sigmoid(logits, repeat):
+        raise UserError(
+            f"{section}.name: {config.name} ends in a sigmoid (all outputs are in [0, 1]), but logits are "
+            "needed, whose softmax says the class; return them without the sigmoid"
+        )
+
+
+def is_constant(logits: Tensor) -> bool:
+    """Whether all rows of [B, num_classes] are the same, but for rounding."""
+    return bool((logits - logits[:1]).abs().max() <= 1e-6 * logits.abs().max())
+
+
+def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
+    """Whether a sigmoid gave the numbers; logits of few classes may lie in [0, 1] by chance."""
+    results: list[Tensor] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket in _SIGMOIDS and result.shape == logits.shape:
+                results.append(result.detach().clone())
+            return result
+
+    with Watch():
+        repeat()
+    return any(torch.allclose(result.float(), logits.float(), atol=1e-4) for result in results)
+
+
+def _entries(
+    output: object, names: tuple[str, ...] = (), path: EntryPath = ()
+) -> Iterator[tuple[str, EntryPath, Tensor]]:
+    """(dotted name, path, tensor) of every tensor in nested mappings, lists and tuples."""
+    if isinstance(output, Tensor):
+        yield ".".join(names), path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from _entries(value, (*names, str(key)), (*path, key))
+    elif isinstance(output, list | tuple):
+        fields = getattr(output, "_fields", range(len(output)))  # those of a named tuple
+        for index, (name, value) in enumerate(zip(fields, output, strict=True)):
+            yield from _entries(value, (*names, str(name)), (*path, index))
+
+
+def _described(output: object) -> str:
+    entries = [(name, _shape(tensor)) for name, _, tensor in _entries(output)]
+    return (
+        ", ".join(f"`{name}` {shape}" if name else shape for name, shape in entries) or type(output).__name__
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    dtype = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)}{dtype}"
