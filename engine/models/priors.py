@@ -184,18 +184,6 @@ def load_clip(
     )
 
 
-def _normalization(
-    mean: Sequence[float], std: Sequence[float]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """One number a channel. Raises ValueError for what cannot be meant for images in [0, 1]."""
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"mean {list(mean)} and std {list(std)} must be 3 numbers each, one a channel")
-    if fault := misfit(mean, std):
-        raise ValueError(f"mean {list(mean)} and std {list(std)} {fault}")
-    return mean, std
-
-
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return like.new_tensor(values).view(1, 3, 1, 1)
 
