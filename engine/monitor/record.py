@@ -43,6 +43,8 @@ class Record:
     updated: float
     host: str
     pid: int
+    warning: str | None = None
+    """What is wrong with the images, None if nothing is known to be."""
 
     @classmethod
     def of(cls, tally: Tally, *, ended: bool) -> "Record":
@@ -82,6 +84,7 @@ class Record:
             updated=now,
             host=socket.gethostname(),
             pid=os.getpid(),
+            warning=tally.agreements.warning,
         )
 
     @property

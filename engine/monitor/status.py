@@ -45,6 +45,7 @@ def status(url: str) -> str:
         writer = [f"{STATUS} is damaged ({one_line(str(error))}): nothing is known of the writer"]
     else:
         writer = [_writer(record, time.time()), *_failed(record, manifest)]
+        writer += [f"warning: {one_line(record.warning)}"] if record.warning else []
     return "\n".join([_counts(url, manifest, stats, record), *writer, *_classes(manifest, stats)])
 
 

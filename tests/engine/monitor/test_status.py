@@ -156,3 +156,10 @@ print("torch" in sys.modules)
     after = os.times()
     used = after.children_user - before.children_user + after.children_system - before.children_system
     assert used < 2, "CPU seconds, which other work on the machine does not change"
+
+
+def test_a_warning_of_the_writer_is_repeated(url: str) -> None:
+    _leave(url)
+    assert "warning: " not in status(url)
+    _leave(url, warning="chance is 10.0%")
+    assert "warning: chance is 10.0%" in status(url).splitlines()

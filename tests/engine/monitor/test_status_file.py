@@ -54,6 +54,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         },
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "warning": None,
     }
 
 

@@ -279,7 +279,7 @@ def test_class_tokens_are_unit_embeddings_times_root_width(tmp_path: Path) -> No
 def test_non_finite_images_raise_with_their_keys(prior: DiffusionPrior, tokens: Tensor) -> None:
     broken = tokens.clone()
     broken[1] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"augment.*keys 13, 14;"):
+    with pytest.raises(NonFiniteError, match=r"augment.*keys 13, 14; lower augment.guidance_scale"):
         _all(_sources(), prior, _config(), class_tokens=broken)
 
 

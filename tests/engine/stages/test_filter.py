@@ -171,7 +171,7 @@ def test_non_finite_teacher_is_named_with_the_keys(
             return logits
 
     broken = Classifier(Broken(), num_classes=3, in_channels=3, mean=(0.0,), std=(1.0,), feature_path="")
-    with pytest.raises(NonFiniteError, match=r"filter.*teacher.*keys 100, 105;"):
+    with pytest.raises(NonFiniteError, match=r"filter.*teacher.*keys 100, 105; check the weights of teacher"):
         _judge(sources, variations, None, broken, method="none", micro_batch=5)
 
 

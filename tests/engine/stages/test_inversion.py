@@ -91,7 +91,7 @@ def test_the_best_images_are_those_of_the_lowest_loss() -> None:
 
 @pytest.mark.parametrize("views", [Views(), Views(flip=False), Views(flip=False, crop_padding=0)], ids=str)
 def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
-    """Of images that are bright at the left edge, which a crop moves and only a flip brings to the right."""
+    """Of images with a bright left edge, which a crop moves and only a flip brings to the right."""
 
     class LeftEdge(nn.Module):
         def __init__(self) -> None:

@@ -133,7 +133,9 @@ def test_inversion_makes_the_teacher_see_the_labels(teacher: Classifier) -> None
 
 
 def test_no_finite_loss_is_an_error_that_names_the_batch(teacher: Classifier) -> None:
-    with pytest.raises(NonFiniteError, match="synthesize: no finite loss in the 3 steps of batch 7"):
+    with pytest.raises(
+        NonFiniteError, match="synthesize: no finite loss in the 3 steps of batch 7; lower synthesize.lr"
+    ):
         synthesizer(teacher).batch(7, key_stride=1, adversary=lambda images, *_: images.mean() * torch.nan)
 
 
