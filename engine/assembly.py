@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.lanes import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
-from engine.models.loading import build_classifier, load_classifier, require_batch_norm, require_feature
+from engine.models.inverting import require_invertible
+from engine.models.loading import build_classifier, load_classifier, require_feature
 from engine.models.priors import ClipModel, load_clip, load_prior
 from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec, open_classifier
@@ -69,8 +70,7 @@ def assemble(
     for_augment = replace(place, threads=threads_of(lanes, "augment"))
     for_filter = replace(place, threads=threads_of(lanes, "filter"))
     pair = _pair(recipe, accelerator, for_filter)
-    if recipe.synthesize.w_bn > 0:
-        require_batch_norm(pair.teacher, "synthesize.w_bn")
+    require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn, say)
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
     if prior is not None:
@@ -92,13 +92,13 @@ def assemble(
 
 def _pair(recipe: Recipe, accelerator: Accelerator, place: Place) -> Pair:
     device = accelerator.device
-    teacher = load_classifier(recipe.teacher, "teacher").to(device).to(memory_format=torch.channels_last)
+    teacher = load_classifier(recipe.teacher, "teacher").place(device)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
         student = build_classifier(recipe.student, "student")
     return Pair(
         teacher=teacher,
         ask_teacher=_ask(teacher, recipe, accelerator, place),
-        student=student.to(device).to(memory_format=torch.channels_last),
+        student=student.place(device),
     )
 
 

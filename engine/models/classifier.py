@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.outputs import EntryPath, entry
+from kernels.fuse import has_statistics, is_batch_norm
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -15,8 +16,10 @@ class Classifier(nn.Module):
 
     A network of one input channel gets the luma of the RGB image; then (x - mean) / std per channel.
     `feature_path` names the submodule whose output is the feature map before pooling, or is None where that
-    is not known; `name` is what messages call the network; `output` is the path to the logits in what the
-    network returns, empty for a network that returns them alone.
+    is not known; `name` is what messages call the network. `output`: the path to the logits in what the
+    network returns in eval mode, empty if it returns them alone; `output_in_training`: that in train mode.
+    `memory_format`: that of the weights and of what the network gets; contiguous if it does not run in
+    channels_last.
     """
 
     mean: Tensor
@@ -41,20 +44,29 @@ class Classifier(nn.Module):
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
         self.name = name or type(network).__name__
         self.output: EntryPath = ()
+        self.output_in_training: EntryPath = ()
+        self.memory_format = torch.channels_last
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        output = self.network(self.adapted(images))
+        return entry(output, self.output_in_training if self.training else self.output)
+
+    def adapted(self, images: Tensor) -> Tensor:
+        """What the network gets: [B, in_channels, H, W]."""
+        if self.memory_format == torch.contiguous_format:
+            images = images.contiguous()
         if self.in_channels == 1:
             images = (images * self.luma).sum(1, keepdim=True)
-        return entry(self.network((images - self.mean) / self.std), self.output)
+        return (images - self.mean) / self.std
+
+    def place(self, device: torch.device) -> "Classifier":
+        """Itself, moved to `device`, 4-d weights in `memory_format`."""
+        return self.to(device).to(memory_format=self.memory_format)
 
 
-def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """The BatchNorm2d layers that keep running statistics, in order of registration."""
-    return [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
-    ]
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers that keep running statistics, in order of registration."""
+    return [layer for layer in module.modules() if is_batch_norm(layer) and has_statistics(layer)]

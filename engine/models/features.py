@@ -36,15 +36,24 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 def forward_with_features(
     module: nn.Module, images: Tensor, paths: Iterable[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """`module(images)` and the outputs of the submodules at `paths`, in that order.
+    """`module(images)` and the outputs of the submodules at `paths`, in that order, as they returned them.
 
-    Raises UserError for a path that does not exist or that the forward pass did not run.
+    Raises UserError for a path that does not exist, that the forward pass did not run or that does not give
+    a tensor.
     """
     features: dict[str, Tensor] = {}
     wanted = list(paths)
 
-    def keep(path: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: features.__setitem__(path, output)
+    def keep(path: str) -> Callable[[nn.Module, object, object], None]:
+        def copy(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise UserError(
+                    f"submodule '{path}' of {type(module).__name__} gives a {type(output).__name__}, not a "
+                    "tensor; name a layer that gives one"
+                )
+            features[path] = output.clone()  # an operation in place may follow
+
+        return copy
 
     taps = [submodule(module, path) for path in wanted]  # all found before the first hook is attached
     handles = [tap.register_forward_hook(keep(path)) for tap, path in zip(taps, wanted, strict=True)]

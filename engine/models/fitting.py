@@ -11,12 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from engine.errors import UserError
 from engine.models.torch_file import first_line, pickled_kind
+from engine.models.unwrapping import INNER
 
 DEPTH = 6
 TOP = "."
 """Name of the file's outermost mapping."""
-WRAPPING = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Where torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep the wrapped module."""
 COUNTER = "num_batches_tracked"
 NAMED = 3
 """Mappings that a message describes."""
@@ -135,7 +134,7 @@ def _candidates(
 def _bare(keys: Iterable[str]) -> dict[str, str]:
     """Keys by themselves without the names that wrappers put in, or as they are if those tell two apart."""
     keys = list(keys)
-    bare = {".".join(part for part in key.split(".") if part not in WRAPPING): key for key in keys}
+    bare = {".".join(part for part in key.split(".") if part not in INNER): key for key in keys}
     return bare if len(bare) == len(keys) else {key: key for key in keys}
 
 

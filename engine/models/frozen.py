@@ -35,7 +35,7 @@ def frozen(
     for path in paths:
         submodule(classifier, path)
     used = dtype or DTYPES[accelerator.mixed_precision]
-    fused = fuse_frozen(classifier, paths, used)
+    fused = fuse_frozen(classifier, paths, used, classifier.memory_format)
     unfused = sharing_tensors(classifier) if fused is None else None
 
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -13,21 +13,26 @@ from engine.models.classifier import Classifier, batch_norms
 from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
 from engine.models.fitting import fit
+from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
 from engine.models.torch_file import first_line
+from engine.models.trainable import require_trainable
+from engine.models.unwrapping import unwrapped, without_wrapper_parts
 from engine.models.weights import read_weights
 from engine.paths import resolve
 from engine.seeding import generator
+from kernels.fuse import has_statistics
 
 
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
     """The classifier with random weights, drawn from torch's global generator; `config.weights` is not read.
 
     Raises UserError naming the field of `section` for a bad value, an unknown name, a factory that fails and
-    a network that does not give [B, num_classes] logits.
+    a network that does not give [B, num_classes] logits, or that cannot be trained.
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
+    require_trainable(classifier, section, config.image_size)
     return classifier
 
 
@@ -80,31 +85,34 @@ def require_feature(classifier: Classifier, section: str) -> str:
     return classifier.feature_path
 
 
-def require_batch_norm(classifier: Classifier, field: str) -> list[nn.BatchNorm2d]:
+def require_batch_norm(classifier: Classifier, field: str) -> list[nn.Module]:
     """`batch_norms(classifier)`, at least one.
 
-    Raises UserError naming `field`, the weight of the loss on their statistics, where there is none.
+    Raises UserError naming `field`, the weight of the loss on their statistics, if there is none.
     """
     layers = batch_norms(classifier)
     if not layers:
+        others = sorted({type(layer).__name__ for layer in classifier.modules() if has_statistics(layer)})
+        has = f"; it has {', '.join(others)}, which is not measured" if others else ""
         raise UserError(
-            f"{field} is above 0 but the teacher {classifier.name} has no BatchNorm2d with running "
-            f"statistics; set {field} to 0 or take a teacher with BatchNorm2d"
+            f"{field} is above 0 but the teacher {classifier.name} has no BatchNorm with running "
+            f"statistics{has}; set {field} to 0 or take a teacher with BatchNorm"
         )
     return layers
 
 
 def _build(config: ClassifierConfig, section: str) -> Classifier:
     config.check(section)
-    network = _network(config, section)
+    network = unwrapped(_network(config, section))
     own_feature = getattr(network, "feature_path", None)
+    feature = config.feature or (own_feature if isinstance(own_feature, str) else None)
     return Classifier(
         network,
         num_classes=config.num_classes,
         in_channels=config.in_channels,
         mean=config.mean,
         std=config.std,
-        feature_path=config.feature or (own_feature if isinstance(own_feature, str) else None),
+        feature_path=None if feature is None else without_wrapper_parts(feature, network),
         name=config.name,
     )
 
@@ -203,6 +211,7 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         classifier.output = logits_path(output, config, section, len(images))
         logits: Tensor = entry(output, classifier.output)
         require_logits(logits, lambda: classifier(images), config, section)
+        _decide_memory_format(classifier, config, section)
     return logits
 
 
@@ -221,3 +230,19 @@ def _evaluating(classifier: Classifier) -> Iterator[None]:
         yield
     finally:
         classifier.train(training)
+
+
+def _decide_memory_format(classifier: Classifier, config: ClassifierConfig, section: str) -> None:
+    """By two images at once."""
+    try:
+        shape = list(decide_memory_format(classifier, config.image_size).shape)
+    except Exception as error:  # the network may be anyone's
+        raise UserError(
+            f"{section}.name: {config.name} runs on four images but not on two "
+            f"({type(error).__name__}: {first_line(error)}); its forward must take any batch"
+        ) from error
+    if shape != [2, config.num_classes]:
+        raise UserError(
+            f"{section}.name: {config.name} gives {shape} for two images, not [2, {config.num_classes}]; "
+            "its forward must take any batch"
+        )

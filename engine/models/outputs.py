@@ -23,13 +23,13 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
 
     Raises UserError naming the field of `section` if there is no such entry, and if there are several.
     """
-    found = {name: (path, tensor) for name, path, tensor in _entries(output)}
+    found = {name: (path, tensor) for name, path, tensor in entries(output)}
     if config.output is not None:
         name = str(config.output)
         if not name or name not in found:
             way_out = "; set it to null" if "" in found else ""
             raise UserError(
-                f"{section}.output is '{name}', but {config.name} returns {_described(output)}{way_out}"
+                f"{section}.output is '{name}', but {config.name} returns {described(output)}{way_out}"
             )
         found = {name: found[name]}
     shape = (batch, config.num_classes)
@@ -41,13 +41,13 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
     if not fitting:
         one = any(tensor.shape == (batch, 1) for _, tensor in found.values())
         raise UserError(
-            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {_described(output)} "
+            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {described(output)} "
             f"for {batch} images{f'; {ONE_LOGIT}' if one else ''}"
         )
     if len(fitting) > 1:
         raise UserError(
             f"{section}.output is not set, and several entries of what {config.name} returns may be the "
-            f"logits: {_described(output)}; name theirs, e.g. --{section}.output {next(iter(fitting))}"
+            f"logits: {described(output)}; name theirs, e.g. --{section}.output {next(iter(fitting))}"
         )
     return next(iter(fitting.values()))
 
@@ -101,7 +101,7 @@ def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
     return any(torch.allclose(result.float(), logits.float(), atol=1e-4) for result in results)
 
 
-def _entries(
+def entries(
     output: object, names: tuple[str, ...] = (), path: EntryPath = ()
 ) -> Iterator[tuple[str, EntryPath, Tensor]]:
     """(dotted name, path, tensor) of every tensor in nested mappings, lists and tuples."""
@@ -109,18 +109,17 @@ def _entries(
         yield ".".join(names), path, output
     elif isinstance(output, Mapping):
         for key, value in output.items():
-            yield from _entries(value, (*names, str(key)), (*path, key))
+            yield from entries(value, (*names, str(key)), (*path, key))
     elif isinstance(output, list | tuple):
         fields = getattr(output, "_fields", range(len(output)))  # those of a named tuple
         for index, (name, value) in enumerate(zip(fields, output, strict=True)):
-            yield from _entries(value, (*names, str(name)), (*path, index))
+            yield from entries(value, (*names, str(name)), (*path, index))
 
 
-def _described(output: object) -> str:
-    entries = [(name, _shape(tensor)) for name, _, tensor in _entries(output)]
-    return (
-        ", ".join(f"`{name}` {shape}" if name else shape for name, shape in entries) or type(output).__name__
-    )
+def described(output: object) -> str:
+    """Names and shapes of its tensors."""
+    named = [(name, _shape(tensor)) for name, _, tensor in entries(output)]
+    return ", ".join(f"`{name}` {shape}" if name else shape for name, shape in named) or type(output).__name__
 
 
 def _shape(tensor: Tensor) -> str:

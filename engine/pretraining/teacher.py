@@ -29,9 +29,7 @@ def train_teacher(
     """Cross-entropy, crop and flip, SGD with Nesterov momentum under a one-cycle rate."""
     batch_size = 128
     torch.manual_seed(seed)
-    classifier = (
-        build_classifier(config, "teacher").to(accelerator.device).to(memory_format=torch.channels_last)
-    )
+    classifier = build_classifier(config, "teacher").place(accelerator.device)
     optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def losses(epoch: int) -> Iterator[Tensor]:

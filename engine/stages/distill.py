@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.batch import FeedBatch
@@ -21,8 +21,6 @@ from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.trained import Trained, averaged
 
-M = TypeVar("M", bound=nn.Module)
-
 
 def _check_pair(teacher: Classifier, student: Classifier) -> None:
     classes = teacher.num_classes
@@ -33,10 +31,11 @@ def _check_pair(teacher: Classifier, student: Classifier) -> None:
 class Distiller:
     """The state of a student's training: student, alignment head, SGD over both, and the step.
 
-    The models are moved to the accelerator's device, channels_last. `image_size` is the side of the bank's
-    images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by default its
-    fused copy. Raises UserError for a teacher and student that do not fit together. The models are not passed
-    through `accelerator.prepare`: it would make their later float32 evaluation run under autocast.
+    The models are moved to the accelerator's device, in their memory formats. `image_size` is the side of the
+    bank's images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by
+    default its fused copy. Raises UserError for a teacher and student that do not fit together. The models
+    are not passed through `accelerator.prepare`: it would make their later float32 evaluation run under
+    autocast.
 
     On several ranks each has its equal part of every batch, and all take the step of the whole: gradients and
     logged losses are those of the global batch, and so are the statistics of BatchNorm. The state is the same
@@ -63,12 +62,14 @@ class Distiller:
             )
         self.config, self.total_steps, self.seed, self.accelerator = config, total_steps, seed, accelerator
         self.step = 0
-        self.teacher, self.student = self._place(teacher).eval(), self._place(student).eval()
+        device = accelerator.device
+        self.teacher, self.student = teacher.place(device).eval(), student.place(device).eval()
         self.align: AlignHead | None = None
         taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
         if config.w_feature > 0:
             taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
-            self.align = self._place(build_align_head(student, teacher, image_size, seed))
+            align = build_align_head(student, teacher, image_size, seed)
+            self.align = align.to(device).to(memory_format=torch.channels_last)
         trained = Trained(student.requires_grad_(True), self.align, taps[1])
         self._several = accelerator.num_processes > 1
         self._trained = averaged(trained) if self._several else trained
@@ -81,9 +82,6 @@ class Distiller:
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
         self._ask_teacher = ask_teacher or frozen(teacher, taps[0], accelerator)
-
-    def _place(self, module: M) -> M:
-        return module.to(self.accelerator.device).to(memory_format=torch.channels_last)
 
     def train(
         self,

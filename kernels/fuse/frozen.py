@@ -9,22 +9,25 @@ from torch import fx, nn
 from kernels.fuse.graph import (
     finish,
     following_activation,
-    is_plain,
-    is_timm_batch_norm_act,
-    measures,
     module_of,
     replace,
     trace,
 )
 from kernels.fuse.layers import FusedBatchNorm, folded_conv, frozen_copy
+from kernels.fuse.norms import Norm, is_plain, is_timm_batch_norm_act, measures
 
 
-def fuse_frozen(network: nn.Module, taps: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
+def fuse_frozen(
+    network: nn.Module,
+    taps: Sequence[str],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> nn.Module | None:
     """A copy of `network`, in eval mode, as it is now: x -> (output, [outputs of the submodules at `taps`]).
 
-    Gradients flow to x alone. A BatchNorm2d that alone follows a convolution is folded into it; any other is
+    Gradients flow to x alone. A BatchNorm that alone follows a convolution is folded into it; any other is
     fused with the activation that alone follows it. Convolutions and linear layers hold their weights in
-    `dtype`, for use under autocast to it. None where no graph can be had.
+    `dtype`, for use under autocast to it, 4-d ones in `memory_format`. None where no graph can be had.
     """
     traced = trace(network, taps)
     if traced is None:
@@ -32,18 +35,18 @@ def fuse_frozen(network: nn.Module, taps: Sequence[str], dtype: torch.dtype) -> 
     traced = copy.deepcopy(traced).requires_grad_(False)
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
-        if not isinstance(layer, nn.BatchNorm2d) or not measures(layer) or _fold(traced, node, layer):
+        if layer is None or not measures(layer) or _fold(traced, node, layer):
             continue
         if is_plain(layer) or is_timm_batch_norm_act(layer):
             _fuse(traced, node, layer)
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            replace(traced, node, frozen_copy(layer, dtype))
+            replace(traced, node, frozen_copy(layer, dtype, memory_format))
     return finish(traced)
 
 
-def _fold(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> bool:
+def _fold(traced: fx.GraphModule, node: fx.Node, layer: Norm) -> bool:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     conv = module_of(traced, source)
@@ -53,7 +56,7 @@ def _fold(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> bool:
     return True
 
 
-def _fuse(traced: fx.GraphModule, node: fx.Node, layer: nn.BatchNorm2d) -> None:
+def _fuse(traced: fx.GraphModule, node: fx.Node, layer: Norm) -> None:
     found = following_activation(traced, node) if is_plain(layer) else None
     last, fused = found or (None, None)
     replace(traced, node, FusedBatchNorm(layer, fused), last)

@@ -1,6 +1,5 @@
 """A network as a torch.fx graph, and the activations in it that a BatchNorm can take along."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from kernels.bn_stats import Activation
+from kernels.fuse.norms import is_batch_norm
 
 _FUNCTIONS: dict[Any, Activation] = {
     F.relu: "relu",
@@ -45,37 +45,24 @@ def fused_module(module: nn.Module) -> Fused | None:
     return Fused(activation, getattr(module, "negative_slope", 0.01))
 
 
-def is_timm_batch_norm_act(layer: nn.Module) -> bool:
-    """timm's BatchNorm2d that is followed, inside, by `drop` and `act`."""
-    timm = sys.modules.get("timm.layers.norm_act")  # a teacher of timm's has imported it
-    return timm is not None and type(layer) is timm.BatchNormAct2d
-
-
-def measures(layer: nn.Module) -> bool:
-    """Whether `layer` is a BatchNorm2d that normalizes by its running statistics."""
-    return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
-
-
-def is_plain(layer: nn.BatchNorm2d) -> bool:
-    """Whether the forward of `layer` is that of BatchNorm2d, not a subclass's own."""
-    return type(layer).forward is nn.BatchNorm2d.forward
-
-
 class _Tracer(fx.Tracer):
-    """Goes into every module but torch.nn's own and BatchNorms; notes what the modules at `taps` return."""
+    """Goes into every module that has a BatchNorm inside, and into all but torch.nn's own; notes what the
+    modules at `taps` return."""
 
     def __init__(self, taps: Sequence[str]) -> None:
         super().__init__()
         self.taps, self.tapped = taps, dict[str, Any]()
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, path)
+        if is_batch_norm(module):
+            return True
+        return super().is_leaf_module(module, path) and not any(map(is_batch_norm, module.modules()))
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(module, forward, args, kwargs)
         path = self.path_of_module(module)
-        if path in self.taps:
-            self.tapped[path] = output
+        if path in self.taps:  # a copy, as an operation in place may follow
+            self.tapped[path] = output.clone() if isinstance(output, fx.Proxy) else output
         return output
 
 
@@ -84,7 +71,8 @@ def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModu
 
     None where it cannot be had: a forward whose course depends on values, one replaced on an instance, hooks
     (a graph would not run them), a BatchNorm called by keyword, a tap that does not run. Context managers
-    inside a forward, such as an autocast of its own, are not recorded.
+    inside a forward, such as an autocast of its own, are not recorded; without a torch.no_grad() the graph
+    has gradients that the forward does not give.
     """
     if any(_is_altered(module) for module in network.modules()):
         return None
@@ -105,7 +93,7 @@ def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModu
 
 
 def _is_batch_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(traced.get_submodule(str(node.target)), nn.BatchNorm2d)
+    return is_batch_norm(traced.get_submodule(str(node.target)))
 
 
 def _is_altered(module: nn.Module) -> bool:

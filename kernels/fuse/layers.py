@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from kernels.bn_stats import bn_act, bn_stats
 from kernels.bn_stats.reference import fold
-from kernels.fuse.graph import Fused, fused_module, is_plain, is_timm_batch_norm_act
+from kernels.fuse.graph import Fused, fused_module
+from kernels.fuse.norms import Norm, as_map, is_plain, is_timm_batch_norm_act
 
 
 class FusedBatchNorm(nn.Module):
-    """A BatchNorm2d in eval mode and the activation behind it, in one pass over the input.
+    """A BatchNorm in eval mode and the activation behind it, in one pass over the input.
 
     `on_loss` gets the statistics loss of each forward pass; without it none is computed. Activations that the
     op does not have (inside timm's BatchNormAct2d) follow as they are. The forward of any other subclass runs
@@ -21,7 +22,7 @@ class FusedBatchNorm(nn.Module):
 
     def __init__(
         self,
-        layer: nn.BatchNorm2d,
+        layer: Norm,
         fused: Fused | None = None,
         on_loss: Callable[[Tensor], None] | None = None,
     ) -> None:
@@ -36,29 +37,31 @@ class FusedBatchNorm(nn.Module):
                 fused, self.rest = first, self.rest[1:]
         self.fused = fused or Fused()
 
-    def forward(self, input: Tensor) -> Tensor:  # named as BatchNorm2d has it
+    def forward(self, input: Tensor) -> Tensor:  # named as BatchNorm has it
         layer = self.layer
         assert layer.running_mean is not None
         assert layer.running_var is not None
         parameters = layer.weight, layer.bias, layer.running_mean, layer.running_var
         settings = self.fused.activation, self.fused.negative_slope
+        x = as_map(input)
         if self.on_loss is None:
-            y = bn_act(input, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1])
+            y = bn_act(x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1])
         else:
             y, loss = bn_stats(
-                input, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1]
+                x, *parameters, eps=layer.eps, activation=settings[0], negative_slope=settings[1]
             )
             self.on_loss(loss)
         if not self.known:
             own: Tensor = type(layer).forward(layer, input)
             return own
+        y = y if y.ndim == input.ndim else y.reshape(input.shape)
         for module in self.rest:
             y = module(y)
         return y
 
 
 @torch.no_grad()
-def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
     """A new, frozen convolution that does what `conv` and then `norm` in eval mode do.
 
     W' = W · γ / √(σ² + ε); b' = (b - μ) · γ / √(σ² + ε) + β, in float64.
@@ -79,6 +82,6 @@ def sharing_tensors(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
-def frozen_copy(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy without gradients, its parameters in `dtype`, 4-d ones in channels_last memory."""
-    return copy.deepcopy(layer).requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)
+def frozen_copy(layer: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
+    """A copy without gradients, its parameters in `dtype`, 4-d ones in `memory_format`."""
+    return copy.deepcopy(layer).requires_grad_(False).to(dtype).to(memory_format=memory_format)

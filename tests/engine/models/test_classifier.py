@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from engine.models.classifier import Classifier, batch_norms
 
@@ -47,9 +48,13 @@ def test_the_state_dict_is_the_networks_alone() -> None:
 
 
 def test_batch_norms_are_those_with_running_statistics() -> None:
-    first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(4)
-    module = nn.Sequential(
-        first, nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm1d(3), nn.Sequential(second)
+    first, flat, frozen, synced = (
+        nn.BatchNorm2d(3),
+        nn.BatchNorm1d(4),
+        FrozenBatchNorm2d(4),
+        nn.SyncBatchNorm(4),
     )
-    assert batch_norms(module) == [first, second]
+    without = nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3, track_running_stats=True)
+    module = nn.Sequential(first, *without, flat, nn.Sequential(frozen), synced)
+    assert batch_norms(module) == [first, flat, frozen, synced]
     assert batch_norms(nn.Conv2d(1, 1, 1)) == []

@@ -123,7 +123,7 @@ def test_each_take_begins_anew_and_needs_a_forward_pass() -> None:
         network(x)
         network(x)
         torch.testing.assert_close(statistics.take(), 2 * once)
-        with pytest.raises(RuntimeError, match="no BatchNorm2d"):
+        with pytest.raises(RuntimeError, match="no BatchNorm"):
             statistics.take()
 
 

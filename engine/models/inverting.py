@@ -1,0 +1,73 @@
+"""Whether a teacher can be inverted: gradients by its image, and BatchNorms to measure."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.models.classifier import Classifier
+from engine.models.loading import require_batch_norm
+from engine.models.torch_file import first_line
+from engine.seeding import generator
+from kernels.fuse import coverage, measured
+
+REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its forward"
+
+
+def require_invertible(teacher: Classifier, image_size: int, w_bn: float, say: Callable[[str], None]) -> None:
+    """Runs `teacher`, in eval mode, on two images of noise as synthesis does.
+
+    `say` gets a line if layers with running statistics run that `w_bn`, the weight of synthesize.w_bn, does
+    not cover. Raises UserError if nothing or only a part can be inverted, naming what to change.
+    """
+    if w_bn > 0:
+        require_batch_norm(teacher, "synthesize.w_bn")
+    device = teacher.mean.device
+    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe")).to(device)
+    images.requires_grad_()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        if w_bn > 0:
+            _require_statistics(teacher, images, say)
+        _require_gradient(teacher, images, measured(teacher) if w_bn > 0 else lambda x: (teacher(x), None))
+
+
+def _require_statistics(teacher: Classifier, images: Tensor, say: Callable[[str], None]) -> None:
+    found, missed = coverage(teacher, images)
+    if not found:
+        raise UserError(
+            f"synthesize.w_bn is above 0 but no BatchNorm in eval mode with running statistics runs in the "
+            f"teacher {teacher.name}; set synthesize.w_bn to 0 or take a teacher with BatchNorm"
+        )
+    without = [path for path, has_gradient in found.items() if not has_gradient]
+    if without:
+        raise UserError(
+            f"teacher.name: {len(without)} of the {len(found)} BatchNorms of {teacher.name} give its image "
+            f"no gradient (`{without[0]}`); {REMOVE}, or set synthesize.w_bn to 0"
+        )
+    if missed:
+        first = f"`{missed[0]}` ({type(teacher.get_submodule(missed[0])).__name__})"
+        more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+        say(
+            f"teacher: synthesize.w_bn measures {len(found)} of {len(found) + len(missed)} layers with "
+            f"running statistics, not {first}{more}"
+        )
+
+
+def _require_gradient(
+    teacher: Classifier, images: Tensor, ask: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> None:
+    weights = torch.randn(2, teacher.num_classes, generator=generator(0, "probe", 1)).to(images.device)
+    try:
+        logits, _ = ask(images)
+        (gradient,) = torch.autograd.grad((logits.float() * weights).sum(), images)
+    except RuntimeError as error:
+        raise UserError(
+            f"teacher.name: {teacher.name} gives its image no gradient, which synthesis needs "
+            f"({first_line(error)}); {REMOVE}"
+        ) from error
+    if not gradient.any():
+        raise UserError(
+            f"teacher.name: the gradient that {teacher.name} gives its image is zero, which synthesis cannot "
+            f"use; {REMOVE}, or take a teacher whose logits depend on the image"
+        )

@@ -1,0 +1,56 @@
+"""Whether a classifier runs in channels_last memory, which most networks are faster in."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.models.classifier import Classifier
+from engine.seeding import generator
+
+TOLERANCE = 1e-2
+"""Of the norm of the logits: rounding is far below it, a network that reads its memory wrongly far above."""
+
+
+class _Pass(NamedTuple):
+    logits: Tensor
+    has_backward: bool
+
+
+def decide_memory_format(classifier: Classifier, image_size: int) -> Tensor:
+    """Sets `classifier.memory_format`: contiguous if in channels_last it fails or gives other logits.
+
+    `x.view(len(x), -1)` behind a convolution fails so. The classifier, in eval mode and on the CPU, runs on
+    two images: their logits are returned, and what it raises on contiguous ones is passed on. The weights end
+    up contiguous, and torch's generator is left alone.
+    """
+    contiguous = _run(classifier, image_size, torch.contiguous_format)
+    try:
+        last = _run(classifier, image_size, torch.channels_last)
+    except Exception:  # whatever a foreign forward makes of strides
+        last = None
+    classifier.to(memory_format=torch.contiguous_format)
+    if last is None or not _agree(contiguous, last):
+        classifier.memory_format = torch.contiguous_format
+    return contiguous.logits
+
+
+def _agree(contiguous: _Pass, last: _Pass) -> bool:
+    wanted, found = contiguous.logits, last.logits
+    near = not wanted.isfinite().all() or (found - wanted).norm() <= TOLERANCE * wanted.norm()
+    return bool(near) and last.has_backward >= contiguous.has_backward
+
+
+def _run(classifier: Classifier, image_size: int, memory_format: torch.memory_format) -> _Pass:
+    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
+    images = images.contiguous(memory_format=memory_format).requires_grad_()
+    classifier.to(memory_format=memory_format)
+    classifier.memory_format = memory_format
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        logits = classifier(images)
+        try:
+            torch.autograd.grad(logits.sum(), images)
+        except RuntimeError:
+            return _Pass(logits.detach(), has_backward=False)
+    return _Pass(logits.detach(), has_backward=True)

@@ -1,0 +1,100 @@
+"""Whether a student can be trained, and where its logits are in train mode; seen on two images of noise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.models.classifier import Classifier
+from engine.models.outputs import EntryPath, described, entries, entry
+from engine.models.torch_file import first_line
+from engine.seeding import generator
+
+
+def require_trainable(classifier: Classifier, section: str, image_size: int) -> None:
+    """Runs `classifier`, on the CPU, in train mode and sets its `output_in_training`.
+
+    Its `memory_format` becomes contiguous if only that can be trained. Mode, buffers, the weights' memory and
+    torch's generator are put back. Raises UserError naming `section`.name if it cannot be trained at all, if
+    the logits are not found in what it gives, or if no parameter gets a gradient.
+    """
+    try:
+        try:
+            output, path, reached = _trained(classifier, image_size)
+        except Exception:  # whatever a foreign forward makes of strides
+            if classifier.memory_format == torch.contiguous_format:
+                raise
+            classifier.memory_format = torch.contiguous_format
+            output, path, reached = _trained(classifier, image_size)
+    except Exception as error:  # the network may be anyone's
+        raise UserError(
+            f"{section}.name: {classifier.name} runs on {image_size}x{image_size} images but cannot be "
+            f"trained on them ({type(error).__name__}: {first_line(error)}); take larger images or another "
+            "network"
+        ) from error
+    if path is None:
+        raise UserError(
+            f"{section}.name: {classifier.name} gives {described(output)} for two images in train mode, "
+            f"without one tensor [2, {classifier.num_classes}] of logits; make it return its logits"
+        )
+    if not reached:
+        raise UserError(
+            f"{section}.name: {classifier.name} cannot be trained: no parameter gets a gradient from its "
+            "logits; remove torch.no_grad() or detach() from its forward"
+        )
+    classifier.output_in_training = path
+
+
+def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int]]:
+    """What the network gives in train mode, the path to the logits in it, and the parameters they train."""
+    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
+    images = images.to(memory_format=classifier.memory_format)
+    with _put_back(classifier), torch.enable_grad():
+        classifier.to(memory_format=classifier.memory_format)
+        by_eval = _reached(classifier.eval()(images), classifier)
+        output: Any = classifier.train().network(classifier.adapted(images))
+        path = _path(output, classifier, by_eval)
+        return output, path, set() if path is None else _reached(entry(output, path), classifier)
+
+
+@contextmanager
+def _put_back(module: nn.Module) -> Iterator[None]:
+    training, wanted = module.training, [parameter.requires_grad for parameter in module.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    module.requires_grad_(True)  # as in training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        module.train(training).to(memory_format=torch.contiguous_format)
+        for parameter, value in zip(module.parameters(), wanted, strict=True):
+            parameter.requires_grad_(value)
+        for buffer, before in buffers:
+            buffer.data.copy_(before)
+
+
+def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPath | None:
+    """The path to the logits, or None: where they are in eval mode, else the only tensor of their shape.
+
+    Of several tensors of that shape they are the one that the parameters of the eval mode's logits give.
+    """
+    shape = (2, classifier.num_classes)
+    found = {path: tensor for _, path, tensor in entries(output) if tensor.shape == shape}
+    if classifier.output in found:
+        return classifier.output
+    if len(found) > 1:
+        found = {path: value for path, value in found.items() if _reached(value, classifier) == by_eval}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _reached(logits: object, classifier: Classifier) -> set[int]:
+    """The parameters, by number, that get a gradient from the logits."""
+    if not isinstance(logits, Tensor) or not logits.requires_grad:
+        return set()
+    grads = torch.autograd.grad(
+        logits.float().sum(), list(classifier.parameters()), retain_graph=True, allow_unused=True
+    )
+    return {number for number, grad in enumerate(grads) if grad is not None}

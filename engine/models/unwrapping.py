@@ -1,0 +1,63 @@
+"""Networks without what parallel training and compilation wrap around modules."""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+INNER = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""What wrappers call the module inside: DataParallel, torch.compile, activation checkpoints, FSDP."""
+
+
+class _BatchNorm1To3d(_BatchNorm):
+    """A BatchNorm of [B, C, ...] with the statistics of its own process: SyncBatchNorm without the sync."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected [B, C, ...], got {list(input.shape)}")
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """`network` without the wrappers in it, at the top or inside, around the same parameters and buffers.
+
+    A SyncBatchNorm becomes a BatchNorm of one process: training over ranks has statistics of its own.
+    """
+    network = _inside(network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            inside = _inside(child)
+            if inside is not child:
+                module._modules[name] = inside
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.SyncBatchNorm:
+                module._modules[name] = _without_sync(child)
+    return _without_sync(network) if type(network) is nn.SyncBatchNorm else network
+
+
+def without_wrapper_parts(path: str, network: nn.Module) -> str:
+    """`path` of a submodule of `network` as it was before its wrappers were taken off."""
+    parts = path.split(".")
+    known = {part for name, _ in network.named_modules() for part in name.split(".")}
+    return ".".join(part for part in parts if part in known or part not in INNER)
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.DataParallel | DistributedDataParallel):
+        return module.module
+    children = dict(module.named_children())
+    only = next(iter(children)) if len(children) == 1 else None
+    return children[only] if only in INNER[1:] else None
+
+
+def _without_sync(layer: nn.SyncBatchNorm) -> nn.Module:
+    plain = _BatchNorm1To3d(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
+    plain._parameters, plain._buffers = layer._parameters, layer._buffers
+    return plain.train(layer.training)
