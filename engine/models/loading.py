@@ -194,7 +194,7 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
     with _evaluating(classifier), torch.no_grad():
         try:
-            output, features = forward_with_features(classifier, images, paths)
+            output, _ = forward_with_features(classifier, images, paths)
         except UserError as error:
             raise UserError(f"{section}.feature: {error}") from error
         except Exception as error:  # the network may be anyone's
@@ -202,12 +202,6 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
                 f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
-        for path, feature in zip(paths, features, strict=True):
-            if not isinstance(feature, Tensor):
-                raise UserError(
-                    f"{section}.feature '{path.removeprefix('network.')}' gives a {type(feature).__name__}; "
-                    f"set {section}.feature to a submodule that gives one tensor"
-                )
         classifier.output = logits_path(output, config, section, len(images))
         logits: Tensor = entry(output, classifier.output)
         require_logits(logits, lambda: classifier(images), config, section)
