@@ -12,9 +12,12 @@ def batch(sizes: tuple[int, int, int] = BATCHES) -> Axis:
 
 
 def resolution(name: str, native: int, *, multiple: int = 1) -> Axis:
-    """Height or width: from half of what the network was trained on to half more, in steps of `multiple`."""
+    """Height or width: from half of what the network was trained on to half more, in steps of `multiple`.
+
+    Raises ExportError for a native size that is no multiple.
+    """
     if native % multiple:
-        raise ExportError(f"{name} {native} is no multiple of {multiple}, which the network halves it to")
+        raise ExportError(f"{name}: {native} is no multiple of {multiple}, by which the network divides it")
     half = max(native // 2 // multiple, 1) * multiple
     return Axis(
         name=name, min=half, opt=native, max=native + native // 2 // multiple * multiple, multiple=multiple
