@@ -3,13 +3,16 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from kernels.fuse import is_batch_norm
 
 
 @torch.no_grad()
 def lively(network: nn.Module) -> nn.Module:
     """Eval mode, no gradients, BatchNorms that do something."""
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
+        if is_batch_norm(layer) and layer.running_mean is not None:
             layer.running_mean.normal_(0, 0.3)
             layer.running_var.uniform_(0.5, 1.5)
             layer.weight.normal_(1, 0.2)
@@ -93,3 +96,18 @@ class Subclassed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.first(x))
         return (self.second(input=h) if self.keyword else self.second(h)).mean((2, 3))
+
+
+class Variants(nn.Module):
+    """BatchNorms of other kinds and ranks, one pair of them in a leaf module of torch.nn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.DataParallel(nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU(), nn.Conv2d(3, 4, 3)))
+        self.frozen, self.flat, self.row = FrozenBatchNorm2d(4), nn.BatchNorm1d(4), nn.SyncBatchNorm(4)
+        self.volume = nn.BatchNorm3d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.frozen(self.body(x)))
+        h = self.volume(h[:, :, None])[:, :, 0]
+        return self.row(F.relu(self.flat(h.flatten(2))).mean(2))

@@ -11,12 +11,13 @@ from torch import nn
 from engine.models.networks import wrn_16_1
 from kernels.fuse import fuse_frozen
 from kernels.fuse.layers import FusedBatchNorm, folded_conv
-from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, lively
+from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Variants, lively
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str, int]] = {  # maker, tap, BatchNorms left
     "functional": (Functional, "act", 2),
     "twice": (Twice, "bn", 0),
     "subclass": (lambda: Subclassed(keyword=False), "first", 1),
+    "other kinds": (Variants, "flat", 4),
     "wrn": (lambda: wrn_16_1(5), "relu", 7),
     "timm BatchNormAct2d": (lambda: timm.create_model("mobilenetv2_035", num_classes=5), "bn2", 52),
     "torchvision": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5), "conv5", 0),

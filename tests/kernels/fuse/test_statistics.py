@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.models.networks import wrn_16_1
 from kernels.backend import use_backend
-from kernels.fuse import batch_norm_statistics, measured
-from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Untracked, lively
+from kernels.fuse import batch_norm_statistics, coverage, is_batch_norm, measured
+from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Untracked, Variants, lively
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "functional": Functional,
@@ -20,6 +20,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "untracked": Untracked,
     "subclass": lambda: Subclassed(keyword=False),
     "called by keyword": lambda: Subclassed(keyword=True),
+    "other kinds": Variants,
     "wrn": lambda: wrn_16_1(5),
     "timm BatchNormAct2d": lambda: timm.create_model("mobilenetv2_035", num_classes=5),
     "torchvision": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5),
@@ -40,7 +41,7 @@ def written_out(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     handles = [
         layer.register_forward_pre_hook(measure, with_kwargs=True)
         for layer in network.modules()
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and not layer.training
+        if is_batch_norm(layer) and layer.running_mean is not None and not layer.training
     ]
     output = network(x)
     for handle in handles:
@@ -172,3 +173,23 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(name: str) -> None:
         ask(x)
     network.fc.weight.data = weight
     torch.testing.assert_close(ask(x)[1], expected)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_coverage_names_what_is_measured_with_a_gradient_and_what_is_not(branching: bool) -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.instance = nn.InstanceNorm2d(3, track_running_stats=True)
+            self.unused = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if branching and x.sum() > 1e30:
+                x = 2 * x
+            return self.second(self.instance(self.first(x)).detach())
+
+    network = Partly().eval().requires_grad_(False)
+    found, missed = coverage(network, torch.rand(2, 3, 4, 4, requires_grad=True))
+    assert found == {"first": True, "second": False}
+    assert missed == ["instance"]
