@@ -282,7 +282,7 @@ def test_an_entry_that_cannot_be_taken_is_named(
 
 def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
     config = ClassifierConfig(name=f"{factories}:nested_twice", feature="inner")
-    with pytest.raises(UserError, match=r"^teacher\.feature: .*'network\.inner' .* gives a tuple, not a tensor"):
+    with pytest.raises(UserError, match=r"^teacher\.feature: .*inner' .* gives a tuple, not a tensor"):
         build_classifier(config)
 
 
