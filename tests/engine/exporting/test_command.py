@@ -119,15 +119,19 @@ def test_proofs_are_those_of_the_recipe_that_is_asked_for(
     assert str(recipe.parent) in text
     (other / recipe.name).write_text(text.replace(str(recipe.parent), str(other)))
     proofs, tables = [], []
-    for asked in (recipe, other / recipe.name, recipe):
+    for asked in (recipe, other / recipe.name, recipe, recipe):
         flags = ["--network", "teacher"]
         assert main(command, arguments(asked, out, *flags, runtime="onnxruntime")) == 0
         proofs.append(report(out)["teacher"]["onnxruntime fp32"])
         tables.append(capsys.readouterr().out)
-    assert "is up to date" in tables[2]
-    assert proofs[0] == proofs[2]
-    assert proofs[0]["entries"] != proofs[1]["entries"]
-    assert tables[2].splitlines()[-1] == tables[0].splitlines()[-1]
+    assert "is up to date" not in tables[2], "the other recipe's model is in the folder"
+    assert "is up to date" in tables[3]
+    assert proofs[0]["parity"] == proofs[2]["parity"]
+    assert proofs[2] == proofs[3]
+    assert proofs[0]["entries"] == proofs[2]["entries"] != proofs[1]["entries"]
+    assert tables[2].splitlines()[-2:] == tables[3].splitlines()[-2:]
+    about = json.loads((out / "teacher/onnxruntime-fp32/teacher.json").read_text())
+    assert about["made_from"]["weights"] == str(recipe.parent / "teacher.safetensors")
 
 
 @pytest.mark.parametrize("left", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
