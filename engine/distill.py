@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from engine import ranks
 from engine.auto_batch.auto import with_default_batches
+from engine.bank.storage import absolute
 from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
@@ -46,7 +47,7 @@ def command(arguments: Sequence[str]) -> None:
     name = (of_bank or {}).get("name", DEFAULT)
     begun = run_to_resume(arguments, f"runs/{name}-distill")
     record = RunRecord.read(begun) if begun else RunRecord()
-    urls = urls or list(record.banks)
+    urls = urls or record.banks
     own = settings_to_resume(begun, arguments)
     recipe, options = prepared(
         parser,
@@ -87,7 +88,8 @@ def _urls(arguments: Sequence[str]) -> list[str]:
     """Before the parser, whose defaults are the recipe of the first bank."""
     picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     picker.add_argument("--bank", default="")
-    return [url for url in picker.parse_known_args(arguments)[0].bank.split(",") if url]
+    given = picker.parse_known_args(arguments)[0].bank
+    return [absolute(url) for url in given.split(",") if url]
 
 
 def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, Any] | None:

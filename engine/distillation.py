@@ -13,6 +13,7 @@ from engine import checkpoint
 from engine.assembly import assemble_pair
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
+from engine.bank.storage import absolute
 from engine.compute import open_accelerator
 from engine.curves import Curves
 from engine.datasets.config import check_test_set
@@ -20,10 +21,18 @@ from engine.errors import UserError
 from engine.progress import Progress
 from engine.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
 from engine.ranks import from_main, leave
-from engine.recipe import CONFIG, Recipe
+from engine.recipe import CONFIG, Recipe, differences
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
-from engine.run_folder import CHECKPOINTS, SCALARS, alone, commit_config, own_settings, save_student
+from engine.run_folder import (
+    CHECKPOINTS,
+    OF_MACHINE,
+    SCALARS,
+    alone,
+    commit_config,
+    own_settings,
+    save_student,
+)
 from engine.run_record import RunRecord
 from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
@@ -49,6 +58,7 @@ def distill(
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
     progress.say(_headline(recipe, accelerator))
+    _require_same_recipe(recipe, accelerator)
     is_main = accelerator.is_main_process
     if is_main:
         check_test_set(recipe.evaluate)
@@ -91,6 +101,17 @@ def distill(
         summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
         summary.write(out)
         return summary
+
+
+def _require_same_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse a process whose settings, which it may have read from its own disk, are not the main one's."""
+    of_main = from_main(accelerator, lambda: recipe)
+    found = (each for each in differences(of_main, recipe) if not each.startswith(OF_MACHINE))
+    if difference := next(found, None):
+        raise UserError(
+            f"process {accelerator.process_index} has other settings than process 0: {difference};"
+            " start all with the same flags and --recipe, and give all machines one shared --out to resume"
+        )
 
 
 def _require_teacher_of_run(recipe: Recipe, out: Path) -> None:
@@ -160,7 +181,7 @@ def _open(
     accelerator: Accelerator,
 ) -> list[BankReader]:
     """The banks, with those shards alone that the run was begun with, on every rank the main one's."""
-    if state is not None and list(state["shards"]) != list(urls):
+    if state is not None and [absolute(url) for url in state["shards"]] != list(urls):
         begun = ",".join(state["shards"])
         raise UserError(
             f"--resume: this run was begun with --bank {begun}; leave --bank out or give another --out"

@@ -12,8 +12,11 @@ from torch import nn
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
 from engine.bank.agreement import Agreements
+from engine.bank.names import MANIFEST
 from engine.bank.reader import BankReader
+from engine.bank.settings import require_same_settings
 from engine.bank.snapshot import require_snapshot, snapshot
+from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
 from engine.coverage import coverage_warning
@@ -57,6 +60,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         state = checkpoint.load(out / CHECKPOINTS)
         trained = {} if state is None else state["shards"]
         require_same_facts(RunRecord.read(out).weights, header.facts, whose=f"--out {out}")
+        if open_storage(url).size(MANIFEST) is not None:
+            require_same_settings(url, BankReader.open(url, verify=False).header, header)
         commit_config(out, recipe, RunRecord.of(recipe, header.facts))
         bank = stack.enter_context(
             BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)

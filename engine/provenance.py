@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,7 @@ KEYS = {TEACHER: "teacher.weights", PRIOR: "augment.prior", CLIP: "filter.model"
 
 def bank_header(recipe: Recipe) -> Header:
     """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found."""
-    fields = json.loads(json.dumps(asdict(recipe)))
-    fields["synthesize"] |= asdict(recipe.synthesis_views)  # null follows distill, which decides no image
+    fields = json.loads(json.dumps(recipe.fields))
     found = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}
@@ -108,7 +106,7 @@ def require_same_weights(
 
 
 def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
-    """Refuse a teacher that is not the one that made the bank, by its weights, channels, mean and std.
+    """Refuse a teacher that is not the one that made the bank, by its weights and how it is asked.
 
     Raises UserError that names both sides.
     """
@@ -117,7 +115,7 @@ def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
     for facts in _by_bank(header.facts):
         require_same_weights(recipe, facts, made_with, whose=f"--bank {url}", fix=fix)
     for made in made_with:
-        for field in ("in_channels", "mean", "std"):
+        for field in ("in_channels", "mean", "std", "weights_key", "output"):
             then, now = _setting(made, f"teacher.{field}"), getattr(recipe.teacher, field)
             if then is not None and _values(then) != _values(now):
                 raise UserError(

@@ -121,6 +121,13 @@ class Recipe:
         return None if given is None else tuple(given.get(name, 1.0) for name in self.class_names)
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """All settings as nested mappings; views of synthesis that follow `distill` are written out."""
+        fields = asdict(self)
+        fields["synthesize"] |= asdict(self.synthesis_views)
+        return fields
+
+    @property
     def synthesis_views(self) -> Views:
         """What the teacher sees of an image that is synthesized."""
         return self.synthesize.views(otherwise=self.distill.views)
@@ -265,7 +272,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> Iterator[str]:
     """`key: old value -> new value` of each setting that differs."""
-    before, after = _flat(asdict(old)), _flat(asdict(new))
+    before, after = _flat(old.fields), _flat(new.fields)
     for key in before | after:
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)!r} -> {after.get(key)!r}"

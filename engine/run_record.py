@@ -23,8 +23,8 @@ class RunRecord:
     """By part, as `engine.provenance.weights_of` gives them."""
     factories: dict[str, Factory] = field(default_factory=dict)
     """By section, those that the command line named."""
-    banks: dict[str, str] = field(default_factory=dict)
-    """The banks of a distillation: as given, and where that is."""
+    banks: list[str] = field(default_factory=list)
+    """The banks of a distillation: absolute paths, or URLs."""
     shares: list[float] | None = None
     """Of the banks in a batch; None for their sizes."""
     student_sha256: str | None = None
@@ -43,7 +43,7 @@ class RunRecord:
         return cls(
             weights=dict(weights),
             factories=factories({"teacher": recipe.teacher.name, "student": recipe.student.name}),
-            banks={url: _absolute(url) for url in banks},
+            banks=list(banks),
             shares=None if shares is None else list(shares),
         )
 
@@ -52,8 +52,7 @@ class RunRecord:
         """The record in `folder`, empty if there is none. Raises UserError that names a damaged file."""
         path = folder / FILE_NAME
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "factories": read_factories(fields["factories"])})
+            return cls._of_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -61,10 +60,23 @@ class RunRecord:
                 f"{path} is damaged ({error}); restore it, or delete it: then no hash is compared"
             ) from None
 
+    @classmethod
+    def _of_json(cls, fields: Mapping[str, Any]) -> "RunRecord":
+        """Raises ValueError, LookupError, TypeError or AttributeError for what `write` did not write."""
+        record = cls(**{**fields, "factories": read_factories(fields["factories"])})
+        hashes = [record.student_sha256, *(fact["sha256"] for fact in record.weights.values())]
+        if not all(sha256 is None or isinstance(sha256, str) for sha256 in hashes):
+            raise ValueError("a sha256 is not text")
+        if not isinstance(record.banks, list) or not all(isinstance(url, str) for url in record.banks):
+            raise ValueError("banks is not a list of paths")
+        if record.shares is not None and not all(isinstance(share, float) for share in record.shares):
+            raise ValueError("shares is not a list of numbers")
+        return record
+
     def write(self, folder: Path) -> None:
         """Whole or not at all."""
         with replacing(folder / FILE_NAME) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def write_student(self, folder: Path, file: Path) -> None:
         """The record with the hash of the student's file."""
@@ -75,7 +87,3 @@ def sha256_of(file: Path) -> str:
     """As sha256sum prints it."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _absolute(url: str) -> str:
-    return url if "://" in url else str(Path(url).expanduser().resolve())

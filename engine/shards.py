@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from engine.bank.names import MANIFEST, shard_name
-from engine.bank.storage import open_storage
+from engine.bank.storage import absolute, open_storage
 from engine.bank.writer import BankWriter, require_new
 from engine.coverage import coverage_warning
 from engine.errors import FailedShardsError
@@ -42,7 +41,7 @@ def generate(
         view.say(warning)
     if not resume:
         require_new(url)
-    job = Job(recipe=recipe, url=_everywhere(url), header=bank_header(recipe))
+    job = Job(recipe=recipe, url=absolute(url), header=bank_header(recipe))
     tally = Tally(target=shards, found=0)
     with ExitStack() as stack:
         observers = stack.enter_context(open_observers(tally, url, view, **watched))
@@ -60,11 +59,6 @@ def generate(
     return _ending(url, tally, images)
 
 
-def _everywhere(url: str) -> str:
-    """A folder's path as processes with another working directory find it."""
-    return url if "://" in url else str(Path(url).expanduser().absolute())
-
-
 def _ending(url: str, tally: Tally, images: int) -> str:
     """Raises FailedShardsError."""
     warning = tally.agreements.warning
@@ -76,4 +70,4 @@ def _ending(url: str, tally: Tally, images: int) -> str:
         )
     if tally.left:
         line = f"{line}; {tally.left} are left, --resume makes them"
-    return f"{line}\nwarning: {warning}" if warning else line
+    return f"warning: {warning}\n{line}" if warning else line

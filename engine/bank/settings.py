@@ -14,7 +14,7 @@ def require_same_settings(url: str, stored: Header, new: Header) -> None:
         difference = first_difference(stored.facts, facts) or first_difference(stored.recipe, recipe)
         raise UserError(
             f"--resume: {url} was made with other settings: {difference or 'they differ'};"
-            " repeat the first command's settings or give another bank"
+            " restore that file or setting, or give another bank"
         )
     for name in ("class_names", "image_size", "channels", "codec", "quality"):
         before, after = getattr(stored, name), getattr(new, name)

@@ -23,6 +23,11 @@ from export.sealed import fsync
 LOCK = ".lock"
 
 
+def absolute(url: str) -> str:
+    """A folder's path as processes with another working directory find it; a URL as it is."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
 def open_storage(url: str) -> "Storage":
     """The folder at a path or URL, which need not exist. Raises UserError for a URL that nothing opens."""
     scheme, separator, rest = url.partition("://")

@@ -73,7 +73,7 @@ def check(
 
     `run`: see `engine.exporting.calling.call`.
     """
-    about = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     given = torch.from_numpy(call(about, folder, sample.images, threads, run))
     wanted = logits_of(config, sample.images)
     return Check(

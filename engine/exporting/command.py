@@ -76,7 +76,7 @@ def command(arguments: Sequence[str]) -> None:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
         record_proofs(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
-        banks = [str(run / BANK), *record.banks.values()] if run else []
+        banks = [str(run / BANK), *record.banks] if run else []
         exported = _export(recipe, names, student, options.images, folder, run, banks)
         stamp.put_on(folder, exported)
     print(report_table(exported.proofs))

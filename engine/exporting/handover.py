@@ -58,7 +58,7 @@ class HandOver:
                 "made_from": self._made_from(name, config),
             }
             (part / f"{name}.json").write_text(
-                json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8"
+                json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
             found = check(
                 part,

@@ -198,14 +198,16 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         except UserError as error:
             raise UserError(f"{section}.feature: {error}") from error
         except Exception as error:  # the network may be anyone's
+            raise UserError(_not_run(classifier, images, config, section, first_line(error))) from error
+        if isinstance(output, Tensor) and output.shape == (1, config.num_classes):
             raise UserError(
-                f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
-                f"({type(error).__name__}: {first_line(error)})"
-            ) from error
+                f"{section}.name: {config.name} gives {list(output.shape)} for four images, not "
+                f"[4, {config.num_classes}]; its forward must take any batch"
+            )
         classifier.output = logits_path(output, config, section, len(images))
         logits: Tensor = entry(output, classifier.output)
         require_logits(logits, lambda: classifier(images), config, section)
-        _decide_memory_format(classifier, config, section)
+        decide_memory_format(classifier, size)
     return logits
 
 
@@ -226,17 +228,16 @@ def _evaluating(classifier: Classifier) -> Iterator[None]:
         classifier.train(training)
 
 
-def _decide_memory_format(classifier: Classifier, config: ClassifierConfig, section: str) -> None:
-    """By two images at once."""
+def _not_run(
+    classifier: Classifier, images: Tensor, config: ClassifierConfig, section: str, reason: str
+) -> str:
+    """What is said of a network that failed on `images`, for `reason`: whether it runs on one of them."""
     try:
-        shape = list(decide_memory_format(classifier, config.image_size).shape)
-    except Exception as error:  # the network may be anyone's
-        raise UserError(
-            f"{section}.name: {config.name} runs on four images but not on two "
-            f"({type(error).__name__}: {first_line(error)}); its forward must take any batch"
-        ) from error
-    if shape != [2, config.num_classes]:
-        raise UserError(
-            f"{section}.name: {config.name} gives {shape} for two images, not [2, {config.num_classes}]; "
-            "its forward must take any batch"
-        )
+        classifier(images[:1])
+    except Exception:  # the network may be anyone's
+        size = config.image_size
+        return f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image ({reason})"
+    return (
+        f"{section}.name: {config.name} runs on one image but not on four ({reason}); "
+        "its forward must take any batch"
+    )

@@ -160,7 +160,7 @@ def load_clip(
     preprocess = network.visual.preprocess_cfg
     if model.startswith(LOCAL_DIR):  # open_clip would put its defaults in the place of what is missing
         with reading(section, model):
-            config = json.loads(Path(name.removeprefix(LOCAL_DIR), CLIP_CONFIG).read_text("utf-8"))
+            config = json.loads(Path(name.removeprefix(LOCAL_DIR), CLIP_CONFIG).read_text(encoding="utf-8"))
         preprocess = {**preprocess, "mean": None, "std": None, **(config.get("preprocess_cfg") or {})}
     if fault := channels_fault(preprocess, "mean", "std"):
         raise UserError(f"{section}: {model}/{CLIP_CONFIG}: in preprocess_cfg {fault}")

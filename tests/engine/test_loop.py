@@ -87,6 +87,7 @@ def test_the_same_command_twice_gives_the_same_images_and_student(
 
 DRAWS = {
     ("probe",),
+    ("probe", 1),
     ("generator",),
     ("rotation-head", 0),
     ("student",),

@@ -254,8 +254,8 @@ class OneValue(Net):
     ("kind", "message"),
     [
         (Unlearning, "cannot be trained: no parameter gets a gradient from its logits; remove torch.no_grad"),
-        (OneImage, "runs on one image but not on two"),
-        (Flattened, r"gives \[1, 3\] for two images, not \[2, 3\]"),
+        (OneImage, "runs on one image but not on four .*; its forward must take any batch"),
+        (Flattened, r"gives \[1, 3\] for four images, not \[4, 3\]; its forward must take any batch"),
         (OneValue, "runs on 12x12 images but cannot be trained on them"),
     ],
 )

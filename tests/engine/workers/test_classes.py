@@ -38,7 +38,7 @@ def test_every_class_comes_twice_whoever_makes_the_shards(
     running.kill()
     running.communicate()
     end(start(out, "--shards", "16", "--resume"))
-    assert "warning" not in status(str(out))  # 16 shards of 64 are more than 1000 images
+    assert "all 1,000 classes have images" in status(str(out))  # 16 shards of 64 images
     end(start(out, *SHARDS, "--workers", "2", "--resume"))
     assert same_bank(out, alone)
     bank = BankReader.open(str(out))
