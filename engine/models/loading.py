@@ -198,7 +198,8 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         except UserError as error:
             raise UserError(f"{section}.feature: {error}") from error
         except Exception as error:  # the network may be anyone's
-            raise UserError(_not_run(classifier, images, config, section, first_line(error))) from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(_not_run(classifier, images, config, section, reason)) from error
         if isinstance(output, Tensor) and output.shape == (1, config.num_classes):
             raise UserError(
                 f"{section}.name: {config.name} gives {list(output.shape)} for four images, not "
@@ -236,7 +237,10 @@ def _not_run(
         classifier(images[:1])
     except Exception:  # the network may be anyone's
         size = config.image_size
-        return f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image ({reason})"
+        return (
+            f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
+            f"({reason})"
+        )
     return (
         f"{section}.name: {config.name} runs on one image but not on four ({reason}); "
         "its forward must take any batch"

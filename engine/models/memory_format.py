@@ -17,12 +17,12 @@ class _Pass(NamedTuple):
     has_backward: bool
 
 
-def decide_memory_format(classifier: Classifier, image_size: int) -> Tensor:
+def decide_memory_format(classifier: Classifier, image_size: int) -> None:
     """Sets `classifier.memory_format`: contiguous if in channels_last it fails or gives other logits.
 
     `x.view(len(x), -1)` behind a convolution fails so. The classifier, in eval mode and on the CPU, runs on
-    two images: their logits are returned, and what it raises on contiguous ones is passed on. The weights end
-    up contiguous, and torch's generator is left alone.
+    four images; what it raises on contiguous ones is passed on. The weights end up contiguous, and torch's
+    generator is left alone.
     """
     contiguous = _run(classifier, image_size, torch.contiguous_format)
     try:
@@ -32,7 +32,6 @@ def decide_memory_format(classifier: Classifier, image_size: int) -> Tensor:
     classifier.to(memory_format=torch.contiguous_format)
     if last is None or not _agree(contiguous, last):
         classifier.memory_format = torch.contiguous_format
-    return contiguous.logits
 
 
 def _agree(contiguous: _Pass, last: _Pass) -> bool:
@@ -42,7 +41,7 @@ def _agree(contiguous: _Pass, last: _Pass) -> bool:
 
 
 def _run(classifier: Classifier, image_size: int, memory_format: torch.memory_format) -> _Pass:
-    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
+    images = torch.rand(4, 3, image_size, image_size, generator=generator(0, "probe"))
     images = images.contiguous(memory_format=memory_format).requires_grad_()
     classifier.to(memory_format=memory_format)
     classifier.memory_format = memory_format
