@@ -3,9 +3,15 @@
 from engine.recipe import Recipe
 from engine.stages.labels import classes_covered
 
+MORE_SHARDS = "give more --shards"
+MORE_BATCHES = "raise schedule.init_batches or synthesize.batch_size"
 
-def planned_coverage(recipe: Recipe, batches: int) -> str:
-    """Return how many classes so many batches have, a line that starts with `warning` if some are missing."""
+
+def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
+    """Return how many classes so many batches have, a line that starts with `warning` if some are missing.
+
+    `more`: how the user asks for more batches.
+    """
     size, weights = recipe.synthesize.batch_size, recipe.class_weights
     wanted = len(recipe.class_names) if weights is None else sum(weight > 0 for weight in weights)
     covered = classes_covered(
@@ -18,11 +24,11 @@ def planned_coverage(recipe: Recipe, batches: int) -> str:
     enough = "more" if weights is not None else f"{-(-wanted // size):,} or more"
     return (
         f"warning: {batches * size:,} synthesized images cover {covered:,} of {wanted:,} classes, and the"
-        f" student learns nothing of the others; make {enough} batches of {size:,}"
+        f" student learns nothing of the others; {more}{enough}"
     )
 
 
-def coverage_warning(recipe: Recipe, batches: int) -> str | None:
+def coverage_warning(recipe: Recipe, batches: int, more: str) -> str | None:
     """Return `planned_coverage` if classes are missing."""
-    line = planned_coverage(recipe, batches)
+    line = planned_coverage(recipe, batches, more)
     return line if line.startswith("warning") else None

@@ -15,10 +15,9 @@ from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
-from engine.provenance import TEACHER
-from engine.recipe import DEFAULT, gives_recipe
+from engine.recipe import gives_recipe, name_of
 from engine.report.table import results_table
-from engine.run_folder import OF_MACHINE, check, run_to_resume, settings_to_resume
+from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
@@ -44,11 +43,11 @@ def command(arguments: Sequence[str]) -> None:
     add_short_flags(parser)
     urls = _urls(arguments)
     of_bank = _recipe_of_bank(urls, arguments)
-    name = (of_bank or {}).get("name", DEFAULT)
-    begun = run_to_resume(arguments, f"runs/{name}-distill")
+    begun = run_to_resume(arguments, f"runs/{name_of(arguments, (of_bank or {}).get('name'))}-distill")
     record = RunRecord.read(begun) if begun else RunRecord()
     urls = urls or record.banks
     own = settings_to_resume(begun, arguments)
+    own = own and without_machine(own)
     recipe, options = prepared(
         parser,
         arguments,
@@ -62,8 +61,7 @@ def command(arguments: Sequence[str]) -> None:
     ranks.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if ranks.is_main():
-        by_hash = ("teacher.weights:",) if record.weights.get(TEACHER, {}).get("sha256") else ()
-        check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash))
+        check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
     from engine.distillation import distill
 
     try:
@@ -115,7 +113,8 @@ def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, 
 
 def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a bank's recipe decides of a student that is trained on the bank."""
-    return {name: value for name, value in recipe.items() if name not in (*NOT_TAKEN, *OF_IMAGES)}
+    taken = {name: value for name, value in recipe.items() if name not in (*NOT_TAKEN, *OF_IMAGES)}
+    return {**taken, "teacher": {**recipe["teacher"], "weights": None}}  # compared by hash
 
 
 def _shares(given: str, banks: int) -> list[float]:

@@ -24,7 +24,9 @@ def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.evaluate", description=__doc__, exit_on_error=False)
     parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--root", metavar="DIR", help="folder of the test set's files (default: the run's)")
-    parser.add_argument("--dataset", metavar="NAME", help="name of the test set (default: the run's)")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="test set: fashion-mnist or none (default: the run's)"
+    )
     for section in ("teacher", "student"):
         parser.add_argument(
             f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"
@@ -54,7 +56,10 @@ def evaluate_run(
     require_same_weights(recipe, record.weights, [made_with], whose=f"--run {folder}", fix=fix)
     test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
     if test_set is None:
-        raise UserError(f"no test set: {reason}; give --dataset, and the folder of its files with --root")
+        raise UserError(
+            f"no test set: {reason}; --dataset fashion-mnist (10 classes of 32x32, the only one so far) and "
+            "--root FOLDER name one"
+        )
     from engine.models.loading import load_classifier
     from engine.stages.evaluate import evaluate
 

@@ -27,6 +27,9 @@ from engine.workers.threads import with_threads, with_threads_of_bank
 if TYPE_CHECKING:
     from engine.workers.workforce import Workforce
 
+NOT_TAKEN = ("compute", "tensorrt", "feed")
+"""Sections of a bank's recipe that do not decide its images, or only in part."""
+
 
 def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.generate", description=__doc__, exit_on_error=False)
@@ -64,7 +67,7 @@ def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
     if MERGED in recipe:
         return None
     compute = {name: value for name, value in recipe.get("compute", {}).items() if name in DECIDING_COMPUTE}
-    return {**recipe, "compute": compute}
+    return {**{name: value for name, value in recipe.items() if name not in NOT_TAKEN}, "compute": compute}
 
 
 def _add_flags(parser: ArgumentParser) -> None:

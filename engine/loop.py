@@ -12,6 +12,7 @@ from torch import nn
 from engine import checkpoint
 from engine.assembly import Assembly, assemble
 from engine.bank.agreement import Agreements
+from engine.bank.manifest import Header
 from engine.bank.names import MANIFEST
 from engine.bank.reader import BankReader
 from engine.bank.settings import require_same_settings
@@ -19,7 +20,7 @@ from engine.bank.snapshot import require_snapshot, snapshot
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
-from engine.coverage import coverage_warning
+from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
@@ -50,18 +51,17 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
     progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
-    if warning := coverage_warning(recipe, recipe.schedule.total_batches):
+    if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         progress.say(warning)
     check_test_set(recipe.evaluate)
+    header, url = bank_header(recipe, of_run=True), str(out / BANK)
+    if resume:
+        _require_same_run(out, url, header)
     parts = assemble(recipe, accelerator, progress.say)
-    header, url = bank_header(recipe), str(out / BANK)
     with ExitStack() as stack:
         stack.enter_context(alone(out, resume=resume))
         state = checkpoint.load(out / CHECKPOINTS)
         trained = {} if state is None else state["shards"]
-        require_same_facts(RunRecord.read(out).weights, header.facts, whose=f"--out {out}")
-        if open_storage(url).size(MANIFEST) is not None:
-            require_same_settings(url, BankReader.open(url, verify=False).header, header)
         commit_config(out, recipe, RunRecord.of(recipe, header.facts))
         bank = stack.enter_context(
             BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)
@@ -82,6 +82,13 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         summary = summarize(recipe, parts, parts.clip, [reader], accelerator, progress, start - earlier)
         summary.write(out)
     return summary
+
+
+def _require_same_run(out: Path, url: str, header: Header) -> None:
+    """Refuse other weights or settings than those that the run in `out` and its bank at `url` began with."""
+    require_same_facts(RunRecord.read(out).weights, header.facts, whose=f"--out {out}")
+    if open_storage(url).size(MANIFEST) is not None:
+        require_same_settings(url, BankReader.open(url, verify=False).header, header)
 
 
 class Loop:

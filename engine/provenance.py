@@ -38,13 +38,21 @@ KEYS = {TEACHER: "teacher.weights", PRIOR: "augment.prior", CLIP: "filter.model"
 """The setting that names the weights of each part."""
 
 
-def bank_header(recipe: Recipe) -> Header:
-    """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found."""
+def bank_header(recipe: Recipe, *, of_run: bool = False) -> Header:
+    """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found.
+
+    `of_run`: its shards depend on those before and on a student, as those of engine.run do.
+    """
     fields = json.loads(json.dumps(recipe.fields))
     found = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}
     deciding["weights"] = {part: fact["sha256"] for part, fact in found.items()}
+    for part, fact in found.items():
+        if fact["sha256"]:  # which decides instead of the place
+            section, _, field = KEYS[part].partition(".")
+            deciding[section] = {**deciding[section], field: None}
+    deciding["of_run"] = of_run
     return Header(
         recipe=fields,
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
@@ -59,19 +67,19 @@ def bank_header(recipe: Recipe) -> Header:
 
 def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
-    files = _files(recipe)
     found = {TEACHER: teacher_of(recipe)}
     if recipe.augment.method == "variation":
-        found[PRIOR] = _fact(recipe.augment.prior, files[PRIOR])
+        found[PRIOR] = _fact(recipe.augment.prior, _place(recipe, PRIOR))
     if recipe.filter.model:
         folder = recipe.filter.model.removeprefix(LOCAL_DIR)
-        found[CLIP] = _fact(" ".join(filter(None, (folder, recipe.filter.pretrained))), files[CLIP])
+        name = " ".join(filter(None, (folder, recipe.filter.pretrained)))
+        found[CLIP] = _fact(name, _place(recipe, CLIP))
     return found
 
 
 def teacher_of(recipe: Recipe) -> dict[str, Any]:
     """The teacher's entry of `weights_of`."""
-    return _fact(recipe.teacher.name, _files(recipe)[TEACHER])
+    return _fact(recipe.teacher.name, _place(recipe, TEACHER))
 
 
 def require_same_weights(
@@ -86,19 +94,19 @@ def require_same_weights(
     """Refuse files of the recipe that are not those that a run or bank was made with.
 
     facts: by part, as `weights_of` gave them then. made_with: the recipes of that time, as mappings. A copy
-    under another name is the same file, although the hash covers the name. What has no hash on either side is
-    not compared. Raises UserError that names `whose` and the file, and ends with `fix`.
+    under another name is the same file, although hashes of earlier versions cover the name. What has no hash
+    on either side is not compared. Raises UserError that names `whose` and the file, and ends with `fix`.
     """
-    files = _files(recipe)
     for part in parts:
-        fact, path = facts.get(part), files[part]
+        fact, path = facts.get(part), _place(recipe, part)
         known = fact.get("sha256") if isinstance(fact, Mapping) else None
         if path is None or not isinstance(known, str):
             continue
         contents = _contents(path)
-        names = [name for made in made_with if (name := _file_name(made, part))]
-        if known not in (_digest(contents, name) for name in [path.name, *names]):
-            found = _digest(contents, names[0] if names else path.name)
+        names = [path.name, path.resolve().name]
+        names += [name for made in made_with if (name := _file_name(made, part))]
+        found = _digest(contents)
+        if known != found and known not in (_digest_with_name(contents, name) for name in names):
             raise UserError(
                 f"{whose} was made with another {part}: its sha256 was {known[:12]}, that of {KEYS[part]} "
                 f"{path} is {found[:12]}; {fix}"
@@ -165,15 +173,15 @@ def _plain(given: Any) -> Any:
     return list(given) if isinstance(given, tuple) else given
 
 
-def _files(recipe: Recipe) -> dict[str, Path | None]:
-    """The weights of each part, None if they are no local files. Raises UserError for a missing teacher."""
-    weights, model = recipe.teacher.weights, recipe.filter.model
-    is_local = model.startswith(LOCAL_DIR)
-    return {
-        TEACHER: resolve(weights, "teacher.weights") if weights else None,
-        PRIOR: _local_folder(recipe.augment.prior),
-        CLIP: _local_folder(model.removeprefix(LOCAL_DIR)) if is_local else None,
-    }
+def _place(recipe: Recipe, part: str) -> Path | None:
+    """The weights of a part, None if they are no local files. Raises UserError for a missing teacher."""
+    if part == TEACHER:
+        weights = recipe.teacher.weights
+        return resolve(weights, KEYS[TEACHER]) if weights else None
+    if part == PRIOR:
+        return _local_folder(recipe.augment.prior)
+    model = recipe.filter.model
+    return _local_folder(model.removeprefix(LOCAL_DIR)) if model.startswith(LOCAL_DIR) else None
 
 
 def _local_folder(name: str) -> Path | None:
@@ -187,12 +195,7 @@ def _local_folder(name: str) -> Path | None:
 def _fact(name: str, path: Path | None) -> dict[str, Any]:
     if path is None:
         return {"name": name, "sha256": None, "licence": f"see the card of {name}"}
-    return {"name": name, "sha256": _sha256(path), "licence": _licence(path)}
-
-
-def _sha256(path: Path) -> str:
-    """Of a file and those it names, or of all files of a folder; with their names."""
-    return _digest(_contents(path), path.name)
+    return {"name": name, "sha256": _digest(_contents(path)), "licence": _licence(path)}
 
 
 def _contents(path: Path) -> list[tuple[Path, str]]:
@@ -206,7 +209,12 @@ def _contents(path: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _digest(contents: Sequence[tuple[Path, str]], name: str) -> str:
+def _digest(contents: Sequence[tuple[Path, str]]) -> str:
+    """As sha256sum prints it for a single file; of several over their places and hashes."""
+    return contents[0][1] if len(contents) == 1 else _digest_with_name(contents, "")
+
+
+def _digest_with_name(contents: Sequence[tuple[Path, str]], name: str) -> str:
     """Of contents in a file or folder of this name."""
     digest = hashlib.sha256()
     for place, content in contents:

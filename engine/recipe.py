@@ -32,6 +32,9 @@ DEFAULT = "fashion-mnist"
 CONFIG = "config.yaml"
 """Name, in a run's folder, of the recipe it was made with."""
 
+LARGEST_RATIO = 1_000_000
+"""Of two classes' weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -105,14 +108,22 @@ class Recipe:
             )
 
     def _check_class_weights(self) -> None:
-        given = self.synthesize.class_weights
+        given, known = self.synthesize.class_weights, set(self.class_names)
         for name in given or ():
-            if name not in self.class_names:
+            if not isinstance(name, str):
+                raise UserError(f"synthesize.class_weights: {name!r} is not text; write the class in quotes")
+            if name not in known:
                 near = get_close_matches(name, self.class_names, 1)
                 guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
                 raise UserError(f"synthesize.class_weights: no class '{name}'; {guess}")
-        if given is not None and not any(self.class_weights or ()):
+        weights = [weight for weight in self.class_weights or (1.0,) if weight > 0]
+        if not weights:
             raise UserError("synthesize.class_weights leaves no class; give one class a weight above 0")
+        if max(weights) > LARGEST_RATIO * min(weights):
+            raise UserError(
+                f"synthesize.class_weights: {max(weights):g} is more than {LARGEST_RATIO:,} times another "
+                f"class's {min(weights):g}; give 0 to a class that you do not want"
+            )
 
     @property
     def class_weights(self) -> tuple[float, ...] | None:
@@ -189,6 +200,19 @@ def parse(
 def gives_recipe(arguments: Sequence[str]) -> bool:
     """Whether a command line names a recipe."""
     return any(argument.partition("=")[0] == "--recipe" for argument in arguments)
+
+
+def name_of(arguments: Sequence[str], otherwise: str | None = None) -> str:
+    """The name that a command line's recipe will have: `--name`, or the recipe's that `--recipe` names.
+
+    `otherwise`: of the settings that are taken without `--recipe`. Raises UserError for no recipe.
+    """
+    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    picker.add_argument("--name")
+    given = picker.parse_known_args(arguments)[0].name
+    if given or (otherwise and not gives_recipe(arguments)):
+        return str(given or otherwise)
+    return str(recipes.read(_chosen_recipe(arguments))["name"])
 
 
 def _chosen_recipe(arguments: Sequence[str]) -> str:

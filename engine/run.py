@@ -12,9 +12,9 @@ from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import DEFAULT
+from engine.recipe import name_of
 from engine.report.table import results_table
-from engine.run_folder import check, run_to_resume, settings_to_resume
+from engine.run_folder import by_hash, check, run_to_resume, settings_to_resume
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
@@ -25,7 +25,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    begun = run_to_resume(arguments, f"runs/{DEFAULT}")
+    begun = run_to_resume(arguments, f"runs/{name_of(arguments)}")
     recipe, options = prepared(
         parser,
         arguments,
@@ -43,7 +43,7 @@ def command(arguments: Sequence[str]) -> None:
         from engine.auto_batch.settling import settled_batches
 
         recipe = settled_batches(recipe, print)
-    check(folder, recipe, resume=options.resume)
+    check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
 
     try:

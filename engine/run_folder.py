@@ -3,11 +3,13 @@
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
 from engine.errors import UserError
+from engine.provenance import KEYS
 from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
 from engine.run_record import RunRecord, sha256_of
 from export.locks import exclusive_if_free
@@ -24,6 +26,8 @@ LOCK = ".lock"
 
 OF_MACHINE = ("compute.", "tensorrt.", "feed.kind:", "feed.threads:")
 """How the settings begin that say where and how to compute, not what."""
+OF_NUMBERS = ("precision", "runtime_precision", "kernels", "compile")
+"""Of compute: what decides the numbers on any machine."""
 
 
 def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] = ()) -> None:
@@ -75,6 +79,21 @@ def run_to_resume(arguments: Sequence[str], default: str) -> Path | None:
 def settings_to_resume(folder: Path | None, arguments: Sequence[str]) -> dict[str, Any] | None:
     """The settings of the run in `folder`; None without one, or if `--recipe` names others to compare."""
     return None if folder is None or gives_recipe(arguments) else own_settings(folder)
+
+
+def without_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that say where to compute, which another machine settles for itself."""
+    kept = {name: value for name, value in settings.items() if name != "tensorrt"}
+    compute, feed = settings.get("compute", {}), settings.get("feed", {})
+    kept["compute"] = {name: compute[name] for name in OF_NUMBERS if name in compute}
+    kept["feed"] = {name: value for name, value in feed.items() if name not in ("kind", "threads")}
+    return kept
+
+
+def by_hash(folder: Path) -> tuple[str, ...]:
+    """How the settings begin that name files which the run's record has by hash: a copy will do."""
+    weights = RunRecord.read(folder).weights
+    return tuple(f"{KEYS[part]}:" for part, fact in weights.items() if part in KEYS and fact["sha256"])
 
 
 def require_agreement(folder: Path, recipe: Recipe, *, free: tuple[str, ...]) -> None:
@@ -133,9 +152,10 @@ def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     """Writes what the run is made with and the recipe as resolved: from now on the folder is a run."""
     from engine.files import replacing
 
-    record.write(folder)
+    record = replace(record, student_sha256=RunRecord.read(folder).student_sha256)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
+    record.write(folder)
 
 
 def save_student(folder: Path, network: "nn.Module") -> None:
@@ -144,7 +164,8 @@ def save_student(folder: Path, network: "nn.Module") -> None:
 
     from engine.files import replacing
 
-    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    # each tensor by itself: safetensors refuses those that share memory, as tied layers do
+    state = {name: value.cpu().clone().contiguous() for name, value in network.state_dict().items()}
     with replacing(folder / STUDENT) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     RunRecord.read(folder).write_student(folder, folder / STUDENT)

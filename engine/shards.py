@@ -7,7 +7,7 @@ from typing import Any
 from engine.bank.names import MANIFEST, shard_name
 from engine.bank.storage import absolute, open_storage
 from engine.bank.writer import BankWriter, require_new
-from engine.coverage import coverage_warning
+from engine.coverage import MORE_SHARDS, coverage_warning
 from engine.errors import FailedShardsError
 from engine.monitor.opening import open_observers
 from engine.monitor.view import View
@@ -37,7 +37,7 @@ def generate(
     """
     view = View()
     view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
-    if warning := coverage_warning(recipe, shards):
+    if warning := coverage_warning(recipe, shards, MORE_SHARDS):
         view.say(warning)
     if not resume:
         require_new(url)

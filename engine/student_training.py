@@ -44,7 +44,7 @@ class StudentTraining:
         each bank, by default as all are.
         """
         self.config: DistillConfig = recipe.distill
-        self.num_classes = len(recipe.class_names)
+        self.wanted = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.class_names)]
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
         self.progress, self.scalars, self.shares = progress, scalars, shares
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -88,13 +88,13 @@ class StudentTraining:
         return self.index.add(spans, bank=bank)
 
     def warn_of_missing_classes(self) -> None:
-        """Say how many classes the images so far leave out, if any."""
-        labels = np.unique(self.index.labels(slice(None)))
-        missing = self.num_classes - len(labels)
+        """Say how many classes of weight above 0 the images so far leave out, if any."""
+        counts = np.bincount(self.index.labels(slice(None)), minlength=len(self.wanted))
+        missing = int((np.array(self.wanted) & (counts == 0)).sum())
         if missing:
             self.progress.say(
-                f"warning: the banks have no images of {missing:,} of {self.num_classes:,} classes,"
-                " and the student learns nothing of them; engine.generate --resume --shards N makes more"
+                f"warning: the banks have no images of {missing:,} of {sum(self.wanted):,} classes,"
+                " and the student learns nothing of them; add a bank with more shards"
             )
 
     def announce(self) -> None:

@@ -14,7 +14,7 @@ many classes: a count that is expected to be a few, or none, is skewed."""
 NEAR, DECIDED = 0.1, 0.25
 """Shares of the way from chance to full agreement: what is still near chance; how far the errors may reach,
 or else there are too few images to say anything."""
-_SOURCES = "take more synthesize.steps, or a lower synthesize.w_bn"
+_SOURCES = "raise synthesize.steps, lower synthesize.w_bn, or check teacher.mean and teacher.std"
 _VARIATIONS = (
     "take another augment.prior, augment.class_condition text, a lower augment.strength, "
     "or augment.method none"

@@ -15,12 +15,13 @@ BAR = 40
 def card(manifest: Manifest, stats: Stats) -> bytes:
     """The card of a bank; the same bank has the same card."""
     header = manifest.header
+    coverage = stats.coverage(header.wanted_classes)
     sections = [
         _front_matter(header, stats.images),
         _what(manifest, stats),
         "## Made with\nThe licences of these apply to the images.\n" + "\n".join(_bullets(header.facts)),
         _counts(stats),
-        f"## Kept images by class\n{stats.coverage[0].upper()}{stats.coverage[1:]}.\n"
+        f"## Kept images by class\n{coverage[0].upper()}{coverage[1:]}.\n"
         + _kept(header.class_names, stats.kept_by_class.tolist()),
         "## Similarity to the source image, all and kept\n" + _similarity(stats),
         _opening(header),

@@ -34,6 +34,13 @@ class Header:
     facts: dict[str, Any]
     """Of the teacher, the priors and their licences: for the card."""
 
+    @property
+    def wanted_classes(self) -> list[bool]:
+        """[C]: whether the recipe asks for images of the class; all of them in a merged bank."""
+        synthesize = self.recipe.get("synthesize")
+        weights = (synthesize.get("class_weights") if isinstance(synthesize, Mapping) else None) or {}
+        return [weights.get(name, 1.0) > 0 for name in self.class_names]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

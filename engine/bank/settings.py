@@ -7,13 +7,16 @@ from typing import Any
 from engine.bank.manifest import Header
 from engine.errors import UserError
 
+OTHER_COMMAND = "one of engine.run and engine.generate made it, and this is the other"
+"""The only difference that is not among the settings."""
+
 
 def require_same_settings(url: str, stored: Header, new: Header) -> None:
     if stored.settings_sha256 != new.settings_sha256:
         recipe, facts = (json.loads(json.dumps(part)) for part in (new.recipe, new.facts))
         difference = first_difference(stored.facts, facts) or first_difference(stored.recipe, recipe)
         raise UserError(
-            f"--resume: {url} was made with other settings: {difference or 'they differ'};"
+            f"--resume: {url} was made with other settings: {difference or OTHER_COMMAND};"
             " restore that file or setting, or give another bank"
         )
     for name in ("class_names", "image_size", "channels", "codec", "quality"):

@@ -1,6 +1,7 @@
 """The counts of a shard, and their sums."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -47,13 +48,14 @@ class Stats:
         bins = np.zeros(len(EDGES) - 1, np.int64)
         return cls(0, 0, np.zeros(num_classes, np.int64), bins, bins, 0, 0)
 
-    @property
-    def coverage(self) -> str:
-        """How many classes have kept images, in a few words."""
-        classes, covered = len(self.kept_by_class), int((self.kept_by_class > 0).sum())
-        if covered == classes:
-            return f"all {classes:,} classes have images"
-        return f"warning: {classes - covered:,} of {classes:,} classes have no images"
+    def coverage(self, wanted: Sequence[bool]) -> str:
+        """How many of the wanted classes, [C], have kept images, in a few words."""
+        missing = int((np.array(wanted, np.bool_) & (self.kept_by_class == 0)).sum())
+        count = sum(wanted)
+        unwanted = f" of weight above 0 ({len(wanted) - count:,} have 0)" if count < len(wanted) else ""
+        if missing:
+            return f"warning: {missing:,} of {count:,} classes{unwanted} have no images"
+        return f"all {count:,} classes{unwanted} have images"
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))

@@ -39,7 +39,7 @@ def _pixels(about: Mapping[str, Any], images: NDArray[np.uint8]) -> NDArray[np.f
 def _opened(about: Mapping[str, Any], folder: Path, threads: int) -> Run:
     name, output = about["input"]["name"], about["output"]["name"]
     path = str(folder / about.get("graph", about["file"]))
-    if about["runtime"] == "openvino" or about["precision"] == "bf16":
+    if about["runtime"] == "openvino" or (about["runtime"] == "tensorrt" and about["precision"] == "bf16"):
         return _in_openvino(path, name, output, {**_stand_in(), **about["options"]}, threads)
     import onnxruntime
 

@@ -75,7 +75,7 @@ def check(
     """
     about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     given = torch.from_numpy(call(about, folder, sample.images, threads, run))
-    wanted = logits_of(config, sample.images)
+    wanted = logits_of(config, sample.images, name)
     return Check(
         parity=compare({"logits": wanted}, {"logits": given}, precision),
         top1_agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
@@ -86,13 +86,15 @@ def check(
 
 
 @torch.no_grad()
-def logits_of(config: ClassifierConfig, images: NDArray[np.uint8], rows: int = 32) -> Tensor:
+def logits_of(
+    config: ClassifierConfig, images: NDArray[np.uint8], section: str = "student", rows: int = 32
+) -> Tensor:
     """float32 [N, classes] of RGB images uint8 [N, 3, H, W], by the network in torch.
 
     The images are normalized here, apart from the code that exported graphs are made from: the network is
     loaded with a mean of 0 and a standard deviation of 1.
     """
-    classifier = load_classifier(replace(config, mean=(0.0,), std=(1.0,)), "student")
+    classifier = load_classifier(replace(config, mean=(0.0,), std=(1.0,)), section)
     pixels = images.astype(np.float64) / 255
     if config.in_channels == 1:
         grey = np.tensordot(pixels, np.asarray(WEIGHTS_OF_GREY), (1, 0))

@@ -16,9 +16,16 @@ from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
-from engine.provenance import CLIP, KEYS, PRIOR, TEACHER, require_same_weights
+from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
 from engine.recipe import Recipe, gives_recipe, parse
-from engine.run_folder import BANK, OF_MACHINE, own_settings, require_agreement, require_student
+from engine.run_folder import (
+    BANK,
+    OF_MACHINE,
+    by_hash,
+    own_settings,
+    require_agreement,
+    require_student,
+)
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags, spelled_out
 
@@ -47,7 +54,7 @@ def command(arguments: Sequence[str]) -> None:
         "--network",
         metavar="NAMES",
         help=f"comma-separated: {', '.join(GROUPS)}; clip is the filter's and an image-variation prior's"
-        f" (default: {DEFAULT}; with --run: student)",
+        f" (default: those of {DEFAULT} that the recipe has; with --run: student)",
     )
     parser.add_argument(
         "--run", metavar="DIR", help="the folder of a finished run: its settings, its student"
@@ -63,7 +70,7 @@ def command(arguments: Sequence[str]) -> None:
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, record.factories)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
-    names = _networks(options.network or ("student" if run else DEFAULT), recipe)
+    names = _networks(options.network or ("student" if run else _default(recipe)), recipe)
     student = None
     if run and own:
         _require_run(run, own, record, recipe, names)
@@ -101,11 +108,17 @@ def _require_run(
     run: Path, own: Mapping[str, Any], record: RunRecord, recipe: Recipe, names: Sequence[str]
 ) -> None:
     """Refuses settings, and files of the networks, that are not the run's."""
-    known = [key for part, key in KEYS.items() if (record.weights.get(part) or {}).get("sha256")]
-    require_agreement(run, recipe, free=(*FREE, *(f"{key}:" for key in known)))
+    require_agreement(run, recipe, free=(*FREE, *by_hash(run)))
     parts = sorted({PARTS.get(name, PRIOR) for name in names if name != "student"})
     fix = "restore it, or export without --run"
     require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
+
+
+def _default(recipe: Recipe) -> str:
+    """The frozen networks that the recipe has."""
+    clip, prior = bool(recipe.filter.model), bool(recipe.augment.prior)
+    has = {"teacher": True, "clip": clip or prior, "unet": prior, "vae": prior}
+    return ",".join(name for name in DEFAULT.split(",") if has[name])
 
 
 def _networks(given: str, recipe: Recipe) -> list[str]:
@@ -149,7 +162,7 @@ def _export(
         require(place)
     networks = Networks(recipe, place.runtime, student)
     found, reason = read_images(images, recipe.evaluate, ROWS)
-    if reason:
+    if reason and run is None:  # a run's model is compared on images of its bank
         _say(reason)
     real = RealInputs(found, networks) if found else None
     exported = Exported(target=f"{place.runtime} {place.precision}", proofs={}, handed_over={})

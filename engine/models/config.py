@@ -29,8 +29,8 @@ class ClassifierConfig:
     starts from random weights."""
 
     weights_key: str | None = None
-    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if several of different
-    numbers fit the network."""
+    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if the file holds several that
+    fit, such as raw and EMA weights."""
 
     num_classes: int = 10
     """Classes, the width of the logits."""
@@ -48,8 +48,8 @@ class ClassifierConfig:
     """Divides the image after the mean is subtracted: one number a channel, or one for all."""
 
     output: str | int | None = None
-    """Which entry of what the network returns holds the logits, if it returns several that may: a key such as
-    logits, an index such as 0, or a dotted path of these."""
+    """Where the logits are, if the network returns several tensors that could be: a key such as logits, an index
+    such as 0, or a dotted path of these."""
 
     feature: str | None = None
     """Path of the submodule whose output is the feature map before pooling; by default the network's own
@@ -92,7 +92,7 @@ def require_named(
         if not is_factory(config.name) or config.name in named:
             continue
         known = (remembered or {}).get(section)
-        if known is None or known.name != config.name:
+        if known is None or known.name != config.name or not known.files:
             raise UserError(
                 f"{section}.name: '{config.name}' is code, which a file alone may not run; "
                 f"name it on the command line: --{section}.name {config.name}"

@@ -31,6 +31,8 @@ class Factory:
                 return cls(name=name, files={})
             if spec.has_location and spec.origin:
                 path = Path(spec.origin).resolve()
+                if not path.is_file():  # inside an archive
+                    return cls(name=name, files={})
                 files[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
             places = spec.submodule_search_locations
         return cls(name=name, files=files)
@@ -40,9 +42,11 @@ class Factory:
         for path, sha256 in self.files.items():
             found = now.files.get(path)
             if found != sha256:
-                state = "which Python does not find there now" if found is None else "which has changed since"
-                hashes = "" if found is None else f" (sha256 {sha256[:12]}, now {found[:12]})"
-                return f"{path}, {state}{hashes}"
+                if found is not None:
+                    return f"{path}, which has changed since (sha256 {sha256[:12]}, now {found[:12]})"
+                if Path(path).is_file():
+                    return f"{path}, which is not on Python's path here (set PYTHONPATH)"
+                return f"{path}, which is not there any more"
         other = next((path for path in now.files if path not in self.files), None)
         return other and f"{other}, which is another file"
 

@@ -61,7 +61,8 @@ def fit(
             "save the state_dict()"
         )
     if key is not None:
-        named = [c for c in candidates if c.name == key or c.name.startswith(f"{key}.")]
+        named = [c for c in candidates if c.name == key]
+        named = named or [c for c in candidates if c.name.startswith(f"{key}.")]
         if not named:
             raise UserError(
                 f"{section}.weights_key: '{file}' has no weights under '{key}'; it has {_list(candidates)}"

@@ -208,8 +208,18 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         classifier.output = logits_path(output, config, section, len(images))
         logits: Tensor = entry(output, classifier.output)
         require_logits(logits, lambda: classifier(images), config, section)
+        _require_independent(logits, classifier(images[:1]), config, section)
         decide_memory_format(classifier, size)
     return logits
+
+
+def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig, section: str) -> None:
+    """Refuse a network whose logits for the first image, [1, C], are others when it comes alone."""
+    if alone.isfinite().all() and (alone - logits[:1]).norm() > 1e-2 * logits[:1].norm() + 1e-6:
+        raise UserError(
+            f"{section}.name: {config.name} gives an image other logits alone than among others, or each time "
+            "others; remove what depends on the batch or on chance in eval mode from its forward"
+        )
 
 
 def _probe_images(size: int) -> Tensor:

@@ -47,7 +47,7 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
     if len(fitting) > 1:
         raise UserError(
             f"{section}.output is not set, and several entries of what {config.name} returns may be the "
-            f"logits: {described(output)}; name theirs, e.g. --{section}.output {next(iter(fitting))}"
+            f"logits: {described(output)}; say which, e.g. --{section}.output {next(iter(fitting))}"
         )
     return next(iter(fitting.values()))
 

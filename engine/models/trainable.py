@@ -23,12 +23,12 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
     """
     try:
         try:
-            output, path, reached = _trained(classifier, image_size)
+            output, path, reached, cut_off = _trained(classifier, image_size)
         except Exception:  # whatever a foreign forward makes of strides
             if classifier.memory_format == torch.contiguous_format:
                 raise
             classifier.memory_format = torch.contiguous_format
-            output, path, reached = _trained(classifier, image_size)
+            output, path, reached, cut_off = _trained(classifier, image_size)
     except Exception as error:  # the network may be anyone's
         raise UserError(
             f"{section}.name: {classifier.name} runs on {image_size}x{image_size} images but cannot be "
@@ -45,25 +45,68 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
             f"{section}.name: {classifier.name} cannot be trained: no parameter gets a gradient from its "
             "logits; remove torch.no_grad() or detach() from its forward"
         )
+    if cut_off:
+        raise UserError(
+            f"{section}.name: {len(cut_off)} layers of {classifier.name} run but get no gradient "
+            f"(`{cut_off[0]}`), so they would stay random; remove torch.no_grad() or detach() from its "
+            "forward"
+        )
     classifier.output_in_training = path
 
 
-def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int]]:
-    """What the network gives in train mode, the path to the logits in it, and the parameters they train."""
+def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int], list[str]]:
+    """What the network gives in train mode, the path to the logits in it, and the parameters they train.
+
+    Last the layers that run and that nothing of the output trains.
+    """
     images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
     images = images.to(memory_format=classifier.memory_format)
     with _put_back(classifier), torch.enable_grad():
         classifier.to(memory_format=classifier.memory_format)
         by_eval = _reached(classifier.eval()(images), classifier)
-        output: Any = classifier.train().network(classifier.adapted(images))
+        with _running(classifier.train()) as ran:
+            output: Any = classifier.network(classifier.adapted(images))
         path = _path(output, classifier, by_eval)
-        return output, path, set() if path is None else _reached(entry(output, path), classifier)
+        reached = set() if path is None else _reached(entry(output, path), classifier)
+        return output, path, reached, _cut_off(output, classifier, ran)
+
+
+@contextmanager
+def _running(module: nn.Module) -> Iterator[set[nn.Module]]:
+    """Collects the submodules that run inside."""
+    ran: set[nn.Module] = set()
+    handles = [one.register_forward_hook(lambda one, *_: ran.add(one)) for one in module.modules()]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cut_off(output: object, classifier: Classifier, ran: set[nn.Module]) -> list[str]:
+    """Of the layers that ran, those with parameters of their own of which no output trains one."""
+    reached: set[int] = set()
+    for _, _, tensor in entries(output):
+        if tensor.is_floating_point():
+            reached |= _reached(tensor, classifier)
+    numbers = {parameter: number for number, parameter in enumerate(classifier.parameters())}
+    own = {path: _numbers(layer, numbers) for path, layer in classifier.named_modules() if layer in ran}
+    return [path.removeprefix("network.") for path, mine in own.items() if mine and not mine & reached]
+
+
+def _numbers(layer: nn.Module, numbers: dict[nn.Parameter, int]) -> set[int]:
+    return {numbers[one] for one in layer._parameters.values() if one is not None}
 
 
 @contextmanager
 def _put_back(module: nn.Module) -> Iterator[None]:
     training, wanted = module.training, [parameter.requires_grad for parameter in module.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
     module.requires_grad_(True)  # as in training
     try:
         with torch.random.fork_rng(devices=[]):
@@ -72,8 +115,9 @@ def _put_back(module: nn.Module) -> Iterator[None]:
         module.train(training).to(memory_format=torch.contiguous_format)
         for parameter, value in zip(module.parameters(), wanted, strict=True):
             parameter.requires_grad_(value)
-        for buffer, before in buffers:
+        for owner, name, buffer, before in buffers:
             buffer.data.copy_(before)
+            owner._buffers[name] = buffer  # a forward may have put another in its place
 
 
 def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPath | None:

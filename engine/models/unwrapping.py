@@ -21,16 +21,16 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
     A SyncBatchNorm becomes a BatchNorm of one process: training over ranks has statistics of its own.
     """
+    plain: dict[nn.Module, nn.Module] = {}  # a layer in two places stays one
     network = _inside(network)
     for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            inside = _inside(child)
-            if inside is not child:
-                module._modules[name] = inside
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = _inside(child)
     for module in list(network.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in module._modules.items():
             if type(child) is nn.SyncBatchNorm:
-                module._modules[name] = _without_sync(child)
+                module._modules[name] = plain.setdefault(child, _without_sync(child))
     return _without_sync(network) if type(network) is nn.SyncBatchNorm else network
 
 

@@ -31,7 +31,7 @@ def status(url: str) -> str:
     manifest = read_manifest(storage)
     try:
         stats = total_stats(storage, manifest)
-    except (ValueError, LookupError, FileNotFoundError) as error:
+    except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
         raise UserError(
             f"{url}: the counts of a shard are missing or damaged ({error});"
             f" python -m engine.bank verify {url} names every bad shard"
@@ -92,7 +92,7 @@ def _classes(manifest: Manifest, stats: Stats) -> Iterator[str]:
     names = [one_line(name) for name in manifest.header.class_names]
     counts = stats.kept_by_class
     shown = np.arange(len(names))
-    title = f"kept images by class ({stats.coverage})"
+    title = f"kept images by class ({stats.coverage(manifest.header.wanted_classes)})"
     if len(names) > CLASSES:
         order = np.argsort(-counts, kind="stable")
         shown = np.concatenate([order[: CLASSES // 2], order[-CLASSES // 2 :]])

@@ -15,8 +15,7 @@ def results_table(summary: Summary, folder: Path) -> Table:
         "test accuracy": summary.accuracy_reason
         or f"teacher {_percent(summary.teacher_top1)}, student {_percent(summary.student_top1)}",
         "agreement": _percent(summary.agreement),
-        "images": f"{summary.images_synthesized} synthesized, {summary.images_augmented} augmented,"
-        f" {summary.images_accepted} accepted ({_percent(summary.acceptance_rate)})",
+        "images": _images(summary),
         "label agreement": ", ".join(
             f"{gate.replace('_', ' ')} {_percent(share)}"
             for gate, share in (
@@ -25,6 +24,7 @@ def results_table(summary: Summary, folder: Path) -> Table:
                 ("after_clip", summary.label_agreement["after_clip"]),
                 ("after", summary.label_agreement["after"]),
             )
+            if share is not None
         ),
         "seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary.seconds_by_stage.items()),
         "whole run": f"{clock(summary.wall_seconds)} on {summary.device} in {summary.precision},"
@@ -36,6 +36,15 @@ def results_table(summary: Summary, folder: Path) -> Table:
     for what, value in rows.items():
         table.add_row(what, value)
     return table
+
+
+def _images(summary: Summary) -> str:
+    if not summary.images_augmented:
+        return f"{summary.images_synthesized} synthesized, no variations"
+    return (
+        f"{summary.images_synthesized} synthesized, {summary.images_augmented} augmented,"
+        f" {summary.images_accepted} accepted ({_percent(summary.acceptance_rate)})"
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -36,9 +36,9 @@ class DistillConfig:
     class_balance: bool = True
     """Draw a class first, then one of its images, so that rare classes weigh as much as frequent ones."""
     flip: bool = True
-    """Mirror half of the images; false for digits, text and other images whose sides have a meaning."""
+    """Mirror half of the images; false for digits, text and other images in which left and right matter."""
     crop_padding: int = 4
-    """Zeros around an image that its random crop may reach into; 0: no crop."""
+    """Pixels of zero padding for the random crop; 0: no crop."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")

@@ -51,7 +51,7 @@ def classes_covered(
 
 def _weighted(places: np.ndarray, weights: Sequence[float], seed: int) -> np.ndarray:
     """Return the class at each place, int64 [N]: a golden-ratio sequence over the classes' shares."""
-    ends = np.cumsum(weights)
+    ends = np.cumsum(np.divide(weights, max(weights)))
     points = places.astype(np.uint64) * GOLDEN + np.uint64(derive_seed(seed, "labels"))
     shares = (points >> np.uint64(11)).astype(np.float64) / 2**53  # in [0, 1), exact
     return np.searchsorted(ends, shares * ends[-1], side="right").clip(max=_last(weights))

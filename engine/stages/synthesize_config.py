@@ -37,9 +37,9 @@ class SynthesizeConfig:
     lr: float = 1e-3
     """Learning rate of Adam (betas 0.5, 0.999) over the generator's weights and z."""
     flip: bool | None = None
-    """Mirror half of the images before the teacher sees them; null: as `distill.flip`."""
+    """Mirror half of the images before the teacher sees them; null: same as `distill.flip`."""
     crop_padding: int | None = None
-    """Zeros around an image that its random crop may reach into, 0: none; null: as `distill.crop_padding`."""
+    """Pixels of zero padding for the teacher's random crop, 0: no crop; null: same as `distill.crop_padding`."""
 
     def views(self, *, otherwise: Views) -> Views:
         """What the teacher sees of an image; `otherwise` where it is not set here."""

@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from engine.coverage import planned_coverage
+from engine.coverage import MORE_SHARDS, planned_coverage
 from engine.progress import clock
 from engine.recipe import Recipe
 from engine.workers.plan import Sample
@@ -20,7 +20,7 @@ def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None)
         table.add_row(str(count), clock(seconds), f"{devices * seconds / 3600:.2f}", f"{pace:.1f}")
     warning = sample.agreements.warning
     warnings = [f"warning: {warning}"] if warning else []
-    size, coverage = _size(sample, shards), planned_coverage(recipe, shards)
+    size, coverage = _size(sample, shards), planned_coverage(recipe, shards, MORE_SHARDS)
     return Group(size, coverage, table, _basis(sample, recipe), *warnings)
 
 

@@ -4,25 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from engine.coverage import coverage_warning, planned_coverage
+from engine.coverage import MORE_SHARDS, coverage_warning, planned_coverage
 from engine.errors import UserError
 from engine.recipe import load_recipe
 
 
 def test_all_classes(recipe: Path) -> None:
-    assert planned_coverage(load_recipe(str(recipe)), 2) == (
+    assert planned_coverage(load_recipe(str(recipe)), 2, MORE_SHARDS) == (
         "classes: all 3 get images, 4.0 synthesized each on average"
     )
-    assert coverage_warning(load_recipe(str(recipe)), 2) is None
+    assert coverage_warning(load_recipe(str(recipe)), 2, MORE_SHARDS) is None
 
 
 def test_missing_classes_and_how_many_batches_would_do(recipe: Path) -> None:
     small = load_recipe(str(recipe), {"synthesize.batch_size": 2})
-    assert coverage_warning(small, 1) == (
+    assert coverage_warning(small, 1, MORE_SHARDS) == (
         "warning: 2 synthesized images cover 2 of 3 classes, and the student learns nothing of the others;"
-        " make 2 or more batches of 2"
+        " give more --shards (2 batches cover all)"
     )
-    assert coverage_warning(small, 2) is None
+    assert coverage_warning(small, 2, MORE_SHARDS) is None
 
 
 def test_weights_by_class_name(recipe: Path) -> None:
@@ -31,7 +31,7 @@ def test_weights_by_class_name(recipe: Path) -> None:
     weighted = load_recipe(str(recipe), {"synthesize.class_weights": {first: 3, second: 0}})
     assert weighted.class_weights == (3.0, 0.0, 1.0)
     assert plain.class_weights is None
-    assert planned_coverage(weighted, 2).startswith("classes: all 2 get images")
+    assert planned_coverage(weighted, 2, MORE_SHARDS).endswith("each on average (1 with weight 0 get none)")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def test_weights_by_class_name(recipe: Path) -> None:
             {"nothing like it": 1.0},
             "synthesize.class_weights: no class 'nothing like it'; give names of class_names",
         ),
+        ({0: 3.0}, "synthesize.class_weights: 0 is not text; write the class in quotes"),
         ({"0": -1.0}, "synthesize.class_weights: '0' has -1.0; give 0 or more"),
         ("many", "synthesize.class_weights must be a mapping of names, each to a number or null, got 'many'"),
     ],

@@ -266,7 +266,7 @@ def test_logits_are_found_in_what_the_network_returns(
             "several",
             None,
             r"^student\.output is not set, and several .* `logits` \[4, 10\], `log` \[4, 10\], `image` .*; "
-            r"name theirs, e\.g\. --student\.output logits$",
+            r"say which, e\.g\. --student\.output logits$",
         ),
         ("in_a_dict", "scores", r"^student\.output is 'scores', but .* returns `logits` \[4, 10\], `image`"),
         ("in_a_dict", "image", r"^student\.num_classes is 10, but .* gives `logits` \[4, 10\], `image`"),
