@@ -12,16 +12,16 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
 
     `more`: how the user asks for more batches.
     """
-    size, weights = recipe.synthesize.batch_size, recipe.class_weights
-    wanted = len(recipe.class_names) if weights is None else sum(weight > 0 for weight in weights)
+    size, weights, classes = recipe.synthesize.batch_size, recipe.class_weights, len(recipe.class_names)
+    wanted = classes if weights is None else sum(weight > 0 for weight in weights)
     covered = classes_covered(
-        batches, batch_size=size, num_classes=len(recipe.class_names), seed=recipe.seed, weights=weights
+        batches, batch_size=size, num_classes=classes, seed=recipe.seed, weights=weights
     )
     if covered == wanted:
-        return (
-            f"classes: all {wanted:,} get images, {batches * size / wanted:,.1f} synthesized each on average"
-        )
-    enough = "more" if weights is not None else f"{-(-wanted // size):,} or more"
+        each = batches * size / wanted
+        left_out = f" ({classes - wanted:,} of weight 0 get none)" if wanted < classes else ""
+        return f"classes: all {wanted:,} get images, {each:,.1f} synthesized each on average{left_out}"
+    enough = f" ({-(-wanted // size):,} batches cover all)" if weights is None else ""
     return (
         f"warning: {batches * size:,} synthesized images cover {covered:,} of {wanted:,} classes, and the"
         f" student learns nothing of the others; {more}{enough}"

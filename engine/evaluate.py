@@ -24,9 +24,7 @@ def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m engine.evaluate", description=__doc__, exit_on_error=False)
     parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--root", metavar="DIR", help="folder of the test set's files (default: the run's)")
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="test set: fashion-mnist or none (default: the run's)"
-    )
+    parser.add_argument("--dataset", metavar="NAME", help="fashion-mnist or none (default: the run's)")
     for section in ("teacher", "student"):
         parser.add_argument(
             f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"

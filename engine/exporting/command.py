@@ -70,7 +70,8 @@ def command(arguments: Sequence[str]) -> None:
     require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, record.factories)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
-    names = _networks(options.network or ("student" if run else _default(recipe)), recipe)
+    given = options.network or ("student" if run else None)
+    names = _networks(given, recipe) if given else _all_networks(recipe)
     student = None
     if run and own:
         _require_run(run, own, record, recipe, names)
@@ -114,11 +115,11 @@ def _require_run(
     require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
 
 
-def _default(recipe: Recipe) -> str:
+def _all_networks(recipe: Recipe) -> list[str]:
     """The frozen networks that the recipe has."""
     clip, prior = bool(recipe.filter.model), bool(recipe.augment.prior)
-    has = {"teacher": True, "clip": clip or prior, "unet": prior, "vae": prior}
-    return ",".join(name for name in DEFAULT.split(",") if has[name])
+    has = {"clip": clip, IMAGE_ENCODER: prior, "unet": prior, "vae_encoder": prior, "vae_decoder": prior}
+    return [name for name in _networks(DEFAULT, recipe) if has.get(name, True)]
 
 
 def _networks(given: str, recipe: Recipe) -> list[str]:

@@ -29,8 +29,8 @@ class ClassifierConfig:
     starts from random weights."""
 
     weights_key: str | None = None
-    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if the file holds several that
-    fit, such as raw and EMA weights."""
+    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if the file holds several
+    that fit, such as raw and EMA weights."""
 
     num_classes: int = 10
     """Classes, the width of the logits."""
@@ -48,8 +48,8 @@ class ClassifierConfig:
     """Divides the image after the mean is subtracted: one number a channel, or one for all."""
 
     output: str | int | None = None
-    """Where the logits are, if the network returns several tensors that could be: a key such as logits, an index
-    such as 0, or a dotted path of these."""
+    """Where the logits are, if the network returns several tensors that could be: a key such as logits, an
+    index such as 0, or a dotted path of these."""
 
     feature: str | None = None
     """Path of the submodule whose output is the feature map before pooling; by default the network's own

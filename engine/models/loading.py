@@ -16,7 +16,7 @@ from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
 from engine.models.torch_file import first_line
-from engine.models.trainable import require_trainable
+from engine.models.trainable import buffers_put_back, require_trainable
 from engine.models.unwrapping import unwrapped, without_wrapper_parts
 from engine.models.weights import read_weights
 from engine.paths import resolve
@@ -192,7 +192,7 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
     size = config.image_size
     images = _probe_images(size)
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
-    with _evaluating(classifier), torch.no_grad():
+    with _evaluating(classifier), buffers_put_back(classifier), torch.no_grad():
         try:
             output, _ = forward_with_features(classifier, images, paths)
         except UserError as error:
@@ -217,8 +217,8 @@ def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig
     """Refuse a network whose logits for the first image, [1, C], are others when it comes alone."""
     if alone.isfinite().all() and (alone - logits[:1]).norm() > 1e-2 * logits[:1].norm() + 1e-6:
         raise UserError(
-            f"{section}.name: {config.name} gives an image other logits alone than among others, or each time "
-            "others; remove what depends on the batch or on chance in eval mode from its forward"
+            f"{section}.name: the logits that {config.name} gives an image in eval mode depend on the other "
+            "images of the batch, or on chance; remove what makes them from its forward"
         )
 
 

@@ -45,7 +45,7 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
             f"{section}.name: {classifier.name} cannot be trained: no parameter gets a gradient from its "
             "logits; remove torch.no_grad() or detach() from its forward"
         )
-    if cut_off:
+    if cut_off and section == "student":  # which alone begins with random weights
         raise UserError(
             f"{section}.name: {len(cut_off)} layers of {classifier.name} run but get no gradient "
             f"(`{cut_off[0]}`), so they would stay random; remove torch.no_grad() or detach() from its "
@@ -101,20 +101,28 @@ def _numbers(layer: nn.Module, numbers: dict[nn.Parameter, int]) -> set[int]:
 @contextmanager
 def _put_back(module: nn.Module) -> Iterator[None]:
     training, wanted = module.training, [parameter.requires_grad for parameter in module.parameters()]
+    module.requires_grad_(True)  # as in training
+    try:
+        with buffers_put_back(module), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        module.train(training).to(memory_format=torch.contiguous_format)
+        for parameter, value in zip(module.parameters(), wanted, strict=True):
+            parameter.requires_grad_(value)
+
+
+@contextmanager
+def buffers_put_back(module: nn.Module) -> Iterator[None]:
+    """After what runs inside, all buffers are the same tensors with the same values as before."""
     buffers = [
         (owner, name, buffer, buffer.clone())
         for owner in module.modules()
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
-    module.requires_grad_(True)  # as in training
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
-        module.train(training).to(memory_format=torch.contiguous_format)
-        for parameter, value in zip(module.parameters(), wanted, strict=True):
-            parameter.requires_grad_(value)
         for owner, name, buffer, before in buffers:
             buffer.data.copy_(before)
             owner._buffers[name] = buffer  # a forward may have put another in its place

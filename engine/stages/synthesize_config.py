@@ -39,7 +39,7 @@ class SynthesizeConfig:
     flip: bool | None = None
     """Mirror half of the images before the teacher sees them; null: same as `distill.flip`."""
     crop_padding: int | None = None
-    """Pixels of zero padding for the teacher's random crop, 0: no crop; null: same as `distill.crop_padding`."""
+    """Pixels of zero padding for the crop that the teacher sees; null: same as `distill.crop_padding`."""
 
     def views(self, *, otherwise: Views) -> Views:
         """What the teacher sees of an image; `otherwise` where it is not set here."""

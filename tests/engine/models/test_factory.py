@@ -56,6 +56,6 @@ def test_one_that_is_found_elsewhere_or_nowhere_must_be_named_again(
     for path in module.parent.glob("*.py"):
         (first / "my_package" / path.name).write_bytes(path.read_bytes())
     monkeypatch.syspath_prepend(first)
-    with pytest.raises(UserError, match="which Python does not find there now"):
+    with pytest.raises(UserError, match="which is not on Python's path here"):
         require(remembered)
     assert factories({"student": "nowhere_to_be_found:make"}) == {}

@@ -239,6 +239,29 @@ class Flattened(Net):
         return super().forward(x).mean(0, keepdim=True)
 
 
+class PartlyFrozen(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x).detach().mean((2, 3)))
+
+
+class Moving(Net):
+    """Its forward puts another tensor in the place of a buffer."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = 0.9 * self.seen + x.detach().mean()
+        return super().forward(x)
+
+
+class AmongOthers(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits - logits.mean(0)
+
+
 class OneValue(Net):
     """InstanceNorm of a single value, which fails in train mode alone."""
 
@@ -256,6 +279,8 @@ class OneValue(Net):
         (Unlearning, "cannot be trained: no parameter gets a gradient from its logits; remove torch.no_grad"),
         (OneImage, "runs on one image but not on four .*; its forward must take any batch"),
         (Flattened, r"gives \[1, 3\] for four images, not \[4, 3\]; its forward must take any batch"),
+        (PartlyFrozen, r"4 layers of .* run but get no gradient \(`body"),
+        (AmongOthers, "depend on the other images of the batch, or on chance"),
         (OneValue, "runs on 12x12 images but cannot be trained on them"),
     ],
 )
@@ -263,6 +288,11 @@ def test_a_student_that_cannot_be_trained_is_refused_in_one_line(kind: type[Net]
     with pytest.raises(UserError, match=rf"^student\.name: .*{message}") as raised:
         build_classifier(config(lambda k, c: kind(k, c, lambda module: module)), "student")
     assert "\n" not in str(raised.value)
+
+
+def test_the_probe_leaves_buffers_as_they_were() -> None:
+    built = build_classifier(config(lambda k, c: Moving(k, c, lambda module: module)), "student")
+    assert built.network.seen.tolist() == [0.0]
 
 
 class InPlace(nn.Module):
