@@ -161,7 +161,11 @@ def test_a_run_is_found_by_the_name_of_its_recipe(
 def test_a_damaged_record_is_named(begun: Path) -> None:
     assert asdict(RunRecord.read(begun))["shares"] == [0.25, 0.75]
     assert RunRecord.read(begun / "nowhere") == RunRecord()
-    wrong = [{"weights": []}, {"weights": {"teacher": {"sha256": 5}}}, {"weights": {"teacher": None}}]
+    wrong: list[dict[str, Any]] = [
+        {"weights": []},
+        {"weights": {"teacher": {"sha256": 5}}},
+        {"weights": {"teacher": None}},
+    ]
     wrong += [{"student_sha256": 5}, {"banks": {"a": "b"}}, {"shares": 3}]
     others = [json.dumps({"factories": {}, **fields}) for fields in wrong]
     for text in (*others, "{", "[]", '{"factories": {"student": 3}}', '{"factories": {}, "more": 1}'):
