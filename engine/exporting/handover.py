@@ -25,9 +25,6 @@ from engine.runtime.opening import open_graph
 from engine.runtime.place import Place
 from export.spec import NetworkSpec
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""OpenVINO's names of precisions."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HandOver:
@@ -101,7 +98,10 @@ def _write_model(folder: Path, name: str, graph: Graph, engine: Path | None, pla
     if engine is None:
         return {"file": f"{name}.onnx"}
     shutil.copyfile(engine / ENGINE, folder / f"{name}.engine")
-    return {"file": f"{name}.engine", "graph": f"{name}.onnx"}
+    files = {"file": f"{name}.engine", "graph": f"{name}.onnx"}
+    if place.tensorrt.refit == "stripped":
+        files["refit"] = "the engine has no weights; refit it from the graph before use"
+    return files
 
 
 def _opened(spec: NetworkSpec, graph: Graph, place: Place) -> Run | None:
@@ -142,6 +142,7 @@ def _described(
         "batch": {"min": batch.min, "tuned": batch.opt, "max": batch.max if is_engine else None},
         "normalization": {
             "inside": True,
+            "note": "the model applies mean and std itself; give it pixels in the input's range",
             "mean": _per_channel(config.mean, config.in_channels),
             "std": _per_channel(config.std, config.in_channels),
             "grey": list(LUMA) if config.in_channels == 1 else None,
@@ -159,6 +160,8 @@ def _described(
 def _options(place: Place) -> dict[str, str]:
     """What the runtime must be told to compute as it did for the proof."""
     if place.runtime == "openvino":
+        from engine.runtime.openvino import HINTS
+
         return {"INFERENCE_PRECISION_HINT": HINTS[place.precision]}
     if place.runtime == "onnxruntime":
         on_gpu = place.device.type == "cuda"

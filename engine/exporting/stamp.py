@@ -14,6 +14,7 @@ from engine.models.factory import is_factory
 from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
 from engine.recipe import Recipe
+from engine.run_record import sha256_of
 from engine.stages.filter_config import LOCAL_DIR
 
 CLASSIFIERS = ("teacher", "student")
@@ -79,7 +80,7 @@ class Stamp:
             whole = all((folder / entry).is_dir() for proof in proofs.values() for entry in proof["entries"])
             handed_over = {name: str(noted["handed_over"][name]) for name in proofs if name in CLASSIFIERS}
             given = noted["given"]
-            whole = whole and all(_sha256(folder / path) == sha256 for path, sha256 in given.items())
+            whole = whole and all(sha256_of(folder / path) == sha256 for path, sha256 in given.items())
             exported = Exported(target=str(noted["target"]), proofs=proofs, handed_over=handed_over)
             return exported if same and whole else None
         except (OSError, ValueError, LookupError, TypeError):
@@ -89,10 +90,10 @@ class Stamp:
         """After a whole export."""
         if self.files is None:
             return
-        files = {str(path): {"stat": _stat(path), "sha256": _sha256(path)} for path in self.files}
+        files = {str(path): {"stat": _stat(path), "sha256": sha256_of(path)} for path in self.files}
         handed_over = [folder / given for given in exported.handed_over.values()]
         paths = [path for given in handed_over for path in sorted(given.iterdir())]
-        given = {str(path.relative_to(folder)): _sha256(path) for path in paths}
+        given = {str(path.relative_to(folder)): sha256_of(path) for path in paths}
         with replacing(folder / self.name) as part:
             noted = {"files": files, "given": given, **asdict(exported)}
             part.write_text(json.dumps(noted), encoding="utf-8")
@@ -122,18 +123,13 @@ def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path
 
 
 def _unchanged(path: Path, note: dict[str, Any]) -> bool:
-    return _stat(path) == note["stat"] or _sha256(path) == note["sha256"]
+    return _stat(path) == note["stat"] or sha256_of(path) == note["sha256"]
 
 
 def _stat(path: Path) -> list[int]:
     """Changes with every write; the time of the inode's change cannot be set back."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _code_hash() -> str:
