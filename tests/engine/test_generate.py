@@ -180,4 +180,4 @@ def test_a_teacher_that_sees_no_labels_in_the_images_is_reported(
     assert len(warnings) == 2, "after the first shard and in the end"
     for line in warnings:
         assert "of 33 synthesized images, and chance is" in line
-        assert "more synthesize.steps" in line
+        assert "raise synthesize.steps" in line

@@ -78,7 +78,7 @@ def test_shards_add_up_and_sources_come_first() -> None:
     of_sources = Agreements(sources=bad, variations=bad).warning
     assert of_sources is not None
     assert "200 synthesized images, and chance is" in of_sources
-    assert "more synthesize.steps" in of_sources
+    assert "raise synthesize.steps" in of_sources
     whole = Agreements.of(rows) + Agreements.of(rows)
     assert whole.sources.images == 2 * int((rows.parents < 0).sum())
     assert whole.variations.images == 2 * int((rows.parents >= 0).sum())
