@@ -8,7 +8,7 @@ MORE_BATCHES = "raise schedule.init_batches or synthesize.batch_size"
 
 
 def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
-    """Return how many classes so many batches have, a line that starts with `warning` if some are missing.
+    """Return a line on how many classes the batches cover; it starts with `warning` if some are missing.
 
     `more`: how the user asks for more batches.
     """

@@ -15,15 +15,13 @@ from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import gives_recipe, name_of
+from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
 from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 
-NOT_TAKEN = ("compute", "tensorrt", "feed")
-"""Sections of a bank's recipe that this command settles for itself."""
 OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
 """What of a bank's recipe has no say once the images are there."""
 
@@ -108,12 +106,12 @@ def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, 
                 f"--bank {urls[0]} was merged from banks of several recipes ({difference});"
                 " give the one to train by with --recipe"
             )
-    return {name: value for name, value in recipe.items() if name not in NOT_TAKEN}
+    return {name: value for name, value in recipe.items() if name not in OF_MACHINE_SECTIONS}
 
 
 def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a bank's recipe decides of a student that is trained on the bank."""
-    taken = {name: value for name, value in recipe.items() if name not in (*NOT_TAKEN, *OF_IMAGES)}
+    taken = {name: value for name, value in recipe.items() if name not in (*OF_MACHINE_SECTIONS, *OF_IMAGES)}
     return {**taken, "teacher": {**recipe["teacher"], "weights": None}}  # compared by hash
 
 

@@ -44,8 +44,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
 
-    `named` are the factories that may be imported besides those that the run remembers. Raises UserError that
-    names the file that is missing, unreadable or not the run's.
+    `named`: factories that may be imported, in addition to those that the run remembers. Raises UserError
+    naming the file that is missing, unreadable or not the run's.
     """
     made_with, record, fix = own_settings(folder), RunRecord.read(folder), "restore that file"
     weights = str(require_student(folder, record))

@@ -19,16 +19,13 @@ from engine.compute import available_cores
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.preparing import parsed, settled_to_make
-from engine.recipe import Recipe, gives_recipe
+from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
     from engine.workers.workforce import Workforce
-
-NOT_TAKEN = ("compute", "tensorrt", "feed")
-"""Sections of a bank's recipe that do not decide its images, or only in part."""
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -67,7 +64,10 @@ def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
     if MERGED in recipe:
         return None
     compute = {name: value for name, value in recipe.get("compute", {}).items() if name in DECIDING_COMPUTE}
-    return {**{name: value for name, value in recipe.items() if name not in NOT_TAKEN}, "compute": compute}
+    return {
+        **{name: value for name, value in recipe.items() if name not in OF_MACHINE_SECTIONS},
+        "compute": compute,
+    }
 
 
 def _add_flags(parser: ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from engine.assembly import Assembly
 from engine.bank.rows import Rows
 from engine.batch import ImageBatch
 from engine.errors import OutOfMemoryError
-from engine.grey import greyed
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
 from engine.micro_batch import MicroBatch, is_out_of_memory
+from engine.models.classifier import LUMA
 from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.recipe import Recipe
@@ -251,3 +251,10 @@ def _attempted(function: Callable[[int], Made], number: int) -> Made | Exception
         return function(number)
     except Exception as error:
         return error
+
+
+def greyed(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W]: the luma of RGB images uint8 [B, 3, H, W], rounded, in three equal channels."""
+    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    luma = (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+    return luma.expand_as(images).contiguous()

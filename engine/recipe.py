@@ -32,6 +32,8 @@ DEFAULT = "fashion-mnist"
 CONFIG = "config.yaml"
 """Name, in a run's folder, of the recipe it was made with."""
 
+OF_MACHINE_SECTIONS = ("compute", "tensorrt", "feed")
+"""Sections of a bank's recipe that a later command settles for itself."""
 LARGEST_RATIO = 1_000_000
 """Of two classes' weights."""
 

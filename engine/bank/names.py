@@ -44,7 +44,7 @@ def version_1_files(number: int) -> ShardFiles:
 
 
 def shard_number(name: str) -> int | None:
-    """Of which shard a file is, None if it is of none."""
+    """Return the number of the shard that a file belongs to, None if it belongs to none."""
     stem = PurePosixPath(name).stem
     number = int(stem) if re.fullmatch(r"[0-9]{5,}", stem) else None
     return number if number is not None and name in shard_files(number) else None

@@ -46,7 +46,7 @@ def open_storage(url: str) -> "Storage":
 
 
 class Storage(ABC):
-    """A bank's folder; a name is that of a file in it, or in one of its FOLDERS: `rows/00000.parquet`."""
+    """A bank's folder. Names are of files in it or in one of its FOLDERS, such as `rows/00000.parquet`."""
 
     url: str
     token: str | None = None

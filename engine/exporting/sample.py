@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 COUNT = 128
 SHARDS = 4
-"""At most so many are read."""
+"""Read at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

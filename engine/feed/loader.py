@@ -16,7 +16,6 @@ from engine.bank.codecs import decoder
 from engine.bank.config import Codec
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
-from engine.feed.channels import as_rgb
 from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
 from engine.feed.feed import DTYPES, Feed
@@ -140,3 +139,14 @@ def _end_with_parent(_: int) -> None:
 def _unchanged(batch: Any) -> Any:
     """torch's own choice makes tensors of the draw's arrays."""
     return batch
+
+
+def as_rgb(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, H, W, 3] of uint8 [B, H, W, C] on the CPU; on `device`, to which C channels are copied."""
+    if device.type == "cpu" and images.shape[3] == 1:
+        grey = images.numpy()[..., 0]
+        rgb = torch.empty((*grey.shape, 3), dtype=torch.uint8)
+        for channel in range(3):  # three times as fast as torch's expand
+            rgb.numpy()[..., channel] = grey
+        return rgb
+    return images.to(device, non_blocking=True).expand(-1, -1, -1, 3).contiguous()

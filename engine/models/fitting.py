@@ -116,7 +116,7 @@ def _candidates(
     candidates = []
     for prefix in whole or [nearest]:
         inner = tuple(longer for longer in whole if len(longer) > len(prefix))
-        beside = [key for key in bare if key.startswith(prefix) and not key.startswith(inner)]
+        around = [key for key in bare if key.startswith(prefix) and not key.startswith(inner)]
         candidates.append(
             Candidate(
                 name=".".join(filter(None, (name, prefix[:-1]))) or TOP,
@@ -124,7 +124,7 @@ def _candidates(
                 missing=[wanted[key] for key in required if prefix + key not in bare],
                 unexpected=[
                     bare[key]
-                    for key in beside
+                    for key in around
                     if key.removeprefix(prefix) not in wanted and _is_float(found[bare[key]])
                 ],
             )

@@ -19,7 +19,7 @@ _MUST_BE_UNSET = (
 
 
 def vae_fault(vae: Mapping[str, Any], channels: int) -> str | None:
-    """Of an autoencoder, if it cannot serve a UNet that takes so many channels."""
+    """Of an autoencoder, if it cannot serve a UNet that takes `channels` channels."""
     name, made = vae.get("_class_name"), vae.get("latent_channels", 4)
     if name not in AUTOENCODERS:
         return f"is of a {name}; put an {' or '.join(AUTOENCODERS)} in its place"

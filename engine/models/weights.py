@@ -1,4 +1,4 @@
-"""Reading a file of weights, whatever it holds beside them."""
+"""Reading a file of weights, whatever else it holds."""
 
 from pathlib import Path
 

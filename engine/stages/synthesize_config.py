@@ -42,7 +42,7 @@ class SynthesizeConfig:
     """Pixels of zero padding for the crop that the teacher sees; null: same as `distill.crop_padding`."""
 
     def views(self, *, otherwise: Views) -> Views:
-        """What the teacher sees of an image; `otherwise` where it is not set here."""
+        """What the teacher sees of an image; `otherwise`: if it is not set here."""
         return Views(
             flip=otherwise.flip if self.flip is None else self.flip,
             crop_padding=otherwise.crop_padding if self.crop_padding is None else self.crop_padding,

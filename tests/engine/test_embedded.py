@@ -22,6 +22,8 @@ from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 
+pytestmark = pytest.mark.timeout(600)  # the default recipe takes 217 s on two cores with AVX2 alone
+
 ASSETS = PROJECT_ROOT / "assets" / "fashion-mnist"
 
 

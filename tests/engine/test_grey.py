@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.grey import greyed
+from engine.generation import greyed
 
 
 def test_grey_is_the_rounded_luma_and_stays_what_it_is() -> None:

@@ -75,6 +75,7 @@ def test_table_shows_the_results() -> None:
     text = _shown(DONE)
     for part in ("93.21%", "87.65%", "90.12%", "600 accepted (75.00%)", "after clip 60.00%"):
         assert part in text
+    assert "after -" not in text, "what was not measured is left out"
     for part in ("synthesize 61.0", "1:15 on cpu in bf16", "runs/x"):
         assert part in text
 
