@@ -17,8 +17,8 @@ from engine.preparing import prepared
 from engine.progress import Progress
 from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
 from engine.report.table import results_table
-from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
-from engine.run_record import RunRecord
+from engine.training.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
+from engine.training.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 
@@ -60,7 +60,7 @@ def command(arguments: Sequence[str]) -> None:
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if ranks.is_main():
         check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
-    from engine.distillation import distill
+    from engine.training.from_banks import distill
 
     try:
         with Progress() as progress:

@@ -12,8 +12,8 @@ from bench.feed.workload import Laid, Workload
 from engine.feed.config import FeedConfig
 from engine.feed.crops import PAD
 from engine.feed.feed import Feed
-from engine.feed.opening import open_feed
-from engine.feed.order import Order
+from engine.feed.open import open_feed
+from engine.feed.sampler import Order
 
 BATCH = 128
 THREADS = 2

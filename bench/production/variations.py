@@ -28,7 +28,7 @@ from bench.random_networks import (
 )
 from bench.stages.augment import Size, noise, prior_of
 from bench.stages.case import flops
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.models.priors import DiffusionPrior
 from engine.runtime.place import Place
 from engine.runtime.prior import open_prior

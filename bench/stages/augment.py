@@ -13,7 +13,7 @@ from bench.parity import require_alike
 from bench.published.variations import PublishedVariations
 from bench.random_networks import ENCODER_SMALL, UNET_16M, VAE_OF_4, variation_pipeline
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.models.priors import DiffusionPrior
 from engine.paths import resolve
 from engine.runtime.place import Place

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.bank.fingerprint import Fingerprint
-from engine.files import replacing
+from engine.atomic import replacing
 from export.locks import exclusive
 
 

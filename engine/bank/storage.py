@@ -16,7 +16,7 @@ from engine.bank.fingerprint import DamagedError, Fingerprint
 from engine.bank.local_copy import local_copy
 from engine.bank.names import FOLDERS
 from engine.errors import UserError
-from engine.files import replacing
+from engine.atomic import replacing
 from export.locks import exclusive_if_free
 from export.sealed import fsync
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.feed.order import Draw
+from engine.feed.sampler import Draw
 from kernels.crop_flip import crop_flip
 
 

@@ -16,7 +16,7 @@ from engine.feed.cropping import cropped
 from engine.feed.dali_pipeline import DaliPipeline
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.index import Index
-from engine.feed.order import Draw, Order
+from engine.feed.sampler import Draw, Order
 from engine.feed.tars import Bytes, Tars, damaged
 
 _AHEAD = 2

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.feed.order import Draw
+from engine.feed.sampler import Draw
 from engine.feed.tars import Bytes
 
 _KEPT = 8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.feed.batch import FeedBatch
 from engine.feed.index import Index
-from engine.feed.order import Draw, Order
+from engine.feed.sampler import Draw, Order
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.feed.hashing import UInt, hashed
-from engine.feed.permutation import permuted
+from engine.feed.shuffle import permuted
 from engine.feed.runs import Runs
 
 Int = npt.NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from engine.curves import Curves
+from engine.training.curves import Curves
 from engine.errors import UserError
 from engine.workers.tally import Tally
 

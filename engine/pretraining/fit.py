@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.files import replacing
+from engine.atomic import replacing
 
 
 @dataclass(frozen=True, kw_only=True)

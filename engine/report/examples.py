@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from engine.batch import ImageBatch
-from engine.report.grid import save_grid
+from engine.stages.batch import ImageBatch
+from engine.training.examples import save_grid
 from engine.stages.filter import Verdict
 
 ROWS, COLUMNS = 20, 10

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from engine.files import replacing
+from engine.atomic import replacing
 
 FILE_NAME = "summary.json"
 

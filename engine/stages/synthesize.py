@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw

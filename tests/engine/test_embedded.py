@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator, resolved
 from engine.datasets import fashion_mnist

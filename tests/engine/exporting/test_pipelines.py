@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.cli import main
 from engine.errors import UserError
 from engine.exporting.command import command
-from engine.exporting.images import RealInputs
+from engine.exporting.real_inputs import RealInputs
 from engine.exporting.networks import Networks
 from engine.models.pipeline_folder import PipelineFolder
 from engine.models.text_to_image import load_text_to_image

@@ -3,7 +3,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.feed.index import Index
-from engine.feed.order import Order
+from engine.feed.sampler import Order
 from engine.feed.runs import Runs
 from tests.engine.feed.spans import index_of, spans
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.batch import ImageBatch
-from engine.micro_batch import MicroBatch
+from engine.stages.batch import ImageBatch
+from engine.stages.micro_batch import MicroBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.micro_batch import MicroBatch
+from engine.stages.micro_batch import MicroBatch
 from engine.runtime import artifacts
 from engine.runtime.executable import Executable
 from engine.runtime.onnxruntime import OnnxExecutable

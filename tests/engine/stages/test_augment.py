@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.priors import DiffusionPrior, load_clip, load_prior
 from engine.runtime.prior import OpenPrior, open_prior

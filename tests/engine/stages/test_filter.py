@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier
 from engine.models.frozen import frozen

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from engine.exporting.stamp import Stamp
+from engine.exporting.up_to_date import Stamp
 from engine.recipe import load_recipe
 
 

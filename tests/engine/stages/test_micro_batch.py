@@ -10,7 +10,7 @@ import torch
 
 from engine.cli import main
 from engine.errors import OutOfMemoryError, UserError
-from engine.micro_batch import MicroBatch, is_out_of_memory
+from engine.stages.micro_batch import MicroBatch, is_out_of_memory
 from export.errors import ExportError
 
 GPU_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 512.00 MiB free."
@@ -221,7 +221,7 @@ def run(x):
 RUN_OUT = """
 import resource
 import numpy as np
-from engine.micro_batch import is_out_of_memory
+from engine.stages.micro_batch import is_out_of_memory
 {runtime}
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
@@ -249,7 +249,7 @@ def test_the_error_of_a_runtime_that_finds_no_memory_is_recognised(runtime: str)
 REAL = """
 import resource, sys
 import torch
-from engine.micro_batch import MicroBatch
+from engine.stages.micro_batch import MicroBatch
 
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

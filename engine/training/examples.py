@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from engine.files import replacing
+from engine.atomic import replacing
 
 CELL = 96  # pixels; smaller images are enlarged by a whole factor up to about this side
 FRAME, GAP, CAPTION, MARGIN, FONT_SIZE = 4, 10, 18, 14, 12

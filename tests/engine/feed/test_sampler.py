@@ -7,9 +7,9 @@ import pytest
 from engine.errors import UserError
 from engine.feed.crops import PAD
 from engine.feed.index import Index
-from engine.feed.order import Draw, Order
+from engine.feed.sampler import Draw, Order
 from tests.engine.feed.spans import index_of, spans
-from tests.engine.feed.test_permutation import chi_square
+from tests.engine.feed.test_shuffle import chi_square
 
 KINDS: dict[str, dict[str, Any]] = {
     "uniform": {},

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.feed import config, opening
+from engine.feed import config, open
 from engine.feed.config import FeedConfig
 from engine.feed.dali import DaliFeed
 from engine.feed.index import Index
-from engine.feed.loader import TorchFeed
+from engine.feed.torch_loader import TorchFeed
 
 
 @pytest.fixture(params=["nvidia", "nvidia.dali"])
@@ -37,11 +37,11 @@ def test_without_dali_auto_takes_torch_and_dali_is_refused() -> None:
 @pytest.mark.parametrize(("kind", "expected"), [("dali", DaliFeed), ("torch", TorchFeed)])
 def test_opens_the_kind(kind: Any, expected: type) -> None:
     shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "channels": 3, "batch_size": 4}
-    feed = opening.open_feed(FeedConfig(kind=kind), Index(), device=torch.device("cpu"), **shape)
+    feed = open.open_feed(FeedConfig(kind=kind), Index(), device=torch.device("cpu"), **shape)
     with feed:
         assert type(feed) is expected
 
 
 def test_dali_is_imported_only_where_it_is_opened() -> None:
-    code = "import sys, engine.feed.opening; assert 'nvidia.dali' not in sys.modules"
+    code = "import sys, engine.feed.open; assert 'nvidia.dali' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

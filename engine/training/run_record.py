@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.files import replacing
+from engine.atomic import replacing
 from engine.models.factory import Factory, factories, read_factories
 from engine.recipe import Recipe
 

@@ -11,7 +11,7 @@ from engine import recipes
 from engine.errors import UserError
 from engine.provenance import KEYS
 from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
-from engine.run_record import RunRecord, sha256_of
+from engine.training.run_record import RunRecord, sha256_of
 from export.locks import exclusive_if_free
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _is_used(folder: Path, *, resume: bool) -> bool:
 
 def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     """Writes what the run is made with and the recipe as resolved: from now on the folder is a run."""
-    from engine.files import replacing
+    from engine.atomic import replacing
 
     record = replace(record, student_sha256=RunRecord.read(folder).student_sha256)
     with replacing(folder / CONFIG) as temporary:
@@ -162,7 +162,7 @@ def save_student(folder: Path, network: "nn.Module") -> None:
     """Writes the student's weights, whole or not at all, and their hash into the run's record."""
     from safetensors.torch import save_file
 
-    from engine.files import replacing
+    from engine.atomic import replacing
 
     # each tensor by itself: safetensors refuses those that share memory, as tied layers do
     state = {name: value.cpu().clone().contiguous() for name, value in network.state_dict().items()}

@@ -7,7 +7,7 @@ from engine.feed.config import FeedConfig, settled
 from engine.feed.dali import DaliFeed
 from engine.feed.feed import Feed
 from engine.feed.index import Index
-from engine.feed.loader import TorchFeed
+from engine.feed.torch_loader import TorchFeed
 
 
 def open_feed(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import checkpoint
+from engine.training import checkpoint
 from engine.bank.__main__ import command as look_after
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter
@@ -16,7 +16,7 @@ from engine.cli import main
 from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate
-from engine.run_folder import alone
+from engine.training.run_folder import alone
 from tests.engine.bank import tiny
 from tests.tiny_recipe import write_recipe
 
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_the_shards_it_was_begun_with(
     arguments = ["--recipe", str(recipe), "--out", str(bank), "--shards"]
     assert main(generate, [*arguments, "2"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("engine.student_training.StudentTraining.steps", interrupt)
+        patch.setattr("engine.training.trainer.StudentTraining.steps", interrupt)
         assert distill([bank], out) == 130
     assert main(generate, [*arguments, "3", "--resume"]) == 0
     assert distill([bank], out, "--resume") == 0

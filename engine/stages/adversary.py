@@ -5,18 +5,20 @@ images on which the head fails: images the student does not know well yet.
 """
 
 from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.frozen import frozen
 from engine.models.generator import redraw
 from engine.seeding import generator
+from typing import NamedTuple
+from torch import Tensor
+from kernels.kd_loss import kd_loss
+
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,3 +105,11 @@ class RotationAdversary:
 def _pooled(feature: Tensor) -> Tensor:
     """[B, D, h, w] -> float32 [B, D]."""
     return feature.float().mean((2, 3))
+
+
+def kl_adversarial(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-KL(student || teacher), mean over the batch, in float32: low where the two disagree.
+
+    Logits [B, C]; gradients flow to both.
+    """
+    return -kd_loss(teacher_logits, student_logits, temperature=1.0).total

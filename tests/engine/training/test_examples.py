@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.report.grid import CAPTION, FRAME, GAP, KEPT, MARGIN, PAPER, REJECTED, save_grid
+from engine.training.examples import CAPTION, FRAME, GAP, KEPT, MARGIN, PAPER, REJECTED, save_grid
 
 SCALE = 3  # 32 pixels shown as 96
 STEP_X, STEP_Y = 96 + 2 * FRAME + GAP, 96 + 2 * FRAME + CAPTION + GAP

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from engine.errors import UserError
-from engine.files import replacing
+from engine.atomic import replacing
 
 FILE = "state.pt"
 

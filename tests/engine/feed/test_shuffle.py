@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.feed.hashing import hashed
-from engine.feed.permutation import permuted
+from engine.feed.shuffle import permuted
 
 
 def shuffle(size: int, seed: int) -> np.ndarray:

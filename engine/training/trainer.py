@@ -11,10 +11,10 @@ from torch import Tensor
 from engine.assembly import Pair
 from engine.bank.config import Codec
 from engine.bank.rows import Spans
-from engine.curves import Curves
+from engine.training.curves import Curves
 from engine.feed.index import Index
-from engine.feed.opening import open_feed
-from engine.feed.order import Order
+from engine.feed.open import open_feed
+from engine.feed.sampler import Order
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.distill import Distiller

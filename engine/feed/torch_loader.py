@@ -20,7 +20,7 @@ from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.index import Index, Spots
-from engine.feed.order import Draw, Order
+from engine.feed.sampler import Draw, Order
 from engine.feed.tars import Bytes, Tars, damaged
 
 
