@@ -17,10 +17,17 @@ from engine.preparing import prepared
 from engine.progress import Progress
 from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
 from engine.report.table import results_table
-from engine.training.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
-from engine.training.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
+from engine.training.run_folder import (
+    OF_MACHINE,
+    by_hash,
+    check,
+    run_to_resume,
+    settings_to_resume,
+    without_machine,
+)
+from engine.training.run_record import RunRecord
 
 OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
 """What of a bank's recipe has no say once the images are there."""

@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from engine.training import checkpoint
 from engine.assembly import Assembly, assemble
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import Header
@@ -21,7 +20,6 @@ from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
 from engine.coverage import MORE_BATCHES, coverage_warning
-from engine.training.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
 from engine.models.frozen import frozen
@@ -30,14 +28,23 @@ from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
 from engine.recipe import Recipe
 from engine.report.examples import Examples
-from engine.training.summary import summarize
 from engine.report.summary import Summary
-from engine.training.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
-from engine.training.run_record import RunRecord
 from engine.schedule import Synthesis, Training
-from engine.stages.adversary import kl_adversarial
-from engine.stages.adversary import RotationAdversary
+from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary
+from engine.training import checkpoint
+from engine.training.curves import Curves
+from engine.training.run_folder import (
+    BANK,
+    CHECKPOINTS,
+    SCALARS,
+    VARIATIONS,
+    alone,
+    commit_config,
+    save_student,
+)
+from engine.training.run_record import RunRecord
+from engine.training.summary import summarize
 from engine.training.trainer import StudentTraining
 
 

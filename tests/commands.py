@@ -189,7 +189,6 @@ def serve() -> None:
     import open_clip  # noqa: F401
     import transformers  # noqa: F401
 
-    from engine import distill, generate, run, shards
     from engine.training import from_banks  # noqa: F401
 
     with contextlib.suppress(ImportError):

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.bank.fingerprint import Fingerprint
 from engine.atomic import replacing
+from engine.bank.fingerprint import Fingerprint
 from export.locks import exclusive
 
 

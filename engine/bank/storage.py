@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engine.atomic import replacing
 from engine.bank.fingerprint import DamagedError, Fingerprint
 from engine.bank.local_copy import local_copy
 from engine.bank.names import FOLDERS
 from engine.errors import UserError
-from engine.atomic import replacing
 from export.locks import exclusive_if_free
 from export.sealed import fsync
 

@@ -12,15 +12,22 @@ from engine.auto_batch.auto import with_default_batches
 from engine.compute import settled
 from engine.errors import UserError
 from engine.exporting.report import record as record_proofs
-from engine.exporting.up_to_date import Exported, Stamp
 from engine.exporting.table import report_table
+from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
 from engine.recipe import Recipe, gives_recipe, parse
-from engine.training.run_folder import BANK, OF_MACHINE, by_hash, own_settings, require_agreement, require_student
-from engine.training.run_record import RunRecord
 from engine.short_flags import add_short_flags, spelled_out
+from engine.training.run_folder import (
+    BANK,
+    OF_MACHINE,
+    by_hash,
+    own_settings,
+    require_agreement,
+    require_student,
+)
+from engine.training.run_record import RunRecord
 
 REPORT = "parity.json"
 IMAGE_ENCODER = "image_encoder"
@@ -141,9 +148,9 @@ def _export(
     import torch
 
     from engine.exporting.handover import HandOver
-    from engine.exporting.real_inputs import RealInputs, read_images
     from engine.exporting.networks import Networks
     from engine.exporting.parity import ROWS, prove
+    from engine.exporting.real_inputs import RealInputs, read_images
     from engine.exporting.sample import sample_of
     from engine.runtime.opening import require
     from engine.runtime.place import open_place

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.exporting.up_to_date import Exported
 from engine.atomic import replacing
+from engine.exporting.up_to_date import Exported
 
 
 def record(path: Path, exported: Exported, say: Callable[[str], None]) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.feed.hashing import UInt, hashed
-from engine.feed.shuffle import permuted
 from engine.feed.runs import Runs
+from engine.feed.shuffle import permuted
 
 Int = npt.NDArray[np.int64]
 

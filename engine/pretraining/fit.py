@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UserError
 from engine.atomic import replacing
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

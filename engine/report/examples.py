@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from engine.stages.batch import ImageBatch
-from engine.training.examples import save_grid
 from engine.stages.filter import Verdict
+from engine.training.examples import save_grid
 
 ROWS, COLUMNS = 20, 10
 

@@ -5,20 +5,19 @@ images on which the head fails: images the student does not know well yet.
 """
 
 from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.frozen import frozen
 from engine.models.generator import redraw
 from engine.seeding import generator
-from typing import NamedTuple
-from torch import Tensor
 from kernels.kd_loss import kd_loss
-
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
-from engine.stages.sync_batch_norm import BatchNormOverRanks
 from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
+from engine.stages.sync_batch_norm import BatchNormOverRanks
 from engine.stages.trained import Trained, averaged
 
 

@@ -60,7 +60,5 @@ def distillation_loss(
     return DistillationLoss(loss.total + w_feature * feature, loss.kl, ce, feature.detach())
 
 
-
-
 def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

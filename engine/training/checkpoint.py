@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from engine.errors import UserError
 from engine.atomic import replacing
+from engine.errors import UserError
 
 FILE = "state.pt"
 

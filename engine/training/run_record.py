@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
 from engine.atomic import replacing
+from engine.errors import UserError
 from engine.models.factory import Factory, factories, read_factories
 from engine.recipe import Recipe
 

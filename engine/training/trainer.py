@@ -11,7 +11,6 @@ from torch import Tensor
 from engine.assembly import Pair
 from engine.bank.config import Codec
 from engine.bank.rows import Spans
-from engine.training.curves import Curves
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Order
@@ -19,6 +18,7 @@ from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
+from engine.training.curves import Curves
 
 
 class StudentTraining:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.training import checkpoint
 from engine.atomic import replacing
+from engine.training import checkpoint
 
 
 def test_contents_then_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

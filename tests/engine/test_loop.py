@@ -25,11 +25,11 @@ from engine.loop import run as run_loop
 from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
-from engine.training import summary
 from engine.run import command
-from engine.training.run_folder import alone
 from engine.seeding import derive_seed
 from engine.stages.distill import Distiller
+from engine.training import summary
+from engine.training.run_folder import alone
 from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 

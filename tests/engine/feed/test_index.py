@@ -3,8 +3,8 @@ import pytest
 
 from engine.errors import UserError
 from engine.feed.index import Index
-from engine.feed.sampler import Order
 from engine.feed.runs import Runs
+from engine.feed.sampler import Order
 from tests.engine.feed.spans import index_of, spans
 
 

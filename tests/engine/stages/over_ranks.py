@@ -21,9 +21,9 @@ from engine.models.features import forward_with_features
 from engine.models.wide_resnet import WideResNet
 from engine.ranks import leave
 from engine.seeding import generator
-from engine.stages.sync_batch_norm import BatchNormOverRanks
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
+from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 BATCH, SIZE, CLASSES, STEPS = 8, 8, 4, 30
 

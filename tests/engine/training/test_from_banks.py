@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from engine.training import checkpoint
 from engine.bank.__main__ import command as look_after
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter
@@ -16,6 +15,7 @@ from engine.cli import main
 from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate
+from engine.training import checkpoint
 from engine.training.run_folder import alone
 from tests.engine.bank import tiny
 from tests.tiny_recipe import write_recipe
