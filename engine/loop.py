@@ -11,11 +11,8 @@ from torch import nn
 
 from engine.assembly import Assembly, assemble
 from engine.bank.agreement import Agreements
-from engine.bank.manifest import Header
-from engine.bank.names import MANIFEST
-from engine.bank.reader import BankReader
-from engine.bank.settings import require_same_settings
-from engine.bank.snapshot import require_snapshot, snapshot
+from engine.bank.manifest import MANIFEST, Header, require_same_settings
+from engine.bank.reader import BankReader, require_snapshot, snapshot
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
@@ -27,13 +24,12 @@ from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
 from engine.recipe import Recipe
-from engine.report.examples import Examples
-from engine.report.summary import Summary
 from engine.schedule import Synthesis, Training
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint
 from engine.training.curves import Curves
+from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,
     CHECKPOINTS,
@@ -44,7 +40,7 @@ from engine.training.run_folder import (
     save_student,
 )
 from engine.training.run_record import RunRecord
-from engine.training.summary import summarize
+from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTraining
 
 

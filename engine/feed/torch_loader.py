@@ -15,10 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from engine.bank.codecs import decoder
 from engine.bank.config import Codec
 from engine.errors import UserError
-from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
-from engine.feed.cropping import cropped
-from engine.feed.feed import DTYPES, Feed
+from engine.feed.feed import DTYPES, Feed, FeedBatch, cropped
 from engine.feed.index import Index, Spots
 from engine.feed.sampler import Draw, Order
 from engine.feed.tars import Bytes, Tars, damaged

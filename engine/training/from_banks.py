@@ -10,8 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from engine.assembly import assemble_pair
-from engine.bank.reader import BankReader
-from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
+from engine.bank.reader import BankReader, Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
 from engine.compute import open_accelerator
 from engine.datasets.config import check_test_set
@@ -20,7 +19,6 @@ from engine.progress import Progress
 from engine.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
 from engine.ranks import from_main, leave
 from engine.recipe import CONFIG, Recipe, differences
-from engine.report.summary import Summary
 from engine.schedule import ScheduleConfig
 from engine.training import checkpoint
 from engine.training.curves import Curves
@@ -34,7 +32,7 @@ from engine.training.run_folder import (
     save_student,
 )
 from engine.training.run_record import RunRecord
-from engine.training.summary import summarize
+from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTraining
 
 

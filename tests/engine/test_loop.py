@@ -281,10 +281,10 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
 
     monkeypatch.setattr(Distiller, "train", counting_train)
     monkeypatch.setattr(summary, "load_test_set", watched_load)
-    summary = run(recipe, tmp_path / "out")
+    result = run(recipe, tmp_path / "out")
     assert looks == [6]
-    assert summary["teacher_top1"] == pytest.approx(1 / 3)
-    assert summary["accuracy_reason"] is None
+    assert result["teacher_top1"] == pytest.approx(1 / 3)
+    assert result["accuracy_reason"] is None
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
-from engine.feed.feed import DTYPES, Feed
+from engine.feed.feed import DTYPES, Feed, FeedBatch
 from engine.feed.open import open_feed
 from engine.feed.sampler import Draw, Order
 from engine.training.run_folder import alone

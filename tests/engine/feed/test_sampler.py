@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from engine.feed.crops import PAD
 from engine.feed.index import Index
 from engine.feed.sampler import Draw, Order
+from engine.feed.shuffle import PAD
 from tests.engine.feed.spans import index_of, spans
 from tests.engine.feed.test_shuffle import chi_square
 

@@ -4,8 +4,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from engine.feed.hashing import hashed
-from engine.feed.shuffle import permuted
+from engine.feed.shuffle import hashed, permuted
 
 
 def shuffle(size: int, seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.distributed import barrier, get_rank, get_world_size
 
 from engine.compute import ComputeConfig, open_accelerator
 from engine.errors import NonFiniteError
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.wide_resnet import WideResNet

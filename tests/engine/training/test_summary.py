@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.report.summary import Summary
-from engine.report.table import results_table
+from engine.training.summary import Summary, results_table
 
 DONE = Summary(
     recipe="fashion-mnist",
