@@ -1,4 +1,4 @@
-"""Files that are whole or absent, however the process ends."""
+"""Atomic writes: a file is complete or absent, however the process ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,11 @@ from export.sealed import fsync
 
 @contextmanager
 def replacing(path: Path, *, writer: str = "") -> Iterator[Path]:
-    """A temporary name beside `path` to write under; then fsynced and renamed onto it, or removed on error.
+    """Yield a temporary path in the folder of `path`; on success fsync it and rename it to `path`.
 
-    A full disk is an OSError that names `path`, whatever the library that writes says of it.
-
-    The temporary name keeps the suffix, so that writers that go by it work; it has the word `writer` in it,
-    for a file that several processes may write.
+    On an error the temporary file is removed. A full disk raises an OSError that names `path`, whatever the
+    writing library raised. The temporary name keeps the suffix, which some writers depend on. If several
+    processes may write the file, give each its own `writer` word, which becomes part of the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{writer}part{path.suffix}")

@@ -2,22 +2,22 @@
 
 
 class UserError(Exception):
-    """A mistake of the user, one line that names the field or file and the next step; exit code 2."""
+    """A mistake of the user. The message is one line: the setting or file, and the next step. Exit code 2."""
 
 
 class NonFiniteError(Exception):
-    """NaN or infinity where work cannot go on, one line that names the stage and the step; exit code 1."""
+    """NaN or infinity in a result. The message is one line: the stage and the step. Exit code 1."""
 
 
 class FailedShardsError(Exception):
-    """Shards that were given up, one line that names them; exit code 1."""
+    """Shards that failed for good. The message is one line that names them. Exit code 1."""
 
 
 class OutOfMemoryError(Exception):
-    """Memory too small for the work, one line that names the stage and the remedy; exit code 1."""
+    """Too little memory. The message is one line: the stage and the remedy. Exit code 1."""
 
 
 def more_precision(precision: str, key: str, *, otherwise: str) -> str:
-    """What helps against values that are not finite: the next precision of `key`, or `otherwise` in fp32."""
+    """Return the advice for non-finite values: a higher precision of `key`, or `otherwise` in fp32."""
     safer = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(precision)
     return f"take --{key} {safer}" if safer else otherwise

@@ -1,6 +1,6 @@
-"""Remakes the embedded assets: the teacher from the private half, the tiny priors from the public half.
+"""Train the embedded assets again: the teacher on the private half, the tiny priors on the public half.
 
-Each network continues from its last epoch in --work; finished ones are not trained again.
+Each network continues from its last epoch in --work; finished networks are not trained again.
 """
 
 import sys

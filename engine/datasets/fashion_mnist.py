@@ -1,4 +1,4 @@
-"""Fashion-MNIST as the engine sees it: 32x32 RGB, the train split cut into a private and a public half."""
+"""Fashion-MNIST as 32x32 RGB images, its train split cut into a private and a public half."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,10 +32,10 @@ class LabeledImages(NamedTuple):
 
 
 def load(split: Split, root: Path | None = None) -> LabeledImages:
-    """One split: `private` (30k, trains the teacher), `public` (30k, trains the priors) or `test` (10k).
+    """Load a split: `private` (30k, trains the teacher), `public` (30k, trains the priors) or `test` (10k).
 
-    `root` is the folder of the four idx.gz files; without it the usual places are tried.
-    Raises FileNotFoundError where the files are not there, UserError where one is not as published.
+    `root` is the folder of the four idx.gz files; None tries the usual places.
+    Raises FileNotFoundError if the files are missing, UserError if one is not as published.
     """
     image_file, label_file = files(split, root)
     grey, labels = _read_idx(image_file), _read_idx(label_file).long()
@@ -49,13 +49,13 @@ def load(split: Split, root: Path | None = None) -> LabeledImages:
 
 
 def files(split: Split, root: Path | None = None) -> tuple[Path, Path]:
-    """The image file and the label file that hold `split`. Raises FileNotFoundError where there are none."""
+    """Return the image file and the label file of `split`. Raises FileNotFoundError if they are missing."""
     folder, prefix = fashion_mnist_root(root), "t10k" if split == "test" else "train"
     return folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
 
 
 def _read_idx(path: Path) -> Tensor:
-    """An idx file of unsigned bytes (magic 0x0000_08_dd, then dd big-endian sizes)."""
+    """Read an idx file of unsigned bytes (magic 0x0000_08_dd, then dd big-endian sizes)."""
     data = read_verified(path)
     num_dims = data[3]
     shape = np.frombuffer(data, ">u4", num_dims, offset=4).astype(int)

@@ -1,4 +1,4 @@
-"""Finds the four Fashion-MNIST files, and fetches them when asked: `python -m engine.datasets.fetch`."""
+"""Find the four Fashion-MNIST files, or fetch them: `python -m engine.datasets.fetch`."""
 
 import argparse
 import gzip
@@ -31,14 +31,14 @@ PAYLOAD_SHA256 = {
 
 
 class SourceError(Exception):
-    """One source cannot give the files; the message says why, in one line."""
+    """A source that cannot provide the files; the message says why, in one line."""
 
 
 def fashion_mnist_root(root: Path | None = None) -> Path:
-    """The folder of the four idx.gz files; nothing is fetched.
+    """Return the folder of the four idx.gz files, without fetching anything.
 
-    `root`, else the folder that ENGINE_FASHION_MNIST names, else the installed Debian package, else what
-    `make data` fetched. Raises FileNotFoundError (one line, with the next step) where they are not there.
+    Looks in `root`, or in the folder that ENGINE_FASHION_MNIST names, or in the installed Debian package and
+    then where `make data` puts them. Raises FileNotFoundError (one line, with the next step) if they are missing.
     """
     named = root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
     if named:
@@ -57,14 +57,14 @@ def fashion_mnist_root(root: Path | None = None) -> Path:
 
 
 def cache_folders() -> list[Path]:
-    """Where fetched files may lie, best first: the checkout's `data/`, then the user's cache."""
+    """Return the folders that may hold fetched files: the checkout's `data/`, then the user's cache."""
     in_checkout = (PROJECT_ROOT / "pyproject.toml").is_file()
     project = [PROJECT_ROOT / "data" / "fashion-mnist"] if in_checkout else []
     return [*project, Path.home() / ".cache" / "dda-engine" / "fashion-mnist"]
 
 
 def read_verified(path: Path) -> bytes:
-    """One of the four files, uncompressed; raises UserError where it is not as published."""
+    """Return the uncompressed bytes of one of the four files. Raises UserError if it is not as published."""
     try:
         payload = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error):
@@ -77,14 +77,14 @@ def read_verified(path: Path) -> bytes:
 
 
 def from_installed_package(_scratch: Path) -> Path:
-    """The folder of the Debian package, where it is installed."""
+    """Return the folder of the Debian package if it is installed."""
     if _missing(INSTALLED_FOLDER):
         raise SourceError(f"{DEBIAN_PACKAGE} is not installed")
     return INSTALLED_FOLDER
 
 
 def from_debian_archive(scratch: Path) -> Path:
-    """Downloads the Debian package through apt and unpacks it, as any user; nothing is installed."""
+    """Download the Debian package through apt and unpack it. Any user may; nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise SourceError("no apt-get on this machine")
     if not _apt_download(scratch, []) and not _apt_download(scratch, _own_package_lists(scratch)):
@@ -95,7 +95,7 @@ def from_debian_archive(scratch: Path) -> Path:
 
 
 def from_torchvision(scratch: Path) -> Path:
-    """Downloads the files from the mirrors that torchvision knows."""
+    """Download the files from the mirrors that torchvision knows."""
     from torchvision.datasets import FashionMNIST
 
     waits = socket.getdefaulttimeout()
@@ -118,9 +118,9 @@ SOURCES: Mapping[str, Source] = {
 
 
 def fetch(folder: Path, sources: Mapping[str, Source] = SOURCES) -> str:
-    """Puts the four verified files into `folder` and returns where they came from.
+    """Put the four verified files into `folder` and return the name of their source.
 
-    Raises UserError naming a file already there that is corrupt, or every source's reason when none works.
+    Raises UserError that names a corrupt file in `folder`, or every source's failure if none works.
     """
     for path in (folder / name for name in PAYLOAD_SHA256):
         if path.exists():
@@ -147,7 +147,7 @@ def _apt_download(scratch: Path, options: list[str]) -> bool:
 
 
 def _own_package_lists(scratch: Path) -> list[str]:
-    """apt options for package lists kept in `scratch`, filled now; for machines that have none."""
+    """Download package lists into `scratch`, for machines that have none; return the apt options to use them."""
     lists, cache = scratch / "lists", scratch / "cache"
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
@@ -162,7 +162,7 @@ def _quiet(command: list[str], folder: Path) -> bool:
 
 
 def _adopt(source: Path, folder: Path) -> None:
-    """Verifies the four files of `source`, then moves each into `folder` in one step."""
+    """Verify the four files of `source`, then move each into `folder` in one step."""
     with tempfile.TemporaryDirectory(prefix=".verified-", dir=folder) as staged:
         for name in PAYLOAD_SHA256:
             read_verified(source / name)
@@ -180,7 +180,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _default_folder() -> Path:
-    """The folder in use, else the one that the environment names, else the first writable cache."""
+    """Return the folder in use, or the one that the environment names, or the first writable cache."""
     try:
         return fashion_mnist_root()
     except FileNotFoundError:
@@ -198,12 +198,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m engine.datasets.fetch",
-        description="Fetches and verifies the four Fashion-MNIST files.",
+        description="Fetch and verify the four Fashion-MNIST files.",
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="fetch into DIR (default: where the engine looks)"
     )
-    parser.add_argument("--optional", action="store_true", help="exit with 0 even where no source works")
+    parser.add_argument("--optional", action="store_true", help="exit with 0 even if no source works")
     options = parser.parse_args(arguments)
     folder = options.root or _default_folder()
     try:

@@ -1,4 +1,4 @@
-"""Trains the embedded networks in order and writes them in the formats in which real ones come."""
+"""Train the embedded networks in order and write them in the formats that real ones are published in."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ from engine.recipe import load_recipe
 
 
 def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerator, *, seed: int) -> None:
-    """The teacher sees the private half only, the priors the public half only; the card measures the teacher.
+    """Train the teacher on the private half and the priors on the public half, then write the card.
 
-    Raises FileNotFoundError where the dataset cannot be had.
+    Raises FileNotFoundError if the dataset is not on this machine.
     """
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerat
 
 
 def save_half(state: dict[str, Tensor], path: Path) -> None:
-    """Floating-point tensors in fp16, counters as they are."""
+    """Write a state dict as safetensors: floating-point tensors in fp16, counters unchanged."""
     tensors = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -56,7 +56,7 @@ def save_half(state: dict[str, Tensor], path: Path) -> None:
 def scaled_latents(
     autoencoder: AutoencoderKL, data: LabeledImages, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Latents of unit variance, float32 [N, 8, 8, 8], of the images and of their mirror images."""
+    """Return latents of unit variance, float32 [N, 8, 8, 8], of the images and of their mirror images."""
     factor = autoencoder.config.scaling_factor
     views = (data.images, data.images.flip(3))
     plain, mirrored = (encode(autoencoder, view, accelerator) * factor for view in views)
@@ -66,7 +66,7 @@ def scaled_latents(
 def save_pipeline(
     folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, pair: TowerPair
 ) -> None:
-    """A StableDiffusionImageVariationPipeline folder without safety checker; weights in fp16."""
+    """Write a StableDiffusionImageVariationPipeline folder without a safety checker; weights in fp16."""
     save_vision_tower(pair, folder)
     for name, module in (("vae", autoencoder), ("unet", unet)):
         module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)

@@ -33,7 +33,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def reconstruction_loss(autoencoder: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + MSE of the reconstruction of `images` (in [-1, 1]) + KL to N(0, 1), means over elements."""
+    """Return L1 + MSE of the reconstruction of `images` (in [-1, 1]) + KL to N(0, 1), means over elements."""
     posterior = autoencoder.encode(images).latent_dist
     latents = posterior.mean + posterior.std * noise
     decoded = autoencoder.decode(latents).sample
@@ -50,9 +50,9 @@ def train_autoencoder(
     epochs: int = 5,
     seed: int = 0,
 ) -> AutoencoderKL:
-    """Trains it, then sets `scaling_factor` so that the scaled latents have unit variance.
+    """Train in float32, then set `scaling_factor` so that the scaled latents have unit variance.
 
-    In float32: layers this small gain nothing from bf16.
+    Layers this small gain nothing from bf16.
     """
     batch_size = 64
     torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, images: Tensor, accelerator: Accelerator) -> Tensor:
-    """Posterior means, unscaled: uint8 [N, 3, 32, 32] -> float32 [N, 8, 8, 8] on the CPU."""
+    """Return the unscaled posterior means: uint8 [N, 3, 32, 32] -> float32 [N, 8, 8, 8] on the CPU."""
     rows = []
     for chunk in images.split(512):
         with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""The card of the embedded assets: what they are, what they saw, how good they are."""
+"""The card of the embedded assets: what they are, what they were trained on, how good they are."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +20,15 @@ license: apache-2.0
 ---
 # Embedded assets: Fashion-MNIST
 
-Remade by `python -m engine.pretrain`. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).
+`python -m engine.pretrain` trains them again. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).
 
 The train split of Fashion-MNIST, padded to 32x32 and shown as RGB, is cut in two once (PCG64 permutation, seed
 {split_seed}): the **private** half (30,000 images) trains the teacher and nothing else; the **public** half
-(30,000), in the role of the web images that foundation models have seen, trains the priors. The test split
-(10,000) only measures. The engine's loop reads neither half; a result made with these priors has seen the public
-half and must be named so.
+(30,000) trains the priors; it stands for the web images that foundation models have seen. The test split (10,000)
+is only used for measurements. The engine's loop reads neither half. A result made with these priors depends on the
+public half, and must say so.
 
-| file | what | trained on | parameters | figure on the test split |
+| file | network | trained on | parameters | measured on the test split |
 |---|---|---|---|---|
 | `teacher.safetensors` | WRN-16-2, one input channel | private | {teacher_parameters:,} | top-1 {teacher:.2%} |
 | `open_clip/` | open_clip CLIP: ViT and text tower | public, with class captions | {clip_parameters:,} | zero-shot top-1 {clip:.2%} |
@@ -36,15 +36,15 @@ half and must be named so.
 | `image-variation/vae` | AutoencoderKL, 32x32 to 8x8x8 | public | {vae_parameters:,} | reconstruction {psnr:.1f} dB PSNR |
 | `image-variation/unet` | UNet2DConditionModel, v-prediction, image and class token | public | {unet_parameters:,} | |
 
-Stored in fp16 (safetensors, {megabytes:.1f} MB in all), computed in fp32 or bf16. No split was used to choose a
-checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
-The length of the CLIP towers' training was settled after a look at their zero-shot figure on the test split; no
-other choice was.
+The weights are stored in fp16 (safetensors, {megabytes:.1f} MB in all) and computed in fp32 or bf16. No split was
+used to choose a checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
+The length of the CLIP towers' training is the only choice that was made after a look at the test split: at their
+zero-shot figure.
 """
 
 
 def write_card(out: Path, root: Path | None, accelerator: Accelerator) -> None:
-    """Measures the assets as they load from `out` and writes `out`/README.md."""
+    """Measure the assets as they load from `out` and write `out`/README.md."""
     test = load("test", root)
     recipe = load_recipe("fashion-mnist", {"teacher.weights": str((out / "teacher.safetensors").resolve())})
     teacher = load_classifier(recipe.teacher, "teacher")

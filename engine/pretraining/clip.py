@@ -1,10 +1,9 @@
 """The two tiny image towers and their text tower, trained together on the public half.
 
 One open_clip model (the filter) and one CLIPVisionModelWithProjection (the condition of the diffusion model)
-share a text tower, so their embeddings live in one space as those of the real pair do. Each image is pulled
-to its class caption, and to the other tower's embedding of another view of the same image: the first makes
-the class visible, the second keeps images of one class apart. In float32: layers this small gain nothing from
-bf16.
+share a text tower, so their embeddings lie in one space, as they do in the real pair. The loss pulls each image
+to its class caption, which makes the class visible, and to the other tower's embedding of another view of the
+image, which keeps images of one class apart. Training runs in float32: layers this small gain nothing from bf16.
 """
 
 import json
@@ -62,7 +61,7 @@ VISION_CONFIG = {
 
 
 class TowerPair(nn.Module):
-    """Normalised image embeddings of both towers and of the class captions, all float32 [*, EMBED_DIM]."""
+    """Both image towers and the text tower; all embeddings are unit vectors, float32 [*, EMBED_DIM]."""
 
     mean: Tensor
     std: Tensor
@@ -87,7 +86,7 @@ class TowerPair(nn.Module):
 
 
 def pair_loss(pair: TowerPair, views: tuple[Tensor, Tensor], labels: Tensor, prompt: str) -> Tensor:
-    """CE of both towers over the captions + symmetric InfoNCE between the towers (Radford et al. 2021)."""
+    """Return CE of both towers over the captions + symmetric InfoNCE of the towers (Radford et al. 2021)."""
     scale = pair.open_clip.logit_scale.exp().clamp(max=100)
     captions = pair.embed_captions(prompt)
     ours, theirs = pair.embed_open_clip(views[0]), pair.embed_vision(views[1])
@@ -109,7 +108,7 @@ def train_clip(
     epochs: int = 12,
     seed: int = 0,
 ) -> TowerPair:
-    """`cycles` times one one-cycle schedule of `epochs`, each from the weights of the one before."""
+    """Train through `cycles` one-cycle schedules of `epochs` each; every cycle starts from the last one's weights."""
     batch_size = 250
     torch.manual_seed(seed)
     pair = TowerPair().to(accelerator.device)
@@ -137,7 +136,7 @@ def train_clip(
 
 
 def save_open_clip(pair: TowerPair, folder: Path) -> None:
-    """An open_clip model folder, as `local-dir:` loads it; weights in fp16."""
+    """Write an open_clip model folder that `local-dir:` can load; weights in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(
         json.dumps(OPEN_CLIP_CONFIG, indent=2) + "\n", encoding="utf-8"
@@ -150,7 +149,7 @@ def save_open_clip(pair: TowerPair, folder: Path) -> None:
 
 
 def save_vision_tower(pair: TowerPair, folder: Path) -> None:
-    """`image_encoder/` and `feature_extractor/` of a StableDiffusionImageVariationPipeline folder; fp16."""
+    """Write the fp16 `image_encoder/` and `feature_extractor/` of an image-variation pipeline folder."""
     pair.vision.half().save_pretrained(folder / "image_encoder", safe_serialization=True)
     pair.vision.float()
     processor = CLIPImageProcessor(

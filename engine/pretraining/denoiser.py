@@ -1,7 +1,7 @@
-"""The tiny image-conditioned UNet: denoises latents [8, 8, 8] given an image and, beside it, a class token.
+"""The tiny UNet: denoises latents [8, 8, 8], conditioned on an image token and optionally a class token.
 
-Conditions are dropped at random, so that the one network serves as the published image variation (one image
-token), as the class-anchored variation (image token, class token) and as the unconditional half of guidance.
+Conditions are dropped at random, so that one network serves as the published image variation (image token),
+as the class-anchored variation (image and class token) and as the unconditional half of guidance.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,9 +53,9 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
 
 @torch.no_grad()
 def image_tokens(pair: TowerPair, images: Tensor, seed: int) -> Tensor:
-    """CLIP embeddings of the clean image and of NUM_VIEWS - 1 strong views: float32 [N, NUM_VIEWS, D].
+    """Return CLIP embeddings of the clean image and NUM_VIEWS - 1 strong views: float32 [N, NUM_VIEWS, D].
 
-    The strong views teach the UNet to read embeddings of images that look as inverted ones do.
+    The strong views teach the UNet to read embeddings of images that look like inverted ones.
     """
     rows = []
     for number, chunk in enumerate(images.split(500)):
@@ -68,12 +68,12 @@ def image_tokens(pair: TowerPair, images: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def class_tokens(pair: TowerPair) -> Tensor:
-    """What `engine.stages.augment.class_tokens` gives for the class names: float32 [C, D]."""
+    """Return the tokens of the class names as `engine.stages.augment.class_tokens` does: float32 [C, D]."""
     return pair.embed_captions(PROMPT).cpu() * EMBED_DIM**0.5
 
 
 def conditions(image: Tensor, label_token: Tensor, draw: torch.Generator) -> Tensor:
-    """Tokens [B, 1 or 2, D] with each condition dropped (zeroed) at random."""
+    """Return tokens [B, 1 or 2, D], each condition dropped (zeroed) at random."""
     batch = len(image)
     keep_image = torch.rand(batch, 1, generator=draw) >= DROP_IMAGE
     if float(torch.rand((), generator=draw)) < IMAGE_ONLY_BATCHES:
@@ -93,8 +93,10 @@ def train_denoiser(
     epochs: int = 13,
     seed: int = 0,
 ) -> UNet2DConditionModel:
-    """v-prediction MSE (Salimans and Ho 2022) over `latents`: scaled [N, 8, 8, 8] of the images and of their
-    mirror images. Returns the exponential moving average of the weights."""
+    """Train by v-prediction MSE (Salimans and Ho 2022); return the moving average of the weights.
+
+    `latents`: scaled, [N, 8, 8, 8], of the images and of their mirror images.
+    """
     batch_size = 128
     torch.manual_seed(seed)
     unet = new_unet().to(accelerator.device, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The training loop of the embedded assets: epochs over batches, one-cycle rate, a checkpoint an epoch."""
+"""The training loop of the embedded assets: one-cycle learning rate, one checkpoint per epoch."""
 
 import copy
 import time
@@ -16,7 +16,7 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How long and how fast one network is trained."""
+    """The schedule of one training."""
 
     epochs: int
     steps_per_epoch: int
@@ -36,11 +36,10 @@ def fit(
     checkpoint: Path,
     log: Callable[[str], None],
 ) -> nn.Module:
-    """Steps on every loss that `losses(epoch)` yields; continues from `checkpoint` where it exists.
-    Raises UserError where that is of other settings.
+    """Train `module` on every loss that `losses(epoch)` yields; continue from `checkpoint` if it exists.
 
-    Returns `module`, or its exponential moving average where `config.ema_decay` is set. The last epoch is
-    the result: no split is used to choose one.
+    Return `module`, or its exponential moving average if `config.ema_decay` is set. The last epoch is the
+    result: no split is used to choose one. Raises UserError if the checkpoint was made with other settings.
     """
     steps = config.epochs * config.steps_per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.max_lr, steps, pct_start=config.warmup)
@@ -83,7 +82,7 @@ def _restore(checkpoint: Path, parts: dict[str, Any], config: Fit) -> int:
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     if state["settings"] != asdict(config):
-        raise UserError(f"--work: {checkpoint} is of a training with other settings; give another --work")
+        raise UserError(f"--work: {checkpoint} was made with other settings; give another --work")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["epoch"])

@@ -1,4 +1,4 @@
-"""Strongly augmented views: what lets an encoder of clean images see a class in an inverted one."""
+"""Strongly augmented views: they teach an encoder of clean images to see the class of an inverted one."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from engine.transforms import random_crop_flip
 
 
 def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop, flip, blur, contrast, offset, noise and cut-out, drawn one an image.
+    """Return one random view of each image: crop, flip, blur, contrast, offset, noise and cut-out.
 
     images uint8 [B, 3, 32, 32], grey in RGB -> float32 of the same shape in [0, 1], grey in RGB.
     """
@@ -31,7 +31,7 @@ def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _cut_out(x: Tensor, generator: torch.Generator, size: int = 10) -> Tensor:
-    """Half of the images lose a square of `size` pixels, filled with a random level."""
+    """Fill a square of `size` pixels with a random level in half of the images."""
     batch, _, height, width = x.shape
     top = torch.randint(0, height - size, (batch, 1, 1), generator=generator)
     left = torch.randint(0, width - size, (batch, 1, 1), generator=generator)

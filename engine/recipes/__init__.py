@@ -1,4 +1,4 @@
-"""The shipped recipes: one YAML file an experiment. `extends: NAME` at the top starts from another one."""
+"""The shipped recipes, one YAML file each. `extends: NAME` at the top starts from another recipe."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,12 +12,12 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The shipped recipes."""
+    """Return the names of the shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read(name_or_file: str) -> dict[str, Any]:
-    """A recipe as nested mappings, what it extends merged in; `name` is the file's unless it says otherwise.
+    """Read a recipe as nested mappings, merged over the one it extends; `name` defaults to the file's.
 
     Raises UserError for an unknown name, a file that is not a YAML mapping, and a recipe that extends itself.
     """
@@ -38,7 +38,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _locate(name_or_file: str, folder: Path) -> Path:
-    """The file of a recipe; a relative file name is taken from `folder`."""
+    """Return the file of a recipe; a relative file name is relative to `folder`."""
     if name_or_file in names():
         return FOLDER / f"{name_or_file}.yaml"
     path = folder / name_or_file
@@ -62,7 +62,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; mappings are merged key by key, everything else is replaced."""
+    """Return `base` with the values of `over`: mappings are merged key by key, other values are replaced."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)

@@ -53,5 +53,5 @@ def test_the_average_lies_behind_the_weights(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "fit.pt")
-    with pytest.raises(UserError, match=r"--work: .*fit\.pt is of a training with other settings"):
+    with pytest.raises(UserError, match=r"--work: .*fit\.pt was made with other settings"):
         train(tmp_path / "fit.pt", replace(CONFIG, seed=1))
