@@ -22,7 +22,9 @@ def resolve(path: str, field: str) -> Path:
             return candidate.resolve()
         if candidate.exists():
             return candidate.parent.resolve() / candidate.name  # a link keeps its name, as in a hub's cache
-    looked = " and ".join(str(parent) for parent in dict.fromkeys(candidate.parent for candidate in candidates))
+    looked = " and ".join(
+        str(parent) for parent in dict.fromkeys(candidate.parent for candidate in candidates)
+    )
     raise UserError(
         f"{field}: '{path}' does not exist (looked in {looked}); give the path of an existing one"
     )

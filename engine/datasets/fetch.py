@@ -38,7 +38,7 @@ def fashion_mnist_root(root: Path | None = None) -> Path:
     """Return the folder of the four idx.gz files, without fetching anything.
 
     Looks in `root`, or in the folder that ENGINE_FASHION_MNIST names, or in the installed Debian package and
-    then where `make data` puts them. Raises FileNotFoundError (one line, with the next step) if they are missing.
+    then where `make data` puts them. Raises FileNotFoundError, with the next step, if they are missing.
     """
     named = root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
     if named:
@@ -147,7 +147,7 @@ def _apt_download(scratch: Path, options: list[str]) -> bool:
 
 
 def _own_package_lists(scratch: Path) -> list[str]:
-    """Download package lists into `scratch`, for machines that have none; return the apt options to use them."""
+    """Download package lists into `scratch`, for machines without any; return apt options for them."""
     lists, cache = scratch / "lists", scratch / "cache"
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)

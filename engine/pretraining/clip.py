@@ -1,9 +1,10 @@
 """The two tiny image towers and their text tower, trained together on the public half.
 
 One open_clip model (the filter) and one CLIPVisionModelWithProjection (the condition of the diffusion model)
-share a text tower, so their embeddings lie in one space, as they do in the real pair. The loss pulls each image
-to its class caption, which makes the class visible, and to the other tower's embedding of another view of the
-image, which keeps images of one class apart. Training runs in float32: layers this small gain nothing from bf16.
+share a text tower, so their embeddings lie in one space, as they do in the real pair. The loss pulls each
+image to its class caption, which makes the class visible, and to the other tower's embedding of another view
+of the image, which keeps images of one class apart. Training runs in float32: layers this small gain nothing
+from bf16.
 """
 
 import json
@@ -108,7 +109,7 @@ def train_clip(
     epochs: int = 12,
     seed: int = 0,
 ) -> TowerPair:
-    """Train through `cycles` one-cycle schedules of `epochs` each; every cycle starts from the last one's weights."""
+    """Train for `cycles` one-cycle schedules of `epochs` each, one after the other."""
     batch_size = 250
     torch.manual_seed(seed)
     pair = TowerPair().to(accelerator.device)

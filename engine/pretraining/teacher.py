@@ -26,7 +26,7 @@ def train_teacher(
     epochs: int = 12,
     seed: int = 0,
 ) -> Classifier:
-    """Train with cross-entropy, random crops and flips, and SGD with Nesterov momentum at a one-cycle rate."""
+    """Train with cross-entropy, random crops and flips, Nesterov momentum and a one-cycle learning rate."""
     batch_size = 128
     torch.manual_seed(seed)
     classifier = build_classifier(config, "teacher").place(accelerator.device)
