@@ -1,4 +1,4 @@
-"""The head that maps a student's feature map onto the teacher's while the student is trained."""
+"""The alignment head: maps a student's feature map to the shape of the teacher's during training."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from engine.seeding import derive_seed, seeded
 class AlignHead(nn.Module):
     """Feature alignment of CSD and DDA (arXiv 2307.04542, 2410.17606; layers as in their released code).
 
-    Average pooling where the spatial sizes differ, then conv1x1 C_s -> 2 C_t, BN, ReLU, conv3x3, BN, ReLU,
+    Average pooling if the spatial sizes differ, then conv1x1 C_s -> 2 C_t, BN, ReLU, conv3x3, BN, ReLU,
     conv1x1 -> C_t. No convolution has a bias.
     """
 
@@ -28,7 +28,7 @@ class AlignHead(nn.Module):
         self.conv3 = nn.Conv2d(hidden, teacher_channels, 1, bias=False)
 
     def forward(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
-        """Student feature [B, C_s, h, w] and the teacher's spatial size (H, W) -> [B, C_t, H, W]."""
+        """Map a student feature [B, C_s, h, w] to [B, C_t, H, W]; `size` is the teacher's (H, W)."""
         if feature.shape[2:] != size:
             feature = F.adaptive_avg_pool2d(feature, size)
         feature = F.relu(self.bn1(self.conv1(feature)))
@@ -37,10 +37,10 @@ class AlignHead(nn.Module):
 
 
 def build_align_head(student: Classifier, teacher: Classifier, image_size: int, seed: int) -> AlignHead:
-    """The head, on the CPU, for the feature maps these classifiers, in eval mode, have at `image_size`.
+    """Build the head on the CPU for the feature maps of two classifiers in eval mode at `image_size`.
 
-    The weights are a function of the seed. Raises UserError naming student.feature or teacher.feature where
-    it is not known or is no [B, C, H, W] map.
+    The weights are a function of the seed. Raises UserError that names student.feature or teacher.feature if
+    it is unknown or is not a [B, C, H, W] map.
     """
     channels = [
         _feature_channels(student, "student", image_size),

@@ -1,4 +1,4 @@
-"""The door every classifier stands behind: RGB images in [0, 1] in, logits out."""
+"""The interface of every classifier: RGB images in [0, 1] in, logits out."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,15 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 class Classifier(nn.Module):
     """A network with its input adapter: RGB float [B, 3, H, W] in [0, 1] -> logits [B, num_classes].
 
-    A network of one input channel gets the luma of the RGB image; then (x - mean) / std per channel.
-    `feature_path` names the submodule whose output is the feature map before pooling, or is None where that
-    is not known; `name` is what messages call the network. `output`: the path to the logits in what the
-    network returns in eval mode, empty if it returns them alone; `output_in_training`: that in train mode.
-    `memory_format`: that of the weights and of what the network gets; contiguous if it does not run in
-    channels_last.
+    The adapter takes the luma of the RGB image if the network has one input channel, then normalizes each
+    channel to (x - mean) / std.
+
+    Attributes:
+        feature_path: path of the submodule whose output is the feature map before pooling; None if unknown.
+        name: name of the network in messages.
+        output: path to the logits in the network's output in eval mode; empty if the output is the logits.
+        output_in_training: the same in train mode.
+        memory_format: memory format of weights and inputs; contiguous if the network fails in channels_last.
     """
 
     mean: Tensor
@@ -55,7 +58,7 @@ class Classifier(nn.Module):
         return entry(output, self.output_in_training if self.training else self.output)
 
     def adapted(self, images: Tensor) -> Tensor:
-        """What the network gets: [B, in_channels, H, W]."""
+        """Return the network's input, [B, in_channels, H, W]."""
         if self.memory_format == torch.contiguous_format:
             images = images.contiguous()
         if self.in_channels == 1:
@@ -63,10 +66,10 @@ class Classifier(nn.Module):
         return (images - self.mean) / self.std
 
     def place(self, device: torch.device) -> "Classifier":
-        """Itself, moved to `device`, 4-d weights in `memory_format`."""
+        """Move to `device`, with 4-d weights in `memory_format`; return self."""
         return self.to(device).to(memory_format=self.memory_format)
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The BatchNorm layers that keep running statistics, in order of registration."""
+    """Return the BatchNorm layers with running statistics, in order of registration."""
     return [layer for layer in module.modules() if is_batch_norm(layer) and has_statistics(layer)]

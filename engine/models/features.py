@@ -1,4 +1,4 @@
-"""One forward pass that also returns inner activations; no hook outlives the call."""
+"""A forward pass that also returns inner activations. Its hooks are removed before it returns."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def _attached(handles: list[RemovableHandle]) -> Iterator[None]:
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path. Raises UserError that names the path and its nearest existing part."""
+    """Return the submodule at a dotted path. Raises UserError that names the last part that exists."""
     found = module
     for depth, name in enumerate(path.split(".")):
         children = dict(found.named_children())
@@ -36,10 +36,9 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 def forward_with_features(
     module: nn.Module, images: Tensor, paths: Iterable[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """`module(images)` and the outputs of the submodules at `paths`, in that order, as they returned them.
+    """Return `module(images)` and the outputs of the submodules at `paths`, in that order.
 
-    Raises UserError for a path that does not exist, that the forward pass did not run or that does not give
-    a tensor.
+    Raises UserError for a path that does not exist, did not run, or does not return a tensor.
     """
     features: dict[str, Tensor] = {}
     wanted = list(paths)
@@ -48,15 +47,15 @@ def forward_with_features(
         def copy(_module: nn.Module, _inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise UserError(
-                    f"submodule '{path}' of {type(module).__name__} gives a {type(output).__name__}, not a "
-                    "tensor; name a layer that gives one"
+                    f"submodule '{path}' of {type(module).__name__} returns a {type(output).__name__}, not a "
+                    "tensor; name a layer that returns one"
                 )
             features[path] = output.clone()  # an operation in place may follow
 
         return copy
 
-    taps = [submodule(module, path) for path in wanted]  # all found before the first hook is attached
-    handles = [tap.register_forward_hook(keep(path)) for tap, path in zip(taps, wanted, strict=True)]
+    layers = [submodule(module, path) for path in wanted]  # all exist before the first hook is attached
+    handles = [layer.register_forward_hook(keep(path)) for layer, path in zip(layers, wanted, strict=True)]
     with _attached(handles):
         output = module(images)
     missing = [path for path in wanted if path not in features]

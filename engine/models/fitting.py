@@ -1,4 +1,4 @@
-"""The one mapping of a file's content that fits a network; each failure names what is in the file."""
+"""Find the mapping in a weight file that fits a network; every error names what the file holds."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,16 +25,16 @@ LISTED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A part of a file that may be the weights of a network."""
+    """A part of a file that may hold a network's weights."""
 
     name: str
-    """Dotted path in the file, with the prefix of its keys."""
+    """Dotted path in the file, including the common prefix of its keys."""
     values: dict[str, object]
-    """By the network's key."""
+    """Values by the network's key."""
     missing: list[str]
-    """Keys of the network."""
+    """Keys of the network that the part lacks."""
     unexpected: list[str]
-    """Keys of the file."""
+    """Keys of the part that the network lacks."""
 
 
 def fit(
@@ -46,11 +46,17 @@ def fit(
     section: str,
     file: Path,
 ) -> None:
-    """Copies into `network` the mapping in `content` that fits it: all of its keys after some common prefix.
+    """Load into `network` the mapping of `content` that has all of its keys after some common prefix.
 
-    `key` names the mapping by its dotted path if several fit; `section` is the part of the recipe that names
-    `file`. Counters and integer tables that the network does not have are left out. Raises UserError if no
-    mapping fits, with the difference, and if several fit with different numbers and none is named.
+    Counters and integer tables that the network does not have are ignored.
+
+    Args:
+        key: dotted path of the mapping, needed if several fit.
+        section: section of the recipe that names `file`.
+
+    Raises:
+        UserError: if no mapping fits (the message says how it differs), or if several fit with different
+            numbers and `key` is None.
     """
     own = network.state_dict()
     wanted = _bare(own)
@@ -87,7 +93,7 @@ def fit(
 
 
 def _mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, object]]]:
-    """(dotted path, entries by text key) of every mapping with a tensor in it, the outer ones first."""
+    """Yield (dotted path, entries with text keys) of every mapping that holds a tensor, outer ones first."""
     entries: Iterable[tuple[object, object]] = ()
     if isinstance(content, Mapping):
         entries = content.items()
@@ -104,9 +110,9 @@ def _mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str
 def _candidates(
     name: str, found: Mapping[str, object], own: Mapping[str, object], wanted: Mapping[str, str]
 ) -> list[Candidate]:
-    """One for each prefix under which `found` has all keys of the network, else the one with the most.
+    """Return one candidate per prefix under which `found` has all keys of the network, else the nearest one.
 
-    own, wanted: the network's entries by key, and its keys by bare key.
+    `own` holds the network's entries by key, `wanted` its keys by bare key.
     """
     bare = _bare(found)
     counts = Counter(key[: len(key) - len(end)] for key in bare for end in _ends(key) if end in wanted)
@@ -133,14 +139,14 @@ def _candidates(
 
 
 def _bare(keys: Iterable[str]) -> dict[str, str]:
-    """Keys by themselves without the names that wrappers put in, or as they are if those tell two apart."""
+    """Map each key without its wrappers' names to the key, or to itself if that would merge two keys."""
     keys = list(keys)
     bare = {".".join(part for part in key.split(".") if part not in INNER): key for key in keys}
     return bare if len(bare) == len(keys) else {key: key for key in keys}
 
 
 def _ends(key: str) -> Iterator[str]:
-    """a.b.c, b.c, c."""
+    """Yield a.b.c, b.c and c for the key a.b.c."""
     while key:
         yield key
         key = key.partition(".")[2]
@@ -151,7 +157,7 @@ def _is_float(value: object) -> bool:
 
 
 def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, section: str) -> str | None:
-    """Why it does not fit, as what is said of the file; None if it fits."""
+    """Return why a candidate does not fit, to follow the file's name in a message; None if it fits."""
     pairs = {
         key: (given, mine)
         for key, given in candidate.values.items()
@@ -179,7 +185,7 @@ def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, s
 
 
 def _convertible(given: Tensor, mine: Tensor) -> bool:
-    """Floats of any precision to floats, integers to integers; floats of one byte need scales to be read."""
+    """Return whether both are floats, or both integers; one-byte floats need scales and do not count."""
     small = given.is_floating_point() and given.element_size() < min(2, mine.element_size())
     return given.is_floating_point() == mine.is_floating_point() and not small
 
@@ -189,7 +195,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _same(first: Candidate, second: Candidate) -> bool:
-    """Whether both put the same numbers into the network, but for counters."""
+    """Return whether both load the same numbers, counters aside."""
     for key, value in first.values.items():
         other = second.values.get(key)
         if not isinstance(value, Tensor) or not isinstance(other, Tensor):
@@ -201,19 +207,19 @@ def _same(first: Candidate, second: Candidate) -> bool:
 
 
 def _describe(misfits: Sequence[tuple[Candidate, str]], file: Path) -> str:
-    """One line on the candidates that come closest."""
+    """Describe the closest candidates in one line."""
     ranked = sorted(misfits, key=lambda misfit: -len(misfit[0].values))
     ranked = [(c, misfit) for c, misfit in ranked if c.values] or ranked
     if len(ranked) == 1:
         candidate, misfit = ranked[0]
         return f"{'' if candidate.name == TOP else f'`{candidate.name}` of '}'{file}' {misfit}"
-    told = "; ".join(f"`{c.name}` {misfit}" for c, misfit in ranked[:NAMED])
+    closest = "; ".join(f"`{c.name}` {misfit}" for c, misfit in ranked[:NAMED])
     more = f"; and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
-    return f"nothing in '{file}' fits: {told}{more}"
+    return f"nothing in '{file}' fits: {closest}{more}"
 
 
 def _without_tensors(content: object) -> str:
-    """What a file without a mapping of tensors holds."""
+    """Describe a file that holds no mapping of tensors."""
     if kind := pickled_kind(content):
         return f"holds a whole pickled {kind}"
     if isinstance(content, Mapping) and content:

@@ -1,4 +1,4 @@
-"""The image generator that inversion optimizes (design of DAFL and CMI: two nearest-neighbour doublings)."""
+"""The image generator that inversion trains: two nearest-neighbour doublings, as in DAFL and CMI."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class Generator(nn.Module):
     def __init__(self, *, latent_dim: int = 256, width: int = 64, channels: int = 3, size: int = 32) -> None:
         super().__init__()
         if size % 4:
-            raise ValueError(f"images of {size} are no multiple of 4")
+            raise ValueError(f"size is {size}; it must be a multiple of 4")
         self.start = (2 * width, size // 4, size // 4)
         self.project = nn.Linear(latent_dim, 2 * width * (size // 4) ** 2)
         self.blocks = nn.Sequential(
@@ -33,8 +33,8 @@ class Generator(nn.Module):
 
 
 @torch.no_grad()
-def redraw(module: nn.Module, generator: torch.Generator) -> None:
-    """Every weight anew: N(0, 0.02) of convolutions and linear layers, N(1, 0.02) of BatchNorm; biases 0."""
+def init_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw new weights: N(0, 0.02) in convolutions and linear layers, N(1, 0.02) in BatchNorm, biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()

@@ -1,4 +1,4 @@
-"""Autoencoder and UNet of a pipeline's folder, whatever conditions the UNet; and how any part is loaded."""
+"""Load the autoencoder and the UNet of a pipeline folder, or any other part of it."""
 
 import inspect
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from engine.models.prior_faults import UNET, block_channels, sides, unet_fault, 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDiffusion:
-    """Networks are float32, frozen, in eval mode and channels_last, on a device."""
+    """A VAE and a UNet: float32, frozen, in eval mode, channels_last, on one device."""
 
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
     unet: Any  # diffusers.UNet2DConditionModel
@@ -27,9 +27,9 @@ class LatentDiffusion:
 def load_latent_diffusion(
     pipeline: PipelineFolder, device: torch.device | str, parts: Collection[str]
 ) -> LatentDiffusion:
-    """`vae` and `unet`, each None where `parts` leaves it out.
+    """Load `vae` and `unet`; a network that is not in `parts` is None.
 
-    Raises UserError, naming the key and the file, where either is unreadable or they do not fit.
+    Raises UserError that names the key and the file if one is unreadable or they do not fit each other.
     """
     import diffusers
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -55,7 +55,7 @@ def load_latent_diffusion(
 
 
 def load_unet_config(pipeline: PipelineFolder) -> dict[str, Any]:
-    """With the defaults of what is not stored. Raises UserError as above, also for a UNet of other inputs."""
+    """Return the UNet's configuration with defaults filled in. Raises UserError if it takes other inputs."""
     from diffusers import UNet2DConditionModel
 
     stored = load_config(pipeline, UNet2DConditionModel, "unet")
@@ -67,19 +67,19 @@ def load_unet_config(pipeline: PipelineFolder) -> dict[str, Any]:
 
 
 def load_config(pipeline: PipelineFolder, cls: Any, part: str) -> dict[str, Any]:
-    """The stored configuration of a part that is like diffusers' `cls`. Raises UserError as above."""
+    """Return the stored configuration of a part of diffusers' type `cls`. Raises UserError if unreadable."""
     with pipeline.reading(part):
         return dict(cls.load_config(pipeline.source, subfolder=part, **pipeline.options))
 
 
 def load_part(pipeline: PipelineFolder, cls: Any, part: str, device: torch.device | str) -> Any:
-    """One network, float32, frozen and in eval mode, from safetensors of whatever precision.
+    """Load one network from safetensors of any precision: float32, frozen, in eval mode.
 
-    Raises UserError where it is unreadable or weights are missing.
+    Raises UserError if it is unreadable or weights are missing.
     """
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would write over ours
+    logging.disable_progress_bar()  # it would overwrite ours
     with pipeline.reading(part):
         network, report = cls.from_pretrained(
             pipeline.source,

@@ -33,5 +33,5 @@ def lenet_5(num_classes: int, in_channels: int = 3) -> LeNet:
 
 
 def lenet_5_half(num_classes: int, in_channels: int = 3) -> LeNet:
-    """Half the convolution channels of LeNet-5, its hidden linear layers kept."""
+    """LeNet-5 with half the convolution channels and the same hidden linear layers."""
     return LeNet((3, 8), num_classes, in_channels)

@@ -1,4 +1,4 @@
-"""Classifiers by name: our own networks, timm's, torchvision's, or any Python factory."""
+"""Build and load classifiers by name: our own, timm's, torchvision's, or any Python factory."""
 
 import importlib
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ from kernels.fuse import has_statistics
 
 
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
-    """The classifier with random weights, drawn from torch's global generator; `config.weights` is not read.
+    """Build a classifier with random weights from torch's global generator; `config.weights` is ignored.
 
-    Raises UserError naming the field of `section` for a bad value, an unknown name, a factory that fails and
-    a network that does not give [B, num_classes] logits, or that cannot be trained.
+    Raises UserError that names the field of `section` for a bad value, an unknown name, a factory that fails,
+    and a network that does not return [B, num_classes] logits or cannot be trained.
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
@@ -37,10 +37,10 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
 
 
 def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
-    """The trained classifier, in eval mode and without gradients; torch's global generator is left as it was.
+    """Load a trained classifier in eval mode, without gradients; torch's global generator is unchanged.
 
-    Raises UserError as `build_classifier` does, and one naming `section`.weights and the file for weights
-    that are missing, unreadable, do not fit, or give logits that are not finite or the same for every image.
+    Raises UserError as `build_classifier` does, and one that names `section`.weights and the file for weights
+    that are missing, unreadable or do not fit, or whose logits are not finite or the same for every image.
     """
     if config.weights is None:
         raise UserError(
@@ -73,9 +73,9 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
 
 
 def require_feature(classifier: Classifier, section: str) -> str:
-    """The path of the feature map inside `classifier`.
+    """Return the path of the feature map inside `classifier`.
 
-    Raises UserError naming `section`.feature where it is not known.
+    Raises UserError that names `section`.feature if it is unknown.
     """
     if classifier.feature_path is None:
         raise UserError(
@@ -86,9 +86,9 @@ def require_feature(classifier: Classifier, section: str) -> str:
 
 
 def require_batch_norm(classifier: Classifier, field: str) -> list[nn.Module]:
-    """`batch_norms(classifier)`, at least one.
+    """Return `batch_norms(classifier)`.
 
-    Raises UserError naming `field`, the weight of the loss on their statistics, if there is none.
+    Raises UserError that names `field`, the weight of the loss on their statistics, if there are none.
     """
     layers = batch_norms(classifier)
     if not layers:
@@ -131,7 +131,7 @@ def _network(config: ClassifierConfig, section: str) -> nn.Module:
         network = make(config, section)
     except UserError:
         raise
-    except Exception as error:  # whatever a network of someone else raises, the name in the recipe chose it
+    except Exception as error:  # foreign code may raise anything; the recipe chose it by name
         raise UserError(
             f"{section}.name: '{config.name}' cannot be built with num_classes={config.num_classes} and "
             f"in_channels={config.in_channels} ({type(error).__name__}: {first_line(error)})"
@@ -184,10 +184,10 @@ def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
-    """The logits of some images in eval mode, the mode put back; `classifier.output` is found.
+    """Return the logits of four noise images in eval mode, and set `classifier.output`.
 
-    Raises UserError naming the field of `section` for a network that cannot run, and for whatever it gives
-    that is not logits or, at the feature's path, not a tensor.
+    The mode is restored. Raises UserError that names the field of `section` if the network cannot run, does
+    not return logits, or returns no tensor at the feature's path.
     """
     size = config.image_size
     images = _probe_images(size)
@@ -214,7 +214,7 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
 
 
 def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig, section: str) -> None:
-    """Refuse a network whose logits for the first image, [1, C], are others when it comes alone."""
+    """Refuse a network whose logits for an image, [1, C], depend on the rest of the batch."""
     if alone.isfinite().all() and (alone - logits[:1]).norm() > 1e-2 * logits[:1].norm() + 1e-6:
         raise UserError(
             f"{section}.name: the logits that {config.name} gives an image in eval mode depend on the other "
@@ -223,7 +223,7 @@ def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig
 
 
 def _probe_images(size: int) -> Tensor:
-    """[4, 3, size, size]: noise of four ranges. None is flat: some networks divide by the image's spread."""
+    """Return [4, 3, size, size]: noise of four ranges, none flat, as some networks divide by the spread."""
     noise = torch.rand(4, 3, size, size, generator=generator(0, "probe"))
     scale, least = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
     return noise * scale.view(-1, 1, 1, 1) + least.view(-1, 1, 1, 1)
@@ -242,7 +242,7 @@ def _evaluating(classifier: Classifier) -> Iterator[None]:
 def _not_run(
     classifier: Classifier, images: Tensor, config: ClassifierConfig, section: str, reason: str
 ) -> str:
-    """What is said of a network that failed on `images`, for `reason`: whether it runs on one of them."""
+    """Describe a network that failed on four images for `reason`: does it run on one of them?"""
     try:
         classifier(images[:1])
     except Exception:  # the network may be anyone's

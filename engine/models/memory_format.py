@@ -1,4 +1,4 @@
-"""Whether a classifier runs in channels_last memory, which most networks are faster in."""
+"""Decide whether a classifier can run in channels_last memory, in which most networks are faster."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from engine.models.classifier import Classifier
 from engine.seeding import generator
 
 TOLERANCE = 1e-2
-"""Of the norm of the logits: rounding is far below it, a network that reads its memory wrongly far above."""
+"""Relative to the norm of the logits: far above rounding, far below the error of a misread layout."""
 
 
 class _Pass(NamedTuple):
@@ -18,16 +18,16 @@ class _Pass(NamedTuple):
 
 
 def decide_memory_format(classifier: Classifier, image_size: int) -> None:
-    """Sets `classifier.memory_format`: contiguous if in channels_last it fails or gives other logits.
+    """Set `classifier.memory_format`: contiguous if it fails or returns other logits in channels_last.
 
-    `x.view(len(x), -1)` behind a convolution fails so. The classifier, in eval mode and on the CPU, runs on
-    four images; what it raises on contiguous ones is passed on. The weights end up contiguous, and torch's
-    generator is left alone.
+    `x.view(len(x), -1)` after a convolution is such a failure. Runs the classifier, which must be in eval
+    mode on the CPU, on four images, and passes on what it raises on contiguous ones. The weights end up
+    contiguous; torch's generator is unchanged.
     """
     contiguous = _run(classifier, image_size, torch.contiguous_format)
     try:
         last = _run(classifier, image_size, torch.channels_last)
-    except Exception:  # whatever a foreign forward makes of strides
+    except Exception:  # a foreign forward may do anything with strides
         last = None
     classifier.to(memory_format=torch.contiguous_format)
     if last is None or not _agree(contiguous, last):

@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al., arXiv 1801.04381) in its common form for 32x32 images.
 
-Against the paper: stride 1 in the stem and the second stage, ReLU for ReLU6, an expansion in every block and
-a 1x1 conv-BN shortcut where a block of stride 1 changes the width.
+Differences from the paper: stride 1 in the stem and the second stage, ReLU for ReLU6, an expansion in every
+block, and a 1x1 conv-BN shortcut if a block of stride 1 changes the width.
 """
 
 import torch.nn.functional as F

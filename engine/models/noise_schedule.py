@@ -1,4 +1,4 @@
-"""What a stored scheduler says of the noise that a prior was trained on, and why it cannot be followed."""
+"""Check the stored scheduler of a prior: can a solver follow its noise schedule?"""
 
 import inspect
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ CLASSES = (
     "TCDScheduler",
     "UniPCMultistepScheduler",
 )
-"""Those of diffusers that are defined by betas."""
+"""diffusers' schedulers that are defined by betas."""
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
 _HARMLESS = {"tensor_format"}
-"""Written by early versions of diffusers; decides nothing."""
+"""Keys that early versions of diffusers wrote and that have no effect."""
 
 
 def schedule_fault(config: Mapping[str, Any]) -> str | None:
-    """The key, its value and what to change, if no solver can follow the configuration; else None."""
+    """Return the key, its value and the remedy if no solver can follow the configuration, else None."""
     name = config.get("_class_name")
     if name not in CLASSES:
         return f"_class_name is {name!r}, whose noise is not defined by betas; take a prior with another"
@@ -51,7 +51,7 @@ def schedule_fault(config: Mapping[str, Any]) -> str | None:
 
 
 def _unknown_key(config: Mapping[str, Any]) -> str | None:
-    """A key that every scheduler would ignore, so that its default would decide instead."""
+    """Find a key that every scheduler would silently ignore."""
     import diffusers
 
     known = set().union(
@@ -66,11 +66,11 @@ def _unknown_key(config: Mapping[str, Any]) -> str | None:
 def _betas_fault(config: Mapping[str, Any]) -> str | None:
     steps = config.get("num_train_timesteps", 1000)
     if not _is_whole(steps) or steps < 1:
-        return f"num_train_timesteps is {steps!r}; write how many the prior was trained with, often 1000"
+        return f"num_train_timesteps is {steps!r}; write the number the prior was trained with, often 1000"
     betas = config.get("trained_betas")
     if betas is not None:
         if not isinstance(betas, list) or len(betas) != steps:
-            return f"trained_betas is no list of {steps} numbers (num_train_timesteps); correct either"
+            return f"trained_betas is not a list of {steps} numbers (num_train_timesteps); correct either"
         if not all(is_number(beta) and 0 < beta < 1 for beta in betas):
             return "trained_betas has a value that does not lie between 0 and 1; correct it"
         return None
@@ -98,7 +98,7 @@ def _flow_fault(config: Mapping[str, Any]) -> str | None:
     if flows != (prediction == "flow_prediction"):
         return (
             f"prediction_type is {prediction!r} and use_flow_sigmas is {flows}; set use_flow_sigmas to true "
-            "for flow_prediction, to false for all others"
+            "for flow_prediction and to false otherwise"
         )
     if config.get("use_dynamic_shifting"):
         return "use_dynamic_shifting is true, which is not supported; set it to false, and flow_shift"

@@ -1,20 +1,20 @@
-"""Mean and standard deviation of images in [0, 1], told from those of another scale."""
+"""Check a mean and a standard deviation: are they for images in [0, 1]?"""
 
 import math
 from collections.abc import Sequence
 
-LEAST_STD = 1 / 65535  # of a network that takes 16-bit values
+LEAST_STD = 1 / 65535  # for a network that takes 16-bit values
 
 
 def misfit(mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """What is wrong with them, as what is said of "mean [...] and std [...]"; None if nothing is.
+    """Return what is wrong, to follow "mean [...] and std [...]" in a message; None if nothing is.
 
-    Of a network that takes 0..255 the mean is in [0, 1] all the same, and std is 1/255.
+    A network that takes 0..255 still has its mean in [0, 1] here, and std 1/255.
     """
     if not all(map(math.isfinite, (*mean, *std))):
         return "must be finite numbers"
-    if max(mean) > 1 or max(std) > 5:  # the least std of a channel of photographs is near 40 of 255
-        of_std = max(std) > 1 or (max(mean) > 1 and max(std) == 1)  # (255 x - mean) / 1 is Caffe's
+    if max(mean) > 1 or max(std) > 5:  # a channel of photographs has a std of at least about 40 of 255
+        of_std = max(std) > 1 or (max(mean) > 1 and max(std) == 1)  # Caffe computes (255 x - mean) / 1
         scaled = _scaled(mean, 1 / 255 if max(mean) > 1 else 1), _scaled(std, 1 / 255 if of_std else 1)
         if _may_be_meant(*scaled):
             return f"are on the 0..255 scale, but images are in [0, 1] here; divide by 255: {_text(*scaled)}"
@@ -25,7 +25,7 @@ def misfit(mean: Sequence[float], std: Sequence[float]) -> str | None:
         )
     if not _may_be_meant(mean, std):
         return (
-            "cannot be of images in [0, 1]: the mean must be in [0, 1] and std above 0 (1/65535 at least) "
+            "do not fit images in [0, 1]: the mean must be in [0, 1] and std above 0 (1/65535 at least) "
             "and at most 1"
         )
     return None

@@ -1,4 +1,4 @@
-"""Which entry of what a network returns holds its logits, and whether they are logits."""
+"""Find the logits in a network's output, and check that they are logits."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from engine.errors import UserError
 from engine.models.config import ONE_LOGIT, ClassifierConfig
 
 EntryPath = tuple[Any, ...]
-"""Keys and indices from what a network returns down to one tensor; empty if it is the tensor."""
+"""Keys and indices that lead from a network's output to one tensor; empty if the output is the tensor."""
 
 SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum of probabilities may be: fp16 and bf16 round."""
+"""Largest distance of a sum of probabilities from 1: fp16 and bf16 round."""
 _SIGMOIDS = (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.hardsigmoid)
 
 
 def logits_path(output: object, config: ClassifierConfig, section: str, batch: int) -> EntryPath:
-    """The path in `output` to floats [batch, num_classes]: what `config.output` names, or the only such one.
+    """Return the path in `output` to floats [batch, num_classes]: `config.output`, or the only such entry.
 
-    Raises UserError naming the field of `section` if there is no such entry, and if there are several.
+    Raises UserError that names the field of `section` if there is no such entry, or if there are several.
     """
     found = {name: (path, tensor) for name, path, tensor in entries(output)}
     if config.output is not None:
@@ -46,14 +46,14 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
         )
     if len(fitting) > 1:
         raise UserError(
-            f"{section}.output is not set, and several entries of what {config.name} returns may be the "
-            f"logits: {described(output)}; say which, e.g. --{section}.output {next(iter(fitting))}"
+            f"{section}.output is not set, and several entries of the output of {config.name} may be "
+            f"the logits: {described(output)}; name one, e.g. --{section}.output {next(iter(fitting))}"
         )
     return next(iter(fitting.values()))
 
 
 def entry(output: Any, path: EntryPath) -> Any:
-    """The part of `output` at `path`."""
+    """Return the part of `output` at `path`."""
     for key in path:
         output = output[key]
     return output
@@ -62,9 +62,9 @@ def entry(output: Any, path: EntryPath) -> Any:
 def require_logits(
     logits: Tensor, repeat: Callable[[], Tensor], config: ClassifierConfig, section: str
 ) -> None:
-    """Refuses probabilities [B, num_classes] of several images; `repeat` runs the network once more.
+    """Refuse probabilities [B, num_classes] of several images; `repeat` runs the network once more.
 
-    Logarithms of probabilities are logits. Raises UserError naming `section`.name.
+    Log-probabilities are logits. Raises UserError that names `section`.name.
     """
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all():
         raise UserError(
@@ -74,17 +74,17 @@ def require_logits(
     if (logits >= 0).all() and (logits <= 1).all() and _is_of_sigmoid(logits, repeat):
         raise UserError(
             f"{section}.name: {config.name} ends in a sigmoid (all outputs are in [0, 1]), but logits are "
-            "needed, whose softmax says the class; return them without the sigmoid"
+            "needed; return them without the sigmoid"
         )
 
 
 def is_constant(logits: Tensor) -> bool:
-    """Whether all rows of [B, num_classes] are the same, but for rounding."""
+    """Return whether all rows of [B, num_classes] are the same up to rounding."""
     return bool((logits - logits[:1]).abs().max() <= 1e-6 * logits.abs().max())
 
 
 def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
-    """Whether a sigmoid gave the numbers; logits of few classes may lie in [0, 1] by chance."""
+    """Return whether a sigmoid made the numbers; logits of few classes may lie in [0, 1] by chance."""
     results: list[Tensor] = []
 
     class Watch(TorchDispatchMode):
@@ -104,20 +104,20 @@ def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
 def entries(
     output: object, names: tuple[str, ...] = (), path: EntryPath = ()
 ) -> Iterator[tuple[str, EntryPath, Tensor]]:
-    """(dotted name, path, tensor) of every tensor in nested mappings, lists and tuples."""
+    """Yield (dotted name, path, tensor) for every tensor in nested mappings, lists and tuples."""
     if isinstance(output, Tensor):
         yield ".".join(names), path, output
     elif isinstance(output, Mapping):
         for key, value in output.items():
             yield from entries(value, (*names, str(key)), (*path, key))
     elif isinstance(output, list | tuple):
-        fields = getattr(output, "_fields", range(len(output)))  # those of a named tuple
+        fields = getattr(output, "_fields", range(len(output)))  # of a named tuple
         for index, (name, value) in enumerate(zip(fields, output, strict=True)):
             yield from entries(value, (*names, str(name)), (*path, index))
 
 
 def described(output: object) -> str:
-    """Names and shapes of its tensors."""
+    """List the names and shapes of the tensors in an output."""
     named = [(name, _shape(tensor)) for name, _, tensor in entries(output)]
     return ", ".join(f"`{name}` {shape}" if name else shape for name, shape in named) or type(output).__name__
 

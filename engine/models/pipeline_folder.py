@@ -1,4 +1,4 @@
-"""Where a diffusers pipeline lies and which one it is; no torch, so that an up-to-date export stays quick."""
+"""Locate a diffusers pipeline and read its index. Imports no torch, so an up-to-date export stays fast."""
 
 import json
 import re
@@ -20,21 +20,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineFolder:
-    """A pipeline's folder (or hub id, `owner/name` or `owner/name@revision`) as diffusers writes them."""
+    """A pipeline folder as diffusers writes it, or a hub id: `owner/name` or `owner/name@revision`."""
 
     source: str
-    """What `from_pretrained` shall be given, beside `options`."""
+    """First argument of `from_pretrained`; `options` are the others."""
     options: dict[str, Any]
     where: str
-    """`source` for the user."""
+    """The name of `source` in messages."""
     section: str
-    """The key of the recipe that names it."""
+    """Key of the recipe that names the pipeline."""
     index: dict[str, Any]
-    """Its model_index.json."""
+    """Content of model_index.json."""
 
     @classmethod
     def open(cls, folder: str, section: str = "augment.prior") -> "PipelineFolder":
-        """Reads the index alone. Raises UserError, naming `section` and the file, where it cannot."""
+        """Read the index only. Raises UserError that names `section` and the file if it cannot be read."""
         source, where, options = _locate(folder, section)
         with reading(section, f"{where}/{INDEX}"):
             index = json.loads(_index_file(source, options).read_text(encoding="utf-8"))
@@ -43,21 +43,21 @@ class PipelineFolder:
 
     @property
     def class_name(self) -> str:
-        """Of the pipeline."""
+        """Name of the pipeline's class."""
         return str(self.index["_class_name"])
 
     def reading(self, part: str) -> AbstractContextManager[None]:
-        """A context in which whatever cannot be read of `part` is a UserError that names the file."""
+        """Return a context that turns every failure to read `part` into a UserError that names the file."""
         return reading(self.section, f"{self.where}/{part}")
 
     def fault(self, file: str, what: str) -> UserError:
-        """The error for a stored setting: the key, its value and what to change."""
+        """Return the error for a stored setting; `what`: the key, its value and the remedy."""
         return UserError(f"{self.section}: {self.where}/{file}: {what}")
 
 
 @contextmanager
 def reading(section: str, what: str) -> Iterator[None]:
-    """Turns whatever the libraries raise while reading `what` into one line for the user."""
+    """Turn any error of the libraries while they read `what` into a UserError of one line."""
     try:
         yield
     except Exception as error:
@@ -66,7 +66,7 @@ def reading(section: str, what: str) -> Iterator[None]:
 
 
 def _locate(folder: str, section: str) -> tuple[str, str, dict[str, Any]]:
-    """What `from_pretrained` shall be given, its name for the user, and options: a folder, else a hub id."""
+    """Return the source (a folder, else a hub id), its name in messages, and the options."""
     try:
         found = str(resolve(folder, section))
     except UserError:

@@ -1,4 +1,4 @@
-"""Why the stored configuration of a prior's network cannot be used: the key, its value, what to change."""
+"""Check the stored configurations of a prior's networks. A fault is the key, its value and the remedy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ _MUST_BE_UNSET = (
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )
-"""Each is a further input of the UNet."""
+"""Each adds an input to the UNet."""
 
 
 def vae_fault(vae: Mapping[str, Any], channels: int) -> str | None:
-    """Of an autoencoder, if it cannot serve a UNet that takes `channels` channels."""
+    """Return why an autoencoder cannot serve a UNet of `channels` channels, else None."""
     name, made = vae.get("_class_name"), vae.get("latent_channels", 4)
     if name not in AUTOENCODERS:
-        return f"is of a {name}; put an {' or '.join(AUTOENCODERS)} in its place"
+        return f"is of a {name}; use an {' or '.join(AUTOENCODERS)}"
     if made != channels:
         return f"makes latents of {made} channels, its unet takes {channels}; use a pair that match"
     for key in ("latents_mean", "latents_std", "shift_factor"):
@@ -41,15 +41,15 @@ def vae_fault(vae: Mapping[str, Any], channels: int) -> str | None:
 
 
 def block_channels(vae: Mapping[str, Any]) -> Sequence[int]:
-    """Channels of an autoencoder's levels, each half the side of the one before; empty if not stored."""
+    """Return the channels of an autoencoder's levels, each half the side of the last; empty if not stored."""
     found = vae.get("block_out_channels") or vae.get("decoder_block_out_channels")
     return found if isinstance(found, list | tuple) else ()
 
 
 def unet_fault(unet: Mapping[str, Any], *, is_xl: bool) -> str | None:
-    """Of a UNet with all its keys, if it takes more, or gives other, than latents, a timestep and tokens.
+    """Return why a UNet cannot be used, else None: it may only map latents, a timestep and tokens to latents.
 
-    `is_xl`: one that takes the sizes and the pooled text of Stable Diffusion XL, too.
+    `unet` has all keys. With `is_xl`, the UNet also takes the sizes and the pooled text of SD XL.
     """
     if unet["_class_name"] != UNET:
         return f"_class_name is {unet['_class_name']!r}; take a prior with a {UNET}"
@@ -80,14 +80,14 @@ def unet_fault(unet: Mapping[str, Any], *, is_xl: bool) -> str | None:
 
 
 def sides(sample_size: object) -> tuple[Any, Any]:
-    """Height and width as diffusers stores them: one number, or two."""
+    """Return height and width as diffusers stores them: one number, or two."""
     if isinstance(sample_size, list | tuple) and len(sample_size) == 2:
         return sample_size[0], sample_size[1]
     return sample_size, sample_size
 
 
 def extractor_fault(processor: Mapping[str, Any]) -> str | None:
-    """Of an image processor that shall scale to [0, 1] and then take off a mean and divide by a std."""
+    """Return why an image processor does not just scale to [0, 1] and normalize, else None."""
     for key in ("do_rescale", "do_normalize"):
         if not processor.get(key, True):
             return f"{key} is false, which is not supported; take a prior whose images are normalised"
@@ -98,7 +98,7 @@ def extractor_fault(processor: Mapping[str, Any]) -> str | None:
 
 
 def channels_fault(stored: Mapping[str, Any], mean: str, std: str) -> str | None:
-    """Of a mean and a std for each of three channels, stored under these keys."""
+    """Return what is wrong with a mean and a std of three channels, stored under these keys, else None."""
     for key in (mean, std):
         values = stored.get(key)
         if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(is_number, values)):

@@ -1,4 +1,4 @@
-"""The foundation models that diversify and judge: a latent diffusion image-variation prior and open_clip."""
+"""Load the foundation models: an image-variation diffusion prior and an open_clip model."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ from engine.stages.filter_config import LOCAL_DIR
 PARTS = ("vae", "unet", "image_encoder")
 CLIP_CONFIG = "open_clip_config.json"
 PROMPT = "a photo of a {}."
-"""How a class name is put to a text tower."""
+"""The text tower's prompt for a class name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ def load_prior(
     *,
     parts: Collection[str] = PARTS,
 ) -> DiffusionPrior:
-    """Loads an image-variation pipeline, whose `vae` may be an AutoencoderTiny (TAESD), too.
+    """Load an image-variation pipeline; its `vae` may also be an AutoencoderTiny (TAESD).
 
-    `folder`: as `PipelineFolder` says. Weights must be safetensors, whatever their stored precision; networks
-    that `parts` leaves out are None. Raises UserError, naming `section` and the file, where the folder or a
-    component is missing or unreadable or belongs to another pipeline.
+    `folder` is a folder or hub id, see `PipelineFolder`. Weights must be safetensors, of any precision;
+    networks that are not in `parts` are None. Raises UserError that names `section` and the file if the
+    folder or a component is missing, unreadable or of another pipeline.
     """
     from diffusers import DDIMScheduler
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -62,7 +62,7 @@ def load_prior(
     if pipeline.class_name != IMAGE_VARIATION:
         raise UserError(
             f"{section}: {pipeline.where}/{INDEX} is of a {pipeline.class_name}; give a {IMAGE_VARIATION} "
-            "folder (python -m export takes one of Stable Diffusion 1.x, 2.x or XL, too)"
+            "folder (python -m export also takes Stable Diffusion 1.x, 2.x and XL)"
         )
     with pipeline.reading("feature_extractor"):
         processor = CLIPImageProcessor.get_image_processor_dict(
@@ -93,7 +93,7 @@ def load_prior(
 
 
 def _encoder_fault(encoder: Any, unet: Mapping[str, Any]) -> str | None:
-    """Of a CLIPVisionConfig whose embedding shall be the UNet's token."""
+    """Return why an image encoder's embedding cannot be the UNet's token, else None."""
     if not isinstance(encoder.image_size, int):
         return f"image_size is {encoder.image_size!r}; take an encoder of square images"
     if encoder.num_channels != 3:
@@ -108,7 +108,7 @@ def _encoder_fault(encoder: Any, unet: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipModel:
-    """An open_clip model behind tensors: float32, frozen, in eval mode, on `device`."""
+    """An open_clip model that takes and returns tensors: float32, frozen, in eval mode, on `device`."""
 
     network: Any  # open_clip.CLIP
     image_tower: Callable[[Tensor], Tensor]
@@ -122,9 +122,9 @@ class ClipModel:
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
-        """uint8 RGB [B, 3, H, W] -> unit vectors, float32 [B, D] on the model's device.
+        """Embed uint8 RGB [B, 3, H, W] as unit vectors, float32 [B, D] on the model's device.
 
-        Images of another size are resized by torch (bicubic, antialiased, clamped; aspect not kept).
+        torch resizes images of another size (bicubic, antialiased, clamped; aspect ratio not kept).
         """
         pixels = images.to(self.device).float() / 255
         if pixels.shape[2:] != self.size:
@@ -133,7 +133,7 @@ class ClipModel:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """C texts -> unit vectors, float32 [C, D] on the model's device."""
+        """Embed C texts as unit vectors, float32 [C, D] on the model's device."""
         tokens = self.tokenizer(list(texts)).to(self.device)
         return F.normalize(self.network.encode_text(tokens).float(), dim=1)
 
@@ -141,9 +141,9 @@ class ClipModel:
 def load_clip(
     model: str, pretrained: str | None, device: torch.device | str, section: str = "filter.model"
 ) -> ClipModel:
-    """Loads `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or an architecture with `pretrained`, a tag or a file.
+    """Load `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or an architecture with `pretrained`, a tag or a file.
 
-    Its image tower is that of torch, in float32. Raises UserError, naming `section`, where the model or its
+    The image tower runs in torch, in float32. Raises UserError that names `section` if the model or its
     weights cannot be read.
     """
     import open_clip
@@ -158,7 +158,7 @@ def load_clip(
         tokenizer = open_clip.get_tokenizer(name)
     network.eval().requires_grad_(False)
     preprocess = network.visual.preprocess_cfg
-    if model.startswith(LOCAL_DIR):  # open_clip would put its defaults in the place of what is missing
+    if model.startswith(LOCAL_DIR):  # open_clip would fill in its defaults for missing values
         with reading(section, model):
             config = json.loads(Path(name.removeprefix(LOCAL_DIR), CLIP_CONFIG).read_text(encoding="utf-8"))
         preprocess = {**preprocess, "mean": None, "std": None, **(config.get("preprocess_cfg") or {})}
@@ -193,7 +193,7 @@ def _check_architecture(model: str, pretrained: str | None, section: str) -> Non
 
     if model not in open_clip.list_models():
         raise UserError(
-            f"{section}: '{model}' is no open_clip architecture; give one, or hf-hub:OWNER/NAME, "
+            f"{section}: '{model}' is not an open_clip architecture; give one, or hf-hub:OWNER/NAME, "
             f"or {LOCAL_DIR}FOLDER"
         )
     if not pretrained:

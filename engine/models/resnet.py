@@ -1,6 +1,6 @@
 """ResNets for 32x32 images (He et al., arXiv 1512.03385): a 3x3 stem of stride 1 and no max-pooling.
 
-Submodules carry the names public CIFAR checkpoints use, so that those load as they are.
+Submodules have the names of public CIFAR checkpoints, so that these load unchanged.
 """
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """ReLU(conv3x3-BN-ReLU-conv3x3-BN + input); the input takes a 1x1 conv-BN where the shape changes."""
+    """ReLU(conv3x3-BN-ReLU-conv3x3-BN + input); the input takes a 1x1 conv-BN if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

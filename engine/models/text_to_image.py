@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL as they are exported: conditioned by the tokens of a prompt."""
+"""Stable Diffusion 1.x, 2.x and XL for export: conditioned on the tokens of a prompt."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from engine.models.pipeline_folder import PipelineFolder
 
 PARTS = ("vae", "unet")
 _UNUSED = ("vae", "unet", "safety_checker", "feature_extractor", "image_encoder")
-"""Components that no prompt goes through."""
+"""Components that a prompt does not pass through."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextToImage(LatentDiffusion):
-    """The networks of one of `TEXT_TO_IMAGE`."""
+    """The networks of a `TEXT_TO_IMAGE` pipeline."""
 
     num_tokens: int
-    """Tokens of a prompt, padded."""
+    """Number of tokens of a padded prompt."""
 
 
 def load_text_to_image(
     pipeline: PipelineFolder, device: torch.device | str, *, parts: Collection[str] = PARTS
 ) -> TextToImage:
-    """Networks that `parts` leaves out are None. Raises UserError as `load_prior` does."""
+    """Load a pipeline; networks that are not in `parts` are None. Raises UserError as `load_prior` does."""
     from transformers import CLIPTextConfig
 
     configs = []
@@ -47,20 +47,20 @@ def load_text_to_image(
 
 
 def _text_encoders(pipeline: PipelineFolder) -> list[str]:
-    """Those that the pipeline has: XL's refiner has the second alone."""
+    """Return the names of the pipeline's text encoders; XL's refiner has only the second."""
     names = ("text_encoder", "text_encoder_2")
     return [name for name in names if any(pipeline.index.get(name) or ())]
 
 
 def embed_prompts(pipeline: PipelineFolder, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-    """N prompts -> tokens, float32 [N, T, D], and for XL the pooled embedding [N, P], on the CPU.
+    """Encode N prompts: tokens, float32 [N, T, D], and for XL the pooled embedding [N, P], on the CPU.
 
-    Raises UserError where a tokenizer or text encoder is unreadable.
+    Raises UserError if a tokenizer or text encoder is unreadable.
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
-    logging.disable_progress_bar()  # it would write over ours
+    logging.disable_progress_bar()  # it would overwrite ours
     without: dict[str, object] = {name: None for name in _UNUSED if name in pipeline.index}
     if "safety_checker" in without:
         without["requires_safety_checker"] = False

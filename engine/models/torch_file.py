@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without running any of it."""
+"""Read a file of `torch.save` without running code from it."""
 
 import builtins
 import pickle
@@ -6,7 +6,7 @@ import pickletools
 import tarfile
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # torch.save writes the names of Python 2
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # torch.save writes Python 2 names
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,16 +17,16 @@ import torch
 from engine.errors import UserError
 
 PICKLE_MARKS = (b"PK", b"\x80")  # the first bytes of a torch.save archive and of a bare pickle
-LEGACY_PICKLES = 4  # in a row in a file of torch < 1.6; raw numbers follow
+LEGACY_PICKLES = 4  # a file of torch < 1.6 starts with four pickles; raw numbers follow
 _KIND = "_engine_pickled_kind"
 
 
 def read_torch(path: Path, field: str) -> object:
-    """The content of a file of `torch.save`, on the CPU.
+    """Return the content of a file of `torch.save`, on the CPU.
 
     Tensors, containers and plain values are read. Objects of any other class (an argparse.Namespace, a numpy
-    scalar, a whole module) become inert stand-ins; see `pickled_kind`. Raises UserError naming `field` and
-    the file for a corrupt file, a pickle that needs code to be read, and TorchScript.
+    scalar, a whole module) become inert stand-ins; see `pickled_kind`. Raises UserError that names `field`
+    and the file for a corrupt file, a pickle that cannot be read without running code, and TorchScript.
     """
     try:
         if _is_torchscript(path):
@@ -41,7 +41,7 @@ def read_torch(path: Path, field: str) -> object:
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         stand_ins = [(_stand_in(name), name) for name in sorted(_globals(path))]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
-            warnings.simplefilter("ignore")  # torch warns of the pickle protocol before it refuses the file
+            warnings.simplefilter("ignore")  # torch warns about the protocol before it refuses the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -59,21 +59,21 @@ def read_torch(path: Path, field: str) -> object:
 
 
 def pickled_kind(value: object) -> str | None:
-    """The full name of the class that `value` stands in for, None for a value that was read as it is."""
+    """Return the full name of the class that `value` stands in for; None if it is no stand-in."""
     kind = getattr(value, _KIND, None)
     return kind if isinstance(kind, str) else None
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type if it has no text."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _stand_in(name: str) -> type:
-    """What torch's unpickler makes in the place of the class or function `name`; it drops what it is given.
+    """Return a class that torch's unpickler uses in place of `name`; it ignores its arguments and state.
 
-    The unpickler sets items of plain dicts only, so whatever may be a kind of dict (made without arguments)
-    becomes one.
+    The unpickler sets items of plain dicts only, so an object made without arguments, which may be a kind of
+    dict, becomes one.
     """
     is_dict = {"collections.defaultdict": True, "collections.deque": False}.get(name)
 
@@ -108,9 +108,9 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _globals(path: Path) -> set[str]:
-    """module.name of the classes and functions that the pickles of the file refer to.
+    """Return module.name of the classes and functions that the file's pickles refer to.
 
-    Functions of builtins (eval and the like) are left out: a file that calls one is refused.
+    Functions of builtins, such as eval, are left out: a file that calls one is refused.
     """
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
@@ -124,7 +124,7 @@ def _globals(path: Path) -> set[str]:
 
 
 def _globals_of(file: IO[bytes]) -> Iterator[str]:
-    """Of the pickle that starts here; nothing where there is none, which torch.load will say."""
+    """Yield the names in the pickle that starts here; nothing if there is none: torch.load will report it."""
     try:
         for code, argument, _ in pickletools.genops(file):
             if code.name != "GLOBAL":

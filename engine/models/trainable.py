@@ -1,4 +1,4 @@
-"""Whether a student can be trained, and where its logits are in train mode; seen on two images of noise."""
+"""Check on two noise images that a student can be trained, and find its logits in train mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ from engine.seeding import generator
 
 
 def require_trainable(classifier: Classifier, section: str, image_size: int) -> None:
-    """Runs `classifier`, on the CPU, in train mode and sets its `output_in_training`.
+    """Run `classifier` in train mode on the CPU, and set its `output_in_training`.
 
-    Its `memory_format` becomes contiguous if only that can be trained. Mode, buffers, the weights' memory and
-    torch's generator are put back. Raises UserError naming `section`.name if it cannot be trained at all, if
-    the logits are not found in what it gives, or if no parameter gets a gradient.
+    `memory_format` becomes contiguous if only that can be trained. Mode, buffers, the weights' memory layout
+    and torch's generator are restored. Raises UserError that names `section`.name if it cannot be trained,
+    if its output holds no logits, or if no parameter gets a gradient.
     """
     try:
         try:
             output, path, reached, cut_off = _trained(classifier, image_size)
-        except Exception:  # whatever a foreign forward makes of strides
+        except Exception:  # a foreign forward may do anything with strides
             if classifier.memory_format == torch.contiguous_format:
                 raise
             classifier.memory_format = torch.contiguous_format
@@ -45,7 +45,7 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
             f"{section}.name: {classifier.name} cannot be trained: no parameter gets a gradient from its "
             "logits; remove torch.no_grad() or detach() from its forward"
         )
-    if cut_off and section == "student":  # which alone begins with random weights
+    if cut_off and section == "student":  # only a student starts from random weights
         raise UserError(
             f"{section}.name: {len(cut_off)} layers of {classifier.name} run but get no gradient "
             f"(`{cut_off[0]}`), so they would stay random; remove torch.no_grad() or detach() from its "
@@ -55,9 +55,8 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
 
 
 def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int], list[str]]:
-    """What the network gives in train mode, the path to the logits in it, and the parameters they train.
-
-    Last the layers that run and that nothing of the output trains.
+    """Return the output in train mode, the path to its logits, the numbers of the parameters they train,
+    and the layers that run without being trained by any part of the output.
     """
     images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
     images = images.to(memory_format=classifier.memory_format)
@@ -73,7 +72,7 @@ def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | 
 
 @contextmanager
 def _running(module: nn.Module) -> Iterator[set[nn.Module]]:
-    """Collects the submodules that run inside."""
+    """Collect the submodules that run inside the block."""
     ran: set[nn.Module] = set()
     handles = [one.register_forward_hook(lambda one, *_: ran.add(one)) for one in module.modules()]
     try:
@@ -84,7 +83,7 @@ def _running(module: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def _cut_off(output: object, classifier: Classifier, ran: set[nn.Module]) -> list[str]:
-    """Of the layers that ran, those with parameters of their own of which no output trains one."""
+    """Return the layers that ran and have parameters of their own, none of which gets a gradient."""
     reached: set[int] = set()
     for _, _, tensor in entries(output):
         if tensor.is_floating_point():
@@ -113,7 +112,7 @@ def _put_back(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_put_back(module: nn.Module) -> Iterator[None]:
-    """After what runs inside, all buffers are the same tensors with the same values as before."""
+    """Restore all buffers after the block: the same tensors with the same values."""
     buffers = [
         (owner, name, buffer, buffer.clone())
         for owner in module.modules()
@@ -125,13 +124,13 @@ def buffers_put_back(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, name, buffer, before in buffers:
             buffer.data.copy_(before)
-            owner._buffers[name] = buffer  # a forward may have put another in its place
+            owner._buffers[name] = buffer  # a forward may have replaced it
 
 
 def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPath | None:
-    """The path to the logits, or None: where they are in eval mode, else the only tensor of their shape.
+    """Return the path to the logits: the one of eval mode, else the only tensor of their shape, else None.
 
-    Of several tensors of that shape they are the one that the parameters of the eval mode's logits give.
+    Of several such tensors, take the one that depends on the same parameters as the logits in eval mode.
     """
     shape = (2, classifier.num_classes)
     found = {path: tensor for _, path, tensor in entries(output) if tensor.shape == shape}
@@ -143,7 +142,7 @@ def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPat
 
 
 def _reached(logits: object, classifier: Classifier) -> set[int]:
-    """The parameters, by number, that get a gradient from the logits."""
+    """Return the numbers of the parameters that get a gradient from the logits."""
     if not isinstance(logits, Tensor) or not logits.requires_grad:
         return set()
     grads = torch.autograd.grad(

@@ -1,15 +1,15 @@
-"""Networks without what parallel training and compilation wrap around modules."""
+"""Remove the wrappers that parallel training and compilation put around modules."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 INNER = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""What wrappers call the module inside: DataParallel, torch.compile, activation checkpoints, FSDP."""
+"""Wrappers' names for the inner module: DataParallel, torch.compile, activation checkpointing, FSDP."""
 
 
 class _BatchNorm1To3d(_BatchNorm):
-    """A BatchNorm of [B, C, ...] with the statistics of its own process: SyncBatchNorm without the sync."""
+    """A BatchNorm of [B, C, ...] with statistics of one process: SyncBatchNorm without the sync."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -17,11 +17,11 @@ class _BatchNorm1To3d(_BatchNorm):
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """`network` without the wrappers in it, at the top or inside, around the same parameters and buffers.
+    """Return `network` without any wrappers, with the same parameters and buffers.
 
-    A SyncBatchNorm becomes a BatchNorm of one process: training over ranks has statistics of its own.
+    A SyncBatchNorm becomes a BatchNorm of one process; the engine synchronizes statistics over ranks itself.
     """
-    plain: dict[nn.Module, nn.Module] = {}  # a layer in two places stays one
+    plain: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one
     network = _inside(network)
     for module in list(network.modules()):
         for name, child in module._modules.items():
@@ -35,7 +35,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def without_wrapper_parts(path: str, network: nn.Module) -> str:
-    """`path` of a submodule of `network` as it was before its wrappers were taken off."""
+    """Return the submodule `path` of `network` without the parts that named its wrappers."""
     parts = path.split(".")
     known = {part for name, _ in network.named_modules() for part in name.split(".")}
     return ".".join(part for part in parts if part in known or part not in INNER)

@@ -1,4 +1,4 @@
-"""Nearest-neighbour doubling and a 3x3 convolution, as one convolution at the lower resolution."""
+"""Nearest-neighbour doubling and a 3x3 convolution, computed as one convolution at the lower resolution."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 class UpsampledConv2d(nn.Conv2d):
     """conv3x3(upsample(x)), zero-padded: [B, C_in, H, W] -> [B, C_out, 2H, 2W].
 
-    In each of the four phases (row parity, column parity) of the output, the nine taps meet only 2x2
+    In each of the four phases (row parity, column parity) of the output, the nine taps read only 2x2
     different inputs, so their weights add up to a 2x2 kernel. One 2x2 convolution with 4 · C_out channels
-    gives all phases: 16 multiplications an input pixel and channel pair instead of 36, exact up to rounding.
+    computes all phases: 16 multiplications per input pixel and channel pair instead of 36, exact up to
+    rounding.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -26,12 +27,12 @@ class UpsampledConv2d(nn.Conv2d):
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
-    """[O, I, 3, 3] -> [4 · O, I, 2, 2]: the kernels of phases (0, 0), (0, 1), (1, 0), (1, 1)."""
+    """Map [O, I, 3, 3] to [4 · O, I, 2, 2]: the kernels of phases (0, 0), (0, 1), (1, 0), (1, 1)."""
     return torch.cat([_phase(_phase(weight, 2, row), 3, column) for row in (0, 1) for column in (0, 1)])
 
 
 def _phase(weight: Tensor, dim: int, parity: int) -> Tensor:
-    """An even output meets inputs (i - 1, i, i), an odd one (i, i, i + 1)."""
+    """Add up taps: an even output reads inputs (i - 1, i, i), an odd one (i, i, i + 1)."""
     before, at, after = weight.unbind(dim)
     return torch.stack([before, at + after] if parity == 0 else [before + at, after], dim)
 

@@ -1,4 +1,4 @@
-"""Reading a file of weights, whatever else it holds."""
+"""Read a weight file of any supported format."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ OF_TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def read_weights(path: Path, field: str) -> object:
-    """The content of a file of weights, on the CPU: tensors in nested mappings, and what else is in it.
+    """Return the content of a weight file, on the CPU: nested mappings of tensors and other values.
 
-    An index gives one mapping of the tensors in all files that it names. Raises UserError naming `field` and
-    the file for another kind of file, a corrupt one, one that could run code, and for TorchScript.
+    An index gives one mapping of the tensors in all files it names. Raises UserError that names `field` and
+    the file for an unknown format, a corrupt file, one that could run code, and TorchScript.
     """
     if path.is_file() and path.name.endswith(SUFFIX):
         return _read_index(path, field)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class WideBlock(nn.Module):
-    """Pre-activation residual block: BN-ReLU-conv3x3 twice, with a 1x1 shortcut where the shape changes."""
+    """Pre-activation residual block: BN-ReLU-conv3x3 twice, with a 1x1 shortcut if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-`depth`-`widen`: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
-    `relu` after the last BatchNorm gives the feature map [B, 64 * widen, 8, 8] that distillation taps.
+    `relu` after the last BatchNorm gives the feature map [B, 64 * widen, 8, 8] that distillation uses.
     """
 
     feature_path = "relu"

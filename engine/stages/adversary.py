@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.frozen import frozen
-from engine.models.generator import redraw
+from engine.models.generator import init_weights
 from engine.seeding import generator
 from kernels.kd_loss import kd_loss
 
@@ -57,7 +57,7 @@ class RotationAdversary:
 
     def restart(self, round_index: int) -> None:
         """A head that knows nothing, with a fresh optimizer: once after every synthesis round."""
-        redraw(self.head, generator(self.seed, "rotation-head", round_index))
+        init_weights(self.head, generator(self.seed, "rotation-head", round_index))
         self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def learn(self, images: Tensor, labels: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
-from engine.models.generator import Generator, redraw
+from engine.models.generator import Generator, init_weights
 from engine.seeding import derive_seed, generator
 from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
@@ -48,7 +48,7 @@ class Synthesizer:
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
-        redraw(self.generator, generator(seed, "generator"))
+        init_weights(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.warmup_steps > 0
         self._measured = measured(teacher)
         self._inversion: tuple[Adversary | None, Inversion] | None = None
@@ -88,7 +88,7 @@ class Synthesizer:
     def _start(self, index: int, independent: bool) -> list[Tensor]:
         """Puts the generator at its start; returns that start where `_keep_start` will need it."""
         if self.config.start == "reinit":
-            redraw(self.generator, generator(self.seed, "generator", index))
+            init_weights(self.generator, generator(self.seed, "generator", index))
             return []
         if self.config.start == "reuse" and not independent:
             return []

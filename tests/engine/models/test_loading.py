@@ -266,7 +266,7 @@ def test_logits_are_found_in_what_the_network_returns(
             "several",
             None,
             r"^student\.output is not set, and several .* `logits` \[4, 10\], `log` \[4, 10\], `image` .*; "
-            r"say which, e\.g\. --student\.output logits$",
+            r"name one, e\.g\. --student\.output logits$",
         ),
         ("in_a_dict", "scores", r"^student\.output is 'scores', but .* returns `logits` \[4, 10\], `image`"),
         ("in_a_dict", "image", r"^student\.num_classes is 10, but .* gives `logits` \[4, 10\], `image`"),
@@ -282,7 +282,7 @@ def test_an_entry_that_cannot_be_taken_is_named(
 
 def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
     config = ClassifierConfig(name=f"{factories}:nested_twice", feature="inner")
-    with pytest.raises(UserError, match=r"^teacher\.feature: .*inner' .* gives a tuple, not a tensor"):
+    with pytest.raises(UserError, match=r"^teacher\.feature: .*inner' .* returns a tuple, not a tensor"):
         build_classifier(config)
 
 

@@ -152,7 +152,7 @@ def test_faults_of_an_index(tmp_path: Path) -> None:
     (tmp_path / "model-2-of-2.safetensors").unlink()
     assert "names 'model-2-of-2.safetensors', which is not next to it" in error_of(index)
     index.write_text("[]")
-    assert "is no index of weights" in error_of(index)
+    assert "is not an index of weights" in error_of(index)
 
 
 def two_sets() -> tuple[State, State, dict[str, object]]:

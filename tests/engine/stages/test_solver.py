@@ -90,7 +90,7 @@ def test_flow_priors_reach_the_clean_latent(solver: str, strength: float) -> Non
         ({"snr_shift_scale": 3.0}, "snr_shift_scale is 3.0"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"beta_start": None}, "beta_start is None, beta_end 0.012"),
-        ({"trained_betas": [0.1]}, "trained_betas is no list of 1000 numbers"),
+        ({"trained_betas": [0.1]}, "trained_betas is not a list of 1000 numbers"),
         ({"num_train_timesteps": "1000"}, "num_train_timesteps is '1000'"),
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas is False"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
