@@ -238,7 +238,7 @@ def test_texts_are_unit_vectors_apart(clip: ClipModel) -> None:
     [
         pytest.param("local-dir:no/such/clip", None, "no/such/clip", id="missing-folder"),
         pytest.param("local-dir:{folder}/open_clip_config.json", None, "open_clip_config.json", id="a-file"),
-        pytest.param("ViT-B-33", None, "'ViT-B-33' is not an open_clip architecture", id="unknown-architecture"),
+        pytest.param("ViT-B-33", None, "'ViT-B-33' is not an open_clip architecture", id="architecture"),
         pytest.param("ViT-B-32", None, "needs pretrained weights", id="no-weights"),
         pytest.param("ViT-B-32", "no-such-tag", "no-such-tag", id="unknown-tag"),
     ],
