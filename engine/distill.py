@@ -8,18 +8,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from engine import ranks
-from engine.auto_batch.auto import with_default_batches
+from engine import distributed
 from engine.bank.storage import absolute
-from engine.ending import main
+from engine.cli.arguments import add_short_flags, gives_recipe, name_of, parsed
+from engine.cli.main import main_on_ranks
+from engine.cli.resolve import resolve
+from engine.config.recipe import OF_MACHINE_SECTIONS
 from engine.errors import UserError
-from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
 from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
 from engine.run_record import RunRecord
-from engine.short_flags import add_short_flags
 from engine.terminal import console
 
 OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
@@ -46,19 +45,19 @@ def command(arguments: Sequence[str]) -> None:
     urls = urls or record.banks
     own = settings_to_resume(begun, arguments)
     own = own and without_machine(own)
-    recipe, options = prepared(
+    recipe, options = parsed(
         parser,
         arguments,
         base=own or of_bank,
         source=f"the run {begun}" if own else "the bank",
         remembered=record.factories,
     )
-    recipe = with_default_batches(recipe)
+    recipe = resolve(recipe)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
-    ranks.require_divisible(recipe.distill.batch_size)
+    distributed.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
-    if ranks.is_main():
+    if distributed.is_main():
         check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
     from engine.distillation import distill
 
@@ -73,7 +72,7 @@ def command(arguments: Sequence[str]) -> None:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        if ranks.is_main():
+        if distributed.is_main():
             print(f"to continue: the same command with --out {folder} --resume", file=sys.stderr)
         raise
     if summary is not None:
@@ -127,4 +126,4 @@ def _shares(given: str, banks: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(command))
+    sys.exit(main_on_ranks(command))

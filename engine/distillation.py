@@ -14,14 +14,14 @@ from engine.assembly import assemble_pair
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
-from engine.compute import open_accelerator
+from engine.config.recipe import CONFIG, Recipe, differences
+from engine.config.schedule import ScheduleConfig
 from engine.curves import Curves
-from engine.datasets.config import check_test_set
+from engine.datasets.test_set import check_test_set
+from engine.distributed import from_main, leave, open_accelerator
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
-from engine.ranks import from_main, leave
-from engine.recipe import CONFIG, Recipe, differences
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
 from engine.run_folder import (
@@ -34,7 +34,6 @@ from engine.run_folder import (
     save_student,
 )
 from engine.run_record import RunRecord
-from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from engine.cli import main
-from engine.compute import ComputeConfig, open_accelerator
-from engine.datasets.config import load_test_set
+from engine.cli.arguments import require_named
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.recipe import CONFIG
+from engine.datasets.test_set import load_test_set
+from engine.distributed import open_accelerator
 from engine.errors import UserError
-from engine.models.config import require_named
 from engine.provenance import require_same_weights
-from engine.recipe import CONFIG, load_recipe
+from engine.recipes.load import load_recipe
 from engine.run_folder import own_settings, require_student
 from engine.run_record import RunRecord
 
@@ -61,7 +64,7 @@ def evaluate_run(
     from engine.models.loading import load_classifier
     from engine.stages.evaluate import evaluate
 
-    accelerator = open_accelerator(ComputeConfig(precision="fp32"))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(precision="fp32")))
     student = load_classifier(replace(recipe.student, weights=weights), "student")
     teacher = load_classifier(recipe.teacher, "teacher")
     return evaluate(teacher, student, test_set.images, test_set.labels, accelerator)._asdict()

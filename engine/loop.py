@@ -19,22 +19,22 @@ from engine.bank.settings import require_same_settings
 from engine.bank.snapshot import require_snapshot, snapshot
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
-from engine.compute import open_accelerator
+from engine.config.recipe import Recipe
+from engine.config.schedule import Synthesis, Training
 from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.curves import Curves
-from engine.datasets.config import check_test_set
+from engine.datasets.test_set import check_test_set
+from engine.distributed import open_accelerator
 from engine.generation import Generation
 from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
-from engine.recipe import Recipe
 from engine.report.examples import Examples
 from engine.report.summarize import summarize
 from engine.report.summary import Summary
 from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
 from engine.run_record import RunRecord
-from engine.schedule import Synthesis, Training
 from engine.stages.kd_loss import kl_adversarial
 from engine.stages.rotation import RotationAdversary
 from engine.stages.synthesize import Adversary

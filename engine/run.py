@@ -6,17 +6,15 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from engine import ranks
-from engine.auto_batch.auto import has_auto_batch
-from engine.ending import main
+from engine import distributed
+from engine.cli.arguments import add_short_flags, name_of, parsed
+from engine.cli.main import main_on_ranks
+from engine.cli.resolve import resolve
 from engine.errors import UserError
-from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import name_of
 from engine.report.table import results_table
 from engine.run_folder import by_hash, check, run_to_resume, settings_to_resume
 from engine.run_record import RunRecord
-from engine.short_flags import add_short_flags
 from engine.terminal import console
 
 
@@ -26,23 +24,20 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
     begun = run_to_resume(arguments, f"runs/{name_of(arguments)}")
-    recipe, options = prepared(
+    recipe, options = parsed(
         parser,
         arguments,
         base=settings_to_resume(begun, arguments),
         source=f"the run {begun}",
         remembered=RunRecord.read(begun).factories if begun else None,
     )
-    if ranks.world() > 1:
+    if distributed.world() > 1:
         raise UserError(
             "engine.run works in one process; make a bank with engine.generate, "
             "then start engine.distill on it in several"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
-    if has_auto_batch(recipe):
-        from engine.auto_batch.settling import settled_batches
-
-        recipe = settled_batches(recipe, print)
+    recipe = resolve(recipe, batches="measured")
     check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
 
@@ -56,4 +51,4 @@ def command(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(command))
+    sys.exit(main_on_ranks(command))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
+from engine.cli.arguments import gives_recipe
+from engine.config.recipe import CONFIG, Recipe, differences, to_yaml
 from engine.errors import UserError
 from engine.provenance import KEYS
-from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
+from engine.recipes.load import load_recipe
 from engine.run_record import RunRecord, sha256_of
 from export.locks import exclusive_if_free
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.files import replacing
 from engine.models.factory import Factory, factories, read_factories
-from engine.recipe import Recipe
 
 FILE_NAME = "provenance.json"
 

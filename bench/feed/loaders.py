@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.feed.workload import Laid, Workload
-from engine.feed.config import FeedConfig
+from engine.config.feed import FeedConfig
 from engine.feed.crops import PAD
 from engine.feed.feed import Feed
 from engine.feed.opening import open_feed

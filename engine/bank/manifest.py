@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.names import MANIFEST, ShardFiles, shard_files, shard_name, version_1_files
+from engine.config.storage import Codec
 from engine.errors import UserError
 
 VERSION = 2

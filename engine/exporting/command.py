@@ -8,16 +8,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from engine.auto_batch.auto import with_default_batches
-from engine.compute import settled
+from engine.cli.arguments import add_short_flags, gives_recipe, parsed
+from engine.cli.resolve import resolve_compute
+from engine.config.recipe import Recipe, with_default_batches
 from engine.errors import UserError
 from engine.exporting.report import record as record_proofs
 from engine.exporting.stamp import Exported, Stamp
 from engine.exporting.table import report_table
-from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
-from engine.recipe import Recipe, gives_recipe, parse
 from engine.run_folder import (
     BANK,
     OF_MACHINE,
@@ -27,7 +26,6 @@ from engine.run_folder import (
     require_student,
 )
 from engine.run_record import RunRecord
-from engine.short_flags import add_short_flags, spelled_out
 
 REPORT = "parity.json"
 IMAGE_ENCODER = "image_encoder"
@@ -65,9 +63,10 @@ def command(arguments: Sequence[str]) -> None:
     record = RunRecord.read(run) if run else RunRecord()
     own = _own_settings(run) if run else None
     base = None if gives_recipe(arguments) else own
-    recipe, options = parse(parser, spelled_out(arguments), base=base, source=f"the run {run}")
+    recipe, options = parsed(
+        parser, arguments, base=base, source=f"the run {run}", remembered=record.factories
+    )
     recipe = with_default_batches(recipe)
-    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, record.factories)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
     given = options.network or ("student" if run else None)
@@ -155,7 +154,7 @@ def _export(
     from engine.runtime.opening import require
     from engine.runtime.place import open_place
 
-    compute = settled(recipe.compute)
+    compute = resolve_compute(recipe.compute, must_run=False)
     if compute.runtime == "torch":
         raise UserError("--runtime torch has nothing to export; give openvino, onnxruntime or tensorrt")
     place = open_place(compute, recipe.tensorrt, torch.device(compute.device), say=_say)

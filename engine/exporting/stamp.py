@@ -8,14 +8,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine.config.filter import LOCAL_DIR
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.files import replacing
 from engine.models.factory import is_factory
 from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
-from engine.recipe import Recipe
 from engine.run_record import sha256_of
-from engine.stages.filter_config import LOCAL_DIR
 
 CLASSIFIERS = ("teacher", "student")
 """Networks that are handed over in files of their own."""

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
-from engine.feed.config import FeedConfig
 from engine.feed.cropping import cropped
 from engine.feed.dali_pipeline import DaliPipeline
 from engine.feed.feed import DTYPES, Feed

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 
 from engine.assembly import Pair
 from engine.bank.reader import BankReader
-from engine.datasets.config import load_test_set
+from engine.config.recipe import Recipe
+from engine.datasets.test_set import load_test_set
 from engine.models.priors import PROMPT, ClipModel
 from engine.progress import Progress
-from engine.recipe import Recipe
 from engine.report.counts import count_images
 from engine.report.summary import Summary
 from engine.seeding import generator

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from engine.config.distill import DistillConfig
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead, build_align_head
@@ -17,7 +18,6 @@ from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
 from engine.stages.batch_norm import BatchNormOverRanks
-from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.trained import Trained, averaged
 

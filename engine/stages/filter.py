@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.batch import ImageBatch
+from engine.config.filter import FilterConfig
 from engine.errors import NonFiniteError, more_precision
 from engine.micro_batch import MicroBatch
 from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
-from engine.stages.filter_config import FilterConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bench.torchrun import losses, torchrun
 from engine import run_folder
-from engine.cli import main
+from engine.cli.main import main
 from engine.generate import command as generate
 from tests.commands import Command, CommandServer
 from tests.smooth_student import INTERRUPT

@@ -18,13 +18,13 @@ from engine import loop as loop_module
 from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.verify import verify
-from engine.cli import main
+from engine.cli.main import main
 from engine.datasets import fashion_mnist
 from engine.errors import UserError
 from engine.loop import run as run_loop
 from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.report import summarize
 from engine.run import command
 from engine.run_folder import alone

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.cli import REMEDIES, main
+from engine.cli.main import REMEDIES, main
 from engine.report.summary import LabelAgreement, Summary
 from engine.report.table import results_table
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys
-from engine.cli import main
+from engine.cli.main import main
 
 def command(arguments):
     for _ in range(20_000):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
 from engine.feed.batch import FeedBatch
-from engine.feed.config import FeedConfig
 from engine.feed.feed import DTYPES, Feed
 from engine.feed.opening import open_feed
 from engine.feed.order import Draw, Order

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.batch import ImageBatch
+from engine.config.augment import AugmentConfig
 from engine.micro_batch import MicroBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
@@ -17,7 +18,6 @@ from engine.runtime.classifier import classifier_spec, open_classifier
 from engine.runtime.clip import open_clip
 from engine.runtime.prior import open_prior
 from engine.stages.augment import augment
-from engine.stages.augment_config import AugmentConfig
 from engine.stages.filter import similarities
 from export.store import Store
 from tests.places import torch_place

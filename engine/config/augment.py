@@ -1,4 +1,4 @@
-"""Settings of augment.py; no torch, so that --help stays quick."""
+"""Settings of the augment stage."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -2,8 +2,8 @@
 
 import pytest
 
+from engine.config.schedule import ScheduleConfig, Synthesis, Training
 from engine.errors import UserError
-from engine.schedule import ScheduleConfig, Synthesis, Training
 
 
 def test_totals() -> None:

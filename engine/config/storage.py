@@ -1,4 +1,4 @@
-"""How a bank keeps its images; no torch, so that --help stays quick."""
+"""How a bank keeps its images."""
 
 from dataclasses import dataclass
 from typing import Literal

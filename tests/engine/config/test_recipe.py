@@ -8,8 +8,9 @@ from typing import get_type_hints
 import pytest
 
 from engine import recipes
+from engine.config.recipe import Recipe, differences, to_yaml
 from engine.errors import UserError
-from engine.recipe import Recipe, differences, load_recipe, to_yaml
+from engine.recipes.load import load_recipe
 
 ROOT = Path(recipes.__file__).parents[2]
 SECTIONS = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}

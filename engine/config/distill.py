@@ -1,10 +1,10 @@
-"""Settings of distill.py; no torch, so that --help stays quick."""
+"""Settings of the distill stage."""
 
 import math
 from dataclasses import dataclass
 
+from engine.config.views import Views
 from engine.errors import UserError
-from engine.stages.views_config import Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Settings of filter.py; no torch, so that --help stays quick."""
+"""Settings of the filter stage."""
 
 from dataclasses import dataclass
 from typing import Literal

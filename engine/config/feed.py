@@ -1,7 +1,6 @@
-"""How the student is fed; no torch, so that --help stays quick."""
+"""How the student is fed."""
 
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import UserError
@@ -25,17 +24,3 @@ class FeedConfig:
             raise UserError(f"feed.threads is {self.threads}; set it to 1 or more")
         if not 0 <= self.newest < 1:
             raise UserError(f"feed.newest is {self.newest}; set it to a share from 0 to below 1")
-
-
-def settled(config: FeedConfig) -> FeedConfig:
-    """The configuration with `auto` replaced by the kind that is installed.
-
-    Raises UserError for DALI where it is not.
-    """
-    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    if config.kind == "dali" and not installed:
-        raise UserError(
-            "feed.kind dali: the package is not installed; pip install 'dda-engine[dali]', or take "
-            "--feed.kind torch"
-        )
-    return replace(config, kind="dali" if installed and config.kind != "torch" else "torch")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.cli import main
+from engine.cli.arguments import spelled_out
+from engine.cli.main import main
 from engine.errors import UserError
 from engine.run import command
-from engine.short_flags import spelled_out
 
 RTX = "--compute.runtime=tensorrt"
 
@@ -79,13 +79,14 @@ def test_bad_runtimes_are_one_line(arguments: list[str], words: str, tmp_path: P
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.compute.find_spec", lambda _: None)
+    monkeypatch.setattr("engine.cli.resolve.find_spec", lambda _: None)
     assert main(command, ["--out", str(tmp_path / "run"), "--runtime", "onnxruntime"]) == 2
     assert "compute.runtime onnxruntime: the package is not installed; pip install" in capsys.readouterr().err
 
 
 def test_auto_is_torch_where_openvino_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.compute import ComputeConfig, resolved
+    from engine.cli.resolve import resolve_compute
+    from engine.config.compute import ComputeConfig
 
-    monkeypatch.setattr("engine.compute.find_spec", lambda name: None if name == "openvino" else object())
-    assert resolved(ComputeConfig(device="cpu")).runtime == "torch"
+    monkeypatch.setattr("engine.hardware.find_spec", lambda name: None if name == "openvino" else object())
+    assert resolve_compute(ComputeConfig(device="cpu")).runtime == "torch"

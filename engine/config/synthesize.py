@@ -1,10 +1,10 @@
-"""Settings of synthesize.py; no torch, so that --help stays quick."""
+"""Settings of the synthesize stage."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.views import Views
 from engine.errors import UserError
-from engine.stages.views_config import Views
 
 
 @dataclass(frozen=True, kw_only=True)

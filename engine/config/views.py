@@ -1,4 +1,4 @@
-"""How images are cropped and mirrored at random before a network sees them; no torch."""
+"""How images are cropped and mirrored at random before a network sees them."""
 
 from dataclasses import dataclass
 

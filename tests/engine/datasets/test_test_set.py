@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.datasets.config import EvaluateConfig, load_test_set
+from engine.config.evaluate import EvaluateConfig
+from engine.datasets.test_set import load_test_set
 from engine.errors import UserError
 
 

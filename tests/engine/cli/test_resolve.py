@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from engine.compute import ComputeConfig, open_accelerator, resolved, settled
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 from engine.errors import UserError
 from tests.rounding import as_torch_rounds, rounding
 
@@ -18,7 +20,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machine
 def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: str, monkeypatch) -> None:
     monkeypatch.setattr("kernels.cpu_features", lambda: features)
     torch.set_num_threads(2)
-    used = resolved(ComputeConfig(device="cpu"))
+    used = resolve_compute(ComputeConfig(device="cpu"))
     assert used == ComputeConfig(
         device="cpu",
         precision=precision,
@@ -27,7 +29,7 @@ def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: 
         threads=2,
         overlap=False,
     )
-    assert resolved(used) == used
+    assert resolve_compute(used) == used
 
 
 def test_what_was_asked_for_is_kept() -> None:
@@ -39,12 +41,12 @@ def test_what_was_asked_for_is_kept() -> None:
         threads=2,
         overlap=True,
     )
-    assert resolved(asked) == asked
+    assert resolve_compute(asked) == asked
 
 
 def test_overlap_on_a_cpu_needs_threads_to_share_out() -> None:
     with pytest.raises(UserError, match=r"compute\.overlap true shares out compute\.threads, which is 1"):
-        resolved(ComputeConfig(device="cpu", threads=1, overlap=True))
+        resolve_compute(ComputeConfig(device="cpu", threads=1, overlap=True))
 
 
 def test_overlap_and_inductor_exclude_each_other() -> None:
@@ -58,7 +60,7 @@ def test_auto_overlaps_on_a_gpu_but_with_inductor(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked = ComputeConfig(device="cuda", precision="fp32", runtime="torch", compile=compiled)
-    assert settled(asked).overlap is overlap
+    assert resolve_compute(asked).overlap is overlap
 
 
 @as_torch_rounds()
@@ -72,19 +74,19 @@ def test_a_run_in_fp32_on_a_gpu_is_not_rounded_to_tf32(
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: None)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     assert rounding()[0] == "tf32", "torch's default"
-    open_accelerator(ComputeConfig(device="cuda", precision=precision, runtime="torch"))
+    open_accelerator(resolve_compute(ComputeConfig(device="cuda", precision=precision, runtime="torch")))
     assert rounding()[0] == convolutions
 
 
 @NO_GPU
 def test_auto_without_a_gpu_is_the_cpu() -> None:
-    assert resolved(ComputeConfig()).device == "cpu"
+    assert resolve_compute(ComputeConfig()).device == "cpu"
 
 
 @NO_GPU
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match=r"compute\.device cuda.*cpu"):
-        resolved(ComputeConfig(device="cuda"))
+        resolve_compute(ComputeConfig(device="cuda"))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -92,8 +94,10 @@ def test_accelerator_has_the_asked_precision_even_after_another_one(
     precision: str, dtype: torch.dtype
 ) -> None:
     for first in ("bf16", "fp32"):
-        open_accelerator(ComputeConfig(device="cpu", precision=first, threads=2))
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision=precision, threads=1))
+        open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision=first, threads=2)))
+    accelerator = open_accelerator(
+        resolve_compute(ComputeConfig(device="cpu", precision=precision, threads=1))
+    )
     assert accelerator.device == torch.device("cpu")
     assert torch.get_num_threads() == 1
     with accelerator.autocast():

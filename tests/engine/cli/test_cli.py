@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from engine import evaluate, run
-from engine.cli import main
-from engine.compute import resolved
+from engine.cli.main import main
+from engine.cli.resolve import resolve
+from engine.config.recipe import CONFIG, to_yaml
 from engine.errors import NonFiniteError, UserError
-from engine.recipe import CONFIG, load_recipe, to_yaml
+from engine.recipes.load import load_recipe
 
 ROOT = Path(run.__file__).parents[1]
 
@@ -84,7 +85,7 @@ def test_run_refuses_in_one_line(arguments: list[str], words: list[str], tmp_pat
 
 def _recipe():
     recipe = load_recipe("fashion-mnist", {"compute.device": "cpu", "compute.precision": "fp32"})
-    return replace(recipe, compute=resolved(recipe.compute))
+    return resolve(recipe)
 
 
 def test_a_new_or_empty_folder_is_accepted_and_left_alone(tmp_path: Path) -> None:

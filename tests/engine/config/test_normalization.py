@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.models.normalization import misfit
+from engine.config.normalization import misfit
 
 Values = tuple[float, ...]
 

@@ -1,23 +1,13 @@
-"""What a run is measured on. The loop itself reads no dataset."""
+"""The test set that a recipe names."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from engine.config.evaluate import EvaluateConfig
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.datasets.fashion_mnist import LabeledImages
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """The test set. It is read once, after the last step of training."""
-
-    dataset: Literal["fashion-mnist", "none"] = "none"
-    """Name of the test set; none leaves the accuracies null."""
-    root: str | None = None
-    """Folder of the dataset's files; null tries the usual places."""
 
 
 def check_test_set(config: EvaluateConfig) -> None:

@@ -1,37 +1,20 @@
-"""What runs in TensorRT's place on a GPU that it does not support."""
+"""Whether this GPU builds and runs TensorRT's engines."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from engine.compute import ComputeConfig, settled
+from engine.config.tensorrt import TensorRtConfig
 from engine.runtime.artifacts import build_options
-from engine.runtime.tensorrt_config import TensorRtConfig
 from export.errors import RuntimeUnavailableError
 from export.onnx import FILE, write_onnx
 from export.spec import Axis, Input, NetworkSpec
 from export.tensorrt.options import FILE as ENGINE
 
 WIDTH = 8
-
-
-def runnable(compute: ComputeConfig, config: TensorRtConfig, say: Callable[[str], None]) -> ComputeConfig:
-    """`compute`, of runtime tensorrt, or torch in its place where this GPU builds or loads no engine; `say`
-    is told.
-
-    TensorRT-RTX has no kernels for data-centre GPUs such as the H100 (compute capability 9.0). Raises
-    RuntimeUnavailableError where the package is missing, ExportError for options that no build can take.
-    """
-    reason = _refusal(config)
-    if reason is None:
-        return compute
-    say(f"{reason}; the frozen networks run in torch instead, compiled, as CUDA graphs")
-    asked = replace(compute, runtime="torch", runtime_precision="auto", compile=True, overlap="auto")
-    return settled(asked)
 
 
 class _Probe(nn.Module):
@@ -43,10 +26,10 @@ class _Probe(nn.Module):
         return (x @ self.weight,)
 
 
-def _refusal(config: TensorRtConfig) -> str | None:
-    """Why the current GPU builds or runs no engine of `config`, None where it does.
+def refusal(config: TensorRtConfig) -> str | None:
+    """Return why the current GPU builds or runs no engine of `config`, None if it does.
 
-    Asked with one of eight by eight weights, for which no limit of scratch memory is to blame.
+    Probes with an 8x8 matmul, so that a workspace limit cannot cause the failure.
     """
     from export.tensorrt import targets
     from export.tensorrt.builder import build_engine

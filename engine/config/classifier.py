@@ -1,14 +1,10 @@
-"""Settings of a classifier, the teacher or the student; no torch, so that --help stays quick."""
+"""Settings of a classifier, the teacher or the student."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.config.normalization import misfit
 from engine.errors import UserError
-from engine.models.factory import LIBRARIES, Factory, is_factory
-from engine.models.normalization import misfit
-
-__all__ = ["LIBRARIES", "ClassifierConfig", "require_named"]
 
 ONE_LOGIT = (
     "one logit is always 100 % certain of its class; for a binary classifier with logit z set num_classes to "
@@ -74,31 +70,3 @@ class ClassifierConfig:
             raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
         if fault := misfit(self.mean, self.std):
             raise UserError(f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}")
-
-
-def require_named(
-    configs: Mapping[str, ClassifierConfig],
-    arguments: Sequence[str],
-    remembered: Mapping[str, Factory] | None = None,
-) -> None:
-    """Refuse Python factories that only a file names: `arguments`, the command line, must name them, too.
-
-    configs: by section. remembered: the factories of the run that the command goes on with; one of them need
-    not be named again as long as its source is what it was. Raises UserError that names the section and the
-    factory.
-    """
-    named = {argument.split("=", 1)[-1] for argument in arguments}
-    for section, config in configs.items():
-        if not is_factory(config.name) or config.name in named:
-            continue
-        known = (remembered or {}).get(section)
-        if known is None or known.name != config.name or not known.files:
-            raise UserError(
-                f"{section}.name: '{config.name}' is code, which a file alone may not run; "
-                f"name it on the command line: --{section}.name {config.name}"
-            )
-        if change := known.change(Factory.of(config.name)):
-            raise UserError(
-                f"{section}.name: this run used '{config.name}' from {change}; restore it, or name it on the "
-                f"command line to accept it as it is now: --{section}.name {config.name}"
-            )

@@ -1,4 +1,4 @@
-"""Settings of TensorRT's engines; no torch, so that --help stays quick."""
+"""Settings of TensorRT's engines."""
 
 from dataclasses import dataclass
 from typing import Literal
