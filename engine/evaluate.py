@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +36,15 @@ def command(arguments: Sequence[str]) -> None:
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(f"{error}; --help lists the options (--run DIR)") from None
-    result = evaluate_run(Path(options.run), arguments, root=options.root, dataset=options.dataset)
+    named = [options[f"{section}.name"] for section in ("teacher", "student")]
+    result = evaluate_run(Path(options.run), named, root=options.root, dataset=options.dataset)
     print(f"teacher {result['teacher_top1']:.2%}, student {result['student_top1']:.2%}, agreement", end=" ")
     print(f"{result['agreement']:.2%}")
     print(json.dumps(result))
 
 
 def evaluate_run(
-    folder: Path, named: Sequence[str] = (), *, root: str | None = None, dataset: str | None = None
+    folder: Path, named: Collection[str | None] = (), *, root: str | None = None, dataset: str | None = None
 ) -> dict[str, float]:
     """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
 

@@ -6,7 +6,6 @@ one less.
 """
 
 import sys
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.cli.arguments import add_short_flags, gives_recipe, parsed
+from engine.cli.arguments import CommandLine, add_short_flags
 from engine.cli.main import main
 from engine.cli.resolve import resolve, threads_of_bank
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
@@ -32,7 +31,8 @@ def command(arguments: Sequence[str]) -> None:
     _add_flags(parser)
     add_monitor_flags(parser)
     add_short_flags(parser)
-    recipe, options = parsed(parser, arguments, base=_recipe_to_resume(arguments))
+    line = CommandLine.read(arguments)
+    recipe, options = line.parse(parser, base=_recipe_to_resume(line))
     if options.status:
         _print_status(options)
     elif options.plan:
@@ -41,23 +41,20 @@ def command(arguments: Sequence[str]) -> None:
         _generate(recipe, options)
 
 
-def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
+def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
     """The recipe of the bank that `--resume` continues, but for what does not decide its images.
 
     None without `--resume`, if `--recipe` names one to compare, and for a bank that has no recipe of its own.
     """
-    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    picker.add_argument("--out")
-    picker.add_argument("--resume", action="store_true")
-    given = picker.parse_known_args(arguments)[0]
-    if not (given.resume and given.out) or gives_recipe(arguments):
+    out = line.value("out")
+    if not (line.given("resume") and out) or line.given("recipe"):
         return None
     from engine.bank.merged_recipe import MERGED
     from engine.bank.reader import BankReader
     from engine.provenance import DECIDING_COMPUTE
 
     try:
-        recipe = BankReader.open(given.out, verify=False).header.recipe
+        recipe = BankReader.open(out, verify=False).header.recipe
     except UserError:
         return None  # there is none yet, or the writer will say what is wrong with it
     if MERGED in recipe:

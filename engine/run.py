@@ -7,13 +7,13 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from engine import distributed
-from engine.cli.arguments import add_short_flags, name_of, parsed
+from engine.cli.arguments import CommandLine, add_short_flags
 from engine.cli.main import main_on_ranks
 from engine.cli.resolve import resolve
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.report.table import results_table
-from engine.run_folder import by_hash, check, run_to_resume, settings_to_resume
+from engine.run_folder import by_hash, check, own_settings, run_to_resume
 from engine.run_record import RunRecord
 from engine.terminal import console
 
@@ -23,11 +23,12 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    begun = run_to_resume(arguments, f"runs/{name_of(arguments)}")
-    recipe, options = parsed(
+    line = CommandLine.read(arguments)
+    default = f"runs/{line.recipe_name()}"
+    begun = run_to_resume(line.value("out") or default, resume=line.given("resume"))
+    recipe, options = line.parse(
         parser,
-        arguments,
-        base=settings_to_resume(begun, arguments),
+        base=own_settings(begun) if begun and not line.given("recipe") else None,
         source=f"the run {begun}",
         remembered=RunRecord.read(begun).factories if begun else None,
     )

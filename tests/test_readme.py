@@ -7,7 +7,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from engine import generate
-from engine.cli.arguments import add_short_flags, parsed
+from engine.cli.arguments import CommandLine, add_short_flags
 from engine.recipes.load import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_the_commands_in_the_readme_are_understood(own: str, line: str, tmp_path
     parser.add_argument("--resume", action="store_true")
     add_short_flags(parser)
     arguments = line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split()
-    recipe, options = parsed(parser, arguments)
+    recipe, options = CommandLine.read(arguments).parse(parser)
     assert recipe.name == ("my-recipe" if "my-recipe" in line else "fashion-mnist")
     assert "--trt" not in line or recipe.compute.runtime == "tensorrt"
     assert options.out is None or options.out.startswith(("runs/", "engines"))

@@ -1,6 +1,5 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from engine.cli.arguments import add_short_flags, gives_recipe, parsed
+from engine.cli.arguments import CommandLine, add_short_flags
 from engine.cli.resolve import resolve_compute
 from engine.config.recipe import Recipe, with_default_batches
 from engine.errors import UserError
@@ -59,13 +58,13 @@ def command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="real images for the proof")
     add_short_flags(parser)
-    run = _run_of(arguments)
+    line = CommandLine.read(arguments)
+    given_run = line.value("run")
+    run = Path(given_run) if given_run else None
     record = RunRecord.read(run) if run else RunRecord()
     own = _own_settings(run) if run else None
-    base = None if gives_recipe(arguments) else own
-    recipe, options = parsed(
-        parser, arguments, base=base, source=f"the run {run}", remembered=record.factories
-    )
+    base = None if line.given("recipe") else own
+    recipe, options = line.parse(parser, base=base, source=f"the run {run}", remembered=record.factories)
     recipe = with_default_batches(recipe)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
@@ -89,14 +88,6 @@ def command(arguments: Sequence[str]) -> None:
     print(report_table(exported.proofs))
     for name, given in exported.handed_over.items():
         print(f"{name}: the model and {name}.json, which says how to call it, are in {folder / given}")
-
-
-def _run_of(arguments: Sequence[str]) -> Path | None:
-    """Before the parser, whose defaults are the run's settings."""
-    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    picker.add_argument("--run")
-    given = picker.parse_known_args(arguments)[0].run
-    return Path(given) if given else None
 
 
 def _own_settings(run: Path) -> dict[str, Any]:

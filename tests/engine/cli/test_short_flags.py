@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.cli.arguments import spelled_out
+from engine.cli.arguments import CommandLine
 from engine.cli.main import main
 from engine.errors import UserError
 from engine.run import command
@@ -29,13 +29,13 @@ RTX = "--compute.runtime=tensorrt"
     ],
 )
 def test_short_flags_are_spelled_out(short: list[str], long: list[str]) -> None:
-    assert spelled_out(short) == long
+    assert CommandLine.read(short).arguments == tuple(long)
 
 
 @pytest.mark.parametrize("other", [["--runtime", "torch"], ["--compute.runtime=openvino"]])
 def test_trt_beside_another_runtime_is_refused(other: list[str]) -> None:
     with pytest.raises(UserError, match="--trt is --runtime tensorrt; give one runtime"):
-        spelled_out(["--trt", *other])
+        CommandLine.read(["--trt", *other])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
