@@ -15,10 +15,17 @@ from engine.cli.resolve import resolve
 from engine.config.recipe import OF_MACHINE_SECTIONS
 from engine.errors import UserError
 from engine.progress import Progress
-from engine.report.table import results_table
-from engine.run_folder import OF_MACHINE, by_hash, check, own_settings, run_to_resume, without_machine
-from engine.run_record import RunRecord
 from engine.terminal import console
+from engine.training.run_folder import (
+    OF_MACHINE,
+    by_hash,
+    check,
+    own_settings,
+    run_to_resume,
+    without_machine,
+)
+from engine.training.run_record import RunRecord
+from engine.training.summary import results_table
 
 OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
 """What of a bank's recipe has no say once the images are there."""
@@ -58,7 +65,7 @@ def command(arguments: Sequence[str]) -> None:
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if distributed.is_main():
         check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
-    from engine.distillation import distill
+    from engine.training.from_banks import distill
 
     try:
         with Progress() as progress:
@@ -83,9 +90,9 @@ def _recipe_of_bank(url: str) -> dict[str, Any]:
 
     Raises UserError for a bank that was merged from banks of recipes that would train differently.
     """
-    from engine.bank.merged_recipe import recipes_of
+    from engine.bank.manifest import first_difference
+    from engine.bank.merge import recipes_of
     from engine.bank.reader import BankReader
-    from engine.bank.settings import first_difference
 
     recipe, *others = recipes_of(BankReader.open(url).header.recipe)
     for other in others:

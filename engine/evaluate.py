@@ -19,8 +19,8 @@ from engine.distributed import open_accelerator
 from engine.errors import UserError
 from engine.provenance import require_same_weights
 from engine.recipes.load import load_recipe
-from engine.run_folder import own_settings, require_student
-from engine.run_record import RunRecord
+from engine.training.run_folder import own_settings, require_student
+from engine.training.run_record import RunRecord
 
 
 def command(arguments: Sequence[str]) -> None:

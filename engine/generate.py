@@ -49,7 +49,7 @@ def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
     out = line.value("out")
     if not (line.given("resume") and out) or line.given("recipe"):
         return None
-    from engine.bank.merged_recipe import MERGED
+    from engine.bank.merge import MERGED
     from engine.bank.reader import BankReader
     from engine.provenance import DECIDING_COMPUTE
 

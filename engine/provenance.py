@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from engine.bank.manifest import Header
-from engine.bank.merged_recipe import recipes_of
+from engine.bank.merge import recipes_of
 from engine.config.filter import LOCAL_DIR
 from engine.config.recipe import Recipe
 from engine.config.storage import stored_channels

@@ -12,10 +12,10 @@ from engine.cli.main import main_on_ranks
 from engine.cli.resolve import resolve
 from engine.errors import UserError
 from engine.progress import Progress
-from engine.report.table import results_table
-from engine.run_folder import by_hash, check, own_settings, run_to_resume
-from engine.run_record import RunRecord
 from engine.terminal import console
+from engine.training.run_folder import by_hash, check, own_settings, run_to_resume
+from engine.training.run_record import RunRecord
+from engine.training.summary import results_table
 
 
 def command(arguments: Sequence[str]) -> None:

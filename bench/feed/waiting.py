@@ -17,8 +17,8 @@ from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.config.distill import DistillConfig
 from engine.distributed import open_accelerator
-from engine.feed.batch import FeedBatch
-from engine.feed.order import Order
+from engine.feed.feed import FeedBatch
+from engine.feed.sampler import Order
 from engine.stages.distill import Distiller
 
 WARM_UP, STEPS, ROUNDS = 3, 10, 3

@@ -11,7 +11,7 @@ from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
 from engine.config.distill import DistillConfig
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead
 from engine.stages.distill import Distiller
 

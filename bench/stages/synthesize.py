@@ -15,8 +15,8 @@ from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
 from engine.config.synthesize import SynthesizeConfig
 from engine.models.generator import Generator
+from engine.stages.adversary import RotationAdversary, RotationHead
 from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.rotation import RotationAdversary, RotationHead
 from engine.stages.synthesize import Synthesizer
 
 BATCH = 100

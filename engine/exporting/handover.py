@@ -20,10 +20,10 @@ from engine.exporting.networks import Networks
 from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
 from engine.recipes.load import load_recipe
-from engine.run_record import sha256_of
 from engine.runtime.artifacts import ENGINE, Graph
 from engine.runtime.opening import open_graph
 from engine.runtime.place import Place
+from engine.training.run_record import sha256_of
 from export.spec import NetworkSpec
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from engine.config.views import Views
 from engine.errors import UserError
-from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
+from engine.stages.micro_batch import is_out_of_memory
 from engine.transforms import crop_flip, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.batch import ImageBatch
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.views import Views
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
+from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
 from engine.stages.labels import batch_labels
 from kernels.fuse import measured

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import ImageBatch
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
@@ -21,6 +20,7 @@ from engine.run import command
 from engine.runtime.place import open_place
 from engine.runtime.prior import open_prior
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
+from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 

@@ -19,8 +19,8 @@ from engine.errors import UserError
 from engine.evaluate import evaluate_run
 from engine.provenance import bank_header, weights_of
 from engine.recipes.load import load_recipe
-from engine.run_folder import OF_MACHINE, commit_config
-from engine.run_record import FILE_NAME, RunRecord
+from engine.training.run_folder import OF_MACHINE, commit_config
+from engine.training.run_record import FILE_NAME, RunRecord
 from tests.tiny_recipe import write_recipe
 
 Seen = list[tuple[Recipe, Any]]
@@ -53,7 +53,7 @@ def spy(seen: Seen) -> Callable[..., None]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the commands hand over to the work itself."""
     seen: Seen = []
-    for place in ("engine.loop.run", "engine.distillation.distill", "engine.shards.generate"):
+    for place in ("engine.loop.run", "engine.training.from_banks.distill", "engine.shards.generate"):
         monkeypatch.setattr(place, spy(seen))
     return seen
 

@@ -7,8 +7,7 @@ import pytest
 
 from engine.bank.manifest import Manifest
 from engine.bank.merge import merge
-from engine.bank.reader import BankReader
-from engine.bank.snapshot import snapshot
+from engine.bank.reader import BankReader, snapshot
 from engine.bank.verify import verify
 from engine.config.storage import Codec
 from engine.errors import UserError

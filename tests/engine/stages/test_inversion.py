@@ -15,8 +15,8 @@ from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1
+from engine.stages.adversary import RotationAdversary
 from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.rotation import RotationAdversary
 from engine.stages.synthesize import Synthesizer
 from kernels.backend import set_backend
 

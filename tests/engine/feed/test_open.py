@@ -1,0 +1,61 @@
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import util
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cli.resolve import resolve
+from engine.config.feed import FeedConfig
+from engine.errors import UserError
+from engine.feed import open
+from engine.feed.dali import DaliFeed
+from engine.feed.index import Index
+from engine.feed.torch_loader import TorchFeed
+from engine.recipes.load import load_recipe
+
+
+@pytest.fixture(params=["nvidia", "nvidia.dali"])
+def _without_dali(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> Any:
+        return None if name == request.param else util.find_spec(name)
+
+    monkeypatch.setattr("engine.cli.resolve.find_spec", find)
+
+
+def resolved(**settings: object) -> FeedConfig:
+    given = {f"feed.{name}": value for name, value in settings.items()}
+    return resolve(load_recipe("fashion-mnist", {"compute.device": "cpu", **given})).feed
+
+
+def test_auto_takes_dali() -> None:
+    assert resolved().kind == "dali"
+    assert (resolved(kind="torch", threads=3).kind, resolved(threads=3).threads) == ("torch", 3)
+
+
+@pytest.mark.usefixtures("_without_dali")
+def test_without_dali_auto_takes_torch_and_dali_is_refused() -> None:
+    assert resolved(threads=3) == replace(resolved(kind="torch"), threads=3)
+    with pytest.raises(UserError, match=r"pip install 'dda-engine\[dali\]'"):
+        resolved(kind="dali")
+
+
+def test_a_kind_that_is_not_resolved_is_not_opened() -> None:
+    shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "channels": 3, "batch_size": 4}
+    with pytest.raises(AssertionError):
+        open.open_feed(FeedConfig(), Index(), device=torch.device("cpu"), **shape)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("dali", DaliFeed), ("torch", TorchFeed)])
+def test_opens_the_kind(kind: Any, expected: type) -> None:
+    shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "channels": 3, "batch_size": 4}
+    feed = open.open_feed(FeedConfig(kind=kind), Index(), device=torch.device("cpu"), **shape)
+    with feed:
+        assert type(feed) is expected
+
+
+def test_dali_is_imported_only_where_it_is_opened() -> None:
+    code = "import sys, engine.feed.open; assert 'nvidia.dali' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
