@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from bench.rows import Row, table, write_csv, write_rows
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import UserError
 
 
@@ -52,13 +52,15 @@ def _full_size(options: Namespace) -> None:
 
 def _smoke(options: Namespace) -> None:
     from bench import smoke
-    from engine.compute import ComputeConfig, open_accelerator
+    from engine.cli.resolve import resolve_compute
+    from engine.config.compute import ComputeConfig
+    from engine.distributed import open_accelerator
 
     names = _names("--checks", options.checks, smoke.CHECKS) if options.checks else list(smoke.CHECKS)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     config = ComputeConfig(device=options.device, runtime="torch")
-    probe = smoke.Probe(accelerator=open_accelerator(config), out=out)
+    probe = smoke.Probe(accelerator=open_accelerator(resolve_compute(config)), out=out)
     failed = smoke.run({name: smoke.CHECKS[name] for name in names}, probe, seconds=options.seconds)
     if failed:
         raise UserError(f"smoke: failed: {', '.join(failed)}; their traces are in {out}")
@@ -129,15 +131,17 @@ def _e2e_options(parser: ArgumentParser) -> None:
 
 def _kernels(options: Namespace) -> Iterator[Row]:
     from bench import kernels
-    from engine.compute import ComputeConfig, open_accelerator
+    from engine.cli.resolve import resolve_compute
+    from engine.config.compute import ComputeConfig
+    from engine.distributed import open_accelerator
 
-    device = open_accelerator(ComputeConfig(device=options.device)).device
+    device = open_accelerator(resolve_compute(ComputeConfig(device=options.device))).device
     return _shown(kernels.rows(device, seconds=options.seconds, inductor=not options.no_inductor))
 
 
 def _stages(options: Namespace) -> Iterator[Row]:
     from bench import stages
-    from engine.compute import ComputeConfig
+    from engine.config.compute import ComputeConfig
 
     names = _names("--stage", options.stage, stages.STAGES)
     batch = options.batch and _numbers("--batch", options.batch)[0]
@@ -167,7 +171,7 @@ def _startup(options: Namespace) -> Iterator[Row]:
 
 def _production(options: Namespace) -> Iterator[Row]:
     from bench import production
-    from engine.compute import ComputeConfig
+    from engine.config.compute import ComputeConfig
     from export.spec import DTYPES
 
     stages = _names("--stage", options.stage, production.JOBS)

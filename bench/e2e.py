@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.rows import Row, commit
-from engine.compute import resolved
+from engine.cli.resolve import resolve
+from engine.config.recipe import Recipe
+from engine.config.schedule import ScheduleConfig
 from engine.errors import UserError
 from engine.loop import run
 from engine.progress import Progress
-from engine.recipe import Recipe, load_recipe
-from engine.schedule import ScheduleConfig
+from engine.recipes.load import load_recipe
 from engine.training.summary import Summary
 
 NO_PRIOR = {"augment.method": "none", "filter.method": "none", "filter.class_gate": False}
@@ -69,7 +70,7 @@ def measure(names: Sequence[str], seconds: float, out: Path) -> Iterator[Arm]:
 
 def _recipe(arm: str) -> Recipe:
     recipe = load_recipe("fashion-mnist", ARMS[arm])
-    return replace(recipe, name=arm, compute=resolved(recipe.compute))
+    return replace(resolve(recipe), name=arm)
 
 
 def calibrate(recipe: Recipe, out: Path) -> Costs:

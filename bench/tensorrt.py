@@ -15,13 +15,14 @@ from bench.stages.case import flops
 from bench.stages.filter import EMBEDDED, clip_of, load_network
 from bench.stages.measure import say
 from bench.timing import milliseconds
-from engine.compute import ComputeConfig, settled
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.tensorrt import TensorRtConfig
 from engine.runtime import artifacts
 from engine.runtime.clip import clip_spec
 from engine.runtime.opening import open_runtime
 from engine.runtime.place import Place, open_place
 from engine.runtime.tensorrt import require_gpu
-from engine.runtime.tensorrt_config import TensorRtConfig
 from export.errors import ExportError
 from export.parity import compare, reference
 from export.spec import DTYPES, NetworkSpec
@@ -35,7 +36,7 @@ TARGETS: dict[str, tuple[Literal["current"], ...]] = {
 
 def rows() -> Iterator[Row]:
     """A row for each engine that runs here; for another, aloud, why not, and that torch is what runs."""
-    compute = settled(ComputeConfig(runtime="tensorrt", runtime_precision="fp16"))
+    compute = resolve_compute(ComputeConfig(runtime="tensorrt", runtime_precision="fp16"), must_run=False)
     device = torch.device(compute.device)
     spec = clip_spec(clip_of(load_network(EMBEDDED), device), rows=BATCH, runtime="tensorrt")
     for name, capabilities in TARGETS.items():

@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from engine.config.recipe import Recipe
 from engine.lanes import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
 from engine.models.inverting import require_invertible
 from engine.models.loading import build_classifier, load_classifier, require_feature
 from engine.models.priors import ClipModel, load_clip, load_prior
-from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec, open_classifier
 from engine.runtime.clip import open_clip
 from engine.runtime.opening import torch_precision

@@ -1,6 +1,6 @@
 """Whether a generation will make images of every class."""
 
-from engine.recipe import Recipe
+from engine.config.recipe import Recipe
 from engine.stages.labels import classes_covered
 
 MORE_SHARDS = "give more --shards"

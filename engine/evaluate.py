@@ -3,19 +3,22 @@
 import json
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from engine.cli import main
-from engine.compute import ComputeConfig, open_accelerator
-from engine.datasets.config import load_test_set
+from engine.cli.arguments import require_named
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.recipe import CONFIG
+from engine.datasets.test_set import load_test_set
+from engine.distributed import open_accelerator
 from engine.errors import UserError
-from engine.models.config import require_named
 from engine.provenance import require_same_weights
-from engine.recipe import CONFIG, load_recipe
+from engine.recipes.load import load_recipe
 from engine.training.run_folder import own_settings, require_student
 from engine.training.run_record import RunRecord
 
@@ -33,14 +36,15 @@ def command(arguments: Sequence[str]) -> None:
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(f"{error}; --help lists the options (--run DIR)") from None
-    result = evaluate_run(Path(options.run), arguments, root=options.root, dataset=options.dataset)
+    named = [options[f"{section}.name"] for section in ("teacher", "student")]
+    result = evaluate_run(Path(options.run), named, root=options.root, dataset=options.dataset)
     print(f"teacher {result['teacher_top1']:.2%}, student {result['student_top1']:.2%}, agreement", end=" ")
     print(f"{result['agreement']:.2%}")
     print(json.dumps(result))
 
 
 def evaluate_run(
-    folder: Path, named: Sequence[str] = (), *, root: str | None = None, dataset: str | None = None
+    folder: Path, named: Collection[str | None] = (), *, root: str | None = None, dataset: str | None = None
 ) -> dict[str, float]:
     """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
 
@@ -61,7 +65,7 @@ def evaluate_run(
     from engine.models.loading import load_classifier
     from engine.stages.evaluate import evaluate
 
-    accelerator = open_accelerator(ComputeConfig(precision="fp32"))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(precision="fp32")))
     student = load_classifier(replace(recipe.student, weights=weights), "student")
     teacher = load_classifier(recipe.teacher, "teacher")
     return evaluate(teacher, student, test_set.images, test_set.labels, accelerator)._asdict()

@@ -6,23 +6,21 @@ one less.
 """
 
 import sys
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.auto_batch.auto import has_auto_batch
-from engine.cli import main
-from engine.compute import available_cores
+from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.main import main
+from engine.cli.resolve import resolve, threads_of_bank
+from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.errors import UserError
+from engine.hardware import available_cores
 from engine.monitor.flags import add_monitor_flags, monitor_options
-from engine.preparing import parsed, settled_to_make
-from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe
-from engine.short_flags import add_short_flags
 from engine.terminal import console
-from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
     from engine.workers.workforce import Workforce
@@ -33,7 +31,8 @@ def command(arguments: Sequence[str]) -> None:
     _add_flags(parser)
     add_monitor_flags(parser)
     add_short_flags(parser)
-    recipe, options = parsed(parser, arguments, base=_recipe_to_resume(arguments))
+    line = CommandLine.read(arguments)
+    recipe, options = line.parse(parser, base=_recipe_to_resume(line))
     if options.status:
         _print_status(options)
     elif options.plan:
@@ -42,23 +41,20 @@ def command(arguments: Sequence[str]) -> None:
         _generate(recipe, options)
 
 
-def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
+def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
     """The recipe of the bank that `--resume` continues, but for what does not decide its images.
 
     None without `--resume`, if `--recipe` names one to compare, and for a bank that has no recipe of its own.
     """
-    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    picker.add_argument("--out")
-    picker.add_argument("--resume", action="store_true")
-    given = picker.parse_known_args(arguments)[0]
-    if not (given.resume and given.out) or gives_recipe(arguments):
+    out = line.value("out")
+    if not (line.given("resume") and out) or line.given("recipe"):
         return None
     from engine.bank.merge import MERGED
     from engine.bank.reader import BankReader
     from engine.provenance import DECIDING_COMPUTE
 
     try:
-        recipe = BankReader.open(given.out, verify=False).header.recipe
+        recipe = BankReader.open(out, verify=False).header.recipe
     except UserError:
         return None  # there is none yet, or the writer will say what is wrong with it
     if MERGED in recipe:
@@ -107,11 +103,11 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
     if not options.out:
         raise UserError("--out BANK is missing; give the folder or URL of the bank")
     try:
-        with _workforce(recipe, options) as (settled, workforce):
+        with _workforce(recipe, options) as (resolved, workforce):
             from engine.shards import generate
 
             line = generate(
-                settled,
+                resolved,
                 options.out,
                 options.shards,
                 resume=options.resume,
@@ -126,24 +122,27 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 
 @contextmanager
 def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
-    """The workers asked for, and the recipe as settled where they are."""
+    """The workers asked for, and the recipe as resolved where they run."""
     from engine.workers.workforce import Workforce
 
     if options.resume and recipe.compute.threads is None:
-        recipe = with_threads_of_bank(recipe, options.out)
+        threads = threads_of_bank(options.out)
+        recipe = replace(recipe, compute=replace(recipe.compute, threads=threads))
     if not options.ray:
         workers = options.workers or _local_workers(recipe)
-        yield settled_to_make(_shared(recipe, workers)), Workforce(workers=workers, retries=options.retries)
+        yield _resolved(recipe, workers), Workforce(workers=workers, retries=options.retries)
         return
     from engine.workers.ray_cluster import RayCluster
 
     needed = (options.workers or 1) * (recipe.compute.threads or 1)
     with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
-        threaded = with_threads(recipe, cluster.cores(options.workers))
-        settled = cluster.run(settled_to_make, threaded, on_gpu=recipe.compute.device == "cuda")
-        if has_auto_batch(threaded):
-            print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
-        yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
+        cores, on_gpu = cluster.cores(options.workers), recipe.compute.device == "cuda"
+        resolved = cluster.run(resolve, recipe, "measured", cores, on_gpu=on_gpu)
+        if recipe.has_auto_batch:
+            print(
+                f"augment: batches of {resolved.augment.micro_batch}, filter: {resolved.filter.micro_batch}"
+            )
+        yield resolved, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
 def _local_workers(recipe: Recipe) -> int:
@@ -155,11 +154,11 @@ def _local_workers(recipe: Recipe) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _shared(recipe: Recipe, workers: int) -> Recipe:
-    """Each worker has its share of the threads that torch would take."""
+def _resolved(recipe: Recipe, workers: int) -> Recipe:
+    """Resolve the recipe here; each worker has its share of the threads that torch would take."""
     import torch
 
-    return with_threads(recipe, torch.get_num_threads() // workers)
+    return resolve(recipe, batches="measured", threads=torch.get_num_threads() // workers)
 
 
 def _print_status(options: Namespace) -> None:
@@ -175,9 +174,9 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     from engine.workers.plan import sample
     from engine.workers.plan_table import plan_table
 
-    settled = settled_to_make(_shared(recipe, options.workers or _local_workers(recipe)))
+    resolved = _resolved(recipe, options.workers or _local_workers(recipe))
     out = console()
-    out.print(plan_table(sample(settled, out.print), settled, options.shards, options.workers))
+    out.print(plan_table(sample(resolved, out.print), resolved, options.shards, options.workers))
 
 
 if __name__ == "__main__":

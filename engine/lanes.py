@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from engine.compute import ComputeConfig
-from engine.recipe import Recipe
+from engine.config.compute import ComputeConfig
+from engine.config.recipe import Recipe
 
 Step = Literal["synthesize", "augment", "filter"]
 STEPS: tuple[Step, ...] = ("synthesize", "augment", "filter")

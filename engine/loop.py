@@ -15,16 +15,16 @@ from engine.bank.manifest import MANIFEST, Header, require_same_settings
 from engine.bank.reader import BankReader, require_snapshot, snapshot
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
-from engine.compute import open_accelerator
+from engine.config.recipe import Recipe
+from engine.config.schedule import Synthesis, Training
 from engine.coverage import MORE_BATCHES, coverage_warning
-from engine.datasets.config import check_test_set
+from engine.datasets.test_set import check_test_set
+from engine.distributed import open_accelerator
 from engine.generation import Generation
 from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
-from engine.recipe import Recipe
-from engine.schedule import Synthesis, Training
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint

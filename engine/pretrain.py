@@ -9,8 +9,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from engine.cli import main
-from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 from engine.errors import UserError
 
 
@@ -25,7 +27,7 @@ def command(arguments: Sequence[str]) -> None:
     from engine.pretraining.assets import make_assets
 
     root = Path(options.data) if options.data else None
-    accelerator = open_accelerator(resolved(options.compute))
+    accelerator = open_accelerator(resolve_compute(options.compute))
     try:
         make_assets(Path(options.out), Path(options.work), root, accelerator, seed=options.seed)
     except FileNotFoundError as error:

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
 from engine.bank.merge import recipes_of
+from engine.config.filter import LOCAL_DIR
+from engine.config.recipe import Recipe
+from engine.config.storage import stored_channels
 from engine.errors import UserError
 from engine.models.weight_index import weight_files
 from engine.paths import resolve
-from engine.recipe import Recipe
-from engine.stages.filter_config import LOCAL_DIR
 
 DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "storage")
 DECIDING_COMPUTE = (

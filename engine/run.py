@@ -6,16 +6,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from engine import ranks
-from engine.auto_batch.auto import has_auto_batch
-from engine.ending import main
+from engine import distributed
+from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.main import main_on_ranks
+from engine.cli.resolve import resolve
 from engine.errors import UserError
-from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import name_of
-from engine.short_flags import add_short_flags
 from engine.terminal import console
-from engine.training.run_folder import by_hash, check, run_to_resume, settings_to_resume
+from engine.training.run_folder import by_hash, check, own_settings, run_to_resume
 from engine.training.run_record import RunRecord
 from engine.training.summary import results_table
 
@@ -25,24 +23,22 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="the results' folder (default: runs/NAME of the recipe)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_short_flags(parser)
-    begun = run_to_resume(arguments, f"runs/{name_of(arguments)}")
-    recipe, options = prepared(
+    line = CommandLine.read(arguments)
+    default = f"runs/{line.recipe_name()}"
+    begun = run_to_resume(line.value("out") or default, resume=line.given("resume"))
+    recipe, options = line.parse(
         parser,
-        arguments,
-        base=settings_to_resume(begun, arguments),
+        base=own_settings(begun) if begun and not line.given("recipe") else None,
         source=f"the run {begun}",
         remembered=RunRecord.read(begun).factories if begun else None,
     )
-    if ranks.world() > 1:
+    if distributed.world() > 1:
         raise UserError(
             "engine.run works in one process; make a bank with engine.generate, "
             "then start engine.distill on it in several"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
-    if has_auto_batch(recipe):
-        from engine.auto_batch.settling import settled_batches
-
-        recipe = settled_batches(recipe, print)
+    recipe = resolve(recipe, batches="measured")
     check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
 
@@ -56,4 +52,4 @@ def command(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(command))
+    sys.exit(main_on_ranks(command))

@@ -7,12 +7,12 @@ from typing import Any
 from engine.bank.manifest import MANIFEST, shard_name
 from engine.bank.storage import absolute, open_storage
 from engine.bank.writer import BankWriter, require_new
+from engine.config.recipe import Recipe
 from engine.coverage import MORE_SHARDS, coverage_warning
 from engine.errors import FailedShardsError
 from engine.monitor.opening import open_observers
 from engine.monitor.view import View
 from engine.provenance import bank_header
-from engine.recipe import Recipe
 from engine.workers.coordinator import Coordinator
 from engine.workers.job import Job
 from engine.workers.queue import ShardQueue

@@ -2,7 +2,7 @@
 
 import sys
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.exporting.command import command
 
 if __name__ == "__main__":

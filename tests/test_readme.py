@@ -7,8 +7,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from engine import generate
-from engine.recipe import load_recipe, parse
-from engine.short_flags import add_short_flags, spelled_out
+from engine.cli.arguments import CommandLine, add_short_flags
+from engine.recipes.load import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -42,8 +42,8 @@ def test_the_commands_in_the_readme_are_understood(own: str, line: str, tmp_path
         parser.add_argument(flag)
     parser.add_argument("--resume", action="store_true")
     add_short_flags(parser)
-    arguments = spelled_out(line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split())
-    recipe, options = parse(parser, arguments)
+    arguments = line.replace("my-recipe.yaml", str(tmp_path / "my-recipe.yaml")).split()
+    recipe, options = CommandLine.read(arguments).parse(parser)
     assert recipe.name == ("my-recipe" if "my-recipe" in line else "fashion-mnist")
     assert "--trt" not in line or recipe.compute.runtime == "tensorrt"
     assert options.out is None or options.out.startswith(("runs/", "engines"))

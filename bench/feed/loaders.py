@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.feed.workload import Laid, Workload
-from engine.feed.config import FeedConfig
+from engine.config.feed import FeedConfig
 from engine.feed.feed import Feed
 from engine.feed.open import open_feed
 from engine.feed.sampler import Order

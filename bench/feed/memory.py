@@ -19,8 +19,8 @@ from bench.feed.workload import CLASSES, smooth
 from bench.machine import describe
 from bench.rows import Row, commit
 from engine.bank.rows import Spans
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
-from engine.feed.config import FeedConfig
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Order

@@ -13,11 +13,13 @@ from bench.feed.workload import CLASSES, WORKLOADS, lay_out
 from bench.machine import describe
 from bench.rows import Row, commit
 from bench.stages.pair import SIZE, pair
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.distill import DistillConfig
+from engine.distributed import open_accelerator
 from engine.feed.feed import FeedBatch
 from engine.feed.sampler import Order
 from engine.stages.distill import Distiller
-from engine.stages.distill_config import DistillConfig
 
 WARM_UP, STEPS, ROUNDS = 3, 10, 3
 
@@ -29,7 +31,7 @@ def rows() -> Iterator[Row]:
         laid = lay_out(work, Path(folder))
         files = _with_agreement(from_files(work, laid))
         next(files)  # its workers are forked here, before there are threads
-        accelerator = open_accelerator(ComputeConfig(device="cpu"))
+        accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu")))
         teacher, student = pair(accelerator.device)
         distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
         distiller.set_training(True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.feed.shard import encoded, write_shard
-from engine.bank.config import Codec
+from engine.config.storage import Codec
 from engine.feed.index import Index
 
 CLASSES = 10

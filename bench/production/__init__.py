@@ -11,9 +11,11 @@ from bench.production.measure import rows_of
 from bench.production.ways import OURS
 from bench.rows import Row
 from bench.stages.measure import say
-from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.tensorrt import TensorRtConfig
+from engine.distributed import open_accelerator
 from engine.runtime.place import open_place
-from engine.runtime.tensorrt_config import TensorRtConfig
 
 __all__ = ["JOBS", "PRIORS", "WAYS", "Wanted", "rows"]
 
@@ -28,7 +30,7 @@ def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, second
 
     Ours runs under what `engine` sets in its process, the baselines under cuDNN's flags as torch sets them.
     """
-    compute = resolved(config)
+    compute = resolve_compute(config)
     device = open_accelerator(compute).device
     place = open_place(compute, TensorRtConfig(compute_capabilities=("current",)), device, say)
     for stage in stages:

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.bank.writer import BankWriter
-from engine.preparing import settled_here
+from engine.cli.resolve import resolve
+from engine.config.recipe import Recipe
 from engine.provenance import bank_header
-from engine.recipe import Recipe, load_recipe
+from engine.recipes.load import load_recipe
 from engine.workers.coordinator import Coordinator
 from engine.workers.crew import Crew
 from engine.workers.job import Job
@@ -50,9 +51,9 @@ class Commits:
 
 
 def embedded(batch_size: int) -> Recipe:
-    """The embedded default with smaller shards and a thread a worker, settled."""
+    """The embedded default with smaller shards and a thread a worker, resolved."""
     settings = {"synthesize.batch_size": batch_size, "compute.threads": 1, "compute.device": "cpu"}
-    return settled_here(load_recipe("fashion-mnist", settings))
+    return resolve(load_recipe("fashion-mnist", settings))
 
 
 def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
+from engine.config.recipe import Recipe
 from engine.provenance import bank_header
-from engine.recipe import Recipe
 from engine.workers.crew import Crew
 from engine.workers.events import Done, Failed, Lost, Ready, Unable
 from engine.workers.job import Job

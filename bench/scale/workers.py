@@ -6,7 +6,7 @@ from statistics import median
 from bench.rows import Row
 from bench.scale.generation import Opener, embedded, generation
 from bench.scale.row import row
-from engine.compute import available_cores
+from engine.hardware import available_cores
 from engine.workers.pool import PoolCrew
 from engine.workers.ray_cluster import LOCAL, RayCluster
 from engine.workers.ray_crew import RayCrew

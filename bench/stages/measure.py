@@ -12,9 +12,11 @@ from bench.rows import Row, commit
 from bench.stages import augment, distill, filter, synthesize, teacher
 from bench.stages.case import Case, Machine, Work
 from bench.timing import milliseconds
-from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.tensorrt import TensorRtConfig
+from engine.distributed import open_accelerator
 from engine.runtime.place import open_place
-from engine.runtime.tensorrt_config import TensorRtConfig
 from export.spec import DTYPES
 
 STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
@@ -38,7 +40,7 @@ def rows(
     cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are also measured before, as
     their users run them: later the process keeps its freed memory, as `engine` does.
     """
-    compute = resolved(config)
+    compute = resolve_compute(config)
     device = torch.device(compute.device)
     cases = [case for name in names for case in STAGES[name](device, batch)]
     alone = [_ms_each(case.published, device, seconds) if device.type == "cpu" else {} for case in cases]

@@ -13,11 +13,11 @@ from bench.published.steps import PublishedSynthesis
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
+from engine.config.synthesize import SynthesizeConfig
 from engine.models.generator import Generator
 from engine.stages.adversary import RotationAdversary, RotationHead
 from engine.stages.inversion import EAGER_STEPS, Inversion
 from engine.stages.synthesize import Synthesizer
-from engine.stages.synthesize_config import SynthesizeConfig
 
 BATCH = 100
 BATCH_STEPS = 10  # the default recipe's

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.compute import ComputeConfig
+from engine.config.compute import ComputeConfig
 
 WORTH_IT = 1.05
 """A larger size must be faster by this factor; what it costs is memory."""

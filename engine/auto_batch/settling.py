@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from engine.auto_batch import cache
-from engine.auto_batch.auto import with_default_batches
 from engine.auto_batch.host_memory import HostMemory
 from engine.auto_batch.search import Reading, best, candidates
 from engine.auto_batch.timing import Timing
+from engine.config.recipe import Recipe, with_default_batches
 from engine.lanes import Step, lanes, threads_of
 from engine.provenance import weights_of
-from engine.recipe import Recipe
 
 STAGES: tuple[Step, ...] = ("augment", "filter")
 

@@ -9,9 +9,9 @@ from accelerate.utils.memory import clear_device_cache
 
 from engine.assembly import Assembly, assemble
 from engine.auto_batch.search import Reading
-from engine.compute import open_accelerator
+from engine.config.recipe import Recipe
+from engine.distributed import open_accelerator
 from engine.lanes import Step, lanes, threads_of, torch_threads
-from engine.recipe import Recipe
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import judge

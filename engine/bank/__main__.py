@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.cli import main
+from engine.cli.main import main
 
 VERIFY = "checks every file, count and image of a bank; exit code 1 where it is not sound"
 MERGE = "copies the shards of several banks into a new one"

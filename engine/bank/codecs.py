@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.bank.config import Codec
+from engine.config.storage import Codec
 
 Images = npt.NDArray[np.uint8]
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, get_args
 
-from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
+from engine.config.storage import Codec
 from engine.errors import UserError
 
 MANIFEST = "manifest.json"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.compute import native_precision
+from engine.hardware import native_precision
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images [B, C, H, W] as the input wants them -> logits [B, classes]."""

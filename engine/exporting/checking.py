@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.config.classifier import ClassifierConfig
 from engine.exporting.calling import Run, call
 from engine.exporting.sample import Sample
-from engine.models.config import ClassifierConfig
 from engine.models.loading import load_classifier
 from export.float32 import exact_float32
 from export.parity import Parity, compare

@@ -1,7 +1,6 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
 import json
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from engine.atomic import replacing
-from engine.auto_batch.auto import with_default_batches
-from engine.compute import settled
+from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.resolve import resolve_compute
+from engine.config.recipe import Recipe, with_default_batches
 from engine.errors import UserError
 from engine.exporting.up_to_date import Exported, Stamp
-from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
-from engine.recipe import Recipe, gives_recipe, parse
-from engine.short_flags import add_short_flags, spelled_out
 from engine.training.run_folder import (
     BANK,
     OF_MACHINE,
@@ -50,7 +47,7 @@ def _error(found: dict[str, Any]) -> str:
     return f"{found['relative_error']:.1e}" if found["finite"] else "not finite"
 
 
-def write_report(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
+def record(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
     """Into the report of earlier exports; a damaged one is begun anew, which `say` is told."""
     report = _read(path, say)
     for network, proof in exported.proofs.items():
@@ -104,13 +101,14 @@ def command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="real images for the proof")
     add_short_flags(parser)
-    run = _run_of(arguments)
+    line = CommandLine.read(arguments)
+    given_run = line.value("run")
+    run = Path(given_run) if given_run else None
     record = RunRecord.read(run) if run else RunRecord()
     own = _own_settings(run) if run else None
-    base = None if gives_recipe(arguments) else own
-    recipe, options = parse(parser, spelled_out(arguments), base=base, source=f"the run {run}")
+    base = None if line.given("recipe") else own
+    recipe, options = line.parse(parser, base=base, source=f"the run {run}", remembered=record.factories)
     recipe = with_default_batches(recipe)
-    require_named({"teacher": recipe.teacher, "student": recipe.student}, arguments, record.factories)
     if not options.out:
         raise UserError("--out is missing; give the folder that shall hold the engines")
     given = options.network or ("student" if run else None)
@@ -125,7 +123,7 @@ def command(arguments: Sequence[str]) -> None:
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        write_report(folder / REPORT, exported, _say)  # another recipe's may stand there now
+        record(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
         banks = [str(run / BANK), *record.banks] if run else []
         exported = _export(recipe, names, student, options.images, folder, run, banks)
@@ -133,14 +131,6 @@ def command(arguments: Sequence[str]) -> None:
     print(report_table(exported.proofs))
     for name, given in exported.handed_over.items():
         print(f"{name}: the model and {name}.json, which says how to call it, are in {folder / given}")
-
-
-def _run_of(arguments: Sequence[str]) -> Path | None:
-    """Before the parser, whose defaults are the run's settings."""
-    picker = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    picker.add_argument("--run")
-    given = picker.parse_known_args(arguments)[0].run
-    return Path(given) if given else None
 
 
 def _own_settings(run: Path) -> dict[str, Any]:
@@ -198,7 +188,7 @@ def _export(
     from engine.runtime.opening import require
     from engine.runtime.place import open_place
 
-    compute = settled(recipe.compute)
+    compute = resolve_compute(recipe.compute, must_run=False)
     if compute.runtime == "torch":
         raise UserError("--runtime torch has nothing to export; give openvino, onnxruntime or tensorrt")
     place = open_place(compute, recipe.tensorrt, torch.device(compute.device), say=_say)
@@ -219,7 +209,7 @@ def _export(
         exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
         if proof.handed_over:
             exported.handed_over[name] = str(proof.handed_over.relative_to(folder))
-        write_report(folder / REPORT, exported, _say)
+        record(folder / REPORT, exported, _say)
     return exported
 
 

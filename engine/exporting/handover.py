@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.config.classifier import ClassifierConfig
+from engine.config.recipe import CONFIG
 from engine.exporting.calling import Run
 from engine.exporting.checking import Check, check
 from engine.exporting.networks import Networks
 from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
-from engine.models.config import ClassifierConfig
-from engine.recipe import CONFIG, load_recipe
+from engine.recipes.load import load_recipe
 from engine.runtime.artifacts import ENGINE, Graph
 from engine.runtime.opening import open_graph
 from engine.runtime.place import Place

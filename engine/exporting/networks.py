@@ -6,17 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engine.compute import Runtime
+from engine.config.classifier import ClassifierConfig
+from engine.config.compute import Runtime
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.classifier import Classifier
-from engine.models.config import ClassifierConfig
 from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import load_classifier, require_feature
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.models.priors import PROMPT, load_clip, load_prior
 from engine.models.text_to_image import embed_prompts, load_text_to_image
 from engine.paths import resolve
-from engine.recipe import Recipe
 from engine.runtime.classifier import classifier_spec
 from engine.runtime.clip import clip_spec
 from engine.runtime.prior import prior_spec

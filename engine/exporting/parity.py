@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.compute import native_precision
 from engine.exporting.checking import Check
 from engine.exporting.handover import HandOver
 from engine.exporting.networks import Networks
 from engine.exporting.real_inputs import RealInputs
 from engine.exporting.up_to_date import CLASSIFIERS
+from engine.hardware import native_precision
 from engine.runtime import artifacts
 from engine.runtime.executable import Executable
 from engine.runtime.opening import SAFER, open_graph, safer_precision

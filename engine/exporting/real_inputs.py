@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.datasets.config import EvaluateConfig
+from engine.config.evaluate import EvaluateConfig
 from engine.errors import UserError
 from engine.exporting.networks import Networks
 from export.networks.unet import TIMESTEP, added_features, time_features

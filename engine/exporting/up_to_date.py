@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import replacing
+from engine.config.filter import LOCAL_DIR
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.factory import is_factory
 from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
-from engine.recipe import Recipe
-from engine.stages.filter_config import LOCAL_DIR
 from engine.training.run_record import sha256_of
 
 CLASSIFIERS = ("teacher", "student")

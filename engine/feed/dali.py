@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
-from engine.feed.config import FeedConfig
 from engine.feed.feed import DTYPES, Feed, FeedBatch, cropped
 from engine.feed.index import Index
 from engine.feed.sampler import Draw, Order

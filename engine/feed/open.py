@@ -2,8 +2,8 @@
 
 import torch
 
-from engine.bank.config import Codec
-from engine.feed.config import FeedConfig, settled
+from engine.config.feed import FeedConfig
+from engine.config.storage import Codec
 from engine.feed.dali import DaliFeed
 from engine.feed.feed import Feed
 from engine.feed.index import Index
@@ -25,11 +25,11 @@ def open_feed(
     `codec`, `image_size` (height and width) and `channels` are those of all its banks' files; the batches are
     RGB. `close` it, or use it in a `with`.
     """
-    used = settled(config)
-    if used.kind == "torch":
-        return TorchFeed(used, index, codec=codec, image_size=image_size, channels=channels, device=device)
+    assert config.kind != "auto"
+    if config.kind == "torch":
+        return TorchFeed(config, index, codec=codec, image_size=image_size, channels=channels, device=device)
     return DaliFeed(
-        used,
+        config,
         index,
         codec=codec,
         image_size=image_size,

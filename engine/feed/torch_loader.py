@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine.bank.codecs import decoder
-from engine.bank.config import Codec
+from engine.config.feed import FeedConfig
+from engine.config.storage import Codec
 from engine.errors import UserError
-from engine.feed.config import FeedConfig
 from engine.feed.feed import DTYPES, Feed, FeedBatch, cropped
 from engine.feed.index import Index, Spots
 from engine.feed.sampler import Draw, Order

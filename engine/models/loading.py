@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
 from engine.models import networks
 from engine.models.classifier import Classifier, batch_norms
-from engine.models.config import ClassifierConfig
 from engine.models.features import forward_with_features
 from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format

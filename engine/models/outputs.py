@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.config.classifier import ONE_LOGIT, ClassifierConfig
 from engine.errors import UserError
-from engine.models.config import ONE_LOGIT, ClassifierConfig
 
 EntryPath = tuple[Any, ...]
 """Keys and indices that lead from a network's output to one tensor; empty if the output is the tensor."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.config.filter import LOCAL_DIR
 from engine.errors import UserError
 from engine.models.latent_diffusion import (
     LatentDiffusion,
@@ -22,7 +23,6 @@ from engine.models.noise_schedule import FILE, schedule_fault
 from engine.models.pipeline_folder import IMAGE_VARIATION, INDEX, PipelineFolder, reading
 from engine.models.prior_faults import channels_fault, extractor_fault
 from engine.paths import resolve
-from engine.stages.filter_config import LOCAL_DIR
 
 PARTS = ("vae", "unet", "image_encoder")
 CLIP_CONFIG = "open_clip_config.json"

@@ -17,7 +17,7 @@ from engine.pretraining.card import write_card
 from engine.pretraining.clip import TowerPair, save_open_clip, save_vision_tower, train_clip
 from engine.pretraining.denoiser import new_scheduler, train_denoiser
 from engine.pretraining.teacher import train_teacher
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 
 
 def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerator, *, seed: int) -> None:

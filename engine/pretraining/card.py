@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.datasets.fashion_mnist import CLASS_NAMES, SPLIT_SEED, LabeledImages, load
 from engine.models.loading import load_classifier
 from engine.models.priors import PROMPT, ClipModel, DiffusionPrior, load_clip, load_prior
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.stages.evaluate import accuracy
 
 TEMPLATE = """\

@@ -9,6 +9,7 @@ import yaml
 from engine.errors import UserError
 
 FOLDER = Path(__file__).parent
+DEFAULT = "fashion-mnist"
 
 
 def names() -> list[str]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.config.tensorrt import TensorRtConfig
 from engine.runtime.build_progress import BuildProgress
 from engine.runtime.place import Place
-from engine.runtime.tensorrt_config import TensorRtConfig
 from export.fingerprint import onnx_parts
 from export.onnx import FILE, check_external_data, write_onnx
 from export.spec import NetworkSpec

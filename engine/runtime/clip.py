@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from engine.compute import Runtime
+from engine.config.compute import Runtime
 from engine.models.priors import ClipModel
 from engine.runtime.opening import open_runtime
 from engine.runtime.place import Place

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.compute import Runtime
+from engine.config.compute import Runtime
 from engine.runtime import artifacts
 from engine.runtime.artifacts import Graph
 from engine.runtime.executable import Executable

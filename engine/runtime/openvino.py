@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.compute import available_cores
+from engine.hardware import available_cores
 from engine.runtime import small_maps
 from engine.runtime.artifacts import Graph
 from engine.runtime.place import Place

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from engine.compute import ComputeConfig, Runtime
-from engine.runtime.tensorrt_config import TensorRtConfig
+from engine.config.compute import ComputeConfig, Runtime
+from engine.config.tensorrt import TensorRtConfig
 from export.spec import Precision
 from export.store import Store
 

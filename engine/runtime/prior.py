@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.compute import Runtime
+from engine.config.augment import AugmentConfig
+from engine.config.compute import Runtime
 from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.priors import DiffusionPrior
 from engine.models.text_to_image import TextToImage
@@ -14,7 +15,6 @@ from engine.runtime.executable import Executable
 from engine.runtime.opening import open_runtime
 from engine.runtime.place import Place
 from engine.runtime.sizes import batches
-from engine.stages.augment_config import AugmentConfig
 from export.networks.clip import clip_vision_spec
 from export.networks.unet import unet_spec
 from export.networks.vae import vae_decoder_spec, vae_encoder_spec

@@ -1,6 +1,6 @@
 """Batch sizes that the runtimes are tuned for."""
 
-from engine.compute import Runtime
+from engine.config.compute import Runtime
 
 CPU_CHUNK = 32
 """Most rows of one request on a CPU: more brings no speed, and the activations leave the cache."""

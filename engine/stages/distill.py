@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.config.distill import DistillConfig
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead, build_align_head
@@ -18,7 +19,6 @@ from engine.models.features import forward_with_features
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
-from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.config.filter import FilterConfig
 from engine.errors import NonFiniteError, more_precision
 from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
 from engine.stages.batch import ImageBatch
-from engine.stages.filter_config import FilterConfig
 from engine.stages.micro_batch import MicroBatch
 
 

@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.config.views import Views
 from engine.errors import UserError
 from engine.recording import recording
 from engine.stages.micro_batch import is_out_of_memory
-from engine.stages.views_config import Views
 from engine.transforms import crop_flip, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.config.augment import SCHEDULERS, AugmentConfig
 from engine.errors import UserError
 from engine.models.noise_schedule import FILE, PREDICTIONS
-from engine.stages.augment_config import SCHEDULERS, AugmentConfig
 
 SPACED_SIGMAS = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")
 TRIAL = (2, 4, 4)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from engine.config.synthesize import SynthesizeConfig
+from engine.config.views import Views
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, init_weights
@@ -16,8 +18,6 @@ from engine.seeding import derive_seed, generator
 from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
 from engine.stages.labels import batch_labels
-from engine.stages.synthesize_config import SynthesizeConfig
-from engine.stages.views_config import Views
 from kernels.fuse import measured
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -12,14 +12,13 @@ from accelerate import Accelerator
 from engine.assembly import assemble_pair
 from engine.bank.reader import BankReader, Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
-from engine.compute import open_accelerator
-from engine.datasets.config import check_test_set
+from engine.config.recipe import CONFIG, Recipe, differences
+from engine.config.schedule import ScheduleConfig
+from engine.datasets.test_set import check_test_set
+from engine.distributed import from_main, leave, open_accelerator
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
-from engine.ranks import from_main, leave
-from engine.recipe import CONFIG, Recipe, differences
-from engine.schedule import ScheduleConfig
 from engine.training import checkpoint
 from engine.training.curves import Curves
 from engine.training.run_folder import (

@@ -1,16 +1,16 @@
 """The folder that a run leaves, and the check that a command may go on in one."""
 
-from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
+from engine.config.recipe import CONFIG, Recipe, differences, to_yaml
 from engine.errors import UserError
 from engine.provenance import KEYS
-from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
+from engine.recipes.load import load_recipe
 from engine.training.run_record import RunRecord, sha256_of
 from export.locks import exclusive_if_free
 
@@ -63,22 +63,10 @@ def own_settings(folder: Path) -> dict[str, Any]:
     return recipes.read(str((folder / CONFIG).resolve()))
 
 
-def run_to_resume(arguments: Sequence[str], default: str) -> Path | None:
-    """The folder of the run that `--resume` continues, in `default` unless `--out` names it.
-
-    None without `--resume`, and as long as there is no run.
-    """
-    picker = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    picker.add_argument("--out", default=default)
-    picker.add_argument("--resume", action="store_true")
-    given = picker.parse_known_args(arguments)[0]
-    folder = Path(given.out)
-    return folder if given.resume and (folder / CONFIG).is_file() else None
-
-
-def settings_to_resume(folder: Path | None, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The settings of the run in `folder`; None without one, or if `--recipe` names others to compare."""
-    return None if folder is None or gives_recipe(arguments) else own_settings(folder)
+def run_to_resume(out: str, *, resume: bool) -> Path | None:
+    """Return the folder `out` if it holds a run that `--resume` continues, else None."""
+    folder = Path(out)
+    return folder if resume and (folder / CONFIG).is_file() else None
 
 
 def without_machine(settings: dict[str, Any]) -> dict[str, Any]:

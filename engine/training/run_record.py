@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import replacing
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.factory import Factory, factories, read_factories
-from engine.recipe import Recipe
 
 FILE_NAME = "provenance.json"
 

@@ -20,10 +20,10 @@ from engine.atomic import replacing
 from engine.bank.agreement import Agreements
 from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
-from engine.datasets.config import load_test_set
+from engine.config.recipe import Recipe
+from engine.datasets.test_set import load_test_set
 from engine.models.priors import PROMPT, ClipModel
 from engine.progress import Progress, clock
-from engine.recipe import Recipe
 from engine.seeding import generator
 from engine.stages.evaluate import evaluate
 from engine.stages.filter import mean_pairwise_distance

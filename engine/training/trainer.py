@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.assembly import Pair
-from engine.bank.config import Codec
 from engine.bank.rows import Spans
+from engine.config.distill import DistillConfig
+from engine.config.recipe import Recipe
+from engine.config.storage import Codec
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Order
 from engine.progress import Progress
-from engine.recipe import Recipe
 from engine.stages.distill import Distiller
-from engine.stages.distill_config import DistillConfig
 from engine.training.curves import Curves
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from engine.bank.manifest import Header
-from engine.recipe import Recipe
+from engine.config.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from engine.bank.agreement import Agreements
+from engine.config.recipe import Recipe
 from engine.errors import FailedShardsError
 from engine.provenance import bank_header
-from engine.recipe import Recipe
 from engine.workers.events import Done, Failed
 from engine.workers.job import Job
 from engine.workers.worker import Worker

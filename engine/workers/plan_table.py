@@ -3,9 +3,9 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from engine.config.recipe import Recipe
 from engine.coverage import MORE_SHARDS, planned_coverage
 from engine.progress import clock
-from engine.recipe import Recipe
 from engine.workers.plan import Sample
 
 

@@ -5,8 +5,8 @@ import os
 import pkgutil
 from collections.abc import Iterable, Iterator
 
-from engine.recipe import Recipe
-from engine.stages.augment_config import SCHEDULERS
+from engine.config.augment import SCHEDULERS
+from engine.config.recipe import Recipe
 
 ALWAYS = ("engine.workers.worker", "PIL.Image", "pyarrow.parquet", "pandas")
 """pyarrow looks for pandas when it makes its first array."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from engine.recipe import Recipe
+from engine.config.recipe import Recipe
 from engine.workers.crew import Crew, Member
 from engine.workers.events import Event, Left, Lost
 from engine.workers.job import Job

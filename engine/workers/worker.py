@@ -12,7 +12,7 @@ from engine.assembly import assemble
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import first_difference
 from engine.bank.writer import write_shard
-from engine.compute import open_accelerator
+from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
 from engine.generation import Generation, Made
 from engine.lanes import lanes

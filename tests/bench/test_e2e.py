@@ -9,8 +9,8 @@ import pytest
 from bench import e2e
 from bench.__main__ import command
 from bench.rows import write_rows
-from engine.cli import main
-from engine.recipe import load_recipe
+from engine.cli.main import main
+from engine.recipes.load import load_recipe
 from engine.training.summary import Summary
 
 SUMMARY = Summary(

@@ -11,7 +11,7 @@ from bench import kernels
 from bench.__main__ import command
 from bench.machine import Ceiling
 from bench.timing import milliseconds
-from engine.cli import main
+from engine.cli.main import main
 
 
 @pytest.fixture

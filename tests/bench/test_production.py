@@ -21,8 +21,8 @@ from bench.production.job import Candidate, Job
 from bench.rows import Row
 from bench.stages.filter import load_network
 from bench.timing import in_turns
-from engine.cli import main
-from engine.compute import ComputeConfig
+from engine.cli.main import main
+from engine.config.compute import ComputeConfig
 from export.errors import RuntimeUnavailableError
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip

@@ -11,10 +11,10 @@ from torch import nn
 from bench import full_size
 from bench.__main__ import command
 from bench.random_networks import drawn, open_clip_network, quickly, tiny_autoencoder
-from engine.cli import main
+from engine.cli.main import main
 from engine.models.loading import load_classifier
 from engine.models.priors import load_clip, load_prior
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from tests.bench import tiny_networks
 
 TINY_CLIP = "tiny-for-the-bench"

@@ -7,9 +7,9 @@ import pytest
 from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
 from bench.scale.shards import seconds_an_image
-from engine.preparing import settled_here
+from engine.cli.resolve import resolve
 from engine.provenance import bank_header
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.workers.events import Lost, Ready
 from engine.workers.here import HereCrew
 from engine.workers.job import Job
@@ -39,7 +39,7 @@ def test_seconds_an_image_leave_the_first_shard_out() -> None:
 
 
 def test_every_shard_of_a_generation_is_seen(tmp_path: Path) -> None:
-    recipe = settled_here(load_recipe(str(write_recipe(tmp_path))))
+    recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
     made = generation(recipe, lambda job: HereCrew(job, print), 3)
     assert [len(times) for times in made.times.values()] == [3]
     assert made.images_a_shard == 24
@@ -47,7 +47,7 @@ def test_every_shard_of_a_generation_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_respawn_that_cannot_load_its_networks_ends_the_bench(tmp_path: Path) -> None:
-    recipe = settled_here(load_recipe(str(write_recipe(tmp_path))))
+    recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
     job = Job(recipe=recipe, url=str(tmp_path / "bank"), header=bank_header(recipe))
     with PoolCrew(job, 1) as crew:
         crew.resize(1)

@@ -9,14 +9,16 @@ from torch import Tensor
 from bench import smoke
 from bench.__main__ import command
 from bench.smoke import ops, steps
-from engine.cli import main
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 
 
 @pytest.fixture
 def probe(tmp_path: Path) -> smoke.Probe:
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch", threads=torch.get_num_threads())
-    return smoke.Probe(accelerator=open_accelerator(config), out=tmp_path)
+    return smoke.Probe(accelerator=open_accelerator(resolve_compute(config)), out=tmp_path)
 
 
 def test_a_check_that_fails_is_named_and_the_others_go_on(

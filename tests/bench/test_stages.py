@@ -16,7 +16,7 @@ from bench.published.variations import PublishedVariations
 from bench.random_networks import drawn
 from bench.stages import augment, distill, filter, measure, synthesize, teacher
 from bench.stages.case import Case, Ours, Work, flops
-from engine.compute import ComputeConfig
+from engine.config.compute import ComputeConfig
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip
 

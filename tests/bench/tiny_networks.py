@@ -6,7 +6,9 @@ import torch
 
 from bench.random_networks import variation_pipeline
 from bench.stages.case import Machine
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 from tests.places import torch_place
 
 UNET: dict[str, Any] = {
@@ -46,4 +48,4 @@ def pipeline(scheduler: str = "DPMSolverMultistepScheduler") -> Any:
 def machine(**changes: object) -> Machine:
     """The CPU in float32 by torch, but for `changes` of the place."""
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch", threads=torch.get_num_threads())
-    return Machine(accelerator=open_accelerator(config), place=torch_place(**changes))
+    return Machine(accelerator=open_accelerator(resolve_compute(config)), place=torch_place(**changes))

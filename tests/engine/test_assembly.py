@@ -6,16 +6,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.assembly import Pair, assemble_pair
-from engine.compute import open_accelerator
-from engine.preparing import settled_here
-from engine.recipe import load_recipe
+from engine.cli.resolve import resolve
+from engine.distributed import open_accelerator
+from engine.recipes.load import load_recipe
 from export.parity import compare
 from tests.tiny_recipe import write_recipe
 
 
 def assembled(path: Path, said: list[str], **compute: object) -> Pair:
     settings = {f"compute.{name}": value for name, value in compute.items()}
-    recipe = settled_here(load_recipe(str(path), settings))
+    recipe = resolve(load_recipe(str(path), settings))
     return assemble_pair(recipe, open_accelerator(recipe.compute), said.append)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.coverage import MORE_SHARDS, coverage_warning, planned_coverage
 from engine.errors import UserError
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 
 
 def test_all_classes(recipe: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.torchrun import losses, torchrun
-from engine.cli import main
+from engine.cli.main import main
 from engine.generate import command as generate
 from engine.training import run_folder
 from tests.commands import Command, CommandServer

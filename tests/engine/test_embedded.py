@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cli import main
-from engine.compute import ComputeConfig, open_accelerator, resolved
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.tensorrt import TensorRtConfig
 from engine.datasets import fashion_mnist
+from engine.distributed import open_accelerator
 from engine.models.priors import load_clip, load_prior
 from engine.paths import PROJECT_ROOT
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.run import command
 from engine.runtime.place import open_place
 from engine.runtime.prior import open_prior
-from engine.runtime.tensorrt_config import TensorRtConfig
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
@@ -95,7 +97,7 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
 
 
 def test_another_micro_batch_gives_the_same_images_in_the_default_precision() -> None:
-    compute = resolved(ComputeConfig())
+    compute = resolve_compute(ComputeConfig())
     accelerator = open_accelerator(compute)
     place = open_place(compute, TensorRtConfig(), accelerator.device, print)
     recipe = load_recipe("fashion-mnist", {"augment.variations": 4})

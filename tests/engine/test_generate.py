@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
-from engine.cli import main
+from engine.cli.main import main
 from engine.generate import command
 from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_recipe import write_recipe

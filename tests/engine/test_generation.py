@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from engine.assembly import assemble
-from engine.compute import native_precision, open_accelerator, resolved
+from engine.cli.resolve import resolve
+from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError
 from engine.generation import Generation, Made
+from engine.hardware import native_precision
 from engine.lanes import lanes
 from engine.progress import Progress
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
 
 
@@ -25,7 +27,7 @@ def generation(path: Path, **settings: Any) -> Generation:
     overlapped = {"compute.overlap": True, "compute.threads": 2}
     overrides = overlapped | {key.replace("__", "."): value for key, value in settings.items()}
     recipe = load_recipe(str(path), overrides)
-    recipe = replace(recipe, compute=resolved(recipe.compute))
+    recipe = resolve(recipe)
     accelerator, progress = open_accelerator(recipe.compute), Progress(quiet=True)
     return Generation(
         recipe, assemble(recipe, accelerator, progress.say, lanes(recipe)), accelerator, progress

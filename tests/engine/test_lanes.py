@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.lanes import STEPS, lanes, one_lane, own_stream, threads_of, torch_threads
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
 
 TASKS = Path("/proc/self/task")

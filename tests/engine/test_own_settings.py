@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from engine import distill, generate, run
 from engine.bank.writer import BankWriter
-from engine.cli import main
+from engine.cli.main import main
+from engine.cli.resolve import resolve
+from engine.config.recipe import Recipe, differences
 from engine.errors import UserError
 from engine.evaluate import evaluate_run
-from engine.preparing import settled_here
 from engine.provenance import bank_header, weights_of
-from engine.recipe import Recipe, differences, load_recipe
+from engine.recipes.load import load_recipe
 from engine.training.run_folder import OF_MACHINE, commit_config
 from engine.training.run_record import FILE_NAME, RunRecord
 from tests.tiny_recipe import write_recipe
@@ -28,7 +29,7 @@ Seen = list[tuple[Recipe, Any]]
 @pytest.fixture(scope="module")
 def made(recipe: Path) -> Recipe:
     """As a command with flags of its own made it."""
-    return settled_here(load_recipe(str(recipe), {"seed": 7, "distill.lr": 0.125}))
+    return resolve(load_recipe(str(recipe), {"seed": 7, "distill.lr": 0.125}))
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path, capsy
     path = write_recipe(
         tmp_path / "recipe", augment={"method": "none"}, filter={"method": "none", "model": ""}
     )
-    made = settled_here(load_recipe(str(path), {"augment.class_condition": "none"}))
+    made = resolve(load_recipe(str(path), {"augment.class_condition": "none"}))
     out, weights = tmp_path / "out", Path(made.teacher.weights or "")
     out.mkdir()
     commit_config(out, made, RunRecord.of(made, weights_of(made)))

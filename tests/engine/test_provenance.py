@@ -10,7 +10,8 @@ import pytest
 from engine.bank.manifest import Header
 from engine.bank.merge import by_bank
 from engine.bank.writer import BankWriter
-from engine.compute import ComputeConfig
+from engine.config.compute import ComputeConfig
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.provenance import (
     CLIP,
@@ -21,7 +22,7 @@ from engine.provenance import (
     require_teacher_of_bank,
     weights_of,
 )
-from engine.recipe import Recipe, load_recipe
+from engine.recipes.load import load_recipe
 
 
 @pytest.fixture(scope="module")

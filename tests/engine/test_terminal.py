@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.cli import REMEDIES, main
+from engine.cli.main import REMEDIES, main
 from engine.training.summary import LabelAgreement, Summary, results_table
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys
-from engine.cli import main
+from engine.cli.main import main
 
 def command(arguments):
     for _ in range(20_000):

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.auto_batch.search import Reading, best, candidates
-from engine.compute import ComputeConfig
+from engine.config.compute import ComputeConfig
 
 
 def searched(rates: dict[int, float], *, holds: int = 10**6, fits: int = 10**6) -> tuple[Reading, list[int]]:

@@ -11,12 +11,12 @@ import yaml
 
 from engine import generate, run
 from engine.auto_batch import timing
-from engine.auto_batch.auto import with_default_batches
 from engine.auto_batch.settling import settled_batches
 from engine.bank.reader import BankReader
-from engine.cli import main
-from engine.compute import resolved
-from engine.recipe import Recipe, load_recipe
+from engine.cli.main import main
+from engine.cli.resolve import resolve_compute
+from engine.config.recipe import Recipe, with_default_batches
+from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
 
 AUTO = {"augment.micro_batch": "auto", "filter.micro_batch": "auto"}
@@ -35,7 +35,7 @@ def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe_of(path: Path, engines: Path, **changes: object) -> Recipe:
     recipe = load_recipe(str(path), {"compute.engines": str(engines), **AUTO, **changes})
-    return replace(recipe, compute=resolved(recipe.compute))
+    return replace(recipe, compute=resolve_compute(recipe.compute))
 
 
 def test_auto_is_measured_once_and_said(path: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.bank.__main__ import command
-from engine.cli import main
+from engine.cli.main import main
 from tests.engine.bank import tiny
 
 

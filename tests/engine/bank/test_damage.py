@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from engine.bank.codecs import encode
-from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.manifest import Manifest
 from engine.bank.reader import BankReader
 from engine.bank.shard import shard_contents
 from engine.bank.verify import verify
+from engine.config.storage import Codec
 from engine.errors import UserError
 from tests.bomb import bomb
 from tests.engine.bank import tiny

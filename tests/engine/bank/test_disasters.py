@@ -54,7 +54,7 @@ def test_killed_at_any_moment_and_resumed_the_bank_is_the_undisturbed_one(tmp_pa
 
 LIMITED = """
 import resource, signal, sys
-from engine.cli import main
+from engine.cli.main import main
 from tests.engine.bank import tiny
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from engine.bank.codecs import EXTENSIONS
-from engine.bank.config import Codec
 from engine.bank.verify import verify
+from engine.config.storage import Codec
 from tests.engine.bank import tiny
 
 NUMBERS = range(3)

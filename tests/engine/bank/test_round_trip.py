@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.bank.config import Codec
 from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.table import from_parquet
 from engine.bank.verify import verify
 from engine.bank.writer import BankWriter
+from engine.config.storage import Codec
 from tests.engine.bank import tiny
 
 

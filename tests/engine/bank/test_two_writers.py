@@ -14,7 +14,7 @@ from tests.engine.bank import tiny
 
 SECOND = """
 import sys
-from engine.cli import main
+from engine.cli.main import main
 from tests.engine.bank import tiny
 sys.exit(main(lambda _: tiny.write(sys.argv[1], resume=True), []))
 """

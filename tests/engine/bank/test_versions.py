@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.bank.config import Codec
 from engine.bank.manifest import Manifest
 from engine.bank.merge import merge
 from engine.bank.reader import BankReader, snapshot
 from engine.bank.verify import verify
+from engine.config.storage import Codec
 from engine.errors import UserError
 from tests.engine.bank import tiny
 

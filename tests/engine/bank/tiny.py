@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.bank.config import Codec
 from engine.bank.manifest import Header
 from engine.bank.rows import Rows
 from engine.bank.writer import BankWriter
+from engine.config.storage import Codec
 
 CLASSES = ("shirt", "boot", "bag")
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.cli import main
-from engine.compute import native_precision
+from engine.cli.main import main
 from engine.exporting import networks
 from engine.exporting.command import command
+from engine.hardware import native_precision
 from export.onnx.widened import narrow_weights
 from tests.tiny_recipe import write_recipe
 
@@ -76,7 +76,7 @@ def test_runtimes_reproduce_torch(
     recipe: Path, images: Path, exported: Path, runtime: str, precision: str, tolerance: float
 ) -> None:
     if precision == "bf16":
-        from engine.compute import BF16_INSTRUCTIONS
+        from engine.hardware import BF16_INSTRUCTIONS
         from kernels import cpu_features
 
         if not BF16_INSTRUCTIONS.intersection(cpu_features()):

@@ -18,17 +18,18 @@ from safetensors.torch import load_file, save_file
 
 from engine.bank.rows import Rows
 from engine.bank.writer import BankWriter
-from engine.cli import main
+from engine.cli.main import main
+from engine.config.classifier import ClassifierConfig
+from engine.config.recipe import Recipe
 from engine.exporting import networks
 from engine.exporting.checking import check
 from engine.exporting.command import command
 from engine.exporting.sample import sample_of
 from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.classifier import Classifier
-from engine.models.config import ClassifierConfig
 from engine.models.loading import load_classifier
 from engine.provenance import bank_header
-from engine.recipe import Recipe, load_recipe
+from engine.recipes.load import load_recipe
 from engine.training.run_folder import commit_config, save_student
 from engine.training.run_record import RunRecord
 from tests.smooth_student import smooth

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import UserError
 from engine.exporting.command import command
 from engine.exporting.networks import Networks
 from engine.exporting.real_inputs import RealInputs
 from engine.models.pipeline_folder import PipelineFolder
 from engine.models.text_to_image import load_text_to_image
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from export.networks.unet import added_features, time_features
 from tests.tiny_pipelines import NUM_TOKENS, WRITERS, put_tiny_autoencoder
 from tests.tiny_recipe import write_recipe

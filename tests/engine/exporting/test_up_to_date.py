@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.exporting.up_to_date import Stamp
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 
 
 def test_all_files_of_weights_in_several_are_noted(recipe: Path, tmp_path: Path) -> None:

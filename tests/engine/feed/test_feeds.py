@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
-from engine.feed.config import FeedConfig
 from engine.feed.feed import DTYPES, Feed, FeedBatch
 from engine.feed.open import open_feed
 from engine.feed.sampler import Draw, Order

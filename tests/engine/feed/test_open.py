@@ -1,17 +1,20 @@
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import util
 from typing import Any
 
 import pytest
 import torch
 
+from engine.cli.resolve import resolve
+from engine.config.feed import FeedConfig
 from engine.errors import UserError
-from engine.feed import config, open
-from engine.feed.config import FeedConfig
+from engine.feed import open
 from engine.feed.dali import DaliFeed
 from engine.feed.index import Index
 from engine.feed.torch_loader import TorchFeed
+from engine.recipes.load import load_recipe
 
 
 @pytest.fixture(params=["nvidia", "nvidia.dali"])
@@ -19,19 +22,30 @@ def _without_dali(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     def find(name: str) -> Any:
         return None if name == request.param else util.find_spec(name)
 
-    monkeypatch.setattr(config, "find_spec", find)
+    monkeypatch.setattr("engine.cli.resolve.find_spec", find)
+
+
+def resolved(**settings: object) -> FeedConfig:
+    given = {f"feed.{name}": value for name, value in settings.items()}
+    return resolve(load_recipe("fashion-mnist", {"compute.device": "cpu", **given})).feed
 
 
 def test_auto_takes_dali() -> None:
-    assert config.settled(FeedConfig()) == FeedConfig(kind="dali")
-    assert config.settled(FeedConfig(kind="torch", threads=3)) == FeedConfig(kind="torch", threads=3)
+    assert resolved().kind == "dali"
+    assert (resolved(kind="torch", threads=3).kind, resolved(threads=3).threads) == ("torch", 3)
 
 
 @pytest.mark.usefixtures("_without_dali")
 def test_without_dali_auto_takes_torch_and_dali_is_refused() -> None:
-    assert config.settled(FeedConfig(threads=3)) == FeedConfig(kind="torch", threads=3)
+    assert resolved(threads=3) == replace(resolved(kind="torch"), threads=3)
     with pytest.raises(UserError, match=r"pip install 'dda-engine\[dali\]'"):
-        config.settled(FeedConfig(kind="dali"))
+        resolved(kind="dali")
+
+
+def test_a_kind_that_is_not_resolved_is_not_opened() -> None:
+    shape: dict[str, Any] = {"codec": "raw", "image_size": (32, 32), "channels": 3, "batch_size": 4}
+    with pytest.raises(AssertionError):
+        open.open_feed(FeedConfig(), Index(), device=torch.device("cpu"), **shape)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("dali", DaliFeed), ("torch", TorchFeed)])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli.arguments import require_named
+from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
-from engine.models.config import ClassifierConfig, require_named
 from engine.models.factory import Factory, factories
 
 NAME = "my_package.nets:make"

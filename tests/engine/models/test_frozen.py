@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
 from engine.models.frozen import frozen
 
@@ -22,7 +24,7 @@ class Branching(nn.Module):
 
 
 def test_no_hook_of_a_question_is_on_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=2))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32", threads=2)))
     network = Branching()
     teacher = Classifier(network, num_classes=2, in_channels=3, mean=(0.0,), std=(1.0,), feature_path="conv")
     teacher.eval().requires_grad_(False)

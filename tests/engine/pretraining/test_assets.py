@@ -12,7 +12,7 @@ from engine.models.priors import load_clip, load_prior
 from engine.pretraining import assets, card
 from engine.pretraining.clip import TowerPair
 from engine.pretraining.denoiser import class_tokens as training_tokens
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.stages.augment import class_tokens
 
 

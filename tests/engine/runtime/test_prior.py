@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.config.augment import AugmentConfig
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
@@ -15,7 +16,6 @@ from engine.runtime.classifier import classifier_spec, open_classifier
 from engine.runtime.clip import open_clip
 from engine.runtime.prior import open_prior
 from engine.stages.augment import augment
-from engine.stages.augment_config import AugmentConfig
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
 from engine.stages.micro_batch import MicroBatch

@@ -90,7 +90,7 @@ def test_any_batch_gives_what_torch_gives(
 
 
 def require_bf16() -> None:
-    from engine.compute import BF16_INSTRUCTIONS
+    from engine.hardware import BF16_INSTRUCTIONS
     from kernels import cpu_features
 
     if not BF16_INSTRUCTIONS.intersection(cpu_features()):

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import barrier, get_rank, get_world_size
 
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.distill import DistillConfig
+from engine.distributed import leave, open_accelerator
 from engine.errors import NonFiniteError
 from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.wide_resnet import WideResNet
-from engine.ranks import leave
 from engine.seeding import generator
 from engine.stages.distill import Distiller
-from engine.stages.distill_config import DistillConfig
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 BATCH, SIZE, CLASSES, STEPS = 8, 8, 4, 30
@@ -88,7 +89,7 @@ def distilled(mine: slice) -> dict[str, Any]:
             DistillConfig(batch_size=BATCH, temperature=4, w_feature=5, weight_decay=0.01),
             STEPS + 1,
             3,
-            open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=1)),
+            open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32", threads=1))),
             image_size=SIZE,
             ask_teacher=lambda images: forward_with_features(teacher, images, ["network.relu"]),
         )
@@ -112,7 +113,7 @@ def _error_of_nan(distiller: Distiller, mine: slice) -> str:
 
 
 def main(folder: Path) -> None:
-    open_accelerator(ComputeConfig(device="cpu", precision="fp32", threads=1))
+    open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32", threads=1)))
     part = BATCH // get_world_size()
     mine = slice(get_rank() * part, (get_rank() + 1) * part)
     with BatchNormOverRanks():

@@ -4,7 +4,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
 from engine.stages.evaluate import accuracy, evaluate, predict
 from tests.rounding import as_torch_rounds, rounding
@@ -96,7 +98,7 @@ def test_puts_the_modes_back_after_an_error(accelerator: Accelerator) -> None:
 
 
 def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="bf16", threads=2))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="bf16", threads=2)))
     dtypes = []
     model = classifier(noisy_network())
     model.network[5].register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))

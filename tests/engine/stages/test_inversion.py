@@ -7,15 +7,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.compute import ComputeConfig, open_accelerator
+from engine.cli.resolve import resolve_compute
+from engine.config.compute import ComputeConfig
+from engine.config.synthesize import SynthesizeConfig
+from engine.config.views import Views
+from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1
 from engine.stages.adversary import RotationAdversary
 from engine.stages.inversion import EAGER_STEPS, Inversion
 from engine.stages.synthesize import Synthesizer
-from engine.stages.synthesize_config import SynthesizeConfig
-from engine.stages.views_config import Views
 from kernels.backend import set_backend
 
 STEPS = EAGER_STEPS + 4
@@ -56,14 +58,16 @@ def invert(accelerator: Accelerator, *, captured: bool) -> tuple[Tensor, list[fl
 
 
 def test_the_loss_falls_and_the_best_images_are_kept() -> None:
-    images, losses = invert(open_accelerator(ComputeConfig(device="cpu", precision="fp32")), captured=True)
+    images, losses = invert(
+        open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32"))), captured=True
+    )
     assert images.shape == (16, 3, 16, 16)
     assert losses[-1] < losses[0]
     assert losses == sorted(losses, reverse=True)
 
 
 def test_the_best_images_are_those_of_the_lowest_loss() -> None:
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     torch.manual_seed(0)
     generator, values = Generator(latent_dim=8, channels=1, size=8), iter([3.0, 1.0, 2.0])
     seen: list[Tensor] = []
@@ -107,7 +111,7 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
         seen.append(images.detach().clone())
         return images.mean()
 
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     inversion = Inversion(
         LeftEdge(),
         look,
@@ -126,7 +130,7 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
 
 
 def test_a_second_batch_is_what_it_would_be_alone() -> None:
-    accelerator = open_accelerator(ComputeConfig(device="cpu", precision="fp32"))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     config = SynthesizeConfig(batch_size=8, steps=4, latent_dim=32)
     both, alone = (
         Synthesizer(classifier(), config, image_size=16, seed=0, accelerator=accelerator) for _ in range(2)
@@ -140,7 +144,7 @@ def test_fused_kernels_and_plain_torch_take_the_same_steps() -> None:
     """Adam's first steps go by the sign of the gradient, so rounding grows; the first loss is held tight."""
     for precision, first, later in (("fp32", 1e-5, 2e-3), ("bf16", 5e-3, 2e-2)):
         ours, plain = (
-            torch.tensor(invert(open_accelerator(compute), captured=False)[1])
+            torch.tensor(invert(open_accelerator(resolve_compute(compute)), captured=False)[1])
             for compute in (
                 ComputeConfig(device="cpu", precision=precision, kernels="fused"),
                 ComputeConfig(device="cpu", precision=precision, kernels="torch"),
@@ -153,7 +157,7 @@ def test_fused_kernels_and_plain_torch_take_the_same_steps() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_recorded_step_gives_the_eager_numbers(precision: str) -> None:
-    accelerator = open_accelerator(ComputeConfig(device="cuda", precision=precision))
+    accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cuda", precision=precision)))
     (images, losses), (eager_images, eager_losses) = (invert(accelerator, captured=c) for c in (True, False))
     assert losses[-1] < losses[0]
     torch.testing.assert_close(losses, eager_losses)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import OutOfMemoryError, UserError
 from engine.stages.micro_batch import MicroBatch, is_out_of_memory
 from export.errors import ExportError

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.config.augment import SCHEDULERS, AugmentConfig
 from engine.errors import UserError, more_precision
 from engine.models.noise_schedule import schedule_fault
-from engine.stages.augment_config import SCHEDULERS, AugmentConfig
 from engine.stages.solver import begin, build_scheduler, check_solver
 
 STORED: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from engine.bank.__main__ import command as look_after
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter
-from engine.cli import main
+from engine.cli.main import main
 from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate

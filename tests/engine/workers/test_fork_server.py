@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.preparing import settled_here
+from engine.cli.resolve import resolve
 from engine.provenance import bank_header
-from engine.recipe import load_recipe
+from engine.recipes.load import load_recipe
 from engine.workers.events import Event, Lost, Ready, Report, Unable
 from engine.workers.fork_server import ANSWER_SECONDS, BINDING, NAME, Forked, ForkServer, can_fork
 from engine.workers.job import Job
@@ -37,7 +37,7 @@ def job(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]
     """Its teacher comes from the spy."""
     folder = tmp_path_factory.mktemp("spied")
     settings = {"teacher.name": "tests.engine.workers.spy:teacher", "compute.threads": THREADS}
-    loaded = settled_here(load_recipe(str(recipe), settings))
+    loaded = resolve(load_recipe(str(recipe), settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPY", str(folder / "facts.json"))
         yield Job(recipe=loaded, url=str(folder / "bank"), header=bank_header(loaded))

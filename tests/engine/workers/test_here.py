@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.bank.verify import verify
-from engine.cli import main
+from engine.cli.main import main
 from engine.generate import command
 from engine.workers import queue, worker
 

@@ -1,0 +1,1 @@
+"""From a command line to a recipe, to values that this machine gives, to an exit code."""

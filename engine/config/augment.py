@@ -1,0 +1,82 @@
+"""Settings of the augment stage."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.errors import UserError
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+"""The name of diffusers' class, and the options that keep it deterministic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How sources become variations."""
+
+    method: Literal["variation", "none"] = "variation"
+    """`none` leaves diffusion out: the bank then holds the sources alone."""
+    prior: str = ""
+    """Folder, or hub id, of a StableDiffusionImageVariationPipeline; its `vae` may be an AutoencoderTiny
+    (TAESD). `python -m export` takes a pipeline of Stable Diffusion 1.x, 2.x or XL, too."""
+    variations: int = 8
+    """Variations for each source (K)."""
+    scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
+    """The solver; all are used without added noise."""
+    steps: int = 20
+    """Solver steps from pure noise; with `strength` < 1 only the last int(steps * strength) are run."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 turns it off and halves the work."""
+    guidance_of: Literal["all", "class"] = "all"
+    """What guidance amplifies: all tokens, as the published pipelines do, or the class token alone. With
+    `class` an image whose class the encoder does not see is still drawn to its class."""
+    strength: float = 1.0
+    """1 starts from pure noise; below, from the source's latent with that much noise."""
+    class_condition: Literal["none", "text"] = "none"
+    """`text` adds the class name's CLIP embedding as a second token beside the source's."""
+    micro_batch: int | Literal["auto"] = 32
+    """Variations made at once; auto: as many as are fastest, measured once before images are made."""
+
+    @property
+    def images_at_once(self) -> int:
+        """`micro_batch` where `auto` is settled."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that condition an image: the source's, and the class's where there is one."""
+        return 1 if self.class_condition == "none" else 2
+
+    def __post_init__(self) -> None:
+        if self.method == "variation" and not self.prior:
+            raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")
+        for name in ("variations", "steps", "micro_batch"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise UserError(f"augment.{name} must be at least 1, got {value}")
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(
+                f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"
+            )
+        if not self.guidance_scale >= 1:
+            raise UserError(
+                f"augment.guidance_scale must be at least 1, got {self.guidance_scale}; 1 turns guidance off"
+            )
+        if self.guidance_of == "class" and (self.class_condition == "none" or self.guidance_scale == 1):
+            raise UserError(
+                "augment.guidance_of class needs augment.class_condition text and augment.guidance_scale "
+                "above 1; set them, or guidance_of to all"
+            )
+        if not 0 < self.strength <= 1:
+            raise UserError(
+                f"augment.strength must lie in (0, 1], got {self.strength}; 1 starts from pure noise"
+            )
+        if int(self.steps * self.strength) < 1:
+            raise UserError(
+                f"augment.strength {self.strength} leaves no step of augment.steps {self.steps}; raise either"
+            )

@@ -1,0 +1,72 @@
+"""Settings of a classifier, the teacher or the student."""
+
+import math
+from dataclasses import dataclass
+
+from engine.config.normalization import misfit
+from engine.errors import UserError
+
+ONE_LOGIT = (
+    "one logit is always 100 % certain of its class; for a binary classifier with logit z set num_classes to "
+    "2 and return torch.cat([torch.zeros_like(z), z], 1)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A classifier: the teacher or the student of a recipe."""
+
+    name: str
+    """engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes num_classes
+    and in_channels and returns the network."""
+
+    weights: str | None = None
+    """A file with the state dict: .safetensors, one of torch.save, or the .index.json of several; a student
+    starts from random weights."""
+
+    weights_key: str | None = None
+    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if the file holds several
+    that fit, such as raw and EMA weights."""
+
+    num_classes: int = 10
+    """Classes, the width of the logits."""
+
+    in_channels: int = 3
+    """Channels the network takes: 3 (RGB), or 1 (the luma of the RGB image)."""
+
+    image_size: int = 32
+    """Height and width of the images, in pixels."""
+
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the image in [0, 1]: one number a channel, or one for all."""
+
+    std: tuple[float, ...] = (0.5,)
+    """Divides the image after the mean is subtracted: one number a channel, or one for all."""
+
+    output: str | int | None = None
+    """Where the logits are, if the network returns several tensors that could be: a key such as logits, an
+    index such as 0, or a dotted path of these."""
+
+    feature: str | None = None
+    """Path of the submodule whose output is the feature map before pooling; by default the network's own
+    `feature_path`, which only the engine's networks have."""
+
+    def check(self, section: str) -> None:
+        """Raise UserError that names `section`.field for the first value out of range."""
+        for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
+            if value < 1:
+                raise UserError(f"{section}.{field} must be a positive integer, got {value}")
+        if self.num_classes == 1:
+            raise UserError(f"{section}.num_classes is 1: {ONE_LOGIT}")
+        if self.in_channels not in (1, 3):
+            raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.in_channels) or not all(map(math.isfinite, values)):
+                raise UserError(
+                    f"{section}.{field} must be 1 finite number, or {self.in_channels} (one for each of "
+                    f"{section}.in_channels), got {list(values)}"
+                )
+        if min(self.std) <= 0:
+            raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
+        if fault := misfit(self.mean, self.std):
+            raise UserError(f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}")

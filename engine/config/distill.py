@@ -1,0 +1,70 @@
+"""Settings of the distill stage."""
+
+import math
+from dataclasses import dataclass
+
+from engine.config.views import Views
+from engine.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The student's training. The defaults are those of DDA (arXiv 2410.17606) and its released code."""
+
+    batch_size: int = 128
+    """Images a step."""
+    temperature: float = 20.0
+    """Temperature of both softmaxes in the KL term; the term is multiplied by its square."""
+    w_kl: float = 1.0
+    """Weight of KL(teacher || student)."""
+    w_ce: float = 1.0
+    """Weight of the cross-entropy with the image's label."""
+    w_feature: float = 30.0
+    """Weight of the mean squared error between the aligned feature map and the teacher's; 0: no such head."""
+    lr: float = 0.1
+    """Highest learning rate of SGD; a cosine takes it to 0 over all steps of the run."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises linearly."""
+    ce_on_agreement: bool = True
+    """Cross-entropy only for images whose label is the teacher's top-1 class; KL is always for all."""
+    class_balance: bool = True
+    """Draw a class first, then one of its images, so that rare classes weigh as much as frequent ones."""
+    flip: bool = True
+    """Mirror half of the images; false for digits, text and other images in which left and right matter."""
+    crop_padding: int = 4
+    """Pixels of zero padding for the random crop; 0: no crop."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(not self.nesterov or self.momentum > 0, "nesterov", True, "false, or momentum above 0")
+        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or above")
+        _require(
+            self.w_kl + self.w_ce + self.w_feature > 0, "w_kl", self.w_kl, "above 0, or w_ce or w_feature"
+        )
+
+    @property
+    def views(self) -> Views:
+        """What the student and the teacher see of an image."""
+        return Views(flip=self.flip, crop_padding=self.crop_padding)
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / (total_steps - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def _require(holds: bool, field: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"distill.{field} is {value}; set it to a value that is {allowed}")

@@ -1,0 +1,63 @@
+"""Settings of the filter stage."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.errors import UserError
+
+LOCAL_DIR = "local-dir:"
+"""Starts the name of an open_clip model that is a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which variations enter the bank."""
+
+    method: Literal["clip", "none"] = "clip"
+    """`clip` compares image embeddings with the source's; `none` passes every variation."""
+    model: str = ""
+    """open_clip model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture with `pretrained`."""
+    pretrained: str | None = None
+    """Weights of an architecture: an open_clip tag or a file."""
+    omega: float | None = None
+    """Least cosine to the source (the paper's filter; its drawing puts it between 0.45 and 0.76)."""
+    quantile: float | None = None
+    """Instead of omega: the share of each batch's variations, the least similar ones, to drop."""
+    class_gate: bool = False
+    """Also ask that the teacher's top-1 is the label."""
+    min_confidence: float = 0.0
+    """Least teacher probability of its top-1; read by the class gate."""
+    micro_batch: int | Literal["auto"] = 256
+    """Images embedded or classified at once; auto: as many as are fastest, measured once before images are
+    made."""
+
+    @property
+    def images_at_once(self) -> int:
+        """`micro_batch` where `auto` is settled."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
+
+    def __post_init__(self) -> None:
+        if self.omega is not None and not -1 <= self.omega <= 1:
+            raise UserError(f"filter.omega must lie in [-1, 1], got {self.omega}; it is a cosine")
+        if self.quantile is not None and not 0 <= self.quantile < 1:
+            raise UserError(
+                f"filter.quantile must lie in [0, 1), got {self.quantile}; it is the share dropped"
+            )
+        if not 0 <= self.min_confidence < 1:
+            raise UserError(
+                f"filter.min_confidence must lie in [0, 1), got {self.min_confidence}; it is a probability"
+            )
+        if self.micro_batch != "auto" and self.micro_batch < 1:
+            raise UserError(f"filter.micro_batch must be at least 1, got {self.micro_batch}")
+        if self.method == "clip":
+            self._check_clip()
+
+    def _check_clip(self) -> None:
+        if (self.omega is None) == (self.quantile is None):
+            raise UserError(
+                f"filter.omega is {self.omega} and filter.quantile is {self.quantile}; "
+                "set one and leave the other null"
+            )
+        if not self.model:
+            raise UserError("filter.model is empty; give an open_clip model or set filter.method to none")
