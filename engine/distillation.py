@@ -9,8 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from engine import checkpoint
-from engine.assembly import assemble_pair
+from engine import checkpoint, networks
 from engine.bank.reader import BankReader
 from engine.bank.snapshot import Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
@@ -70,7 +69,7 @@ def distill(
             start -= state["wall_seconds"]
             progress.seconds.update(state["seconds"])
         banks = _open(urls, recipe, state, shares, accelerator)
-        pair = assemble_pair(recipe, accelerator, progress.say)
+        pair = networks.open_pair(recipe, networks.load_pair(recipe, accelerator.device), accelerator)
         commits = scalars = None
         if is_main:
             if not resume:  # a folder is made once everything has loaded

@@ -9,8 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from engine import checkpoint
-from engine.assembly import Assembly, assemble
+from engine import checkpoint, networks
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import Header
 from engine.bank.names import MANIFEST
@@ -24,8 +23,8 @@ from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
-from engine.models.frozen import frozen
 from engine.models.loading import require_feature
+from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
 from engine.recipe import Recipe
@@ -34,6 +33,7 @@ from engine.report.summarize import summarize
 from engine.report.summary import Summary
 from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
 from engine.run_record import RunRecord
+from engine.runtime.torch import FusedClassifier
 from engine.schedule import Synthesis, Training
 from engine.stages.kd_loss import kl_adversarial
 from engine.stages.rotation import RotationAdversary
@@ -57,7 +57,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
         _require_same_run(out, url, header)
-    parts = assemble(recipe, accelerator, progress.say)
+    parts = networks.open(recipe, networks.load(recipe, accelerator.device), accelerator)
     with ExitStack() as stack:
         stack.enter_context(alone(out, resume=resume))
         state = checkpoint.load(out / CHECKPOINTS)
@@ -97,7 +97,7 @@ class Loop:
     def __init__(
         self,
         recipe: Recipe,
-        parts: Assembly,
+        parts: OpenNetworks,
         accelerator: Accelerator,
         progress: Progress,
         scalars: Curves,
@@ -186,8 +186,10 @@ class Loop:
         if self.rotation is not None:
             challenge = self.rotation.challenger()
             return lambda images, labels, _: challenge(images, labels)
-        student = frozen(self.parts.student, [], self.accelerator)
-        return lambda images, _, teacher_logits: kl_adversarial(student(images)[0], teacher_logits)
+        student = FusedClassifier(self.parts.student, [], self.accelerator)
+        return lambda images, _, teacher_logits: kl_adversarial(
+            student(images=images)["logits"], teacher_logits
+        )
 
     def _train(self, work: Training) -> None:
         schedule = self.recipe.schedule

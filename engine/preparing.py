@@ -61,6 +61,6 @@ def settled_to_make(recipe: Recipe) -> Recipe:
     settled_recipe = settled_here(recipe)
     if not has_auto_batch(settled_recipe):
         return settled_recipe
-    from engine.auto_batch.settling import settled_batches
+    from engine.auto_batch.settle import settled_batches
 
-    return settled_batches(settled_recipe, print)
+    return settled_batches(settled_recipe)

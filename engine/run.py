@@ -40,9 +40,9 @@ def command(arguments: Sequence[str]) -> None:
         )
     folder = Path(options.out or f"runs/{recipe.name}")
     if has_auto_batch(recipe):
-        from engine.auto_batch.settling import settled_batches
+        from engine.auto_batch.settle import settled_batches
 
-        recipe = settled_batches(recipe, print)
+        recipe = settled_batches(recipe)
     check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
 

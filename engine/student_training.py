@@ -8,13 +8,13 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.assembly import Pair
 from engine.bank.config import Codec
 from engine.bank.rows import Spans
 from engine.curves import Curves
 from engine.feed.index import Index
 from engine.feed.opening import open_feed
 from engine.feed.order import Order
+from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.distill import Distiller
@@ -31,7 +31,7 @@ class StudentTraining:
     def __init__(
         self,
         recipe: Recipe,
-        pair: Pair,
+        pair: OpenPair,
         accelerator: Accelerator,
         progress: Progress,
         scalars: Curves | None,
@@ -57,7 +57,7 @@ class StudentTraining:
             recipe.seed,
             accelerator,
             image_size=size,
-            ask_teacher=pair.ask_teacher,
+            teacher_forward=pair.teacher_forward,
         )
         self.index = Index()
         self.feed = open_feed(

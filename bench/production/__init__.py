@@ -10,9 +10,8 @@ from bench.production import similarity, variations
 from bench.production.measure import rows_of
 from bench.production.ways import OURS
 from bench.rows import Row
-from bench.stages.measure import say
 from engine.compute import ComputeConfig, open_accelerator, resolved
-from engine.runtime.place import open_place
+from engine.runtime.base import runtime_options
 from engine.runtime.tensorrt_config import TensorRtConfig
 
 __all__ = ["JOBS", "PRIORS", "WAYS", "Wanted", "rows"]
@@ -30,6 +29,6 @@ def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, second
     """
     compute = resolved(config)
     device = open_accelerator(compute).device
-    place = open_place(compute, TensorRtConfig(compute_capabilities=("current",)), device, say)
+    options = runtime_options(compute, TensorRtConfig(compute_capabilities=("current",)), device)
     for stage in stages:
-        yield from rows_of(JOBS[stage](wanted, place), device, seconds=seconds)
+        yield from rows_of(JOBS[stage](wanted, options), device, seconds=seconds)

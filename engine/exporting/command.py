@@ -1,5 +1,6 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
+import logging
 from argparse import ArgumentParser as PlainParser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ from engine.run_folder import (
 )
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags, spelled_out
+
+logger = logging.getLogger(__name__)
 
 REPORT = "parity.json"
 IMAGE_ENCODER = "image_encoder"
@@ -82,7 +85,7 @@ def command(arguments: Sequence[str]) -> None:
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        record_proofs(folder / REPORT, exported, _say)  # another recipe's may stand there now
+        record_proofs(folder / REPORT, exported)  # another recipe's may stand there now
     else:
         banks = [str(run / BANK), *record.banks] if run else []
         exported = _export(recipe, names, student, options.images, folder, run, banks)
@@ -152,33 +155,29 @@ def _export(
     from engine.exporting.networks import Networks
     from engine.exporting.proof import ROWS, prove
     from engine.exporting.sample import sample_of
-    from engine.runtime.opening import require
-    from engine.runtime.place import open_place
+    from engine.runtime.base import runtime_options
+    from engine.runtime.open import require
 
     compute = settled(recipe.compute)
     if compute.runtime == "torch":
         raise UserError("--runtime torch has nothing to export; give openvino, onnxruntime or tensorrt")
-    place = open_place(compute, recipe.tensorrt, torch.device(compute.device), say=_say)
-    if place.runtime != "tensorrt":  # its engines can be built where they cannot run
-        require(place)
-    networks = Networks(recipe, place.runtime, student)
+    options = runtime_options(compute, recipe.tensorrt, torch.device(compute.device))
+    if options.runtime != "tensorrt":  # its engines can be built where they cannot run
+        require(options)
+    networks = Networks(recipe, options.runtime, student)
     found, reason = read_images(images, recipe.evaluate, ROWS)
     if reason and run is None:  # a run's model is compared on images of its bank
-        _say(reason)
+        logger.warning(reason)
     real = RealInputs(found, networks) if found else None
-    exported = Exported(target=f"{place.runtime} {place.precision}", proofs={}, handed_over={})
+    exported = Exported(target=f"{options.runtime} {options.precision}", proofs={}, handed_over={})
     sample = sample_of(banks, recipe.teacher.image_size)
     hand_over = HandOver(
         out=folder, networks=networks, class_names=recipe.class_names, run=run, sample=sample
     )
     for name in names:
-        proof = prove(name, networks, real, place, hand_over)
+        proof = prove(name, networks, real, options, hand_over)
         exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
         if proof.handed_over:
             exported.handed_over[name] = str(proof.handed_over.relative_to(folder))
-        record_proofs(folder / REPORT, exported, _say)
+        record_proofs(folder / REPORT, exported)
     return exported
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from engine.assembly import Pair
 from engine.bank.reader import BankReader
 from engine.datasets.config import load_test_set
 from engine.models.priors import PROMPT, ClipModel
+from engine.networks import LoadedPair
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.report.counts import count_images
@@ -25,7 +25,7 @@ MEASURED_IMAGES = 5000
 
 def summarize(
     recipe: Recipe,
-    pair: Pair,
+    pair: LoadedPair,
     clip: ClipModel | None,
     banks: Sequence[BankReader],
     accelerator: Accelerator,

@@ -16,7 +16,7 @@ from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.micro_batch import MicroBatch
 from engine.models.priors import PROMPT, ClipModel
-from engine.runtime.prior import OpenPrior
+from engine.runtime.networks import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment_config import AugmentConfig
 from engine.stages.solver import begin, build_scheduler

@@ -13,8 +13,9 @@ from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.batch import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
-from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
+from engine.runtime.base import Executable
+from engine.runtime.torch import FusedClassifier
 from engine.seeding import derive_seed, seeded
 from engine.stages.batch_norm import BatchNormOverRanks
 from engine.stages.distill_config import DistillConfig
@@ -32,10 +33,10 @@ class Distiller:
     """The state of a student's training: student, alignment head, SGD over both, and the step.
 
     The models are moved to the accelerator's device, in their memory formats. `image_size` is the side of the
-    bank's images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by
-    default its fused copy. Raises UserError for a teacher and student that do not fit together. The models
-    are not passed through `accelerator.prepare`: it would make their later float32 evaluation run under
-    autocast.
+    bank's images. `teacher_forward` returns the teacher's logits and the feature map at its `feature_path`;
+    the default is its fused copy. Raises UserError for a teacher and student that do not fit together. The
+    models are not passed through `accelerator.prepare`: it would make their later float32 evaluation run
+    under autocast.
 
     On several ranks each has its equal part of every batch, and all take the step of the whole: gradients and
     logged losses are those of the global batch, and so are the statistics of BatchNorm. The state is the same
@@ -52,7 +53,7 @@ class Distiller:
         accelerator: Accelerator,
         *,
         image_size: int = 32,
-        ask_teacher: Frozen | None = None,
+        teacher_forward: Executable | None = None,
     ) -> None:
         _check_pair(teacher, student)
         if 0 < config.warmup_steps >= total_steps:
@@ -65,12 +66,13 @@ class Distiller:
         device = accelerator.device
         self.teacher, self.student = teacher.place(device).eval(), student.place(device).eval()
         self.align: AlignHead | None = None
-        taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
+        teacher_paths, student_paths = list[str](), list[str]()
         if config.w_feature > 0:
-            taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
+            teacher_paths = [require_feature(teacher, "teacher")]
+            student_paths = [require_feature(student, "student")]
             align = build_align_head(student, teacher, image_size, seed)
             self.align = align.to(device).to(memory_format=torch.channels_last)
-        trained = Trained(student.requires_grad_(True), self.align, taps[1])
+        trained = Trained(student.requires_grad_(True), self.align, student_paths)
         self._several = accelerator.num_processes > 1
         self._trained = averaged(trained) if self._several else trained
         sgd = torch.optim.SGD(
@@ -81,7 +83,8 @@ class Distiller:
             nesterov=config.nesterov,
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
-        self._ask_teacher = ask_teacher or frozen(teacher, taps[0], accelerator)
+        self._teacher_paths = teacher_paths
+        self._teacher_forward = teacher_forward or FusedClassifier(teacher, teacher_paths, accelerator)
 
     def train(
         self,
@@ -138,13 +141,14 @@ class Distiller:
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             with torch.no_grad():
-                teacher_logits, features = self._ask_teacher(images)
+                outputs = self._teacher_forward(images=images)
+            features = [outputs[path] for path in self._teacher_paths]
             size = tuple(features[0].shape[2:]) if self.align is not None else None
             with BatchNormOverRanks() if self._several else nullcontext():
                 student_logits, aligned = self._trained(images, size)
         return distillation_loss(
             student_logits,
-            teacher_logits,
+            outputs["logits"],
             batch.labels,
             temperature=config.temperature,
             w_kl=config.w_kl,

@@ -11,15 +11,15 @@ from engine.models.features import forward_with_features
 
 
 class Trained(nn.Module):
-    """The student, and the alignment head behind the feature map at `taps`, its path, where there is one."""
+    """The student, and the alignment head behind the feature map at `feature_paths`, if it has a path."""
 
-    def __init__(self, student: Classifier, align: AlignHead | None, taps: Sequence[str]) -> None:
+    def __init__(self, student: Classifier, align: AlignHead | None, feature_paths: Sequence[str]) -> None:
         super().__init__()
-        self.student, self.align, self.taps = student, align, taps
+        self.student, self.align, self.feature_paths = student, align, feature_paths
 
     def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
         """images [B, 3, H, W] in [0, 1] -> logits [B, C], aligned feature map [B, C_t, *size] or None."""
-        logits, features = forward_with_features(self.student, images, self.taps)
+        logits, features = forward_with_features(self.student, images, self.feature_paths)
         return logits, None if self.align is None or size is None else self.align(features[0], size)
 
 
