@@ -1,4 +1,4 @@
-"""Whether micro-batches are still `auto`, and what they are where nothing is measured."""
+"""Whether micro-batches are still `auto`, and their defaults if nothing is measured."""
 
 from dataclasses import replace
 

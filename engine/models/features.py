@@ -55,8 +55,8 @@ def forward_with_features(
 
         return copy
 
-    taps = [submodule(module, path) for path in wanted]  # all found before the first hook is attached
-    handles = [tap.register_forward_hook(keep(path)) for tap, path in zip(taps, wanted, strict=True)]
+    layers = [submodule(module, path) for path in wanted]  # all found before the first hook is attached
+    handles = [layer.register_forward_hook(keep(path)) for layer, path in zip(layers, wanted, strict=True)]
     with _attached(handles):
         output = module(images)
     missing = [path for path in wanted if path not in features]

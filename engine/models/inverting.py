@@ -58,11 +58,11 @@ def _require_statistics(teacher: Classifier, images: Tensor) -> None:
 
 
 def _require_gradient(
-    teacher: Classifier, images: Tensor, ask: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    teacher: Classifier, images: Tensor, forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 ) -> None:
     weights = torch.randn(2, teacher.num_classes, generator=generator(0, "probe", 1)).to(images.device)
     try:
-        logits, _ = ask(images)
+        logits, _ = forward(images)
         (gradient,) = torch.autograd.grad((logits.float() * weights).sum(), images)
     except RuntimeError as error:
         raise UserError(

@@ -1,7 +1,7 @@
-"""The OpenVINO runtime, for CPUs: static shapes, requests side by side, bf16 where the processor has it.
+"""The OpenVINO runtime, for CPUs: static shapes, parallel requests, bf16 if the processor has it.
 
-A network is compiled once for each shape of its other axes, for chunks of the batch's tuned size; the
-compiled model is kept in the store.
+A network is compiled once for each shape of its other axes, for chunks of the batch's tuned size. The store
+keeps the compiled model.
 """
 
 from __future__ import annotations

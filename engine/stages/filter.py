@@ -1,4 +1,4 @@
-"""Keeps the variations that stay close to their source in CLIP space and, if asked, to its class."""
+"""Keep the variations that stay close to their source in CLIP space and, with a class gate, to its class."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Verdict:
     """What was found out about each of V variations, kept or not; on the CPU."""
 
     labels: Tensor  # int64 [V], of the source
-    similarity: Tensor  # float32 [V], cosine to the source; NaN where no CLIP was asked
+    similarity: Tensor  # float32 [V], cosine to the source; NaN without CLIP
     passes_clip: Tensor  # bool [V]
     teacher_top1: Tensor  # int64 [V]
     confidence: Tensor  # float32 [V], the teacher's probability of its top-1
