@@ -271,6 +271,7 @@ def test_the_least_recently_used_entries_go_first(folder: Path, caplog: pytest.L
     fill(folder, "a", "b", "c")
     with Store(folder) as store:
         store.find(key("a"))
+    caplog.clear()
     with Store(folder, max_bytes=32_000) as store:
         store.get(key("d"), writes(engine=bytes(10_000)))
     assert content(folder) == {key("a").name, key("c").name, key("d").name}
