@@ -372,6 +372,7 @@ def test_onnxruntimes_tensorrt_keeps_its_engines_and_gets_batches_of_its_profile
     settings = {"runtime": "onnxruntime", "onnx_provider": "tensorrt", "device": second_gpu}
     place = torch_place(store=store, **settings)
     graph = artifacts.graph(spec, place)
+    caplog.clear()
     executable = OnnxExecutable(spec, graph, place)
     session: Any = executable._session
     folder = Path(session.options["trt_engine_cache_path"])
