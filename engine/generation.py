@@ -12,17 +12,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.bank.rows import Rows
-from engine.batch import ImageBatch
 from engine.errors import OutOfMemoryError
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
-from engine.micro_batch import MicroBatch, is_out_of_memory
 from engine.models.classifier import LUMA
 from engine.networks import OpenNetworks
 from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import Verdict, classify, judge
+from engine.stages.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.synthesize import Adversary, Synthesizer
 
 

@@ -12,14 +12,14 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from engine import networks
-from engine.batch import ImageBatch
 from engine.compute import ComputeConfig, open_accelerator
 from engine.lanes import Step, lanes, threads_of, torch_threads
-from engine.micro_batch import MicroBatch
 from engine.networks import LoadedNetworks, OpenNetworks
 from engine.recipe import Recipe
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import judge
+from engine.stages.micro_batch import MicroBatch
 
 WORTH_IT = 1.05
 """Minimum speed-up that justifies the memory of a larger size."""

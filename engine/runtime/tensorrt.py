@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.files import replacing
+from engine.atomic import replacing
 from engine.runtime.batching import check_sizes, joined, pieces, rows
 from engine.runtime.torch import capture_cuda_graph
 from export import locks

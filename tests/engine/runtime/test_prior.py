@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from engine.batch import ImageBatch
-from engine.micro_batch import MicroBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
@@ -17,7 +15,9 @@ from engine.runtime.networks import classifier_spec, clip_spec, open_clip, open_
 from engine.runtime.open import open_runtime
 from engine.stages.augment import augment
 from engine.stages.augment_config import AugmentConfig
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
+from engine.stages.micro_batch import MicroBatch
 from export.store import Store
 from tests.places import torch_place
 from tests.tiny_priors import write_clip, write_prior
