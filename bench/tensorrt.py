@@ -13,15 +13,14 @@ from bench.machine import describe, gemm_ceiling
 from bench.rows import Row, commit
 from bench.stages.case import flops
 from bench.stages.filter import EMBEDDED, clip_of, load_network
-from bench.stages.measure import say
 from bench.timing import milliseconds
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.config.tensorrt import TensorRtConfig
 from engine.runtime import artifacts
-from engine.runtime.clip import clip_spec
-from engine.runtime.opening import open_runtime
-from engine.runtime.place import Place, open_place
+from engine.runtime.base import RuntimeOptions, runtime_options
+from engine.runtime.networks import clip_spec
+from engine.runtime.open import open_runtime
 from engine.runtime.tensorrt import require_gpu
 from export.errors import ExportError
 from export.parity import compare, reference
@@ -41,15 +40,15 @@ def rows() -> Iterator[Row]:
     spec = clip_spec(clip_of(load_network(EMBEDDED), device), rows=BATCH, runtime="tensorrt")
     for name, capabilities in TARGETS.items():
         config = TensorRtConfig(compute_capabilities=capabilities)
-        place = open_place(compute, config, device, say)
+        options = runtime_options(compute, config, device)
         try:
-            entry = artifacts.engine(spec, artifacts.graph(spec, place), place)
+            entry = artifacts.engine(spec, artifacts.graph(spec, options), options)
             print(
-                f"{name}: built; here it is {_validity(place.store.read(entry, artifacts.ENGINE))}",
+                f"{name}: built; here it is {_validity(options.store.read(entry, artifacts.ENGINE))}",
                 flush=True,
             )
             require_gpu()
-            yield _measured(name, spec, place)
+            yield _measured(name, spec, options)
         except ExportError as error:
             print(f"{name}: does not run here: {error}; {_what_runs(device)}", flush=True)
 
@@ -73,19 +72,19 @@ def _what_runs(device: torch.device) -> str:
     return f"--runtime torch runs on {where}"
 
 
-def _measured(name: str, spec: NetworkSpec, place: Place) -> Row:
-    tensorrt = open_runtime(spec, place)
-    eager = open_runtime(spec, replace(place, runtime="torch"))
-    inputs = {key: value.to(place.device) for key, value in spec.example({"batch": BATCH}).items()}
-    found = compare(reference(spec, inputs), tensorrt(**inputs), place.precision)
+def _measured(name: str, spec: NetworkSpec, options: RuntimeOptions) -> Row:
+    tensorrt = open_runtime(spec, options)
+    eager = open_runtime(spec, replace(options, runtime="torch"))
+    inputs = {key: value.to(options.device) for key, value in spec.example({"batch": BATCH}).items()}
+    found = compare(reference(spec, inputs), tensorrt(**inputs), options.precision)
     print(f"{name}: relative error to torch in fp32 {found.relative_error:.1e}", flush=True)
-    ceiling = gemm_ceiling(place.device, DTYPES[place.precision])
+    ceiling = gemm_ceiling(options.device, DTYPES[options.precision])
     calls = {
         "ours": lambda: tensorrt(**inputs),
         "torch": lambda: eager(**inputs),
         "gemm": ceiling.call,
     }
-    ms = milliseconds(calls, place.device)
+    ms = milliseconds(calls, options.device)
     return Row(
         case=f"tensorrt/clip, {name}",
         baseline="runtime torch, eager",
@@ -94,8 +93,8 @@ def _measured(name: str, spec: NetworkSpec, place: Place) -> Row:
         unit="ms",
         ratio=ms["torch"] / ms["ours"],
         floor=ceiling.ms(flops(lambda: eager(**inputs)), ms["gemm"]),
-        device=describe(place.device),
-        dtype=place.precision,
+        device=describe(options.device),
+        dtype=options.precision,
         shape=f"batch {BATCH}",
         commit=commit(),
     )

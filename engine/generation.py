@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.assembly import Assembly
 from engine.bank.rows import Rows
 from engine.config.recipe import Recipe
 from engine.errors import OutOfMemoryError
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
 from engine.models.classifier import LUMA
+from engine.networks import OpenNetworks
 from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.stages.augment import augment
@@ -79,7 +79,7 @@ class Generation:
     def __init__(
         self,
         recipe: Recipe,
-        parts: Assembly,
+        parts: OpenNetworks,
         accelerator: Accelerator,
         progress: Progress,
         say: Callable[[str], None] | None = None,
@@ -172,9 +172,9 @@ class Generation:
 
     def _filtered(self, found: tuple[ImageBatch, ImageBatch | None]) -> Made:
         sources, variations = found
-        ask, device = self.parts.ask_teacher, self.accelerator.device
+        teacher, device = self.parts.teacher_forward, self.accelerator.device
         with torch_threads(threads_of(self.parts.lanes, "filter")):
-            top1, confidence = classify(sources.images, ask, self.filter_batch, device)
+            top1, confidence = classify(sources.images, teacher, self.filter_batch, device)
             return Made(
                 sources=sources,
                 source_top1=top1,
@@ -235,7 +235,7 @@ class Generation:
                 sources,
                 variations,
                 self.parts.clip,
-                self.parts.ask_teacher,
+                self.parts.teacher_forward,
                 self.recipe.filter,
                 self.accelerator.device,
                 self.filter_batch,

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from engine.assembly import Assembly, assemble
+from engine import networks
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import MANIFEST, Header, require_same_settings
 from engine.bank.reader import BankReader, require_snapshot, snapshot
@@ -21,10 +21,11 @@ from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.datasets.test_set import check_test_set
 from engine.distributed import open_accelerator
 from engine.generation import Generation
-from engine.models.frozen import frozen
 from engine.models.loading import require_feature
+from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
+from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint
@@ -60,7 +61,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
         _require_same_run(out, url, header)
-    parts = assemble(recipe, accelerator, progress.say)
+    parts = networks.open(recipe, networks.load(recipe, accelerator.device), accelerator)
     with ExitStack() as stack:
         stack.enter_context(alone(out, resume=resume))
         state = checkpoint.load(out / CHECKPOINTS)
@@ -100,7 +101,7 @@ class Loop:
     def __init__(
         self,
         recipe: Recipe,
-        parts: Assembly,
+        parts: OpenNetworks,
         accelerator: Accelerator,
         progress: Progress,
         scalars: Curves,
@@ -189,8 +190,10 @@ class Loop:
         if self.rotation is not None:
             challenge = self.rotation.challenger()
             return lambda images, labels, _: challenge(images, labels)
-        student = frozen(self.parts.student, [], self.accelerator)
-        return lambda images, _, teacher_logits: kl_adversarial(student(images)[0], teacher_logits)
+        student = FusedClassifier(self.parts.student, [], self.accelerator)
+        return lambda images, _, teacher_logits: kl_adversarial(
+            student(images=images)["logits"], teacher_logits
+        )
 
     def _train(self, work: Training) -> None:
         schedule = self.recipe.schedule

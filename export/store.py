@@ -9,6 +9,7 @@ nothing here verifies it.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from typing import Any
 
 from export import locks, sealed
 from export.disk import full_disk
+
+logger = logging.getLogger(__name__)
 
 BESIDE = ".beside"
 PART = ".part-"
@@ -67,13 +70,12 @@ class Store:
     """The entries in `folder`, of at most `max_bytes` in all but for those in use.
 
     What it was asked for stays in use, safe from removal by any process, until the store or its process ends.
-    `say` gets a line for each build, wait and removal.
+    Builds, waits and removals are logged.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int = 20 << 30, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int = 20 << 30) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._say = say
         self._used: dict[str, int] = {}
         (folder / ".locks").mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -87,8 +89,8 @@ class Store:
     def get(self, key: Key, build: Callable[[Path], None], *, doing: str = "building") -> Path:
         """The verified folder of the entry; where there is none, `build` fills the empty folder it is given.
 
-        `doing` is what `say` calls that. Of several processes one builds, the others wait for it. Raises
-        ExportError for an altered entry, and what `build` raises, leaving nothing behind.
+        `doing` is the verb for `build` in the log. Of several processes one builds, the others wait for it.
+        Raises ExportError for an altered entry, and what `build` raises, leaving nothing behind.
         """
         while (entry := self.find(key)) is None:
             self._build_alone(key, build, doing)
@@ -119,11 +121,11 @@ class Store:
 
     def _build_alone(self, key: Key, build: Callable[[Path], None], doing: str) -> None:
         def on_wait() -> None:
-            self._say(f"{key.network}: waiting for another process to build {key.kind} {key.precision}")
+            logger.info(f"{key.network}: waiting for another process to build {key.kind} {key.precision}")
 
         with locks.exclusive(self._lock(key.name, "build"), on_wait):
             if not os.path.lexists(self.folder / key.name):
-                self._say(f"{key.network}: {self._reason(key, doing)}")
+                logger.info(f"{key.network}: {self._reason(key, doing)}")
                 self._build(key, build)
 
     def _build(self, key: Key, build: Callable[[Path], None]) -> None:
@@ -171,7 +173,7 @@ class Store:
             for name, size in entries.items():
                 if excess > 0 and self._remove(name):
                     excess -= size
-                    self._say(
+                    logger.info(
                         f"removed {name}, the least recently used ({size / 1e9:.2f} GB),"
                         f" to keep {self.folder} under {self.max_bytes / 1e9:.2f} GB"
                     )

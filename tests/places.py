@@ -6,19 +6,18 @@ from pathlib import Path
 
 import torch
 
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
 from export.store import Store
 
 
-def torch_place(**changes: object) -> Place:
+def torch_place(**changes: object) -> RuntimeOptions:
     """Return the torch runtime in float32 on the CPU, but for `changes`; the store is the test run's."""
-    store = Store(Path(os.environ["ENGINE_CACHE"]), say=lambda _: None)
-    place = Place(
+    store = Store(Path(os.environ["ENGINE_CACHE"]))
+    options = RuntimeOptions(
         runtime="torch",
         precision="fp32",
         device=torch.device("cpu"),
         threads=2,
         store=store,
-        say=lambda _: None,
     )
-    return replace(place, **changes)
+    return replace(options, **changes)

@@ -10,12 +10,11 @@ from bench.production import similarity, variations
 from bench.production.measure import rows_of
 from bench.production.ways import OURS
 from bench.rows import Row
-from bench.stages.measure import say
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.config.tensorrt import TensorRtConfig
 from engine.distributed import open_accelerator
-from engine.runtime.place import open_place
+from engine.runtime.base import runtime_options
 
 __all__ = ["JOBS", "PRIORS", "WAYS", "Wanted", "rows"]
 
@@ -32,6 +31,6 @@ def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, second
     """
     compute = resolve_compute(config)
     device = open_accelerator(compute).device
-    place = open_place(compute, TensorRtConfig(compute_capabilities=("current",)), device, say)
+    options = runtime_options(compute, TensorRtConfig(compute_capabilities=("current",)), device)
     for stage in stages:
-        yield from rows_of(JOBS[stage](wanted, place), device, seconds=seconds)
+        yield from rows_of(JOBS[stage](wanted, options), device, seconds=seconds)

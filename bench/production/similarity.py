@@ -18,21 +18,21 @@ from bench.random_networks import open_clip_network
 from bench.stages.case import flops
 from bench.stages.filter import clip_of, preprocess_of
 from engine.models.priors import ClipModel
-from engine.runtime.clip import open_clip
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
 from engine.stages.micro_batch import MicroBatch
 
 NETWORK = "ViT-B-32"
 
 
-def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
+def jobs(wanted: Wanted, options: RuntimeOptions) -> Iterator[Job]:
     """One for each batch."""
-    network = open_clip_network(NETWORK, dtype=wanted.dtype, device=place.device)
-    clip = clip_of(network.float(), place.device)
+    network = open_clip_network(NETWORK, dtype=wanted.dtype, device=options.device)
+    clip = clip_of(network.float(), options.device)
     network.to(wanted.dtype)
     for batch in wanted.batches:
-        plain = replace(place, runtime="torch", precision="bf16", compiled=False)
+        plain = replace(options, runtime="torch", precision="bf16", compiled=False)
         yield Job(
             case=f"filter/{NETWORK}",
             shape=f"batch {batch}",
@@ -40,14 +40,14 @@ def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
             steps=(1,),
             ours={
                 label: Candidate(
-                    open=partial(_ours, clip, batch, replace(place, **changes)), dtype=changes["precision"]
+                    open=partial(_ours, clip, batch, replace(options, **changes)), dtype=changes["precision"]
                 )
                 for way in wanted.ways
                 for label, changes in OURS[way].items()
             },
             theirs={
                 f"open_clip {BASELINES[way]}, {str(wanted.dtype).removeprefix('torch.')}": Candidate(
-                    open=partial(_theirs, network, wanted.dtype, batch, place.device, way == "compiled"),
+                    open=partial(_theirs, network, wanted.dtype, batch, options.device, way == "compiled"),
                     dtype="",
                 )
                 for way in wanted.ways
@@ -58,11 +58,11 @@ def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
         )
 
 
-def _ours(clip: ClipModel, batch: int, place: Place) -> Make:
-    require_here(place)
+def _ours(clip: ClipModel, batch: int, options: RuntimeOptions) -> Make:
+    require_here(options)
     given = sources(batch, clip.size[0], variations=1)
     varied = noisy_copies(given, 1)
-    opened = open_clip(clip, batch, place)
+    opened = open_clip(clip, clip_spec(clip, rows=batch, runtime=options.runtime), options)
     return lambda _: similarities(given, varied, opened, MicroBatch("filter", batch))[None]
 
 
@@ -92,6 +92,6 @@ class _Compiled:
         return self._encode(pixels).clone()  # the next replay would overwrite it
 
 
-def _flops_of_one(clip: ClipModel, batch: int, place: Place, _: int) -> float:
-    make = _ours(clip, batch, place)
+def _flops_of_one(clip: ClipModel, batch: int, options: RuntimeOptions, _: int) -> float:
+    make = _ours(clip, batch, options)
     return flops(lambda: make(1)) / (2 * batch)

@@ -29,8 +29,8 @@ from bench.random_networks import (
 from bench.stages.augment import Size, noise, prior_of
 from bench.stages.case import flops
 from engine.models.priors import DiffusionPrior
-from engine.runtime.place import Place
-from engine.runtime.prior import open_prior
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.networks import open_prior
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 
@@ -60,9 +60,9 @@ class Wanted:
     """The baseline's."""
 
 
-def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
+def jobs(wanted: Wanted, options: RuntimeOptions) -> Iterator[Job]:
     """One for each VAE and batch."""
-    device, dtype = place.device, wanted.dtype
+    device, dtype = options.device, wanted.dtype
     pipeline = variation_pipeline(
         *PRIORS[wanted.prior], scheduler="DDIMScheduler", dtype=dtype, device=device
     )
@@ -70,7 +70,7 @@ def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
     for name in VAES:
         pipeline.register_modules(vae=vaes[name])
         prior = prior_of(pipeline, device)
-        count = _counter(prior, place)
+        count = _counter(prior, options)
         for batch in wanted.batches:
             yield Job(
                 case=f"augment/{wanted.prior}, {name} VAE",
@@ -79,7 +79,7 @@ def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
                 steps=tuple(wanted.steps),
                 ours={
                     label: Candidate(
-                        open=partial(_ours, prior, batch, replace(place, **changes)),
+                        open=partial(_ours, prior, batch, replace(options, **changes)),
                         dtype=changes["precision"],
                     )
                     for way in wanted.ways
@@ -97,15 +97,15 @@ def jobs(wanted: Wanted, place: Place) -> Iterator[Job]:
             )
 
 
-def _ours(prior: DiffusionPrior, batch: int, place: Place) -> Make:
-    require_here(place)
+def _ours(prior: DiffusionPrior, batch: int, options: RuntimeOptions) -> Make:
+    require_here(options)
     config = replace(Size(sources=1, variations=batch, steps=1).config(), scheduler="ddim")
     given = sources(1, prior.image_shape[0], variations=batch)
-    opened = open_prior(prior, config, place)
+    opened = open_prior(prior, config, options)
 
     def make(steps: int) -> Tensor:
         of_steps = replace(config, steps=steps)
-        made = augment(given, opened, of_steps, seed=0, class_tokens=None, device=place.device)
+        made = augment(given, opened, of_steps, seed=0, class_tokens=None, device=options.device)
         return ImageBatch.cat(list(made)).images
 
     return make
@@ -136,9 +136,9 @@ def _theirs(pipeline: Any, prior: DiffusionPrior, batch: int, *, compiled: bool)
     return make
 
 
-def _counter(prior: DiffusionPrior, place: Place) -> Callable[[int, int], float]:
+def _counter(prior: DiffusionPrior, options: RuntimeOptions) -> Callable[[int, int], float]:
     """(batch, steps) -> floating-point operations of one image, whose source is embedded once a batch."""
-    plain = replace(place, runtime="torch", precision="bf16", compiled=False)
+    plain = replace(options, runtime="torch", precision="bf16", compiled=False)
 
     @cache
     def of(images: int, steps: int) -> float:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "eager": {
@@ -17,9 +17,9 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 BASELINES = {"eager": "eager", "compiled": "torch.compile"}
 
 
-def require_here(place: Place) -> None:
+def require_here(options: RuntimeOptions) -> None:
     """Raise RuntimeUnavailableError for TensorRT without a GPU or its package, before anything is built."""
-    if place.runtime == "tensorrt":
+    if options.runtime == "tensorrt":
         from engine.runtime.tensorrt import require_gpu
 
         require_gpu()

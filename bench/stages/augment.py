@@ -16,8 +16,8 @@ from bench.stages.case import Case, Machine, Ours, Work, flops
 from engine.config.augment import AugmentConfig
 from engine.models.priors import DiffusionPrior
 from engine.paths import resolve
-from engine.runtime.place import Place
-from engine.runtime.prior import open_prior
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.networks import open_prior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
@@ -100,15 +100,15 @@ def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
     }
 
     def open_ours(machine: Machine) -> Ours:
-        make = variations(prior, size, batch, machine.place)
+        make = variations(prior, size, batch, machine.options)
         theirs = published.batched(given, noise(batch, size, prior.latent_shape).to(device))
         require_alike(f"augment/{name}", make(), from_pil(theirs))
-        plain = replace(machine.place, runtime="torch", precision="fp32", compiled=False)
+        plain = replace(machine.options, runtime="torch", precision="fp32", compiled=False)
         counted = variations(prior, size, batch, plain)
         return Ours(
-            work={f"augment/{name}": Work(call=make, amount=size.images, runtime=machine.place.runtime)},
+            work={f"augment/{name}": Work(call=make, amount=size.images, runtime=machine.options.runtime)},
             flops=flops(counted) / size.images,
-            dtype=machine.place.precision,
+            dtype=machine.options.precision,
             shape=f"{size.sources} x {size.variations}, {size.steps} steps",
         )
 
@@ -116,12 +116,14 @@ def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
     return Case(published=work, open=open_ours, unit="img/s")
 
 
-def variations(prior: DiffusionPrior, size: Size, batch: ImageBatch, place: Place) -> Callable[[], Tensor]:
-    """The stage with the prior open in `place`; each call makes the same images, uint8 [V, 3, H, W]."""
-    opened = open_prior(prior, size.config(), place)
+def variations(
+    prior: DiffusionPrior, size: Size, batch: ImageBatch, options: RuntimeOptions
+) -> Callable[[], Tensor]:
+    """The stage with the prior open in `options`; each call makes the same images, uint8 [V, 3, H, W]."""
+    opened = open_prior(prior, size.config(), options)
 
     def make() -> Tensor:
-        made = augment(batch, opened, size.config(), seed=0, class_tokens=None, device=place.device)
+        made = augment(batch, opened, size.config(), seed=0, class_tokens=None, device=options.device)
         return ImageBatch.cat(list(made)).images
 
     return make

@@ -10,15 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.timing import Call
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What ours runs on: the accelerator of the stages that train, the place of the frozen networks."""
+    """What ours runs on: the accelerator of the stages that train, the options of the runtime."""
 
     accelerator: Accelerator
-    place: Place
+    options: RuntimeOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from bench.random_networks import open_clip_network
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from engine.models.priors import ClipModel
 from engine.paths import resolve
-from engine.runtime.clip import open_clip
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
 from engine.stages.micro_batch import MicroBatch
 
@@ -75,19 +75,19 @@ def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
         "open_clip, tensors in, fp32": partial(published.of_tensors, *pixels),
     }
 
-    def of_ours(place: Place) -> Callable[[], Tensor]:
-        opened = open_clip(clip, size.batch, place)
+    def of_ours(options: RuntimeOptions) -> Callable[[], Tensor]:
+        opened = open_clip(clip, clip_spec(clip, rows=size.batch, runtime=options.runtime), options)
         return lambda: similarities(batch, varied, opened, MicroBatch("filter", size.batch))
 
     def open_ours(machine: Machine) -> Ours:
-        judge = of_ours(machine.place)
+        judge = of_ours(machine.options)
         for baseline, call in calls.items():
             require_alike(f"filter/{name}, {baseline}", judge()[None], call()[None])
-        plain = replace(machine.place, runtime="torch", precision="fp32", compiled=False)
+        plain = replace(machine.options, runtime="torch", precision="fp32", compiled=False)
         return Ours(
-            work={f"filter/{name}": Work(call=judge, amount=size.images, runtime=machine.place.runtime)},
+            work={f"filter/{name}": Work(call=judge, amount=size.images, runtime=machine.options.runtime)},
             flops=flops(of_ours(plain)) / size.images,
-            dtype=machine.place.precision,
+            dtype=machine.options.precision,
             shape=f"{size.sources} x {size.variations}, batch {size.batch}",
         )
 

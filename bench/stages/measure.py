@@ -1,6 +1,6 @@
 """Measures the cases of the stages: each published call in turns with ours."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
@@ -16,7 +16,7 @@ from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.config.tensorrt import TensorRtConfig
 from engine.distributed import open_accelerator
-from engine.runtime.place import open_place
+from engine.runtime.base import runtime_options
 from export.spec import DTYPES
 
 STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
@@ -40,18 +40,15 @@ def rows(
     cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are also measured before, as
     their users run them: later the process keeps its freed memory, as `engine` does.
     """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     compute = resolve_compute(config)
     device = torch.device(compute.device)
     cases = [case for name in names for case in STAGES[name](device, batch)]
     alone = [_ms_each(case.published, device, seconds) if device.type == "cpu" else {} for case in cases]
     accelerator = open_accelerator(compute)
-    machine = Machine(accelerator=accelerator, place=open_place(compute, TensorRtConfig(), device, say))
+    machine = Machine(accelerator=accelerator, options=runtime_options(compute, TensorRtConfig(), device))
     for case, fresh in zip(cases, alone, strict=True):
         yield from _rows(case, fresh, machine, seconds)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _ms_each(published: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, float]:
@@ -63,7 +60,7 @@ def _ms_each(published: Mapping[str, Work], device: torch.device, seconds: float
 
 
 def _rows(case: Case, fresh: dict[str, float], machine: Machine, seconds: float) -> Iterator[Row]:
-    device = machine.place.device
+    device = machine.options.device
     ours = case.open(machine)
     ceiling = gemm_ceiling(device, DTYPES[ours.dtype])
     work = {**ours.work, **case.published}

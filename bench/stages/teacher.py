@@ -8,10 +8,11 @@ from torch import Tensor
 from bench.parity import require_alike
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import FEATURE, SIZE, pair, tap
-from engine.models.frozen import Frozen, frozen
-from engine.runtime.classifier import classifier_spec, open_classifier
-from engine.runtime.place import Place
-from engine.runtime.sizes import batches
+from engine.runtime.base import Executable, RuntimeOptions
+from engine.runtime.batching import batches
+from engine.runtime.networks import classifier_spec
+from engine.runtime.open import open_runtime
+from engine.runtime.torch import FusedClassifier
 
 BATCH = 128
 
@@ -30,54 +31,54 @@ def case(device: torch.device, batch: int) -> Case:
 
     def open_ours(machine: Machine) -> Ours:
         """In the default runtime, and in runtime torch, whose teacher is the engine's fused copy."""
-        runtime = machine.place.runtime
-        asked = {
-            "teacher/WRN-40-2": (opened(machine.place, batch), runtime),
+        runtime = machine.options.runtime
+        opened_by = {
+            "teacher/WRN-40-2": (opened(machine.options, batch), runtime),
             "teacher/WRN-40-2, fused copy": (fused(machine), "torch"),
         }
-        for name, (ask, _) in asked.items():
-            require_same(name, ask, images, eager())
+        for name, (forward, _) in opened_by.items():
+            require_same(name, forward, images, eager())
         return Ours(
             work={
-                name: Work(call=_asking(ask, images), amount=batch, runtime=by)
-                for name, (ask, by) in asked.items()
+                name: Work(call=_calling(forward, images), amount=batch, runtime=by)
+                for name, (forward, by) in opened_by.items()
             },
             flops=flops(eager) / batch,
-            dtype=machine.place.precision,
+            dtype=machine.options.precision,
             shape=f"batch {batch}, {SIZE}x{SIZE}",
         )
 
     return Case(published={"eager, fp32": Work(call=eager, amount=batch)}, open=open_ours, unit="img/s")
 
 
-def fused(machine: Machine) -> Frozen:
-    teacher = pair(machine.place.device)[0].to(memory_format=torch.channels_last)
-    return frozen(teacher, [FEATURE], machine.accelerator)
+def fused(machine: Machine) -> Executable:
+    teacher = pair(machine.options.device)[0].to(memory_format=torch.channels_last)
+    return FusedClassifier(teacher, [FEATURE], machine.accelerator)
 
 
-def opened(place: Place, batch: int) -> Frozen:
-    teacher = pair(place.device)[0].to(memory_format=torch.channels_last)
-    sizes = batches(place.runtime, batch)
+def opened(options: RuntimeOptions, batch: int) -> Executable:
+    teacher = pair(options.device)[0].to(memory_format=torch.channels_last)
+    sizes = batches(options.runtime, batch)
     spec = classifier_spec("teacher", teacher, [FEATURE], image_size=SIZE, batches=sizes)
-    return open_classifier(spec, place)
+    return open_runtime(spec, options)
 
 
 def require_same(
     name: str,
-    ask: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+    forward: Executable,
     images: Tensor,
     theirs: tuple[Tensor, Tensor],
 ) -> None:
     """Raises DifferentWorkError where logits or feature map are not those of the baseline."""
     with torch.no_grad():
-        logits, (feature,) = ask(images)
-    require_alike(f"{name}, logits", logits, theirs[0])
-    require_alike(f"{name}, feature map", feature, theirs[1])
+        outputs = forward(images=images)
+    require_alike(f"{name}, logits", outputs["logits"], theirs[0])
+    require_alike(f"{name}, feature map", outputs[FEATURE], theirs[1])
 
 
-def _asking(ask: Frozen, images: Tensor) -> Callable[[], object]:
+def _calling(forward: Executable, images: Tensor) -> Callable[[], object]:
     @torch.no_grad()
     def call() -> object:
-        return ask(images)
+        return forward(images=images)
 
     return call

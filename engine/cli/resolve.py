@@ -3,6 +3,7 @@
 What opens a device, a runtime or a feed asserts that this has been done (`is_resolved`).
 """
 
+import logging
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Literal
@@ -16,6 +17,8 @@ from engine.config.tensorrt import TensorRtConfig
 from engine.errors import UserError
 from engine.hardware import native_precision, native_runtime
 from export.errors import RuntimeUnavailableError
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(
@@ -38,9 +41,9 @@ def resolve(
         feed=_feed(recipe.feed),
     )
     if recipe.has_auto_batch and batches == "measured":
-        from engine.auto_batch.settling import settled_batches
+        from engine.auto_batch.settle import settled_batches
 
-        recipe = settled_batches(recipe, print)
+        recipe = settled_batches(recipe)
     recipe = with_default_batches(recipe)
     assert recipe.is_resolved
     return recipe
@@ -147,7 +150,7 @@ def runnable(compute: ComputeConfig, config: TensorRtConfig) -> ComputeConfig:
     reason = refusal(config)
     if reason is None:
         return compute
-    print(f"{reason}; the frozen networks run in torch instead, compiled, as CUDA graphs")
+    logger.warning("%s; the frozen networks run in torch instead, compiled, as CUDA graphs", reason)
     return _with_values(
         replace(compute, runtime="torch", runtime_precision="auto", compile=True, overlap="auto"), None
     )

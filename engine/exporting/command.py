@@ -1,7 +1,8 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,19 @@ def _error(found: dict[str, Any]) -> str:
     return f"{found['relative_error']:.1e}" if found["finite"] else "not finite"
 
 
-def record(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
-    """Into the report of earlier exports; a damaged one is begun anew, which `say` is told."""
-    report = _read(path, say)
+logger = logging.getLogger(__name__)
+
+
+def write_report(path: Path, exported: Exported) -> None:
+    """Add the proofs to the report of earlier exports; replace a damaged report, with a warning."""
+    report = _read(path)
     for network, proof in exported.proofs.items():
         report.setdefault(network, {})[exported.target] = proof
     with replacing(path) as part:
         part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _read(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
@@ -65,9 +69,13 @@ def _read(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         report = None
     if isinstance(report, dict) and all(isinstance(targets, dict) for targets in report.values()):
         return report
-    say(f"{path} was damaged and is begun anew; run the other exports to this folder again for their proofs")
+    logger.warning(
+        f"{path} was damaged and is replaced; run the other exports to this folder again for their proofs"
+    )
     return {}
 
+
+logger = logging.getLogger(__name__)
 
 REPORT = "parity.json"
 IMAGE_ENCODER = "image_encoder"
@@ -123,7 +131,7 @@ def command(arguments: Sequence[str]) -> None:
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        record(folder / REPORT, exported, _say)  # another recipe's may stand there now
+        write_report(folder / REPORT, exported)  # another recipe's may stand there now
     else:
         banks = [str(run / BANK), *record.banks] if run else []
         exported = _export(recipe, names, student, options.images, folder, run, banks)
@@ -185,33 +193,29 @@ def _export(
     from engine.exporting.parity import ROWS, prove
     from engine.exporting.real_inputs import RealInputs, read_images
     from engine.exporting.sample import sample_of
-    from engine.runtime.opening import require
-    from engine.runtime.place import open_place
+    from engine.runtime.base import runtime_options
+    from engine.runtime.open import require
 
     compute = resolve_compute(recipe.compute, must_run=False)
     if compute.runtime == "torch":
         raise UserError("--runtime torch has nothing to export; give openvino, onnxruntime or tensorrt")
-    place = open_place(compute, recipe.tensorrt, torch.device(compute.device), say=_say)
-    if place.runtime != "tensorrt":  # its engines can be built where they cannot run
-        require(place)
-    networks = Networks(recipe, place.runtime, student)
+    options = runtime_options(compute, recipe.tensorrt, torch.device(compute.device))
+    if options.runtime != "tensorrt":  # its engines can be built where they cannot run
+        require(options)
+    networks = Networks(recipe, options.runtime, student)
     found, reason = read_images(images, recipe.evaluate, ROWS)
     if reason and run is None:  # a run's model is compared on images of its bank
-        _say(reason)
+        logger.warning(reason)
     real = RealInputs(found, networks) if found else None
-    exported = Exported(target=f"{place.runtime} {place.precision}", proofs={}, handed_over={})
+    exported = Exported(target=f"{options.runtime} {options.precision}", proofs={}, handed_over={})
     sample = sample_of(banks, recipe.teacher.image_size)
     hand_over = HandOver(
         out=folder, networks=networks, class_names=recipe.class_names, run=run, sample=sample
     )
     for name in names:
-        proof = prove(name, networks, real, place, hand_over)
+        proof = prove(name, networks, real, options, hand_over)
         exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
         if proof.handed_over:
             exported.handed_over[name] = str(proof.handed_over.relative_to(folder))
-        record(folder / REPORT, exported, _say)
+        write_report(folder / REPORT, exported)
     return exported
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

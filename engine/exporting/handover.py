@@ -21,8 +21,8 @@ from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
 from engine.recipes.load import load_recipe
 from engine.runtime.artifacts import ENGINE, Graph
-from engine.runtime.opening import open_graph
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.open import open_graph
 from engine.training.run_record import sha256_of
 from export.spec import NetworkSpec
 
@@ -39,20 +39,22 @@ class HandOver:
     sample: Sample
     """Images for the check."""
 
-    def make(self, spec: NetworkSpec, graph: Graph, engine: Path | None, place: Place) -> tuple[Path, Check]:
-        """The folder, in place only if the check passes; and the check. `engine`: of TensorRT, its entry."""
+    def make(
+        self, spec: NetworkSpec, graph: Graph, engine: Path | None, options: RuntimeOptions
+    ) -> tuple[Path, Check]:
+        """Write the folder, if the check passes; return both. `engine`: the store's entry of TensorRT."""
         name, config = spec.name, self.networks.config(spec.name)
-        folder = self.out / name / f"{place.runtime}-{place.precision}"
+        folder = self.out / name / f"{options.runtime}-{options.precision}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
             part = Path(temporary) / folder.name
             part.mkdir()
-            files = _write_model(part, name, graph, engine, place)
+            files = _write_model(part, name, graph, engine, options)
             about = {
                 "network": name,
                 **files,
                 "sha256": {path.name: sha256_of(path) for path in sorted(part.iterdir())},
-                **_described(spec, config, self.class_names, place),
+                **_described(spec, config, self.class_names, options),
                 "made_from": self._made_from(name, config),
             }
             (part / f"{name}.json").write_text(
@@ -63,9 +65,9 @@ class HandOver:
                 name,
                 self._config_now(name),
                 self.sample,
-                place.precision,
-                threads=place.threads,
-                run=None if engine is None else _opened(spec, graph, place),
+                options.precision,
+                threads=options.threads,
+                run=None if engine is None else _opened(spec, graph, options),
             )
             if found.passes:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -85,9 +87,11 @@ class HandOver:
         return replace(getattr(recipe, name), weights=str(self.networks.weights(name)))
 
 
-def _write_model(folder: Path, name: str, graph: Graph, engine: Path | None, place: Place) -> dict[str, str]:
+def _write_model(
+    folder: Path, name: str, graph: Graph, engine: Path | None, options: RuntimeOptions
+) -> dict[str, str]:
     """The model's files; which is which, for the JSON."""
-    if place.runtime == "openvino":
+    if options.runtime == "openvino":
         import openvino
 
         from engine.runtime.openvino import core
@@ -100,35 +104,35 @@ def _write_model(folder: Path, name: str, graph: Graph, engine: Path | None, pla
         return {"file": f"{name}.onnx"}
     shutil.copyfile(engine / ENGINE, folder / f"{name}.engine")
     files = {"file": f"{name}.engine", "graph": f"{name}.onnx"}
-    if place.tensorrt.refit == "stripped":
+    if options.tensorrt.refit == "stripped":
         files["refit"] = "the engine has no weights; refit it from the graph before use"
     return files
 
 
-def _opened(spec: NetworkSpec, graph: Graph, place: Place) -> Run | None:
+def _opened(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Run | None:
     """The engine as the runtime executes it; None without a GPU."""
-    if place.device.type != "cuda":
+    if options.device.type != "cuda":
         return None
-    executable = open_graph(spec, graph, place)
+    executable = open_graph(spec, graph, options)
 
     def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        return executable(images=torch.from_numpy(pixels).to(place.device))["logits"].cpu().numpy()
+        return executable(images=torch.from_numpy(pixels).to(options.device))["logits"].cpu().numpy()
 
     return run
 
 
 def _described(
-    spec: NetworkSpec, config: ClassifierConfig, class_names: Sequence[str], place: Place
+    spec: NetworkSpec, config: ClassifierConfig, class_names: Sequence[str], options: RuntimeOptions
 ) -> dict[str, Any]:
     """How to call the model: plain values."""
     (images,) = spec.inputs
     batch, channels, height, width = images.shape
     assert not isinstance(batch, int)
-    is_engine = place.runtime == "tensorrt"
+    is_engine = options.runtime == "tensorrt"
     return {
-        "runtime": place.runtime,
-        "precision": place.precision,
-        "options": _options(place),
+        "runtime": options.runtime,
+        "precision": options.precision,
+        "options": _options(options),
         "input": {
             "name": images.name,
             "layout": "NCHW",
@@ -158,14 +162,14 @@ def _described(
     }
 
 
-def _options(place: Place) -> dict[str, str]:
+def _options(options: RuntimeOptions) -> dict[str, str]:
     """What the runtime must be told to compute as it did for the proof."""
-    if place.runtime == "openvino":
+    if options.runtime == "openvino":
         from engine.runtime.openvino import HINTS
 
-        return {"INFERENCE_PRECISION_HINT": HINTS[place.precision]}
-    if place.runtime == "onnxruntime":
-        on_gpu = place.device.type == "cuda"
+        return {"INFERENCE_PRECISION_HINT": HINTS[options.precision]}
+    if options.runtime == "onnxruntime":
+        on_gpu = options.device.type == "cuda"
         return {"provider": "CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"}
     return {}
 

@@ -10,17 +10,13 @@ from engine.config.classifier import ClassifierConfig
 from engine.config.compute import Runtime
 from engine.config.recipe import Recipe
 from engine.errors import UserError
-from engine.models.classifier import Classifier
 from engine.models.latent_diffusion import LatentDiffusion
-from engine.models.loading import load_classifier, require_feature
+from engine.models.loading import load_classifier
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.models.priors import PROMPT, load_clip, load_prior
 from engine.models.text_to_image import embed_prompts, load_text_to_image
+from engine.networks import spec
 from engine.paths import resolve
-from engine.runtime.classifier import classifier_spec
-from engine.runtime.clip import clip_spec
-from engine.runtime.prior import prior_spec
-from engine.runtime.sizes import batches
 from export.spec import NetworkSpec
 
 CPU = "cpu"
@@ -34,19 +30,17 @@ class Networks:
         self._recipe, self._runtime, self._student_weights = recipe, runtime, student_weights
 
     def load(self, name: str) -> NetworkSpec:
-        """Raises UserError where the recipe has no such network, or it cannot be read."""
+        """Return the spec with freshly loaded weights. Raises UserError if it is missing or unreadable."""
         recipe = self._recipe
-        if name == "teacher":
-            return self._teacher()
-        if name == "student":
-            return self._student()
+        if name in ("teacher", "student"):
+            return spec(name, recipe, load_classifier(self.config(name), name), self._runtime)
         if name == "clip":
             if not recipe.filter.model:
                 raise UserError("--network clip: filter.model is empty; give a model or leave clip out")
             clip = load_clip(recipe.filter.model, recipe.filter.pretrained, CPU)
-            return clip_spec(clip, rows=recipe.filter.images_at_once, runtime=self._runtime)
+            return spec(name, recipe, clip, self._runtime)
         part = {"vae_encoder": "vae", "vae_decoder": "vae"}.get(name, name)
-        return prior_spec(name, self.prior(part), recipe.augment, self._runtime)
+        return spec(name, recipe, self.prior(part), self._runtime)
 
     def config(self, name: str) -> ClassifierConfig:
         """The teacher's or the student's, with its weights."""
@@ -79,18 +73,3 @@ class Networks:
         if not self._recipe.augment.prior:
             raise UserError("--network: augment.prior is empty; give a prior, or name teacher and clip alone")
         return PipelineFolder.open(self._recipe.augment.prior)
-
-    def _teacher(self) -> NetworkSpec:
-        recipe = self._recipe
-        teacher = load_classifier(recipe.teacher, "teacher")
-        taps = [require_feature(teacher, "teacher")] if recipe.distill.w_feature > 0 else []
-        rows = max(recipe.distill.batch_size, recipe.filter.images_at_once)
-        return self._classifier("teacher", teacher, taps, rows)
-
-    def _student(self) -> NetworkSpec:
-        student = load_classifier(self.config("student"), "student")
-        return self._classifier("student", student, [], self._recipe.filter.images_at_once)
-
-    def _classifier(self, name: str, classifier: Classifier, taps: list[str], rows: int) -> NetworkSpec:
-        size = self._recipe.teacher.image_size
-        return classifier_spec(name, classifier, taps, image_size=size, batches=batches(self._runtime, rows))

@@ -18,10 +18,9 @@ from engine.exporting.real_inputs import RealInputs
 from engine.exporting.up_to_date import CLASSIFIERS
 from engine.hardware import native_precision
 from engine.runtime import artifacts
-from engine.runtime.executable import Executable
-from engine.runtime.opening import SAFER, open_graph, safer_precision
-from engine.runtime.place import Place
-from engine.runtime.profile import with_fixed_batch
+from engine.runtime.base import Executable, RuntimeOptions
+from engine.runtime.batching import with_fixed_batch
+from engine.runtime.open import SAFER, open_graph, safer_precision
 from export.errors import ExportError
 from export.parity import Parity, compare, reference
 from export.spec import NetworkSpec, Precision
@@ -63,89 +62,93 @@ class Proof:
         }
 
 
-def prove(name: str, networks: Networks, real: RealInputs | None, place: Place, hand_over: HandOver) -> Proof:
+def prove(
+    name: str, networks: Networks, real: RealInputs | None, options: RuntimeOptions, hand_over: HandOver
+) -> Proof:
     """Exports the network, compares it with torch, builds its engine, and hands over a classifier's files.
 
     Raises ExportError where no precision reproduces torch.
     """
     start = time.perf_counter()
-    proof = Proof(precision=place.precision)
+    proof = Proof(precision=options.precision)
     while True:
-        spec, graph, parity = _try(name, networks, real, place)
-        checking = _checking(place)
+        spec, graph, parity = _try(name, networks, real, options)
+        checking = _checking(options)
         proof.parity[f"{checking.runtime} {checking.precision}"] = parity
         failed = next((found for found in parity.values() if not found.passes), None)
         if failed is None:
-            engine = artifacts.engine(spec, graph, place) if place.runtime == "tensorrt" else None
+            engine = artifacts.engine(spec, graph, options) if options.runtime == "tensorrt" else None
             if name not in CLASSIFIERS:
                 break
-            proof.handed_over, proof.as_called = hand_over.make(spec, graph, engine, place)
+            proof.handed_over, proof.as_called = hand_over.make(spec, graph, engine, options)
             if proof.as_called.passes:
                 break
             failed = proof.as_called.parity
-            if (place.runtime, place.precision) not in SAFER or proof.as_called.contradiction:
+            if (options.runtime, options.precision) not in SAFER or proof.as_called.contradiction:
                 raise ExportError(
                     f"{name}: the exported model, called as {name}.json says, is not the {name}: "
                     f"{proof.as_called}; it was not handed over, please report this"
                 )
-        place = replace(place, precision=safer_precision(name, place, failed))
-    proof.precision = place.precision
+        options = replace(options, precision=safer_precision(name, options, failed))
+    proof.precision = options.precision
     proof.entries = [graph.path.parent.name, *([engine.name] if engine else [])]
-    files = (file for entry in proof.entries for file in (place.store.folder / entry).iterdir())
+    files = (file for entry in proof.entries for file in (options.store.folder / entry).iterdir())
     proof.megabytes = sum(file.stat().st_size for file in files) / 1e6
     proof.seconds = time.perf_counter() - start
     return proof
 
 
-def _checking(place: Place) -> Place:
+def _checking(options: RuntimeOptions) -> RuntimeOptions:
     """Where the graph is executed for the proof: in its runtime or, where that cannot run, by a stand-in.
 
     OpenVINO executes bf16 graphs, which ONNX Runtime does not on a CPU. Where the processor has no bf16, its
     arithmetic is in float32, with the weights, and the roundings between the operators, of the graph.
     """
-    if place.runtime != "tensorrt" or place.device.type == "cuda":
-        return place
-    if place.precision != "bf16":
-        return replace(place, runtime="onnxruntime")
-    return replace(place, runtime="openvino", precision=native_precision("cpu"))
+    if options.runtime != "tensorrt" or options.device.type == "cuda":
+        return options
+    if options.precision != "bf16":
+        return replace(options, runtime="onnxruntime")
+    return replace(options, runtime="openvino", precision=native_precision("cpu"))
 
 
 def _try(
-    name: str, networks: Networks, real: RealInputs | None, place: Place
+    name: str, networks: Networks, real: RealInputs | None, options: RuntimeOptions
 ) -> tuple[NetworkSpec, artifacts.Graph, dict[str, Parity]]:
     """The network in one precision: its spec without the weights, its graph, parity by kind of inputs."""
     spec = networks.load(name)
-    sizes = _sizes(spec, place)
+    sizes = _sizes(spec, options)
     kinds = {"random": spec.example(sizes)}
     if real is not None:
-        kinds["real"] = {door: value[: sizes["batch"]] for door, value in real.of(spec, sizes).items()}
+        kinds["real"] = {given: value[: sizes["batch"]] for given, value in real.of(spec, sizes).items()}
     wanted = {kind: reference(spec, inputs) for kind, inputs in kinds.items()}
-    graph = artifacts.graph(spec, place)
+    graph = artifacts.graph(spec, options)
     spec = replace(spec, module=nn.Identity())  # with a session a large network does not fit into memory
-    with _opened(spec, graph, place, rows=sizes["batch"]) as executable:
+    with _opened(spec, graph, options, rows=sizes["batch"]) as executable:
         parity = {
-            kind: compare(wanted[kind], executable(**_on(place.device, inputs)), place.precision)
+            kind: compare(wanted[kind], executable(**_on(options.device, inputs)), options.precision)
             for kind, inputs in kinds.items()
         }
     return spec, graph, parity
 
 
 @contextmanager
-def _opened(spec: NetworkSpec, graph: artifacts.Graph, place: Place, *, rows: int) -> Iterator[Executable]:
-    checking = _checking(place)
-    if checking is place:
-        yield open_graph(spec, graph, place)
+def _opened(
+    spec: NetworkSpec, graph: artifacts.Graph, options: RuntimeOptions, *, rows: int
+) -> Iterator[Executable]:
+    checking = _checking(options)
+    if checking is options:
+        yield open_graph(spec, graph, options)
         return
     with (
         tempfile.TemporaryDirectory() as folder,  # what a stand-in compiles is of no use to the export
-        Store(Path(folder), say=lambda _: None) as store,
+        Store(Path(folder)) as store,
     ):
         yield open_graph(with_fixed_batch(spec, rows), graph, replace(checking, store=store))
 
 
-def _sizes(spec: NetworkSpec, place: Place) -> dict[str, int]:
+def _sizes(spec: NetworkSpec, options: RuntimeOptions) -> dict[str, int]:
     """Of the inputs of the proof; the least where a stand-in executes the graph, which knows no sizes."""
-    stands_in = _checking(place) is not place
+    stands_in = _checking(options) is not options
     sizes = {name: axis.min if stands_in else axis.opt for name, axis in spec.axes().items()}
     is_large = sum(weight.numel() for weight in spec.module.parameters()) > LARGE
     return sizes | {"batch": 1 if is_large else ROWS}

@@ -19,7 +19,8 @@ from engine.training.run_record import sha256_of
 
 CLASSIFIERS = ("teacher", "student")
 """Networks that are handed over in files of their own."""
-CODE = ("export", "engine/exporting", "engine/models", "engine/runtime")
+CODE = ("export", "engine/exporting", "engine/models", "engine/networks.py", "engine/runtime")
+"""Folders and files whose code an export depends on."""
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "onnx", "onnx_ir")
 RUNTIMES = ("onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
@@ -134,8 +135,9 @@ def _stat(path: Path) -> list[int]:
 
 def _code_hash() -> str:
     digest = hashlib.sha256()
-    for folder in CODE:
-        for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+    for name in CODE:
+        root = PROJECT_ROOT / name
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

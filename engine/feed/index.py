@@ -74,7 +74,6 @@ class Column:
         self._size = end
 
 
-Int = npt.NDArray[np.int64]
 _BLOCK = 512  # bytes; what a tar's members begin at
 
 

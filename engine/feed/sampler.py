@@ -31,9 +31,6 @@ def apportioned(weights: Sequence[float], draws: Int) -> Int:
     return counts
 
 
-Int = npt.NDArray[np.int64]
-
-
 class Visits(NamedTuple):
     """Rows, and the how-manieth visit in its stream each of them is; int64 [N]."""
 
@@ -94,7 +91,6 @@ def _shuffled(places: Int, sizes: Int, keys: UInt, epochs: Int) -> Int:
     return permuted(places.astype(np.uint64), sizes.astype(np.uint64), hashed(keys, epochs)).astype(np.int64)
 
 
-Int = npt.NDArray[np.int64]
 _DRAWS = 8192
 """What is computed at once, so that numpy's cost a call is shared; no draw depends on it."""
 

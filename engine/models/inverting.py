@@ -1,5 +1,6 @@
 """Whether a teacher can be inverted: gradients by its image, and BatchNorms to measure."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -12,14 +13,16 @@ from engine.models.torch_file import first_line
 from engine.seeding import generator
 from kernels.fuse import coverage, measured
 
+logger = logging.getLogger(__name__)
+
 REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its forward"
 
 
-def require_invertible(teacher: Classifier, image_size: int, w_bn: float, say: Callable[[str], None]) -> None:
-    """Runs `teacher`, in eval mode, on two images of noise as synthesis does.
+def require_invertible(teacher: Classifier, image_size: int, w_bn: float) -> None:
+    """Run `teacher`, in eval mode, on two images of noise as synthesis does.
 
-    `say` gets a line if layers with running statistics run that `w_bn`, the weight of synthesize.w_bn, does
-    not cover. Raises UserError if nothing or only a part can be inverted, naming what to change.
+    Logs a warning if layers with running statistics run that the term weighted by `w_bn` does not measure.
+    Raises UserError if nothing or only a part can be inverted, naming what to change.
     """
     if w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
@@ -28,11 +31,11 @@ def require_invertible(teacher: Classifier, image_size: int, w_bn: float, say: C
     images.requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         if w_bn > 0:
-            _require_statistics(teacher, images, say)
+            _require_statistics(teacher, images)
         _require_gradient(teacher, images, measured(teacher) if w_bn > 0 else lambda x: (teacher(x), None))
 
 
-def _require_statistics(teacher: Classifier, images: Tensor, say: Callable[[str], None]) -> None:
+def _require_statistics(teacher: Classifier, images: Tensor) -> None:
     found, missed = coverage(teacher, images)
     if not found:
         raise UserError(
@@ -48,18 +51,18 @@ def _require_statistics(teacher: Classifier, images: Tensor, say: Callable[[str]
     if missed:
         first = f"`{missed[0]}` ({type(teacher.get_submodule(missed[0])).__name__})"
         more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
-        say(
+        logger.warning(
             f"teacher: synthesize.w_bn measures {len(found)} of {len(found) + len(missed)} layers with "
             f"running statistics, not {first}{more}"
         )
 
 
 def _require_gradient(
-    teacher: Classifier, images: Tensor, ask: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    teacher: Classifier, images: Tensor, forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 ) -> None:
     weights = torch.randn(2, teacher.num_classes, generator=generator(0, "probe", 1)).to(images.device)
     try:
-        logits, _ = ask(images)
+        logits, _ = forward(images)
         (gradient,) = torch.autograd.grad((logits.float() * weights).sum(), images)
     except RuntimeError as error:
         raise UserError(

@@ -23,6 +23,12 @@ class LatentDiffusion:
     image_shape: tuple[int, int]
     """Height and width in pixels of the images the VAE decodes."""
 
+    def place(self, device: torch.device) -> None:
+        """Move the networks to `device`."""
+        for network in vars(self).values():
+            if isinstance(network, torch.nn.Module):
+                network.to(device)
+
 
 def load_latent_diffusion(
     pipeline: PipelineFolder, device: torch.device | str, parts: Collection[str]

@@ -1,11 +1,12 @@
-"""The files that runtimes open, from the store or built into it: ONNX graphs and TensorRT engines."""
+"""The files that runtimes open, built into the store if missing: ONNX graphs and TensorRT engines."""
 
+import logging
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from engine.config.tensorrt import TensorRtConfig
-from engine.runtime.build_progress import BuildProgress
-from engine.runtime.place import Place
+from engine.runtime.base import RuntimeOptions
 from export.fingerprint import onnx_parts
 from export.onnx import FILE, check_external_data, write_onnx
 from export.spec import NetworkSpec
@@ -13,46 +14,73 @@ from export.store import Key
 from export.tensorrt.options import FILE as ENGINE
 from export.tensorrt.options import BuildOptions
 
+logger = logging.getLogger(__name__)
+
+EVERY = 10.0
+"""Seconds between two log lines of a build."""
+
 
 class Graph(NamedTuple):
-    """An ONNX file and the digest of what it was made from."""
+    """An ONNX file and the digest of its inputs."""
 
     path: Path
     digest: str
 
 
-def graph(spec: NetworkSpec, place: Place) -> Graph:
-    """The graph of `spec` that the place's runtime reads; OpenVINO computes in bf16 from one in fp32.
+def graph(spec: NetworkSpec, options: RuntimeOptions) -> Graph:
+    """Return the graph of `spec` that the runtime reads; OpenVINO computes in bf16 from an fp32 graph.
 
-    Raises ExportError for one in the store that was altered or whose weights lie outside its folder.
+    Raises ExportError if the stored graph was altered or refers to weights outside its folder.
     """
-    precision = "fp32" if place.runtime == "openvino" else place.precision
+    precision = "fp32" if options.runtime == "openvino" else options.precision
     key = Key(network=spec.name, kind="onnx", precision=precision, parts=onnx_parts(spec))
-    entry = place.store.get(key, lambda folder: write_onnx(spec, precision, folder))
+    entry = options.store.get(key, lambda folder: write_onnx(spec, precision, folder))
     check_external_data(entry / FILE)
     return Graph(entry / FILE, key.digest)
 
 
-def engine(spec: NetworkSpec, given: Graph, place: Place) -> Path:
-    """The store's entry of the TensorRT engine of a graph; the module of `spec` is not looked at."""
+def engine(spec: NetworkSpec, given: Graph, options: RuntimeOptions) -> Path:
+    """Return the store's entry of a graph's TensorRT engine; the module of `spec` is not used."""
     from export.tensorrt.builder import build_engine, engine_key_parts
 
-    options = build_options(place.tensorrt)
+    settings = build_options(options.tensorrt)
     shapes = spec.shapes()
-    parts = {"graph": given.digest, **engine_key_parts(shapes, options)}
-    key = Key(network=spec.name, kind="tensorrt", precision=place.precision, parts=parts)
+    parts = {"graph": given.digest, **engine_key_parts(shapes, settings)}
+    key = Key(network=spec.name, kind="tensorrt", precision=options.precision, parts=parts)
 
     def build(folder: Path) -> None:
-        with BuildProgress(spec.name, place.say) as progress:
-            build_engine(given.path, folder / ENGINE, shapes, options, progress.step)
+        with BuildProgress(spec.name) as progress:
+            build_engine(given.path, folder / ENGINE, shapes, settings, progress.step)
 
-    return place.store.get(key, build)
+    return options.store.get(key, build)
 
 
 def build_options(config: TensorRtConfig) -> BuildOptions:
-    """The recipe's settings as the builder takes them."""
+    """Return the recipe's settings as the builder takes them."""
     return BuildOptions(
         workspace_bytes=None if config.workspace_gb is None else int(config.workspace_gb * 1e9),
         refit=config.refit,
         compute_capabilities=tuple(map(str, config.compute_capabilities)),
     )
+
+
+class BuildProgress:
+    """Logs what a builder reports to `step`: a line every ten seconds, and one at the end."""
+
+    def __init__(self, network: str) -> None:
+        self._network = network
+        self._start = self._last_log = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            logger.info(f"{self._network}: engine built in {time.monotonic() - self._start:.1f} s")
+
+    def step(self, phase: str, done: int, total: int) -> None:
+        """Report `done` of `total` steps of `phase`; phases are nested."""
+        now = time.monotonic()
+        if now - self._last_log >= EVERY:
+            self._last_log = now
+            logger.info(f"{self._network}: {now - self._start:.0f} s, {phase} {done}/{total}")

@@ -1,6 +1,7 @@
-"""The ONNX Runtime: on CPUs in fp32, on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
+"""ONNX Runtime: on CPUs in fp32, on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from engine.runtime.artifacts import Graph
-from engine.runtime.place import Place
-from engine.runtime.profile import check_sizes, joined, pieces, rows
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.batching import check_sizes, joined, pieces, rows
 from export.errors import RuntimeUnavailableError
 from export.spec import NetworkSpec
+
+logger = logging.getLogger(__name__)
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -22,58 +25,58 @@ PROVIDERS = {
 WARNINGS_AND_WORSE = 3
 
 
-def require_provider(place: Place) -> str:
-    """The execution provider for the place.
+def require_provider(options: RuntimeOptions) -> str:
+    """Return the execution provider.
 
-    Raises RuntimeUnavailableError where the installed package has none, or not for the precision.
+    Raises RuntimeUnavailableError if the installed package lacks it, or it lacks the precision.
     """
     import onnxruntime
 
-    asked = place.device.type if place.onnx_provider == "auto" else place.onnx_provider
+    asked = options.device.type if options.onnx_provider == "auto" else options.onnx_provider
     provider = PROVIDERS[asked]
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeUnavailableError(
             f"onnxruntime: the installed package has no {provider}; "
-            "pip install onnxruntime-gpu in the place of onnxruntime, or take another --runtime"
+            "pip install onnxruntime-gpu instead of onnxruntime, or take another --runtime"
         )
-    if (asked == "cpu") != (place.device.type == "cpu"):
+    if (asked == "cpu") != (options.device.type == "cpu"):
         raise RuntimeUnavailableError(
-            f"onnxruntime: {provider} does not run on --compute.device {place.device.type}; make them agree"
+            f"onnxruntime: {provider} does not run on --compute.device {options.device.type}; make them agree"
         )
-    if asked == "cpu" and place.precision == "bf16":
+    if asked == "cpu" and options.precision == "bf16":
         raise RuntimeUnavailableError(
             "onnxruntime has no bf16 on a CPU; take --precision fp32, or --runtime openvino"
         )
     return provider
 
 
-def _options(provider: str, spec: NetworkSpec, graph: Graph, place: Place) -> dict[str, str]:
+def _options(provider: str, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> dict[str, str]:
     """Return the provider's options: device index and no TF32; for TensorRT the profile and the cache."""
     if provider == PROVIDERS["cpu"]:
         return {}
-    options = {"device_id": str(_index(place.device))}
+    settings = {"device_id": str(_index(options.device))}
     if provider == PROVIDERS["cuda"]:
-        return options | {"use_tf32": "0"}
+        return settings | {"use_tf32": "0"}
     for index, point in enumerate(("min", "opt", "max")):
-        options[f"trt_profile_{point}_shapes"] = ",".join(
+        settings[f"trt_profile_{point}_shapes"] = ",".join(
             f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
         )
-    return options | {
+    return settings | {
         "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(_engines(spec, graph, place)),
+        "trt_engine_cache_path": str(_engines(spec, graph, options)),
     }
 
 
-def _engines(spec: NetworkSpec, graph: Graph, place: Place) -> Path:
-    """The folder of TensorRT's engines of a graph, which are of one GPU, version and range of sizes."""
+def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
+    """Return the folder of a graph's TensorRT engines, one per GPU, version and range of sizes."""
     import onnxruntime
 
-    made_for = (onnxruntime.__version__, torch.cuda.get_device_name(place.device), spec.shapes())
+    made_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
     digest = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
-    folder = place.store.beside(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder = options.store.beside(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
-        place.say(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
+        logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
     return folder
 
 
@@ -82,18 +85,20 @@ def _index(device: torch.device) -> int:
 
 
 class OnnxExecutable:
-    """Runs a graph in the precision of its weights."""
+    """Run a graph in the precision of its weights."""
 
-    def __init__(self, spec: NetworkSpec, graph: Graph, place: Place) -> None:
+    def __init__(self, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> None:
         import onnxruntime
 
-        self._provider = require_provider(place)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = place.threads
-        options.log_severity_level = WARNINGS_AND_WORSE
-        self._spec, self._device = spec, place.device
+        self._provider = require_provider(options)
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = options.threads
+        session_options.log_severity_level = WARNINGS_AND_WORSE
+        self._spec, self._device = spec, options.device
         self._session = onnxruntime.InferenceSession(
-            graph.path, options, providers=[(self._provider, _options(self._provider, spec, graph, place))]
+            graph.path,
+            session_options,
+            providers=[(self._provider, _options(self._provider, spec, graph, options))],
         )
 
     @property
@@ -116,7 +121,7 @@ class OnnxExecutable:
         return self._spec.named(torch.from_numpy(array) for array in arrays)
 
     def _run_bound(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """On torch's own memory, without a way over the host."""
+        """Run on torch's own memory, without a copy through the host."""
         binding: Any = self._session.io_binding()
         index = _index(self._device)
         for name, value in inputs.items():

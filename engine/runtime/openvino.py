@@ -1,7 +1,7 @@
-"""The OpenVINO runtime, for CPUs: static shapes, requests side by side, bf16 where the processor has it.
+"""The OpenVINO runtime, for CPUs: static shapes, parallel requests, bf16 if the processor has it.
 
-A network is compiled once for each shape of its other axes, for chunks of the batch's tuned size; the
-compiled model is kept in the store.
+A network is compiled once for each shape of its other axes, for chunks of the batch's tuned size. The store
+keeps the compiled model.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ import torch
 from torch import Tensor
 
 from engine.hardware import available_cores
-from engine.runtime import small_maps
 from engine.runtime.artifacts import Graph
-from engine.runtime.place import Place
-from engine.runtime.profile import check_sizes, pieces, rows, with_fixed_batch
+from engine.runtime.base import RuntimeOptions
+from engine.runtime.batching import check_sizes, pieces, rows, with_fixed_batch
 from export.errors import RuntimeUnavailableError
 from export.fingerprint import files_hash
 from export.spec import NetworkSpec, Precision
 from export.store import Key
 
 if TYPE_CHECKING:
-    from openvino import AsyncInferQueue, CompiledModel, Core, InferRequest
+    from openvino import AsyncInferQueue, CompiledModel, Core, InferRequest, Model, Node
 
 DEVICE = "CPU"
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 BLOB = "model.blob"
+SMALL_MAP = 64
+"""Maximum pixels of a map whose per-channel constants are expanded; larger ones are not faster."""
 
 
 def version() -> str:
-    """What compiled models depend on besides their graph."""
+    """Return what compiled models depend on besides their graph."""
     name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
-    code = files_hash((__file__, small_maps.__file__))[:12]
+    code = files_hash((__file__,))[:12]
     return f"openvino {metadata.version('openvino')} on {name}, code {code}"
 
 
 def require_precision(precision: Precision) -> None:
-    """Raises RuntimeUnavailableError for one that it does not have."""
+    """Raises RuntimeUnavailableError if OpenVINO lacks the precision on a CPU."""
     if precision not in HINTS:
         raise RuntimeUnavailableError(
             f"openvino computes in {' or '.join(HINTS)} on a CPU, not in {precision}; take one of them"
@@ -49,15 +50,15 @@ def require_precision(precision: Precision) -> None:
 
 
 class OpenVinoExecutable:
-    """Runs a graph in fp32, whatever precision the place asks of its arithmetic.
+    """Run an fp32 graph, with arithmetic in the precision of the options.
 
-    Raises RuntimeUnavailableError where the processor cannot compute in that.
+    Raises RuntimeUnavailableError if the processor cannot compute in that precision.
     """
 
-    def __init__(self, spec: NetworkSpec, graph: Graph, place: Place) -> None:
-        require_precision(place.precision)
+    def __init__(self, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> None:
+        require_precision(options.precision)
         self._spec, self._graph = with_fixed_batch(spec), graph
-        self._precision, self._threads, self._store = place.precision, place.threads, place.store
+        self._precision, self._threads, self._store = options.precision, options.threads, options.store
         self._queues: dict[tuple[tuple[int, ...], ...], AsyncInferQueue] = {}
 
     @property
@@ -74,12 +75,12 @@ class OpenVinoExecutable:
         queue = self._queue(tuple(parts[0][given.name].shape for given in self._spec.inputs))
         found: list[list[Any]] = [[] for _ in parts]
 
-        def keep(request: InferRequest, place: int) -> None:
-            found[place] = [tensor.data.copy() for tensor in request.output_tensors]
+        def keep(request: InferRequest, index: int) -> None:
+            found[index] = [tensor.data.copy() for tensor in request.output_tensors]
 
         queue.set_callback(keep)
-        for place, part in enumerate(parts):
-            queue.start_async(part, place, share_inputs=True)
+        for index, part in enumerate(parts):
+            queue.start_async(part, index, share_inputs=True)
         queue.wait_all()
         return self._spec.named(
             torch.from_numpy(np.concatenate(pieces))[:count] for pieces in zip(*found, strict=True)
@@ -97,14 +98,14 @@ class OpenVinoExecutable:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
             "INFERENCE_NUM_THREADS": self._threads,
-            # each compiled model would pin its threads to the first cores, beside those of the others
+            # each compiled model would pin its threads to the first cores, which all would share
             "ENABLE_CPU_PINNING": self._threads >= available_cores(),
         }
 
         def build(folder: Path) -> None:
             model = core().read_model(self._graph.path)
             model.reshape({given.name: list(s) for given, s in zip(self._spec.inputs, shapes, strict=True)})
-            small_maps.write_out_small_maps(model)
+            expand_small_maps(model)
             compiled = core().compile_model(model, DEVICE, options)
             (folder / BLOB).write_bytes(compiled.export_model().getvalue())
 
@@ -132,11 +133,45 @@ class OpenVinoExecutable:
 
 @cache
 def core() -> Core:
-    """The process's only one, never freed.
+    """Return the only Core of the process, which is never freed.
 
-    The CPU plugin registers an alternate signal stack and unmaps it when its Core ends; with two that end in
-    their order the unmapped one stays registered, and Ctrl-C is a segmentation fault.
+    The CPU plugin registers an alternate signal stack and unmaps it when its Core ends. If two Cores end in
+    the order of their creation, the unmapped stack stays registered and Ctrl-C is a segmentation fault.
     """
     import openvino
 
     return openvino.Core()
+
+
+def expand_small_maps(model: Model) -> None:
+    """Expand per-channel scales and shifts of small feature maps to one value per pixel, in place.
+
+    OpenVINO walks one map at a time if the channel is broadcast: a map of 16 pixels is one vector and a loop
+    around it. With a value for every pixel the whole sample is one row. The products and their order stay the
+    same. `model` must have static shapes.
+    """
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in ("Multiply", "Add") or not _is_small_map(node):
+            continue
+        shape = list(node.get_output_shape(0))
+        for index in (0, 1):
+            constant = node.input_value(index).get_node()
+            if _is_per_channel(constant, shape[1]):
+                values = np.asarray(constant.data).reshape(1, shape[1], 1, 1)
+                written = np.broadcast_to(values, (1, *shape[1:])).copy()
+                node.input(index).replace_source_output(opset13.constant(written).output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _is_small_map(node: Node) -> bool:
+    shape = node.get_output_shape(0)
+    return len(shape) == 4 and shape[2] * shape[3] <= SMALL_MAP
+
+
+def _is_per_channel(node: Node, channels: int) -> bool:
+    if node.get_type_name() != "Constant":
+        return False
+    shape = list(node.get_output_shape(0))
+    return shape[-2:] == [1, 1] and int(np.prod(shape)) == channels

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from engine.recording import recording
-from engine.runtime import compiled
-from engine.runtime.profile import check_sizes, joined, pieces, rows
+from engine.atomic import replacing
+from engine.runtime.batching import check_sizes, joined, pieces, rows
+from engine.runtime.torch import capture_cuda_graph
+from export import locks
 from export.errors import ExportError, RuntimeUnavailableError
 from export.spec import NetworkSpec
 
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 MAX_GRAPHS = 4
-"""CUDA graphs kept at a time, each of one set of shapes and with memory of its own."""
+"""CUDA graphs kept at a time, each with one set of shapes and its own memory."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 Tensors = dict[str, Tensor]
 
 
 def require_gpu() -> None:
-    """Raises RuntimeUnavailableError where torch sees no CUDA device."""
+    """Raises RuntimeUnavailableError if torch sees no CUDA device."""
     if not torch.cuda.is_available():
         raise RuntimeUnavailableError(
             "tensorrt: no GPU here; its engines can be built here (python -m export --runtime tensorrt) but"
@@ -35,12 +37,15 @@ def require_gpu() -> None:
 
 
 class TensorRtExecutable:
-    """Runs the engine of `spec` on `device`; for one thread at a time.
+    """Run the engine of `spec` on `device`, from one thread at a time.
 
-    `engine`: bytes that the store has verified. `weights`: the ONNX graph of an engine stored without them.
-    `compiled_file`: where TensorRT-RTX keeps its kernels, a file for each engine and GPU. `say` gets a line
-    where the engine will run slowly. With `cuda_graph` calls of a shape seen before are replayed at once
-    instead of launched kernel by kernel. Raises RuntimeUnavailableError where the engine cannot run here.
+    Args:
+        engine: bytes that the store has verified.
+        compiled_file: keeps the kernels of TensorRT-RTX, one file per engine and GPU.
+        weights: ONNX graph with the weights of an engine that is stored without them.
+        cuda_graph: replay calls of a shape seen before as one CUDA graph.
+
+    Raises RuntimeUnavailableError if the engine cannot run on this machine.
     """
 
     def __init__(
@@ -50,7 +55,6 @@ class TensorRtExecutable:
         device: torch.device,
         *,
         compiled_file: Path,
-        say: Callable[[str], None],
         weights: Path | None = None,
         cuda_graph: bool = False,
     ) -> None:
@@ -61,9 +65,9 @@ class TensorRtExecutable:
         self._spec, self._device, self._compiled_file = spec, device, compiled_file
         with torch.cuda.device(device):
             self._contexts = Contexts(
-                load_engine(engine, weights=weights, say=say),
+                load_engine(engine, weights=weights),
                 cuda_graph=cuda_graph,
-                compiled=compiled.load(compiled_file),
+                compiled=load_compiled(compiled_file),
             )
             self._stream = torch.cuda.Stream()
             self._direct = None if cuda_graph else self._contexts.new()
@@ -85,7 +89,7 @@ class TensorRtExecutable:
         return joined(self._spec, done, rows(self._spec, inputs))
 
     def _run(self, inputs: Tensors) -> Tensors:
-        """One piece, on a stream of ours: on the default stream TensorRT synchronizes the device."""
+        """Run one piece on our own stream: on the default stream TensorRT synchronizes the device."""
         inputs = {given.name: inputs[given.name].float().contiguous() for given in self._spec.inputs}
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
@@ -119,7 +123,7 @@ class TensorRtExecutable:
         if shapes not in self._seen:
             self._seen.add(shapes)
             if kernels := self._contexts.compiled():
-                compiled.save(self._compiled_file, kernels)
+                save_compiled(self._compiled_file, kernels)
 
 
 class _Graph:
@@ -154,13 +158,13 @@ class _Graph:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with recording(graph, self._stream):
+        with capture_cuda_graph(graph, self._stream):
             enqueue(self._context, self._stream)
         return graph
 
 
 def bind(context: trt.IExecutionContext, inputs: Tensors, outputs: tuple[str, ...]) -> Tensors:
-    """Gives the context the memory of the inputs, and of new outputs, which are returned."""
+    """Bind the memory of the inputs and of new outputs to the context; return the outputs."""
     for name, value in inputs.items():
         _check(context.set_input_shape(name, tuple(value.shape)), name)
         _check(context.set_tensor_address(name, value.data_ptr()), name)
@@ -181,3 +185,22 @@ def _check(done: bool, what: str) -> None:
         from export.tensorrt.bindings import LOGGER, VERSION
 
         raise ExportError(f"{VERSION}: {what} failed: {LOGGER.take()}; take another --runtime")
+
+
+def load_compiled(path: Path) -> bytes | None:
+    """Return what TensorRT-RTX compiled on this GPU, or None if the file is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, compiled = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    return compiled if hashlib.sha256(compiled).digest() == digest else None
+
+
+def save_compiled(path: Path, compiled: bytes) -> None:
+    """Replace the file, unless another process, which runs the same engine, is writing it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.exclusive_if_free(path.with_name(f".{path.name}.lock")) as free:
+        if free:
+            with replacing(path) as part:
+                part.write_bytes(hashlib.sha256(compiled).digest() + compiled)

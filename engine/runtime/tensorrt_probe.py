@@ -47,7 +47,7 @@ def refusal(config: TensorRtConfig) -> str | None:
         try:
             build_engine(graph, engine, spec.shapes(), options, lambda *_: None)
             weights = graph if config.refit == "stripped" else None
-            load_engine(engine.read_bytes(), weights=weights, say=lambda _: None)
+            load_engine(engine.read_bytes(), weights=weights)
         except RuntimeUnavailableError as error:
             return str(error)
     torch.cuda.synchronize()

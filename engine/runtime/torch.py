@@ -1,22 +1,35 @@
-"""The torch runtime: the module itself under autocast, compiled by inductor where that is asked for."""
+"""The torch runtime: a module under autocast, optionally compiled, or a classifier's fused copy.
 
-from collections.abc import Callable
-from contextlib import nullcontext
+Also captures CUDA graphs while other threads use the GPU.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from engine.runtime.profile import joined, pieces, rows, with_fixed_batch
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features, submodule
+from engine.runtime.batching import joined, pieces, rows, with_fixed_batch
 from engine.stages.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
+from kernels.fuse import fuse_frozen, sharing_tensors
+
+TRAINING_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+"""By the accelerator's mixed precision."""
+_ONE_CAPTURE_AT_A_TIME = threading.Lock()
 
 
 class TorchExecutable:
-    """Runs `spec.module`, which must be on `device`, in place.
+    """Run `spec.module` itself, which must be on `device`.
 
-    In fp32 nothing is rounded to TF32. With `compiled` inductor compiles it for the tuned batch, on a GPU
+    In fp32 nothing is rounded to TF32. With `compiled`, inductor compiles it for the tuned batch, on a GPU
     into a CUDA graph. Smaller batches are padded to that size. A larger batch compiles again, as does one
     that fits in memory only without padding; later batches are padded to the new size.
     """
@@ -67,3 +80,72 @@ class TorchExecutable:
             outputs = self._forward(*(inputs[given.name] for given in self._spec.inputs))
         wide = [output.float() for output in outputs]
         return self._spec.named([output.clone() for output in wide] if self._copies else wide)
+
+
+class FusedClassifier:
+    """Run a fused copy (`kernels.fuse`) of a classifier in eval mode, with its weights at construction.
+
+    Returns the logits as "logits" and the output of each submodule in `feature_paths` by its path, in the
+    dtype of the computation, which may be bf16. Gradients flow to the images, unless disabled by the caller,
+    and never to the weights. If the forward cannot be traced, a copy of the modules around the classifier's
+    own weights runs instead; these must not change then. Either may run while another thread runs the
+    classifier.
+
+    Raises UserError for a path that does not exist.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        feature_paths: Sequence[str],
+        accelerator: Accelerator,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`dtype`: of the matrix products, by default the one of training."""
+        assert not classifier.training
+        for path in feature_paths:
+            submodule(classifier, path)
+        self._paths, self._device = tuple(feature_paths), accelerator.device
+        self._dtype = dtype or TRAINING_DTYPES[accelerator.mixed_precision]
+        self._fused = fuse_frozen(classifier, feature_paths, self._dtype, classifier.memory_format)
+        self._unfused = sharing_tensors(classifier) if self._fused is None else None
+
+    @property
+    def description(self) -> str:
+        return f"torch {torch.__version__} on {self._device.type}, fused"
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        logits, features = self._forward(inputs["images"])
+        return {"logits": logits, **dict(zip(self._paths, features, strict=True))}
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        is_float32 = self._dtype == torch.float32
+        with torch.autocast(self._device.type, self._dtype, enabled=not is_float32):
+            if self._unfused is not None:
+                return forward_with_features(self._unfused, images, self._paths)
+            assert self._fused is not None
+            return self._fused(images)
+
+
+@contextmanager
+def capture_cuda_graph(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None
+) -> Iterator[None]:
+    """Capture what the calling thread launches inside in `graph` instead of running it.
+
+    Only one capture may run at a time: starting one synchronizes the device, which invalidates any capture
+    in progress. Other threads may launch and allocate meanwhile. If the capture fails, the caller's stream
+    is current again, and the caller gets the error raised inside, not what torch makes of it.
+    """
+    # torch stays on its capture stream if the capture fails
+    with _ONE_CAPTURE_AT_A_TIME, torch.cuda.stream(torch.cuda.current_stream()):
+        capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        capture.__enter__()
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):
+                capture.__exit__(*sys.exc_info())
+            raise
+        capture.__exit__(None, None, None)

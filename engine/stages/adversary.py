@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
-from engine.models.frozen import frozen
 from engine.models.generator import init_weights
+from engine.runtime.torch import FusedClassifier
 from engine.seeding import generator
 from kernels.kd_loss import kd_loss
 
@@ -75,12 +75,12 @@ class RotationAdversary:
         """(images, labels) -> -CE(head(student features of the four turns), joint labels): low where the head
         fails. For the student as it is now, which gets no gradients."""
         assert self.student.feature_path is not None
-        features_of = frozen(self.student, [self.student.feature_path], self.accelerator)
+        path = self.student.feature_path
+        student = FusedClassifier(self.student, [path], self.accelerator)
 
         def challenge(images: Tensor, labels: Tensor) -> Tensor:
             turned, joint = rotations(images, labels)
-            _, (feature,) = features_of(turned)
-            return -F.cross_entropy(self.head(_pooled(feature)), joint)
+            return -F.cross_entropy(self.head(_pooled(student(images=turned)[path])), joint)
 
         return challenge
 

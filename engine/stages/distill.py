@@ -16,23 +16,24 @@ from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
-from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
+from engine.runtime.base import Executable
+from engine.runtime.torch import FusedClassifier
 from engine.seeding import derive_seed, seeded
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 
 class Trained(nn.Module):
-    """The student, and the alignment head behind the feature map at `taps`, its path, where there is one."""
+    """The student, and the alignment head behind the feature map at `feature_paths`, if it has a path."""
 
-    def __init__(self, student: Classifier, align: AlignHead | None, taps: Sequence[str]) -> None:
+    def __init__(self, student: Classifier, align: AlignHead | None, feature_paths: Sequence[str]) -> None:
         super().__init__()
-        self.student, self.align, self.taps = student, align, taps
+        self.student, self.align, self.feature_paths = student, align, feature_paths
 
     def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
         """images [B, 3, H, W] in [0, 1] -> logits [B, C], aligned feature map [B, C_t, *size] or None."""
-        logits, features = forward_with_features(self.student, images, self.taps)
+        logits, features = forward_with_features(self.student, images, self.feature_paths)
         return logits, None if self.align is None or size is None else self.align(features[0], size)
 
 
@@ -60,10 +61,10 @@ class Distiller:
     """The state of a student's training: student, alignment head, SGD over both, and the step.
 
     The models are moved to the accelerator's device, in their memory formats. `image_size` is the side of the
-    bank's images. `ask_teacher` gives the teacher's logits and the feature map at its `feature_path`, by
-    default its fused copy. Raises UserError for a teacher and student that do not fit together. The models
-    are not passed through `accelerator.prepare`: it would make their later float32 evaluation run under
-    autocast.
+    bank's images. `teacher_forward` returns the teacher's logits and the feature map at its `feature_path`;
+    the default is its fused copy. Raises UserError for a teacher and student that do not fit together. The
+    models are not passed through `accelerator.prepare`: it would make their later float32 evaluation run
+    under autocast.
 
     On several ranks each has its equal part of every batch, and all take the step of the whole: gradients and
     logged losses are those of the global batch, and so are the statistics of BatchNorm. The state is the same
@@ -80,7 +81,7 @@ class Distiller:
         accelerator: Accelerator,
         *,
         image_size: int = 32,
-        ask_teacher: Frozen | None = None,
+        teacher_forward: Executable | None = None,
     ) -> None:
         _check_pair(teacher, student)
         if 0 < config.warmup_steps >= total_steps:
@@ -93,12 +94,13 @@ class Distiller:
         device = accelerator.device
         self.teacher, self.student = teacher.place(device).eval(), student.place(device).eval()
         self.align: AlignHead | None = None
-        taps: tuple[list[str], list[str]] = ([], [])  # of teacher and student
+        teacher_paths, student_paths = list[str](), list[str]()
         if config.w_feature > 0:
-            taps = [require_feature(teacher, "teacher")], [require_feature(student, "student")]
+            teacher_paths = [require_feature(teacher, "teacher")]
+            student_paths = [require_feature(student, "student")]
             align = build_align_head(student, teacher, image_size, seed)
             self.align = align.to(device).to(memory_format=torch.channels_last)
-        trained = Trained(student.requires_grad_(True), self.align, taps[1])
+        trained = Trained(student.requires_grad_(True), self.align, student_paths)
         self._several = accelerator.num_processes > 1
         self._trained = averaged(trained) if self._several else trained
         sgd = torch.optim.SGD(
@@ -109,7 +111,8 @@ class Distiller:
             nesterov=config.nesterov,
         )
         self.optimizer = accelerator.prepare_optimizer(sgd)
-        self._ask_teacher = ask_teacher or frozen(teacher, taps[0], accelerator)
+        self._teacher_paths = teacher_paths
+        self._teacher_forward = teacher_forward or FusedClassifier(teacher, teacher_paths, accelerator)
 
     def train(
         self,
@@ -166,13 +169,14 @@ class Distiller:
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             with torch.no_grad():
-                teacher_logits, features = self._ask_teacher(images)
+                outputs = self._teacher_forward(images=images)
+            features = [outputs[path] for path in self._teacher_paths]
             size = tuple(features[0].shape[2:]) if self.align is not None else None
             with BatchNormOverRanks() if self._several else nullcontext():
                 student_logits, aligned = self._trained(images, size)
         return distillation_loss(
             student_logits,
-            teacher_logits,
+            outputs["logits"],
             batch.labels,
             temperature=config.temperature,
             w_kl=config.w_kl,

@@ -1,4 +1,4 @@
-"""Keeps the variations that stay close to their source in CLIP space and, if asked, to its class."""
+"""Keep the variations that stay close to their source in CLIP space and, with a class gate, to its class."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.config.filter import FilterConfig
 from engine.errors import NonFiniteError, more_precision
-from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
+from engine.runtime.base import Executable
 from engine.stages.batch import ImageBatch
 from engine.stages.micro_batch import MicroBatch
 
@@ -21,7 +21,7 @@ class Verdict:
     """What was found out about each of V variations, kept or not; on the CPU."""
 
     labels: Tensor  # int64 [V], of the source
-    similarity: Tensor  # float32 [V], cosine to the source; NaN where no CLIP was asked
+    similarity: Tensor  # float32 [V], cosine to the source; NaN without CLIP
     passes_clip: Tensor  # bool [V]
     teacher_top1: Tensor  # int64 [V]
     confidence: Tensor  # float32 [V], the teacher's probability of its top-1
@@ -42,7 +42,7 @@ def judge(
     sources: ImageBatch,
     variations: ImageBatch,
     clip: ClipModel | None,
-    ask_teacher: Frozen,
+    teacher: Executable,
     config: FilterConfig,
     device: torch.device,
     micro_batch: MicroBatch | None = None,
@@ -56,7 +56,7 @@ def judge(
     that of the networks. Raises NonFiniteError, naming the keys, and OutOfMemoryError as MicroBatch does.
     """
     micro_batch = micro_batch or MicroBatch("filter", config.images_at_once)
-    top1, confidence = classify(variations.images, ask_teacher, micro_batch, device)
+    top1, confidence = classify(variations.images, teacher, micro_batch, device)
     _require_finite(confidence, variations.keys, "teacher probabilities", "teacher.weights", precision)
     similarity = torch.full((len(variations),), math.nan)
     passes_clip = torch.ones(len(variations), dtype=torch.bool)
@@ -94,13 +94,13 @@ def similarities(
 
 @torch.no_grad()
 def classify(
-    images: Tensor, ask_teacher: Frozen, micro_batch: MicroBatch, device: torch.device
+    images: Tensor, teacher: Executable, micro_batch: MicroBatch, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The teacher's top-1, int64 [B], and its probability, float32 [B], of uint8 RGB images; on the CPU."""
 
     def probabilities(chunk: Tensor) -> Tensor:
         pixels = chunk.to(device).to(memory_format=torch.channels_last).float() / 255
-        return ask_teacher(pixels)[0].float().softmax(1)
+        return teacher(images=pixels)["logits"].float().softmax(1)
 
     confidence, top1 = _in_chunks(probabilities, images, micro_batch).max(1)
     return top1, confidence

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.config.views import Views
 from engine.errors import UserError
-from engine.recording import recording
+from engine.runtime.torch import capture_cuda_graph
 from engine.stages.micro_batch import is_out_of_memory
 from engine.transforms import crop_flip, draw_crops
 
@@ -115,7 +115,7 @@ class Inversion:
         """Records a step, which does not run it, and then runs it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with recording(graph):
+            with capture_cuda_graph(graph):
                 self.update()
         except RuntimeError as error:
             if is_out_of_memory(error):

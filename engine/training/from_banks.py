@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from engine.assembly import assemble_pair
+from engine import networks
 from engine.bank.reader import BankReader, Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
 from engine.config.recipe import CONFIG, Recipe, differences
@@ -67,7 +67,7 @@ def distill(
             start -= state["wall_seconds"]
             progress.seconds.update(state["seconds"])
         banks = _open(urls, recipe, state, shares, accelerator)
-        pair = assemble_pair(recipe, accelerator, progress.say)
+        pair = networks.open_pair(recipe, networks.load_pair(recipe, accelerator.device), accelerator)
         commits = scalars = None
         if is_main:
             if not resume:  # a folder is made once everything has loaded

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from rich.table import Table
 
-from engine.assembly import Pair
 from engine.atomic import replacing
 from engine.bank.agreement import Agreements
 from engine.bank.reader import BankReader
@@ -23,6 +22,7 @@ from engine.bank.rows import Rows
 from engine.config.recipe import Recipe
 from engine.datasets.test_set import load_test_set
 from engine.models.priors import PROMPT, ClipModel
+from engine.networks import LoadedPair
 from engine.progress import Progress, clock
 from engine.seeding import generator
 from engine.stages.evaluate import evaluate
@@ -155,7 +155,7 @@ MEASURED_IMAGES = 5000
 
 def summarize(
     recipe: Recipe,
-    pair: Pair,
+    pair: LoadedPair,
     clip: ClipModel | None,
     banks: Sequence[BankReader],
     accelerator: Accelerator,

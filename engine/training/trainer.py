@@ -8,7 +8,6 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.assembly import Pair
 from engine.bank.rows import Spans
 from engine.config.distill import DistillConfig
 from engine.config.recipe import Recipe
@@ -16,6 +15,7 @@ from engine.config.storage import Codec
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Order
+from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
 from engine.training.curves import Curves
@@ -31,7 +31,7 @@ class StudentTraining:
     def __init__(
         self,
         recipe: Recipe,
-        pair: Pair,
+        pair: OpenPair,
         accelerator: Accelerator,
         progress: Progress,
         scalars: Curves | None,
@@ -57,7 +57,7 @@ class StudentTraining:
             recipe.seed,
             accelerator,
             image_size=size,
-            ask_teacher=pair.ask_teacher,
+            teacher_forward=pair.teacher_forward,
         )
         self.index = Index()
         self.feed = open_feed(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from engine.assembly import assemble
+from engine import networks
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import first_difference
 from engine.bank.writer import write_shard
@@ -31,14 +31,15 @@ ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
 class Worker:
     """Makes shards of a job's bank and puts their files there; the coordinator commits them.
 
-    `say` gets a line for each graph or engine that is built, and where memory runs out. Raises UserError or
+    `say` gets a line if memory runs out. Raises UserError or
     ExportError for what cannot be loaded.
     """
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
-        parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
+        loaded = networks.load(job.recipe, accelerator.device)
+        parts = networks.open(job.recipe, loaded, accelerator, lanes(job.recipe))
         self._progress = Progress(quiet=True)
         self._generation = Generation(job.recipe, parts, accelerator, self._progress, say)
         self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}

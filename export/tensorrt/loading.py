@@ -1,6 +1,6 @@
 """Engines onto the GPU. An engine is code: give only bytes that the store has proved to be what was built."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import torch
@@ -8,6 +8,8 @@ import torch
 from export.errors import RuntimeUnavailableError
 from export.tensorrt.bindings import IS_RTX, LOGGER, VERSION, trt
 from export.tensorrt.refit import refit
+
+logger = logging.getLogger(__name__)
 
 DIAGNOSES = {
     "VERSION_MISMATCH": "another version built the engine",
@@ -20,15 +22,15 @@ DIAGNOSES = {
 }
 
 
-def load_engine(blob: bytes, *, weights: Path | None, say: Callable[[str], None]) -> trt.ICudaEngine:
+def load_engine(blob: bytes, *, weights: Path | None) -> trt.ICudaEngine:
     """The engine on the current GPU; `weights`: the ONNX graph of an engine that is stored without them.
 
-    Raises RuntimeUnavailableError where it cannot run on this GPU; `say` gets a line where it is slow.
+    Raises RuntimeUnavailableError if it cannot run on this GPU; logs a warning if it will be slow.
     """
     LOGGER.take()
     runtime = trt.Runtime(LOGGER)
     if IS_RTX:
-        _check_validity(runtime, blob, say)
+        _check_validity(runtime, blob)
     engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
         raise RuntimeUnavailableError(
@@ -39,13 +41,13 @@ def load_engine(blob: bytes, *, weights: Path | None, say: Callable[[str], None]
     return engine
 
 
-def _check_validity(runtime: trt.Runtime, blob: bytes, say: Callable[[str], None]) -> None:
+def _check_validity(runtime: trt.Runtime, blob: bytes) -> None:
     validity, bits = runtime.get_engine_validity(blob)
     if validity == trt.EngineValidity.VALID:
         return
     line = f"{_gpu()}: {diagnosis(bits)}"
     if validity == trt.EngineValidity.SUBOPTIMAL:
-        say(f"{VERSION}: the engine will not run at its best on {line}")
+        logger.warning(f"{VERSION}: the engine will not run at its best on {line}")
         return
     raise RuntimeUnavailableError(
         f"{VERSION} cannot run the engine on {line}; build it for this GPU, or take another --runtime"

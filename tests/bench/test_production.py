@@ -79,7 +79,7 @@ def test_both_filters_are_measured_on_all_images() -> None:
 
 def test_operations_of_an_image_share_the_embedding_of_the_source() -> None:
     job, larger = (
-        job for job in variations.jobs(wanted("eager"), tiny_networks.machine().place) if "full" in job.case
+        job for job in variations.jobs(wanted("eager"), tiny_networks.machine().options) if "full" in job.case
     )
     one, three = job.flops(1), larger.flops(1)
     step = job.flops(2) - job.flops(1)
@@ -155,10 +155,10 @@ def test_tensorrt_without_its_package_is_refused_before_anything_is_exported(
     monkeypatch.delitem(sys.modules, "export.tensorrt.bindings", raising=False)
     for package in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, package, None)
-    place = tiny_networks.machine().place
-    ways.require_here(place)
+    options = tiny_networks.machine().options
+    ways.require_here(options)
     with pytest.raises(RuntimeUnavailableError, match="neither tensorrt >= 11 nor tensorrt_rtx"):
-        ways.require_here(replace(place, runtime="tensorrt"))
+        ways.require_here(replace(options, runtime="tensorrt"))
 
 
 def test_without_a_baseline_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

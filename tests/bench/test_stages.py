@@ -38,7 +38,7 @@ def test_variations_of_both_sides_are_the_same_images() -> None:
     batch = bench_images.sources(2, 16, variations=3)
     published = PublishedVariations(pipeline=pipeline, copies=3, steps=2, guidance_scale=3.0)
     start = augment.noise(batch, size, prior.latent_shape)
-    ours = augment.variations(prior, size, batch, tiny_networks.machine().place)()
+    ours = augment.variations(prior, size, batch, tiny_networks.machine().options)()
     given = bench_images.to_pil(batch.images)
     theirs = bench_images.from_pil(published.batched(given, start))
     assert ours.shape == (6, 3, 16, 16)

@@ -46,6 +46,6 @@ def pipeline(scheduler: str = "DPMSolverMultistepScheduler") -> Any:
 
 
 def machine(**changes: object) -> Machine:
-    """The CPU in float32 by torch, but for `changes` of the place."""
+    """The CPU in float32 by torch, but for `changes` of the options."""
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch", threads=torch.get_num_threads())
-    return Machine(accelerator=open_accelerator(resolve_compute(config)), place=torch_place(**changes))
+    return Machine(accelerator=open_accelerator(resolve_compute(config)), options=torch_place(**changes))

@@ -17,8 +17,8 @@ from engine.models.priors import load_clip, load_prior
 from engine.paths import PROJECT_ROOT
 from engine.recipes.load import load_recipe
 from engine.run import command
-from engine.runtime.place import open_place
-from engine.runtime.prior import open_prior
+from engine.runtime.base import runtime_options
+from engine.runtime.networks import open_prior
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
@@ -99,7 +99,7 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
 def test_another_micro_batch_gives_the_same_images_in_the_default_precision() -> None:
     compute = resolve_compute(ComputeConfig())
     accelerator = open_accelerator(compute)
-    place = open_place(compute, TensorRtConfig(), accelerator.device, print)
+    place = runtime_options(compute, TensorRtConfig(), accelerator.device)
     recipe = load_recipe("fashion-mnist", {"augment.variations": 4})
     prior = load_prior(str(ASSETS / "image-variation"), accelerator.device)
     clip = load_clip(f"local-dir:{ASSETS / 'open_clip'}", None, accelerator.device)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.assembly import assemble
+from engine import networks
 from engine.cli.resolve import resolve
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError
@@ -30,7 +30,10 @@ def generation(path: Path, **settings: Any) -> Generation:
     recipe = resolve(recipe)
     accelerator, progress = open_accelerator(recipe.compute), Progress(quiet=True)
     return Generation(
-        recipe, assemble(recipe, accelerator, progress.say, lanes(recipe)), accelerator, progress
+        recipe,
+        networks.open(recipe, networks.load(recipe, accelerator.device), accelerator, lanes(recipe)),
+        accelerator,
+        progress,
     )
 
 
@@ -145,16 +148,16 @@ def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
     expected = digests(generation(recipe, augment__micro_batch=4, filter__micro_batch=3), [1, 2])
     found, said = generation(recipe, augment__micro_batch=16, filter__micro_batch=6), list[str]()
     found.augment_batch._say = found.filter_batch._say = said.append
-    prior, ask = found.parts.prior, found.parts.ask_teacher
+    prior, forward = found.parts.prior, found.parts.teacher_forward
     assert prior is not None
 
     def decode(latents: torch.Tensor) -> Any:
         return limited(4, len(latents)) or prior.vae_decoder(latents=latents)
 
     def classify(images: torch.Tensor) -> Any:
-        return limited(3, len(images)) or ask(images)
+        return limited(3, len(images)) or forward(images=images)
 
-    limits = replace(found.parts, prior=replace(prior, vae_decoder=decode), ask_teacher=classify)
+    limits = replace(found.parts, prior=replace(prior, vae_decoder=decode), teacher_forward=classify)
     found.parts = limits
     assert digests(found, [1, 2]) == expected
     assert [line.split(";")[0] for line in said] == [

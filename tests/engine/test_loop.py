@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from engine import loop as loop_module
+from engine import networks
 from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.verify import verify
@@ -237,14 +238,14 @@ def test_a_run_is_continued_by_one_process_at_a_time(
 def test_a_run_that_another_began_meanwhile_is_left_alone(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, load = tmp_path / "out", loop_module.assemble
+    out, load = tmp_path / "out", networks.load
 
     def load_slowly(*arguments: Any) -> Any:
         out.mkdir()
         (out / "config.yaml").write_text("of another run")
         return load(*arguments)
 
-    monkeypatch.setattr(loop_module, "assemble", load_slowly)
+    monkeypatch.setattr(networks, "load", load_slowly)
     assert main(command, ["--recipe", str(recipe), "--out", str(out)]) == 2
     assert f"--out {out} is not empty" in capsys.readouterr().err
     assert (out / "config.yaml").read_text() == "of another run"

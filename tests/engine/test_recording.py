@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.lanes import own_stream
-from engine.recording import recording
+from engine.runtime.torch import capture_cuda_graph
 from engine.stages.micro_batch import is_out_of_memory
 
 
@@ -61,7 +61,7 @@ def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def record(graph: Any, stream: Any = None, error: BaseException | None = None) -> None:
-    with recording(graph, stream):
+    with capture_cuda_graph(graph, stream):
         if error is not None:
             raise error
 
@@ -117,7 +117,7 @@ def test_other_threads_launch_and_allocate_meanwhile() -> None:
         busy.wait(60)
         for _ in range(10):
             graphs.append(torch.cuda.CUDAGraph())
-            with recording(graphs[-1]):
+            with capture_cuda_graph(graphs[-1]):
                 outputs.append(x.add(1).mul(2))
             graphs[-1].replay()
         found = [output.tolist() for output in outputs]
@@ -136,12 +136,15 @@ def test_after_a_real_failure_the_thread_records_again(given: bool) -> None:
     capture_on = torch.cuda.Stream() if given else None
     with torch.cuda.stream(own):
         x.add(1)  # loads the kernel
-        with pytest.raises(RuntimeError, match="captur"), recording(torch.cuda.CUDAGraph(), capture_on):
+        with (
+            pytest.raises(RuntimeError, match="captur"),
+            capture_cuda_graph(torch.cuda.CUDAGraph(), capture_on),
+        ):
             x.sum().item()
         assert torch.cuda.current_stream() == own
         assert not torch.cuda.is_current_stream_capturing()
         graph, found = torch.cuda.CUDAGraph(), SimpleNamespace()
-        with recording(graph, capture_on):
+        with capture_cuda_graph(graph, capture_on):
             found.y = x.add(1)
         assert torch.cuda.current_stream() == own
         graph.replay()

@@ -1,11 +1,12 @@
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,9 @@ import pytest
 
 from export.errors import ExportError
 from export.store import Key, Store
+from tests.logs import log_lines, record_info
 
 SPAWN = multiprocessing.get_context("spawn")
-
-
-@dataclass
-class Said:
-    lines: list[str] = field(default_factory=list)
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-
-
-@pytest.fixture
-def said() -> Said:
-    return Said()
 
 
 @pytest.fixture
@@ -64,15 +53,18 @@ def content(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".locks", ".beside"}
 
 
-def test_an_entry_is_built_once_and_found_by_an_equal_key(folder: Path, said: Said) -> None:
-    with Store(folder, say=said) as store:
+def test_an_entry_is_built_once_and_found_by_an_equal_key(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_info(caplog)
+    with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         assert store.get(Key(**key().fields()), forbidden) == store.find(key()) == entry
         assert entry == folder / f"unet-tensorrt-fp16-{key().digest[:16]}"
         assert store.read(entry, "engine") == b"plan"
-    with Store(folder, say=said) as another:
+    with Store(folder) as another:
         assert another.get(key(), forbidden) == entry
-    assert said.lines == ["unet: building tensorrt fp16 for the first time"]
+    assert log_lines(caplog) == ["unet: building tensorrt fp16 for the first time"]
 
 
 def test_the_digest_depends_on_every_field_and_not_on_the_order_of_parts() -> None:
@@ -88,13 +80,14 @@ def test_the_digest_depends_on_every_field_and_not_on_the_order_of_parts() -> No
     assert len({one.digest for one in [plain, *others]}) == 6
 
 
-def test_a_rebuild_says_what_changed_since_the_newest(folder: Path, said: Said) -> None:
-    with Store(folder, say=said) as store:
+def test_a_rebuild_says_what_changed_since_the_newest(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record_info(caplog)
+    with Store(folder) as store:
         store.get(key("w"), writes(engine=b"1"))
         store.get(key("w", kind="onnx"), writes(graph=b"2"))
         store.get(key("v"), writes(engine=b"3"))
         store.get(key("v", shapes="t", device="H100"), writes(engine=b"4"))
-    assert said.lines == [
+    assert log_lines(caplog) == [
         "unet: building tensorrt fp16 for the first time",
         "unet: building onnx fp16 for the first time",
         "unet: weights changed, building tensorrt fp16 anew",
@@ -104,8 +97,8 @@ def test_a_rebuild_says_what_changed_since_the_newest(folder: Path, said: Said) 
 
 @pytest.mark.parametrize("name", ["engine", "weights.data"])
 @pytest.mark.parametrize("at", [0, -1])
-def test_one_altered_byte_is_refused(folder: Path, said: Said, name: str, at: int) -> None:
-    with Store(folder, say=said) as store:
+def test_one_altered_byte_is_refused(folder: Path, name: str, at: int) -> None:
+    with Store(folder) as store:
         entry = store.get(key(), writes(**{"engine": b"plan", "weights.data": bytes(9000)}))
         flip(entry / name, at)
         for use in (lambda: store.find(key()), lambda: store.get(key(), forbidden)):
@@ -135,10 +128,8 @@ def drop_files(card: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("alter", [alter_hash, alter_size, alter_key, drop_files])
-def test_an_altered_card_is_refused(
-    folder: Path, said: Said, alter: Callable[[dict[str, Any]], None]
-) -> None:
-    with Store(folder, say=said) as store:
+def test_an_altered_card_is_refused(folder: Path, alter: Callable[[dict[str, Any]], None]) -> None:
+    with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         card = json.loads((entry / "entry.json").read_text())
         alter(card)
@@ -172,16 +163,16 @@ def replace_by_folder(path: Path) -> None:
 @pytest.mark.parametrize("name", ["engine", "entry.json"])
 @pytest.mark.parametrize("spoil", [remove, add, truncate, link, replace_by_folder])
 def test_a_folder_that_is_not_as_built_is_refused(
-    folder: Path, said: Said, name: str, spoil: Callable[[Path], None]
+    folder: Path, name: str, spoil: Callable[[Path], None]
 ) -> None:
-    with Store(folder, say=said) as store:
+    with Store(folder) as store:
         spoil(store.get(key(), writes(engine=b"plan")) / name)
         with pytest.raises(ExportError, match="delete the folder"):
             store.find(key())
 
 
-def test_a_link_in_place_of_an_entry_is_refused(folder: Path, said: Said, tmp_path: Path) -> None:
-    with Store(folder, say=said) as store:
+def test_a_link_in_place_of_an_entry_is_refused(folder: Path, tmp_path: Path) -> None:
+    with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         entry.rename(tmp_path / "elsewhere")
         entry.symlink_to(tmp_path / "elsewhere")
@@ -189,8 +180,8 @@ def test_a_link_in_place_of_an_entry_is_refused(folder: Path, said: Said, tmp_pa
             store.find(key())
 
 
-def test_an_entry_deleted_as_told_is_built_anew(folder: Path, said: Said) -> None:
-    with Store(folder, say=said) as store:
+def test_an_entry_deleted_as_told_is_built_anew(folder: Path) -> None:
+    with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         flip(entry / "engine", 0)
         for path in entry.iterdir():
@@ -200,12 +191,12 @@ def test_an_entry_deleted_as_told_is_built_anew(folder: Path, said: Said) -> Non
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_build_that_fails_leaves_nothing(folder: Path, said: Said, error: BaseException) -> None:
+def test_a_build_that_fails_leaves_nothing(folder: Path, error: BaseException) -> None:
     def fail(part: Path) -> None:
         (part / "engine").write_bytes(b"half")
         raise error
 
-    with Store(folder, say=said) as store:
+    with Store(folder) as store:
         with pytest.raises(type(error)) as raised:
             store.get(key(), fail)
         assert raised.value.args[:2] == error.args[:2]
@@ -216,20 +207,22 @@ def test_a_build_that_fails_leaves_nothing(folder: Path, said: Said, error: Base
 
 
 def build_in_another_process(folder: Path, lines: Any) -> None:
-    with Store(folder, say=lines.put) as store:
+    logging.basicConfig(level=logging.INFO, handlers=[QueueHandler(lines)], format="%(message)s")
+    with Store(folder) as store:
         lines.put(store.read(store.get(key(), writes(engine=b"second")), "engine"))
 
 
-def test_of_two_processes_one_builds_and_the_other_waits_for_it(folder: Path, said: Said) -> None:
+def test_of_two_processes_one_builds_and_the_other_waits_for_it(folder: Path) -> None:
     lines = SPAWN.Queue()
     other = SPAWN.Process(target=build_in_another_process, args=(folder, lines))
 
     def build(part: Path) -> None:
         other.start()
-        assert lines.get(timeout=60) == "unet: waiting for another process to build tensorrt fp16"
+        line = lines.get(timeout=60).getMessage()
+        assert line == "unet: waiting for another process to build tensorrt fp16"
         (part / "engine").write_bytes(b"first")
 
-    with Store(folder, say=said) as store:
+    with Store(folder) as store:
         assert store.read(store.get(key(), build), "engine") == b"first"
     assert lines.get(timeout=60) == b"first"
     other.join()
@@ -241,15 +234,15 @@ def build_half(folder: Path, half_built: Any) -> None:
         half_built.set()
         signal.pause()
 
-    Store(folder, say=print).get(key(), build)
+    Store(folder).get(key(), build)
 
 
-def test_what_a_killed_builder_left_is_not_taken_and_goes(folder: Path, said: Said) -> None:
+def test_what_a_killed_builder_left_is_not_taken_and_goes(folder: Path) -> None:
     half_built = SPAWN.Event()
     builder = SPAWN.Process(target=build_half, args=(folder, half_built))
     builder.start()
     assert half_built.wait(60)
-    with Store(folder, say=said) as store:
+    with Store(folder) as store:
         store.get(key(kind="onnx"), writes(graph=b""))
         part = f".part-{key().name}"
         assert content(folder) == {key(kind="onnx").name, part}, "a build that goes on was touched"
@@ -267,59 +260,61 @@ def test_what_a_killed_builder_left_is_not_taken_and_goes(folder: Path, said: Sa
 
 def fill(folder: Path, *weights: str) -> None:
     """Entries of 10 kB in this order of use, in use by nobody."""
-    with Store(folder, say=print) as store:
+    with Store(folder) as store:
         for age, one in enumerate(weights):
             entry = store.get(key(one), writes(engine=bytes(10_000)))
             os.utime(entry / "entry.json", (age, age))
 
 
-def test_the_least_recently_used_entries_go_first(folder: Path, said: Said) -> None:
+def test_the_least_recently_used_entries_go_first(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record_info(caplog)
     fill(folder, "a", "b", "c")
-    with Store(folder, say=print) as store:
+    with Store(folder) as store:
         store.find(key("a"))
-    with Store(folder, max_bytes=32_000, say=said) as store:
+    caplog.clear()
+    with Store(folder, max_bytes=32_000) as store:
         store.get(key("d"), writes(engine=bytes(10_000)))
     assert content(folder) == {key("a").name, key("c").name, key("d").name}
-    assert said.lines[1:] == [
+    assert log_lines(caplog)[1:] == [
         f"removed {key('b').name}, the least recently used (0.00 GB), to keep {folder} under 0.00 GB"
     ]
 
 
-def test_no_entry_in_use_goes(folder: Path, said: Said) -> None:
+def test_no_entry_in_use_goes(folder: Path) -> None:
     fill(folder, "a", "b")
-    with Store(folder, say=said) as user, Store(folder, max_bytes=1, say=said) as store:
+    with Store(folder) as user, Store(folder, max_bytes=1) as store:
         user.find(key("a"))
         store.get(key("c"), writes(engine=bytes(10_000)))
         assert content(folder) == {key("a").name, key("c").name}
         store.get(key("d"), writes(engine=bytes(10_000)))
         assert content(folder) == {key("a").name, key("c").name, key("d").name}
-    with Store(folder, max_bytes=1, say=said) as store:
+    with Store(folder, max_bytes=1) as store:
         store.get(key("c"), forbidden)
         assert content(folder) == {key("c").name}
 
 
-def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path, said: Said) -> None:
+def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path) -> None:
     fill(folder, "a", "b")
-    with Store(folder, say=print) as store:
+    with Store(folder) as store:
         kept = store.beside(store.get(key("b"), forbidden)) / "kernels"
         (store.beside(store.get(key("a"), forbidden)) / "deep").mkdir()
         (folder / ".beside" / key("a").name / "deep" / "kernels").write_bytes(bytes(50_000))
         kept.write_bytes(b"small")
     os.utime(folder / key("a").name / "entry.json", (0, 0))
-    with Store(folder, max_bytes=32_000, say=said) as store:
+    with Store(folder, max_bytes=32_000) as store:
         store.get(key("b"), forbidden)
     assert content(folder) == {key("b").name}
     assert kept.read_bytes() == b"small"
     assert {path.name for path in (folder / ".beside").iterdir()} == {key("b").name}
 
 
-def test_what_is_beside_an_entry_that_was_deleted_goes_first(folder: Path, said: Said) -> None:
+def test_what_is_beside_an_entry_that_was_deleted_goes_first(folder: Path) -> None:
     fill(folder, "a", "b")
-    with Store(folder, say=print) as store:
+    with Store(folder) as store:
         entry = store.get(key("a"), forbidden)
         (store.beside(entry) / "kernels").write_bytes(bytes(50_000))
         shutil.rmtree(entry)
-    with Store(folder, max_bytes=32_000, say=said) as store:
+    with Store(folder, max_bytes=32_000) as store:
         store.get(key("b"), forbidden)
     assert content(folder) == {key("b").name}
     assert not list((folder / ".beside").iterdir())

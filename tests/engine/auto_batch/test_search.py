@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.auto_batch.search import Reading, best, candidates
+from engine.auto_batch.measure import Reading, best, candidates
 from engine.config.compute import ComputeConfig
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 
-from engine import generate, run
-from engine.auto_batch import timing
-from engine.auto_batch.settling import settled_batches
+from engine import generate, networks, run
+from engine.auto_batch import measure
+from engine.auto_batch.settle import settled_batches
 from engine.bank.reader import BankReader
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.recipe import Recipe, with_default_batches
 from engine.recipes.load import load_recipe
+from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe
 
 AUTO = {"augment.micro_batch": "auto", "filter.micro_batch": "auto"}
@@ -30,7 +31,15 @@ def path(recipe: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which size wins is no matter here."""
-    monkeypatch.setattr(timing, "SECONDS", 0.02)
+    monkeypatch.setattr(measure, "SECONDS", 0.02)
+
+
+def sizes_said(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> tuple[Recipe, list[str]]:
+    """The settled recipe, and the lines on sizes that it has logged."""
+    caplog.clear()
+    record_info(caplog)
+    found = settled_batches(recipe)
+    return found, [line for line in log_lines(caplog) if "batches of" in line]
 
 
 def recipe_of(path: Path, engines: Path, **changes: object) -> Recipe:
@@ -38,66 +47,69 @@ def recipe_of(path: Path, engines: Path, **changes: object) -> Recipe:
     return replace(recipe, compute=resolve_compute(recipe.compute))
 
 
-def test_auto_is_measured_once_and_said(path: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_auto_is_measured_once_and_logged(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = recipe_of(path, tmp_path / "engines")
-    found = settled_batches(recipe, said.append)
+    found, said = sizes_said(recipe, caplog)
     assert found.augment.micro_batch in (8, 16)  # a shard has 18 variations
     assert found.filter.micro_batch in (8, 16)
     assert replace(found, augment=recipe.augment, filter=recipe.filter) == recipe
     for line, stage in zip(said, ("augment", "filter"), strict=True):
         size = getattr(found, stage).micro_batch
         assert re.fullmatch(rf"{stage}: batches of {size} \(\d+ img/s\), measured", line)
-    again: list[str] = []
-    assert settled_batches(recipe, again.append) == found
+    same, again = sizes_said(recipe, caplog)
+    assert same == found
     assert again == [line.replace("measured", "from the cache") for line in said]
 
 
-def test_a_cache_that_is_no_good_is_measured_again(path: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_no_good_is_measured_again(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = recipe_of(path, tmp_path)
-    settled_batches(recipe, lambda _: None)
+    settled_batches(recipe)
     files = sorted(tmp_path.glob("batch-*.json"))
     assert len(files) == 2
     before = files[0].read_bytes()
     files[0].write_bytes(before[: len(before) // 2])
-    said: list[str] = []
-    settled_batches(recipe, said.append)
+    _, said = sizes_said(recipe, caplog)
     assert [line.rpartition(", ")[2] for line in said] == ["measured", "from the cache"]
     assert '"measured_for"' in files[0].read_text()
 
 
-def test_another_device_count_or_network_is_measured_anew(path: Path, tmp_path: Path) -> None:
-    settled_batches(recipe_of(path, tmp_path), lambda _: None)
+def test_another_device_count_or_network_is_measured_anew(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settled_batches(recipe_of(path, tmp_path))
     for change in ({"compute.threads": 2}, {"augment.steps": 1}, {"compute.runtime_precision": "bf16"}):
-        said: list[str] = []
-        settled_batches(recipe_of(path, tmp_path, **change), said.append)
+        _, said = sizes_said(recipe_of(path, tmp_path, **change), caplog)
         assert all(line.endswith("measured") for line in said), change
         assert len(said) == 2
 
 
 def test_numbers_are_left_alone_and_nothing_is_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "assemble", None)
+    monkeypatch.setattr(networks, "load", None)
     recipe = load_recipe(str(path))
-    assert settled_batches(recipe, pytest.fail) == recipe
+    assert settled_batches(recipe) == recipe
 
 
-def test_one_of_the_two_may_be_auto(path: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    found = settled_batches(recipe_of(path, tmp_path, **{"filter.micro_batch": 5}), said.append)
+def test_one_of_the_two_may_be_auto(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found, said = sizes_said(recipe_of(path, tmp_path, **{"filter.micro_batch": 5}), caplog)
     assert found.filter.micro_batch == 5
     assert [line.partition(":")[0] for line in said] == ["augment"]
 
 
-def test_without_variations_auto_is_the_default(tmp_path: Path) -> None:
+def test_without_variations_auto_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "load", None)
     path = write_recipe(tmp_path, augment={"method": "none", "class_condition": "none", "guidance_scale": 1})
-    found = settled_batches(recipe_of(path, tmp_path), pytest.fail)
+    found = settled_batches(recipe_of(path, tmp_path))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (32, 256)
 
 
 def test_memory_that_ends_ends_the_search(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = timing.judge
+    own = measure.judge
 
     def judge(sources: object, variations: torch.Tensor, *rest: Any) -> object:
         micro_batch = rest[-1]
@@ -105,8 +117,8 @@ def test_memory_that_ends_ends_the_search(
         list(limited)
         return own(sources, variations, *rest)
 
-    monkeypatch.setattr(timing, "judge", judge)
-    found = settled_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 8}), lambda _: None)
+    monkeypatch.setattr(measure, "judge", judge)
+    found = settled_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 8}))
     assert found.filter.micro_batch == 4
 
 
@@ -118,8 +130,8 @@ def holds(count: int, most: int) -> None:
 def test_a_host_without_memory_to_spare_keeps_the_smallest(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.auto_batch.host_memory.HostMemory.fits", lambda *_: False)
-    found = settled_batches(recipe_of(path, tmp_path), lambda _: None)
+    monkeypatch.setattr("engine.auto_batch.measure.HostMemory.fits", lambda *_: False)
+    found = settled_batches(recipe_of(path, tmp_path))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (8, 8)
 
 
@@ -141,3 +153,28 @@ def test_a_bank_and_a_run_record_the_numbers_and_go_on(path: Path, tmp_path: Pat
 def test_commands_that_make_no_images_take_the_default(path: Path, tmp_path: Path) -> None:
     found = with_default_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 7}))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (7, 256)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_both_searches_load_the_networks_once(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    loads: list[Recipe] = []
+    load = networks.load
+
+    def counting(recipe: Recipe, device: torch.device) -> networks.LoadedNetworks:
+        loads.append(recipe)
+        return load(recipe, device)
+
+    monkeypatch.setattr(networks, "load", counting)
+    opens: list[int] = []
+    own = networks.open
+
+    def opening(*arguments: Any) -> networks.OpenNetworks:
+        opens.append(1)
+        return own(*arguments)
+
+    monkeypatch.setattr(networks, "open", opening)
+    settled_batches(recipe_of(path, tmp_path, **{"compute.runtime": runtime}))
+    assert len(loads) == 1
+    assert (len(opens) > 1) == (runtime == "openvino")

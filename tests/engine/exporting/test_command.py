@@ -19,6 +19,7 @@ from engine.exporting import networks
 from engine.exporting.command import command
 from engine.hardware import native_precision
 from export.onnx.widened import narrow_weights
+from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe
 
 NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
@@ -140,6 +141,7 @@ def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
     tmp_path: Path,
     add_graphs: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     left: str | None,
 ) -> None:
     out = add_graphs(tmp_path / "engines")
@@ -151,12 +153,13 @@ def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
     else:
         (out / "parity.json").write_text(left)
     capsys.readouterr()
+    caplog.clear()
     assert main(command, asked) == 0
     said = capsys.readouterr().out
     assert "is up to date" in said
     assert report(out) == whole
     damaged = left in ("{", "[]", '{"teacher": 1}')
-    assert said.count("parity.json was damaged and is begun anew") == damaged
+    assert caplog.text.count("parity.json was damaged and is replaced") == damaged
 
 
 def test_a_damaged_report_does_not_end_an_export(
@@ -184,8 +187,9 @@ def test_a_second_process_imports_no_torch(recipe: Path, images: Path, exported:
 
 
 def test_a_touched_weight_builds_that_network_anew_and_says_why(
-    recipe: Path, images: Path, exported: Path, tmp_path: Path, capsys
+    recipe: Path, images: Path, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    record_info(caplog)
     out = tmp_path / "engines"
     shutil.copytree(exported, out)
     weights = recipe.parent / "teacher.safetensors"
@@ -197,7 +201,7 @@ def test_a_touched_weight_builds_that_network_anew_and_says_why(
         assert main(command, arguments(recipe, out, "--images", str(images))) == 0
     finally:
         weights.write_bytes(before)
-    said = capsys.readouterr().out
+    said = "\n".join(log_lines(caplog))
     assert "teacher: weights changed, building onnx fp16 anew" in said
     assert "teacher: graph changed, building tensorrt fp16 anew" in said
     assert said.count("building") == 2, "the others are taken from the folder"
@@ -215,13 +219,14 @@ def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
     data[100] ^= 1
     (entry / artifacts.ENGINE).write_bytes(data)
     with pytest.raises(ExportError, match=entry.name):
-        Store(out, say=print).read(entry, artifacts.ENGINE)
+        Store(out).read(entry, artifacts.ENGINE)
 
 
 def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is executed, not the network in its place."""
+    record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
 
     def altered(model: ir.Model) -> None:
@@ -234,11 +239,12 @@ def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
     monkeypatch.setattr("export.onnx.graph.narrow_weights", altered)
     asked = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
     assert main(command, asked) == 0
-    said = capsys.readouterr().out
+    said = "\n".join(log_lines(caplog))
     assert re.search(r"teacher: tensorrt bf16 gives relative error .*; taking fp32", said)
 
 
-def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None:
+def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
     weights = tmp_path / "recipe" / "teacher.safetensors"
@@ -247,7 +253,7 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, capsys) -> None
     save_file(state, weights)
     out = tmp_path / "engines"
     assert main(command, arguments(recipe, out, "--network", "teacher")) == 0
-    said = capsys.readouterr().out
+    said = "\n".join(log_lines(caplog))
     assert "teacher: tensorrt fp16 gives numbers that are not finite; taking bf16" in said
     proof = report(out)["teacher"]["tensorrt fp16"]
     assert proof["precision"] == "bf16"

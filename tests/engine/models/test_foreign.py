@@ -11,11 +11,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.models import inverting
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
-from engine.models.frozen import frozen
 from engine.models.inverting import require_invertible
 from engine.models.loading import ClassifierConfig, build_classifier, load_classifier
+from engine.runtime.torch import FusedClassifier
+from tests.logs import logged
 
 SIZE, CLASSES = 12, 3
 MADE: dict[str, Callable[[int, int], nn.Module]] = {}
@@ -99,9 +101,9 @@ class NoGradient(Net):
 
 
 def invertible(teacher: Classifier, w_bn: float = 1.0) -> list[str]:
-    said: list[str] = []
-    require_invertible(teacher, SIZE, w_bn, said.append)
-    return said
+    with logged(inverting.logger) as lines:
+        require_invertible(teacher, SIZE, w_bn)
+    return lines
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
@@ -112,7 +114,8 @@ def test_a_view_behind_a_convolution_runs_everywhere(in_channels: int) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     images = torch.rand(2, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(frozen(classifier, [], accelerator)(images)[0], classifier(images))
+    forward = FusedClassifier(classifier, [], accelerator)
+    torch.testing.assert_close(forward(images=images)["logits"], classifier(images))
     assert invertible(classifier) == []
     assert classifier.train()(images).shape == (2, CLASSES)
 
@@ -321,7 +324,7 @@ def test_a_feature_is_what_its_module_returned(branching: bool) -> None:
     classifier.eval()
     wanted = network.bn(network.conv(images))
     AcceleratorState._reset_state(reset_partial_state=True)
-    _, (asked,) = frozen(classifier, ["network.bn"], Accelerator(cpu=True))(images)
+    asked = FusedClassifier(classifier, ["network.bn"], Accelerator(cpu=True))(images=images)["network.bn"]
     _, (tapped,) = forward_with_features(classifier, images, ["network.bn"])
     torch.testing.assert_close(asked, wanted)
     torch.testing.assert_close(tapped, wanted)

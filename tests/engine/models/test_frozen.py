@@ -1,4 +1,4 @@
-"""A classifier that cannot be traced is asked through modules of its own around the same weights."""
+"""A classifier that cannot be traced runs through modules of its own around the same weights."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
-from engine.models.frozen import frozen
+from engine.runtime.torch import FusedClassifier
 
 
 class Branching(nn.Module):
@@ -28,7 +28,7 @@ def test_no_hook_of_a_question_is_on_the_classifier(monkeypatch: pytest.MonkeyPa
     network = Branching()
     teacher = Classifier(network, num_classes=2, in_channels=3, mean=(0.0,), std=(1.0,), feature_path="conv")
     teacher.eval().requires_grad_(False)
-    ask, images = frozen(teacher, ["network.conv"], accelerator), torch.rand(2, 3, 8, 8)
+    forward, images = FusedClassifier(teacher, ["network.conv"], accelerator), torch.rand(2, 3, 8, 8)
     hooks = []
     own = nn.functional.conv2d
 
@@ -40,9 +40,9 @@ def test_no_hook_of_a_question_is_on_the_classifier(monkeypatch: pytest.MonkeyPa
         expected = teacher(images)
         with monkeypatch.context() as patch:
             patch.setattr(nn.functional, "conv2d", look)
-            logits, (feature,) = ask(images)
+            outputs = forward(images=images)
         assert hooks == [0]
-        torch.testing.assert_close(logits, expected)
-        torch.testing.assert_close(feature, network.conv(images))
+        torch.testing.assert_close(outputs["logits"], expected)
+        torch.testing.assert_close(outputs["network.conv"], network.conv(images))
         network.fc.bias += 1
-        torch.testing.assert_close(ask(images)[0], expected + 1)
+        torch.testing.assert_close(forward(images=images)["logits"], expected + 1)

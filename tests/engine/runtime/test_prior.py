@@ -12,9 +12,8 @@ from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
 from engine.models.priors import load_clip, load_prior
-from engine.runtime.classifier import classifier_spec, open_classifier
-from engine.runtime.clip import open_clip
-from engine.runtime.prior import open_prior
+from engine.runtime.networks import classifier_spec, clip_spec, open_clip, open_prior
+from engine.runtime.open import open_runtime
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
@@ -28,7 +27,7 @@ RUNTIMES = ["openvino", "onnxruntime"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("engines"), say=lambda _: None)
+    return Store(tmp_path_factory.mktemp("engines"))
 
 
 def sources(count: int = 3, size: int = 16) -> ImageBatch:
@@ -106,7 +105,9 @@ def test_the_last_images_of_the_filter_are_compiled_for_no_size_of_their_own(
     of, others = sources(5, 24), sources(11, 24)
     variations = replace(others, parents=of.keys[torch.arange(11) % 5])
     wanted = similarities(of, variations, clip, MicroBatch("filter", 11))
-    opened = open_clip(clip, 3, torch_place(store=store, compiled=True))
+    opened = open_clip(
+        clip, clip_spec(clip, rows=3, runtime="torch"), torch_place(store=store, compiled=True)
+    )
     found = similarities(of, variations, opened, MicroBatch("filter", 3))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert [[shape[0] for (shape,) in seen] for seen in shapes.values()] == [[3]]
@@ -123,7 +124,9 @@ def test_similarities_are_those_of_torch(tmp_path: Path, store: Store, runtime: 
         parents=of.keys[[0, 1, 1, 0, 1]],
         seeds=others.seeds,
     )
-    opened = open_clip(clip, 3, torch_place(runtime=runtime, store=store))
+    opened = open_clip(
+        clip, clip_spec(clip, rows=3, runtime=runtime), torch_place(runtime=runtime, store=store)
+    )
     wanted = similarities(of, variations, clip, MicroBatch("filter", 5))
     found = similarities(of, variations, opened, MicroBatch("filter", 3))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
@@ -139,7 +142,8 @@ def test_a_teacher_and_its_feature_map_are_those_of_torch(store: Store, runtime:
     ).eval()
     spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=32, batches=(1, 4, 8))
     images = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    logits, (feature,) = open_classifier(spec, torch_place(runtime=runtime, store=store))(images)
+    outputs = open_runtime(spec, torch_place(runtime=runtime, store=store))(images=images)
+    logits, feature = outputs["logits"], outputs["network.relu"]
     with torch.no_grad():
         wanted, (wanted_feature,) = forward_with_features(teacher, images, ["network.relu"])
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.profile import check_sizes, pieces, ranges, rows
+from engine.runtime.batching import check_sizes, pieces, ranges, rows
 from export.errors import ExportError
 from export.spec import Axis, Input, NetworkSpec
 

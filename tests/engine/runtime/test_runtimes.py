@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime import artifacts
-from engine.runtime.executable import Executable
+from engine.runtime.base import Executable
 from engine.runtime.onnxruntime import OnnxExecutable
-from engine.runtime.opening import open_graph, open_runtime
+from engine.runtime.open import open_graph, open_runtime
 from engine.runtime.openvino import OpenVinoExecutable
 from engine.runtime.torch import TorchExecutable
 from engine.stages.micro_batch import MicroBatch
@@ -25,6 +25,7 @@ from export.parity import TOLERANCE, compare, reference
 from export.sealed import seal
 from export.spec import Axis, Input, NetworkSpec
 from export.store import Store
+from tests.logs import log_lines, record_info
 from tests.places import torch_place
 from tests.rounding import Rounding, as_torch_rounds, rounding, rounding_spec
 
@@ -54,9 +55,14 @@ def spec() -> NetworkSpec:
     return NetworkSpec(name="conditioned", module=module, inputs=inputs, outputs=("hidden", "logits"))
 
 
+@pytest.fixture(autouse=True)
+def _record_info(caplog: pytest.LogCaptureFixture) -> None:
+    record_info(caplog)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("engines"), say=lambda _: None)
+    return Store(tmp_path_factory.mktemp("engines"))
 
 
 def opened(spec: NetworkSpec, store: Store, runtime: str, precision: str) -> Executable:
@@ -245,15 +251,16 @@ def test_torch_that_is_not_compiled_takes_batches_as_they_are() -> None:
     assert ran == [1, 5, 2]
 
 
-def test_a_compiled_model_is_taken_from_the_store(spec: NetworkSpec, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_compiled_model_is_taken_from_the_store(
+    spec: NetworkSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     inputs = spec.example({"batch": 2})
     results = []
     for _ in range(2):
-        with Store(tmp_path, say=said.append) as store:
+        with Store(tmp_path) as store:
             results.append(opened(spec, store, "openvino", "fp32")(**inputs)["logits"])
     assert torch.equal(*results)
-    assert [line.split(" for the")[0] for line in said] == [
+    assert [line.split(" for the")[0] for line in log_lines(caplog)] == [
         "conditioned: building onnx fp32",
         "conditioned: building openvino fp32",
     ]
@@ -264,14 +271,14 @@ def test_a_graph_or_compiled_model_with_one_other_byte_is_refused(
     spec: NetworkSpec, tmp_path: Path, kind: str
 ) -> None:
     inputs = spec.example({"batch": 2})
-    with Store(tmp_path, say=lambda _: None) as store:
+    with Store(tmp_path) as store:
         opened(spec, store, "openvino", "fp32")(**inputs)
     (file,) = (path for path in tmp_path.glob(f"conditioned-{kind}-*/model.*"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.chmod(0o600)
     file.write_bytes(data)
-    with Store(tmp_path, say=lambda _: None) as store, pytest.raises(ExportError, match=str(file.parent)):
+    with Store(tmp_path) as store, pytest.raises(ExportError, match=str(file.parent)):
         opened(spec, store, "openvino", "fp32")(**inputs)
 
 
@@ -280,7 +287,7 @@ def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
 ) -> None:
     """Also where it was sealed by whoever wrote it: the seal has no secret."""
     folder = tmp_path / "store"
-    with Store(folder, say=lambda _: None) as store:
+    with Store(folder) as store:
         path = artifacts.graph(spec, torch_place(runtime="onnxruntime", store=store)).path
     model = onnx.load(path)
     onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
@@ -295,7 +302,7 @@ def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
     key = json.loads(card.read_text())["key"]
     card.unlink()
     seal(path.parent, key)
-    with Store(folder, say=lambda _: None) as store:
+    with Store(folder) as store:
         for runtime in ("onnxruntime", "openvino"):
             with pytest.raises(ExportError, match=r"point to '../../weights', outside the graph's folder"):
                 open_runtime(spec, torch_place(runtime=runtime, store=store))
@@ -358,27 +365,29 @@ def test_onnxruntime_is_asked_for_the_gpu_of_the_place(
 
 
 def test_onnxruntimes_tensorrt_keeps_its_engines_and_gets_batches_of_its_profile(
-    spec: NetworkSpec, tmp_path: Path, second_gpu: torch.device
+    spec: NetworkSpec, tmp_path: Path, second_gpu: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the session is told; an engine is built by onnxruntime-gpu alone."""
-    said: list[str] = []
-    store = Store(tmp_path, say=lambda _: None)
+    store = Store(tmp_path)
     settings = {"runtime": "onnxruntime", "onnx_provider": "tensorrt", "device": second_gpu}
-    place = torch_place(store=store, say=said.append, **settings)
+    place = torch_place(store=store, **settings)
     graph = artifacts.graph(spec, place)
+    caplog.clear()
     executable = OnnxExecutable(spec, graph, place)
     session: Any = executable._session
     folder = Path(session.options["trt_engine_cache_path"])
     assert session.options["trt_engine_cache_enable"] == "True"
     assert folder.parent == tmp_path / ".beside" / graph.path.parent.name
-    assert said == [f"conditioned: onnxruntime builds a TensorRT engine at the first call, kept in {folder}"]
+    assert log_lines(caplog) == [
+        f"conditioned: onnxruntime builds a TensorRT engine at the first call, kept in {folder}"
+    ]
     given = executable(**spec.example({"batch": 150}))
     assert session.rows == [64, 64, 22]
     assert torch.equal(given["hidden"][:, 0], torch.arange(150.0))
     assert torch.equal(given["logits"][:, 0], -torch.arange(150.0))
     (folder / "an.engine").write_bytes(b"engine")
     OnnxExecutable(spec, graph, place)
-    assert len(said) == 1
+    assert len(log_lines(caplog)) == 1
 
 
 @pytest.mark.parametrize(

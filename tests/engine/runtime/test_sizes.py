@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.runtime.sizes import batches
+from engine.runtime.batching import batches
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.openvino import core
-from engine.runtime.small_maps import write_out_small_maps
+from engine.runtime.openvino import core, expand_small_maps
 from export.networks.axes import batch
 from export.onnx import FILE, write_onnx
 from export.spec import Input, NetworkSpec
@@ -45,7 +44,7 @@ def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, written: in
         model = core().read_model(tmp_path / FILE)
         model.reshape([ROWS, 4, side, side])
         if change:
-            write_out_small_maps(model)
+            expand_small_maps(model)
             full = [1, CHANNELS, side, side]
             shapes = [
                 list(op.get_output_shape(0)) for op in model.get_ops() if op.get_type_name() == "Constant"

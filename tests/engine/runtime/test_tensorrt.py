@@ -49,7 +49,7 @@ def test_without_a_gpu_that_is_said_before_all_else(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for use in (
         require_gpu,
-        lambda: TensorRtExecutable(spec, b"", torch.device("cuda"), compiled_file=tmp_path / "c", say=print),
+        lambda: TensorRtExecutable(spec, b"", torch.device("cuda"), compiled_file=tmp_path / "c"),
     ):
         with pytest.raises(RuntimeUnavailableError) as refused:
             use()
@@ -127,7 +127,7 @@ def opened(
     spec: NetworkSpec, engine: bytes, kernels: Path, *, cuda_graph: bool = False
 ) -> TensorRtExecutable:
     device = torch.device("cuda")
-    return TensorRtExecutable(spec, engine, device, compiled_file=kernels, say=print, cuda_graph=cuda_graph)
+    return TensorRtExecutable(spec, engine, device, compiled_file=kernels, cuda_graph=cuda_graph)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is left to do on a machine without a GPU")

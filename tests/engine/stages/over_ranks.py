@@ -38,6 +38,19 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 }
 
 
+class _Forward:
+    """The teacher itself, in the double precision of the test."""
+
+    description = "torch"
+
+    def __init__(self, teacher: Classifier) -> None:
+        self._teacher = teacher
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        logits, (feature,) = forward_with_features(self._teacher, inputs["images"], ["network.relu"])
+        return {"logits": logits, "network.relu": feature}
+
+
 def normalized(name: str, mine: slice) -> dict[str, Tensor]:
     """Of `mine` of two float64 batches, then of one in eval mode: outputs, gradients, running statistics."""
     make, shape = LAYERS[name]
@@ -91,7 +104,7 @@ def distilled(mine: slice) -> dict[str, Any]:
             3,
             open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32", threads=1))),
             image_size=SIZE,
-            ask_teacher=lambda images: forward_with_features(teacher, images, ["network.relu"]),
+            teacher_forward=_Forward(teacher),
         )
         logs: list[dict[str, float]] = []
         ours.train(batches(mine), STEPS, on_log=lambda _, means: logs.append(means), log_every=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.config.augment import SCHEDULERS, AugmentConfig
 from engine.errors import NonFiniteError, UserError
 from engine.models.priors import DiffusionPrior, load_clip, load_prior
-from engine.runtime.prior import OpenPrior, open_prior
+from engine.runtime.networks import OpenPrior, open_prior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier
-from engine.models.frozen import frozen
 from engine.models.priors import ClipModel, load_clip
+from engine.runtime.torch import FusedClassifier
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterConfig, Verdict, judge, mean_pairwise_distance
 from tests.tiny_priors import write_clip
@@ -73,8 +73,8 @@ def _judge(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel | None, teacher: Classifier, **changes: Any
 ) -> Verdict:
     settings: dict[str, Any] = {"model": "unused"} | changes
-    ask = frozen(teacher.eval(), [], Accelerator(cpu=True))
-    return judge(sources, variations, clip, ask, FilterConfig(**settings), torch.device("cpu"))
+    forward = FusedClassifier(teacher.eval(), [], Accelerator(cpu=True))
+    return judge(sources, variations, clip, forward, FilterConfig(**settings), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 256])

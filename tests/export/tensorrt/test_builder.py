@@ -220,7 +220,7 @@ def cached(store: Store, graph: Path, options: BuildOptions | None = None) -> Pa
 def test_an_engine_is_built_once_and_anew_for_other_weights_or_options(tmp_path: Path) -> None:
     said: list[str] = []
     graph, other = saved(convolution(), tmp_path / "a"), saved(convolution(seed=1), tmp_path / "b")
-    with Store(tmp_path / "store", say=said.append) as store:
+    with Store(tmp_path / "store") as store:
         entry = cached(store, graph)
         assert cached(store, graph) == entry
         assert cached(store, other) != entry
@@ -235,7 +235,7 @@ def test_an_engine_is_built_once_and_anew_for_other_weights_or_options(tmp_path:
 
 def test_an_engine_altered_by_one_byte_is_refused(tmp_path: Path) -> None:
     graph = saved(convolution(), tmp_path)
-    with Store(tmp_path / "store", say=lambda _: None) as store:
+    with Store(tmp_path / "store") as store:
         path = cached(store, graph) / FILE
         engine = bytearray(path.read_bytes())
         engine[len(engine) // 2] ^= 1

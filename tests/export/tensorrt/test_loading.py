@@ -37,7 +37,7 @@ def test_what_is_no_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         RuntimeUnavailableError, match="cannot run the engine on a GPU: the file is not an engine"
     ):
-        load_engine(b"no engine" * 100, weights=None, say=print)
+        load_engine(b"no engine" * 100, weights=None)
 
 
 @pytest.mark.gpu
@@ -48,7 +48,7 @@ def test_an_engine_for_other_gpus_is_refused_in_words(tmp_path: Path, capability
     path = saved(convolution(), tmp_path)
     build_engine(path, tmp_path / FILE, SHAPES, BuildOptions(compute_capabilities=("8.9",)), lambda *_: None)
     with pytest.raises(RuntimeUnavailableError, match="the engine was not built for this compute capability"):
-        load_engine((tmp_path / FILE).read_bytes(), weights=None, say=print)
+        load_engine((tmp_path / FILE).read_bytes(), weights=None)
 
 
 @pytest.mark.gpu
@@ -56,7 +56,7 @@ def test_a_stripped_engine_takes_the_weights_of_its_graph_and_no_others(tmp_path
     path = saved(convolution(), tmp_path)
     build_engine(path, tmp_path / FILE, SHAPES, BuildOptions(refit="stripped"), lambda *_: None)
     engine = (tmp_path / FILE).read_bytes()
-    load_engine(engine, weights=path, say=print)
+    load_engine(engine, weights=path)
     other = saved(convolution(size=5), tmp_path / "other")
     with pytest.raises(ExportError, match="cannot refit the engine"):
-        load_engine(engine, weights=other, say=print)
+        load_engine(engine, weights=other)

@@ -1,4 +1,4 @@
-"""The sizes an engine takes: a batch of any size in pieces, other sizes as they are or not at all."""
+"""Batch sizes: the tuned ones, and how a batch of any size is split into pieces that an engine takes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -6,12 +6,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from engine.config.compute import Runtime
 from export.errors import ExportError
 from export.spec import Axis, Input, NetworkSpec
 
+CPU_CHUNK = 32
+"""Maximum rows of one request on a CPU; more are not faster, because the activations leave the cache."""
+CPU_REQUESTS = 2
+"""Minimum requests that a full call is split into; they run in parallel, each on a part of the cores."""
+
+
+def batches(runtime: Runtime, rows: int) -> tuple[int, int, int]:
+    """Return the (min, tuned, max) rows of a network that is called with up to `rows`."""
+    tuned = min(-(-rows // CPU_REQUESTS), CPU_CHUNK) if runtime == "openvino" else rows
+    return 1, tuned, rows
+
 
 def with_fixed_batch(spec: NetworkSpec, size: int | None = None) -> NetworkSpec:
-    """The same network, compiled for batches of `size` alone, by default the tuned one."""
+    """Return the same network for batches of exactly `size` rows, by default the tuned size."""
     size = size or spec.axes()["batch"].opt
     fixed = Axis(name="batch", min=size, opt=size, max=size)
 
@@ -23,7 +35,7 @@ def with_fixed_batch(spec: NetworkSpec, size: int | None = None) -> NetworkSpec:
 
 
 def check_sizes(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> None:
-    """Raises ExportError where a size is out of its range; that of the batch is free."""
+    """Raises ExportError if a size is out of its range; the batch may have any size."""
     if inputs.keys() != {given.name for given in spec.inputs}:
         raise ValueError(f"{spec.name}: inputs are {sorted(inputs)}")
     for given in spec.inputs:
@@ -36,9 +48,9 @@ def check_sizes(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> None:
 
 
 def pieces(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The inputs in batches the engine takes; too small a one is filled up with copies of its last row.
+    """Yield the inputs in batches that the engine takes, padding one that is too small with its last row.
 
-    The outputs of all pieces together are cut to the rows of the call.
+    `joined` drops the outputs of the padding.
     """
     batch = spec.axes()["batch"]
     batched = {given.name for given in spec.inputs if given.shape[0] == batch}
@@ -50,14 +62,14 @@ def pieces(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> Iterator[dict[str
 
 
 def joined(spec: NetworkSpec, parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The first `count` rows of the outputs of all pieces."""
+    """Return the first `count` rows of the outputs of all pieces."""
     if len(parts) == 1:
         return {name: parts[0][name][:count] for name in spec.outputs}
     return {name: torch.cat([part[name] for part in parts])[:count] for name in spec.outputs}
 
 
 def rows(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> int:
-    """The size of the batch."""
+    """Return the size of the batch."""
     batch = spec.axes()["batch"]
     sizes = {len(inputs[given.name]) for given in spec.inputs if given.shape[0] == batch}
     if len(sizes) != 1:
@@ -66,7 +78,7 @@ def rows(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> int:
 
 
 def ranges(rows: int, batch: Axis) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, size to fill up to) of each piece."""
+    """Yield (begin, end, size after padding) of each piece."""
     for begin in range(0, rows, batch.max):
         end = min(begin + batch.max, rows)
         yield begin, end, max(end - begin, batch.min)
@@ -96,7 +108,7 @@ def _in_words(axis: int | Axis) -> str:
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
-    """Repeat the last row up to `size` rows, in their memory format: compiled networks depend on it."""
+    """Repeat the last row up to `size` rows, in their memory format, on which compiled networks depend."""
     missing = size - len(rows)
     if not missing:
         return rows

@@ -1,0 +1,206 @@
+"""Measure the images per second of a stage at several batch sizes, and select one."""
+
+import ctypes
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+
+from engine import networks
+from engine.config.compute import ComputeConfig
+from engine.config.recipe import Recipe
+from engine.distributed import open_accelerator
+from engine.lanes import Step, lanes, threads_of, torch_threads
+from engine.networks import LoadedNetworks, OpenNetworks
+from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
+from engine.stages.filter import judge
+from engine.stages.micro_batch import MicroBatch
+
+WORTH_IT = 1.05
+"""Minimum speed-up that justifies the memory of a larger size."""
+OF_ANY_SIZE = (8, 16, 32, 64, 128, 256, 512, 1024)
+IN_CHUNKS = (32, 64, 128, 256)
+"""OpenVINO compiles for chunks of at most 32 (`CPU_CHUNK`): only the first two cost a compilation."""
+REBUILT = (16, 64, 256)
+"""Each costs a build of minutes."""
+REPEATS, SECONDS = 2, 1.0
+"""Minimum number and total duration of the timed runs after one warm-up; the fastest counts."""
+BUILT_FOR_A_SIZE = ("openvino", "tensorrt")
+SHARE = 0.5
+"""Part of the free memory that the next size may need."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The speed of a stage at one batch size."""
+
+    size: int
+    """Images at once that fit in memory, at most those requested."""
+    rate: float
+    """Images per second."""
+
+
+def candidates(compute: ComputeConfig, most: int) -> Sequence[int]:
+    """Return the sizes to try, ascending and at most `most`, the most images that the stage ever gets."""
+    if compute.runtime == "tensorrt" or compute.compile:
+        sizes: Sequence[int] = REBUILT
+    else:
+        sizes = IN_CHUNKS if compute.runtime == "openvino" else OF_ANY_SIZE
+    return [size for size in sizes if size <= most] or [most]
+
+
+def best(
+    sizes: Sequence[int], measure: Callable[[int], Reading], fits: Callable[[int, int], bool]
+) -> Reading:
+    """Return the reading of the smallest batch size whose successor is less than 5 % faster.
+
+    `sizes` ascend. The search also ends at a size that does not fit in memory, and before one that
+    `fits(now, next)`, called after `now` has run, predicts not to fit.
+    """
+    found = measure(sizes[0])
+    for before, size in zip(sizes, sizes[1:], strict=False):
+        if found.size < before or not fits(before, size):
+            break
+        reading = measure(size)
+        if reading.size < size or reading.rate < WORTH_IT * found.rate:
+            break
+        found = reading
+    return found
+
+
+def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
+    """Return the memory available without swapping, within the limit of a container (cgroup v2)."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    return free
+
+
+class HostMemory:
+    """Predict whether a larger batch fits, so that a search does not get the process killed.
+
+    The prediction scales the peak of the process since construction, which grows at most in proportion to
+    the batch size.
+    """
+
+    def __init__(self, available: Callable[[], int] = available_bytes) -> None:
+        self._available = available
+        with suppress(AttributeError):  # only glibc keeps freed memory mapped, which would hide growth
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):  # if not allowed, an earlier peak counts and the search ends sooner
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        self._start = _resident_bytes()
+
+    def fits(self, now: int, next: int) -> bool:
+        """Return whether `next` images at once will fit, after `now` at once have run."""
+        needed = (_peak_bytes() - self._start) * next / now
+        already = _resident_bytes() - self._start
+        return needed - already <= SHARE * self._available()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+class Timing:
+    """Measure the stages of recipes that differ only in their micro-batch sizes, with the same networks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._accelerator = open_accelerator(recipe.compute)
+        self._lanes = lanes(recipe)
+        self._loaded: LoadedNetworks | None = None
+        self._opened: OpenNetworks | None = None
+
+    def measure(self, recipe: Recipe, stage: Step) -> Reading:
+        """Return the reading of "augment" or "filter" at its micro-batch, or at the part that fits in memory.
+
+        Raises OutOfMemoryError if not even one image fits.
+        """
+        opened, size = self.opened(recipe), getattr(recipe, stage).images_at_once
+        micro_batch = MicroBatch(stage, size, say=lambda _: None)
+        run = self._augment if stage == "augment" else self._filter
+        with torch_threads(threads_of(self._lanes, stage)):
+            run(recipe, opened, micro_batch, size)
+            held, seconds = micro_batch.size, list[float]()
+            while len(seconds) < REPEATS or sum(seconds) < SECONDS:
+                start = time.perf_counter()
+                run(recipe, opened, micro_batch, held)
+                seconds.append(time.perf_counter() - start)
+        return Reading(micro_batch.size, held / min(seconds))
+
+    def close(self) -> None:
+        """Free the networks and their memory."""
+        self._loaded = self._opened = None
+        clear_device_cache(garbage_collection=True)
+
+    def opened(self, recipe: Recipe) -> OpenNetworks:
+        """Return the networks, loaded once; opened again for each size if the runtime builds for a size."""
+        compute = recipe.compute
+        if self._opened is None or compute.compile or compute.runtime in BUILT_FOR_A_SIZE:
+            self._opened = None
+            clear_device_cache(garbage_collection=True)
+            device = self._accelerator.device
+            if self._loaded is None:
+                self._loaded = networks.load(recipe, device)
+            self._place_prior(device)
+            self._opened = networks.open(recipe, self._loaded, self._accelerator, self._lanes)
+            if compute.runtime != "torch":  # a run frees the prior's modules once they are open
+                self._place_prior(torch.device("cpu"))
+                clear_device_cache(garbage_collection=True)
+        return self._opened
+
+    def _place_prior(self, device: torch.device) -> None:
+        assert self._loaded is not None
+        if self._loaded.prior is not None:
+            self._loaded.prior.place(device)
+
+    def _augment(self, recipe: Recipe, opened: OpenNetworks, micro_batch: MicroBatch, size: int) -> None:
+        """Run one micro-batch and its sources."""
+        assert opened.prior is not None
+        count = -(-size // recipe.augment.variations)
+        made = augment(
+            _noise(recipe, count),
+            opened.prior,
+            recipe.augment,
+            seed=recipe.seed,
+            class_tokens=opened.class_tokens,
+            device=self._accelerator.device,
+            micro_batch=micro_batch,
+        )
+        next(made)
+
+    def _filter(self, recipe: Recipe, opened: OpenNetworks, micro_batch: MicroBatch, size: int) -> None:
+        """Run one micro-batch and its sources."""
+        sources = _noise(recipe, -(-size // recipe.augment.variations))
+        rows = torch.arange(size) // recipe.augment.variations
+        variations = replace(sources[rows], keys=torch.arange(size), parents=sources.keys[rows])
+        device = self._accelerator.device
+        judge(sources, variations, opened.clip, opened.teacher_forward, recipe.filter, device, micro_batch)
+
+
+def _noise(recipe: Recipe, count: int) -> ImageBatch:
+    """Return sources of random pixels."""
+    size = recipe.teacher.image_size
+    draw = torch.Generator().manual_seed(recipe.seed)
+    keys = torch.arange(count) * (recipe.augment.variations + 1)
+    return ImageBatch(
+        images=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=draw),
+        labels=torch.arange(count) % len(recipe.class_names),
+        keys=keys,
+        parents=torch.full_like(keys, -1),
+        seeds=torch.zeros_like(keys),
+    )

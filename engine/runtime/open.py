@@ -1,0 +1,150 @@
+"""Open a network in a runtime, check its parity with torch, and fall back to a safer precision."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.config.compute import Runtime
+from engine.runtime import artifacts
+from engine.runtime.artifacts import Graph
+from engine.runtime.base import Executable, RuntimeOptions
+from engine.runtime.torch import TorchExecutable
+from export import float32, parity
+from export.errors import ExportError
+from export.fingerprint import files_hash
+from export.parity import Parity, compare, reference
+from export.spec import NetworkSpec, Precision
+from export.store import Key
+
+logger = logging.getLogger(__name__)
+
+SAFER: dict[tuple[Runtime, Precision], Precision] = {
+    ("openvino", "bf16"): "fp32",
+    ("onnxruntime", "bf16"): "fp32",
+    ("onnxruntime", "fp16"): "fp32",
+    ("tensorrt", "fp16"): "bf16",
+    ("tensorrt", "bf16"): "fp32",
+    ("torch", "fp16"): "bf16",
+    ("torch", "bf16"): "fp32",
+}
+Run = Callable[..., dict[str, Tensor]]
+"""Named tensors in, named tensors out."""
+REPORT = "parity.json"
+PARITY_BATCH = 2
+
+
+def open_runtime(spec: NetworkSpec, options: RuntimeOptions) -> Executable:
+    """Open `spec` in the requested precision, or in the next safer one if that does not reproduce torch.
+
+    Raises:
+        ExportError: if the network cannot be exported, or no precision reproduces torch.
+        RuntimeUnavailableError: if the runtime's package or device is missing.
+    """
+    if options.runtime == "torch":
+        precision = torch_precision(spec, options, lambda tried: TorchExecutable(spec, tried, options.device))
+        return TorchExecutable(spec, precision, options.device, compiled=options.compiled)
+    require(options)
+    graph = artifacts.graph(spec, options)
+    executable = open_graph(spec, graph, options)
+    found = _parity(spec, graph, executable, options)
+    if found.passes:
+        return executable
+    return open_runtime(spec, replace(options, precision=safer_precision(spec.name, options, found)))
+
+
+def torch_precision(
+    spec: NetworkSpec, options: RuntimeOptions, opened: Callable[[Precision], Run]
+) -> Precision:
+    """Return the requested precision, or the next safer one if it does not reproduce float32.
+
+    The parity is measured each time, because the store holds nothing of a network that is not exported.
+    `opened` should not compile: the result is called once, with few rows.
+    """
+    precision = options.precision
+    while precision != "fp32":
+        tried = replace(options, precision=precision)
+        found = _compared(spec, opened(precision), tried)
+        if found.passes:
+            break
+        precision = safer_precision(spec.name, tried, found)
+    return precision
+
+
+def safer_precision(network: str, options: RuntimeOptions, found: Parity) -> Precision:
+    """Log the failed check `found` and return the next precision. Raises ExportError after the last."""
+    failed = f"{network}: {options.runtime} {options.precision} gives {found}"
+    safer = SAFER.get((options.runtime, options.precision))
+    if safer is None:
+        raise ExportError(f"{failed}; take --runtime torch")
+    logger.warning(f"{failed}; taking {safer}")
+    return safer
+
+
+def require(options: RuntimeOptions) -> None:
+    """Raises RuntimeUnavailableError if the runtime cannot compute in the precision on the device."""
+    if options.runtime == "openvino":
+        from engine.runtime.openvino import require_precision
+
+        require_precision(options.precision)
+    elif options.runtime == "onnxruntime":
+        from engine.runtime.onnxruntime import require_provider
+
+        require_provider(options)
+    elif options.runtime == "tensorrt":
+        from engine.runtime.tensorrt import require_gpu
+
+        require_gpu()
+
+
+def open_graph(spec: NetworkSpec, given: Graph, options: RuntimeOptions) -> Executable:
+    """Open a graph of `spec` in a runtime other than torch, without a check; the module is not used."""
+    if options.runtime == "openvino":
+        from engine.runtime.openvino import OpenVinoExecutable
+
+        return OpenVinoExecutable(spec, given, options)
+    if options.runtime == "onnxruntime":
+        from engine.runtime.onnxruntime import OnnxExecutable
+
+        return OnnxExecutable(spec, given, options)
+    from engine.runtime.tensorrt import TensorRtExecutable
+
+    entry = artifacts.engine(spec, given, options)
+    return TensorRtExecutable(
+        spec,
+        options.store.read(entry, artifacts.ENGINE),
+        options.device,
+        compiled_file=options.store.beside(entry) / f"{torch.cuda.get_device_name(options.device)}.bin",
+        weights=given.path if options.tensorrt.refit == "stripped" else None,
+        cuda_graph=options.cuda_graph,
+    )
+
+
+def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, options: RuntimeOptions) -> Parity:
+    """Return the parity, measured once per graph, runtime and device."""
+
+    def measure(folder: Path) -> None:
+        found = _compared(spec, executable, options)
+        (folder / REPORT).write_text(json.dumps(found.as_json()), encoding="utf-8")
+
+    parts = {
+        "graph": graph.digest,
+        "shapes": repr(spec.shapes()),
+        "runtime": executable.description,
+        "code": files_hash((parity.__file__, float32.__file__)),
+    }
+    key = Key(network=spec.name, kind=f"{options.runtime}_parity", precision=options.precision, parts=parts)
+    return Parity.from_json(
+        json.loads(options.store.read(options.store.get(key, measure, doing="measuring"), REPORT))
+    )
+
+
+def _compared(spec: NetworkSpec, run: Run, options: RuntimeOptions) -> Parity:
+    """Compare with torch on random inputs of the tuned resolution."""
+    example = spec.example({"batch": PARITY_BATCH})
+    inputs = {name: value.to(options.device) for name, value in example.items()}
+    return compare(reference(spec, inputs), run(**inputs), options.precision)
