@@ -101,15 +101,15 @@ def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
 def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> None:
     from engine.bank.fingerprint import Fingerprint
     from engine.bank.storage import open_storage
-    from engine.bank.writer import Ledger
+    from engine.bank.writer import ManifestFile
 
     tiny.write(tmp_path / "one", [0])
     tar = tmp_path / "one" / "00000.tar"
     tar.write_bytes(b"/" + tar.read_bytes()[1:])
-    ledger = Ledger(open_storage(str(tmp_path / "one")))
-    manifest = ledger.read()
+    manifest_file = ManifestFile(open_storage(str(tmp_path / "one")))
+    manifest = manifest_file.read()
     files = {**manifest.shards[0].files, tar.name: Fingerprint.of_file(tar)}
-    ledger.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
+    manifest_file.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
     with pytest.raises(UserError, match=r"shard 00000: member '/.*its name is not plain"):
         merge([str(tmp_path / "one")], str(tmp_path / "out"), resume=False, say=print)
 

@@ -58,7 +58,7 @@ def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: 
     second.commit(0, *tiny.shard(0))
     entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
     with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
-        first.enter({1: entry})
+        first.commit_entries({1: entry})
     second.close()
     assert BankReader.open(memory_url).numbers == [0]
 
