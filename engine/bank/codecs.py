@@ -89,7 +89,7 @@ def _pil_decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable
                     return np.asarray(image).reshape(*size, channels)
         except Exception as error:  # PIL raises a dozen kinds for damaged and hostile files
             raise ValueError(f"cannot be decoded ({error})") from None
-        kind = "grey" if channels == 1 else "RGB"
-        raise ValueError(f"is not a {kind} image of {size[0]} x {size[1]}")
+        kind = "a grey" if channels == 1 else "an RGB"
+        raise ValueError(f"is not {kind} image of {size[0]} x {size[1]}")
 
     return decode

@@ -13,7 +13,7 @@ from engine.bank.config import Codec
 from engine.bank.rows import Spans
 from engine.feed.index import Index
 from engine.feed.open import open_feed
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.distill import Distiller
@@ -114,7 +114,7 @@ class StudentTraining:
 
         `newest_rows`: the rows of the index of which `feed.newest` of each batch is drawn.
         """
-        order = Order(
+        sampler = Sampler(
             self.index,
             batch_size=self.config.batch_size,
             seed=self.seed,
@@ -141,7 +141,7 @@ class StudentTraining:
                     for name, value in means.items():
                         self.scalars.add_scalar(f"distill/{name}", value, step)
 
-            batches = self.feed.batches(order, self.step, self.step + count)
+            batches = self.feed.batches(sampler, self.step, self.step + count)
             self.distiller.train(batches, count, after_step=after_step, on_log=on_log)
 
     def state_dict(self) -> dict[str, Any]:

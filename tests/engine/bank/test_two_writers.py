@@ -1,4 +1,4 @@
-"""Of two writers on one bank one ends in a line, and nothing committed is lost."""
+"""If two processes write one bank, one fails with one line, and no committed shard is lost."""
 
 import subprocess
 import sys
@@ -64,7 +64,7 @@ def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: 
 
 
 def test_two_remote_writers_that_begin_together(memory_url: str) -> None:
-    """Both find an empty folder; the second finds the first's manifest."""
+    """Both see an empty folder, but the second finds the manifest of the first."""
     from engine.bank.storage import open_storage
 
     with pytest.MonkeyPatch.context() as patch:
