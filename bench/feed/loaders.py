@@ -12,7 +12,7 @@ from bench.feed.workload import Laid, Workload
 from engine.config.feed import FeedConfig
 from engine.feed.feed import Feed
 from engine.feed.open import open_feed
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 from engine.feed.shuffle import PAD
 
 BATCH = 128
@@ -36,8 +36,8 @@ def opened(work: Workload, laid: Laid, kind: Literal["dali", "torch"]) -> Feed:
 
 def fed(feed: Feed) -> Iterator[Tensor]:
     """The images of our batches."""
-    order = Order(feed.index, batch_size=BATCH, seed=0)
-    return (batch.images for batch in feed.batches(order, 0, ENDLESS))
+    sampler = Sampler(feed.index, batch_size=BATCH, seed=0)
+    return (batch.images for batch in feed.batches(sampler, 0, ENDLESS))
 
 
 def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:

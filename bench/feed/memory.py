@@ -23,7 +23,7 @@ from engine.config.feed import FeedConfig
 from engine.errors import UserError
 from engine.feed.index import Index
 from engine.feed.open import open_feed
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 
 SIDE, SHARD = 32, 10_000
 STEPS = 500
@@ -101,8 +101,8 @@ def measure(folder: Path, images: int) -> tuple[int, int]:
         for shards in (range(1), range(1, images // SHARD)):
             for number in shards:
                 index.add(_spans(folder, number))
-            order = Order(index, batch_size=BATCH, seed=0, class_balance=True)
-            for _ in feed.batches(order, 0, STEPS):
+            sampler = Sampler(index, batch_size=BATCH, seed=0, class_balance=True)
+            for _ in feed.batches(sampler, 0, STEPS):
                 pass
             gc.collect()
             taken.append(_rss())

@@ -18,7 +18,7 @@ from engine.config.compute import ComputeConfig
 from engine.config.distill import DistillConfig
 from engine.distributed import open_accelerator
 from engine.feed.feed import FeedBatch
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 from engine.stages.distill import Distiller
 
 WARM_UP, STEPS, ROUNDS = 3, 10, 3
@@ -36,7 +36,7 @@ def rows() -> Iterator[Row]:
         distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
         distiller.set_training(True)
         with opened(work, laid, "dali") as feed:
-            ours = feed.batches(Order(laid.index, batch_size=BATCH, seed=0), 0, ENDLESS)
+            ours = feed.batches(Sampler(laid.index, batch_size=BATCH, seed=0), 0, ENDLESS)
             shares = _shares({"ours": ours, "files": files}, distiller)
     yield Row(
         case="feed/waiting",

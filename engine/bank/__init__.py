@@ -1,1 +1,1 @@
-"""The bank: a folder of shards of labelled images, local or at an fsspec URL."""
+"""Banks: folders of shards of labelled images, local or at an fsspec URL."""

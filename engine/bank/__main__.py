@@ -1,4 +1,4 @@
-"""Looks after banks of synthetic images: whether they are sound, and several into one."""
+"""Verify and merge banks of synthetic images."""
 
 import sys
 from collections.abc import Sequence
@@ -7,20 +7,25 @@ from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli.main import main
 
-VERIFY = "checks every file, count and image of a bank; exit code 1 where it is not sound"
-MERGE = "copies the shards of several banks into a new one"
+VERIFY = "check every file, count and image of a bank; exit with code 1 if anything is wrong"
+MERGE = "copy the shards of several banks into a new bank"
 
 
 def command(arguments: Sequence[str]) -> None:
+    """Run `python -m engine.bank` with these arguments."""
     parser = ArgumentParser(prog="python -m engine.bank", description=__doc__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command")
     verify = ArgumentParser(description=VERIFY, exit_on_error=False)
     verify.add_argument("bank", metavar="BANK", help="a folder, or a URL such as s3://BUCKET/BANK")
     commands.add_subcommand("verify", verify, help=VERIFY)
     merge = ArgumentParser(description=MERGE, exit_on_error=False)
-    merge.add_argument("banks", metavar="BANK", nargs="+", help="with the same classes, image size and codec")
+    merge.add_argument(
+        "banks", metavar="BANK", nargs="+", help="banks with the same classes, image size and codec"
+    )
     merge.add_argument("--out", metavar="BANK", required=True, help="the new bank")
-    merge.add_argument("--resume", action="store_true", help="continue the merge of the same banks into it")
+    merge.add_argument(
+        "--resume", action="store_true", help="continue an interrupted merge of the same banks"
+    )
     commands.add_subcommand("merge", merge, help=MERGE)
     options = parser.parse_args(list(arguments))
     {"verify": _verify, "merge": _merge}[options.command](options[options.command])

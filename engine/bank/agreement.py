@@ -1,4 +1,4 @@
-"""Whether the teacher sees in the images what their labels say, more often than chance would have it."""
+"""Detect images whose labels the teacher confirms no more often than chance."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from math import sqrt
 
 from engine.bank.rows import Int, Rows
 
-LEAST = 32
-"""Images below which nothing is said."""
-ERRORS, SKEW = 3, 2
-"""Standard errors, and images, above chance at which an agreement is more than chance. The images are for
-many classes: a count that is expected to be a few, or none, is skewed."""
-NEAR, DECIDED = 0.1, 0.25
-"""Shares of the way from chance to full agreement: what is still near chance; how far the errors may reach,
-or else there are too few images to say anything."""
+MIN_IMAGES = 32
+"""Fewer images are never judged."""
+STANDARD_ERRORS, EXTRA_IMAGES = 3, 2
+"""An agreement is above chance if it exceeds chance by this many standard errors plus this many images. The
+images matter with many classes, where the expected count is close to 0 and its distribution skewed."""
+NEAR_CHANCE, MAX_MARGIN = 0.1, 0.25
+"""Shares of the distance from chance to full agreement: below the first an agreement is still near chance; if
+the margin of error exceeds the second, there are too few images to judge."""
 _SOURCES = "raise synthesize.steps, lower synthesize.w_bn, or check teacher.mean and teacher.std"
 _VARIATIONS = (
     "take another augment.prior, augment.class_condition text, a lower augment.strength, "
@@ -23,18 +23,18 @@ _VARIATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of images with their labels; can be added up over shards."""
+    """How often the teacher agrees with the labels of some images; can be added up over shards."""
 
     agreeing: int = 0
-    """Images whose label is the teacher's top-1."""
+    """Number of images whose label is the teacher's top-1 class."""
     labels: Counter[int] = field(default_factory=Counter)
-    """Images by label."""
+    """Number of images by label."""
     predictions: Counter[int] = field(default_factory=Counter)
-    """Images by the teacher's top-1."""
+    """Number of images by the teacher's top-1 class."""
 
     @classmethod
     def of(cls, labels: Int, top1: Int) -> "Agreement":
-        """labels, top1: [N]."""
+        """Count the agreement of labels [N] with the teacher's top-1 classes [N]."""
         return cls(
             agreeing=int((labels == top1).sum()),
             labels=Counter(labels.tolist()),
@@ -50,33 +50,34 @@ class Agreement:
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.labels.total()
 
     @property
     def chance(self) -> float:
-        """The expected share that agrees if the same predictions were dealt out at random."""
+        """Expected share of agreement if the same predictions were assigned to the images at random."""
         return self._pairs / self.images**2
 
     @property
     def is_near_chance(self) -> bool:
-        """False for too few images to tell, and for a single label, which cannot be missed."""
+        """Whether the agreement is near chance; False for too few images, and for a single label."""
         images = self.images
-        if images < LEAST or len(self.labels) < 2:
+        if images < MIN_IMAGES or len(self.labels) < 2:
             return False
         share, chance, room = self.agreeing / images, self.chance, 1 - self.chance
-        reach = ERRORS * self._standard_error + SKEW / images
-        if reach > DECIDED * room:
+        margin = STANDARD_ERRORS * self._standard_error + EXTRA_IMAGES / images
+        if margin > MAX_MARGIN * room:
             return False
-        return share <= chance + reach or share < min(2 * chance, chance + NEAR * room)
+        return share <= chance + margin or share < min(2 * chance, chance + NEAR_CHANCE * room)
 
     @property
     def _pairs(self) -> int:
-        """Of an image's label and an image's prediction, those that are equal."""
+        """Number of pairs of one image's label and any image's prediction that are equal."""
         return sum(count * self.predictions[label] for label, count in self.labels.items())
 
     @property
     def _standard_error(self) -> float:
-        """Of the share that agrees, over all ways to deal out the predictions (Hoeffding 1951)."""
+        """Standard error of the agreement over all permutations of the predictions (Hoeffding 1951)."""
         images, pairs = self.images, self._pairs
         both = sum(
             count * self.predictions[label] * (count + self.predictions[label])
@@ -86,7 +87,7 @@ class Agreement:
         return sqrt(max(variance, 0.0)) / images
 
     def sentence(self, what: str) -> str:
-        """`what`: the images, in the plural."""
+        """Return the agreement in words. `what` names the images, in the plural."""
         return (
             f"the teacher agrees with the label of {self.agreeing / self.images:.1%} of {self.images:,} "
             f"{what}, and chance is {self.chance:.1%}"
@@ -95,13 +96,14 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreements:
-    """Of the synthesized images and of all their variations, rejected ones too."""
+    """The agreement of the synthesized images, and of all their variations, including rejected ones."""
 
     sources: Agreement = Agreement()
     variations: Agreement = Agreement()
 
     @classmethod
     def of(cls, rows: Rows) -> "Agreements":
+        """Count the agreement in the rows of a shard."""
         varied = rows.parents >= 0
         return cls(
             sources=Agreement.of(rows.labels[~varied], rows.teacher_top1[~varied]),
@@ -113,7 +115,7 @@ class Agreements:
 
     @property
     def warning(self) -> str | None:
-        """One line if sources, or else variations, are near chance: what of, how near, and what to do."""
+        """One line if the sources or else the variations are near chance, with the next step; else None."""
         if self.sources.is_near_chance:
             return f"{self.sources.sentence('synthesized images')}; {_SOURCES}"
         if self.variations.is_near_chance:

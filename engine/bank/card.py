@@ -1,4 +1,4 @@
-"""README.md, the dataset card: what the bank holds, what made it, and how it is opened elsewhere."""
+"""The dataset card, README.md: what a bank contains, what made it and how to open it with other tools."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +11,26 @@ from engine.bank.stats import EDGES, Stats
 from engine.bank.storage import Storage
 
 BAR = 40
-"""Characters of the longest bar of a histogram."""
+"""Length of the longest bar of a histogram, in characters."""
 
 
-def card(manifest: Manifest, stats: Stats) -> bytes:
-    """The card of a bank; the same bank has the same card."""
+def render_card(manifest: Manifest, stats: Stats) -> bytes:
+    """Return the card of a bank. It depends on the manifest and the stats alone."""
     header = manifest.header
     coverage = stats.coverage(header.wanted_classes)
     sections = [
         _front_matter(header, stats.images),
-        _what(manifest, stats),
-        "## Made with\nThe licences of these apply to the images.\n" + "\n".join(_bullets(header.facts)),
+        _summary(manifest, stats),
+        "## Source models\nThe images were made with these models, whose licences apply to them.\n\n"
+        + "\n".join(_bullets(header.facts)),
         _counts(stats),
-        f"## Kept images by class\n{coverage[0].upper()}{coverage[1:]}.\n"
-        + _kept(header.class_names, stats.kept_by_class.tolist()),
-        "## Similarity to the source image, all and kept\n" + _similarity(stats),
-        _opening(header),
-        f"## Recipe\n```json\n{json.dumps(header.recipe, indent=2)}\n```",
+        f"## Kept images per class\n{coverage[0].upper()}{coverage[1:]}.\n\n"
+        + _fenced(histogram(header.class_names, stats.kept_by_class.tolist())),
+        "## Similarity to the source image\n"
+        "Cosine of the CLIP embeddings, number of variations and number of kept variations.\n\n"
+        + _fenced(_similarity(stats)),
+        _usage(header),
+        f"## Recipe\nThe settings that made the bank:\n\n```json\n{json.dumps(header.recipe, indent=2)}\n```",
     ]
     return ("\n\n".join(sections) + "\n").encode()
 
@@ -50,7 +53,7 @@ def _front_matter(header: Header, images: int) -> str:
 
 
 def _features(header: Header) -> list[dict[str, Any]]:
-    """Of the samples, as Hugging Face's datasets names them."""
+    """Return the features of a sample, as Hugging Face datasets describes them."""
     image: dict[str, Any] = {"dtype": "image"}
     if header.codec == "raw":
         image = {"dtype": {"array3_d": {"dtype": "uint8", "shape": [*header.image_size, header.channels]}}}
@@ -83,15 +86,15 @@ def _size_category(images: int) -> str:
     return next((name for bound, name in bounds.items() if images < bound), "n>10M")
 
 
-def _what(manifest: Manifest, stats: Stats) -> str:
+def _summary(manifest: Manifest, stats: Stats) -> str:
     height, width = manifest.header.image_size
     colours = "grey" if manifest.header.channels == 1 else "RGB"
     return (
         "# Synthetic images for distillation\n"
-        "All images are synthetic: a trained classifier was inverted, and a diffusion model may have varied\n"
-        "what came out. None is a photograph of anything.\n\n"
-        f"{stats.images:,} images of {height} x {width} ({colours}, {manifest.header.codec}) of"
-        f" {len(manifest.header.class_names):,} classes, in {len(manifest.shards):,} shards."
+        "All images are synthetic. They were made by inverting a trained classifier, the teacher, and a\n"
+        "diffusion model may have made variations of them. None is a photograph.\n\n"
+        f"{stats.images:,} images of {height} x {width} pixels ({colours}, {manifest.header.codec}) in"
+        f" {len(manifest.header.class_names):,} classes and {len(manifest.shards):,} shards."
     )
 
 
@@ -106,7 +109,7 @@ def _bullets(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 def _counts(stats: Stats) -> str:
     return (
-        "## Counts\n| | images | the teacher agrees with the label |\n|---|---|---|\n"
+        "## Counts\n| | images | the teacher agrees with the label |\n|---|---:|---:|\n"
         f"| before the filter | {stats.rows:,} | {_share(stats.agreeing_rows, stats.rows)} |\n"
         f"| kept | {stats.images:,} | {_share(stats.agreeing_images, stats.images)} |"
     )
@@ -116,12 +119,12 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "-"
 
 
-def _kept(names: Sequence[str], counts: Sequence[int]) -> str:
-    return "```\n" + "\n".join(histogram(names, counts)) + "\n```"
+def _fenced(lines: Sequence[str]) -> str:
+    return "```\n" + "\n".join(lines) + "\n```"
 
 
 def histogram(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """One line a name: its count and a bar."""
+    """Return one line per name, with its count and a bar."""
     width, most = max(map(len, names), default=0), max(counts, default=0)
     return [
         f"{name:<{width}} {count:>9,} {_bar(count, most)}".rstrip()
@@ -129,7 +132,7 @@ def histogram(names: Sequence[str], counts: Sequence[int]) -> list[str]:
     ]
 
 
-def _similarity(stats: Stats) -> str:
+def _similarity(stats: Stats) -> list[str]:
     counts = zip(
         EDGES, EDGES[1:], stats.similarity_of_all.tolist(), stats.similarity_of_kept.tolist(), strict=False
     )
@@ -139,20 +142,22 @@ def _similarity(stats: Stats) -> str:
         for low, high, every, kept in counts
         if every
     ]
-    return "```\n" + "\n".join(lines or ["no similarity was measured"]) + "\n```"
+    return lines or ["no similarity was measured"]
 
 
 def _bar(count: int, most: int) -> str:
     return "#" * -(-BAR * count // most) if most else ""
 
 
-def _opening(header: Header) -> str:
+def _usage(header: Header) -> str:
     extension = EXTENSIONS[header.codec]
     decoder = f"fn.decoders.{'numpy' if header.codec == 'raw' else 'image'}(encoded)"
-    return f"""## How to open it
-Each sample of a tar is `KEY.{extension}` and `KEY.json` (label, class, parent, seed, similarity, the
-teacher's top-1). The table in rows/ has one row an image, rejected ones too, and the place of those kept.
-DALI takes no tar without images.
+    return f"""## Usage
+Each sample of a tar is a pair of files, `KEY.{extension}` and `KEY.json` (label, class, parent, seed,
+similarity and the teacher's top-1 class). The parquet table in `rows/` has one row per image, including
+rejected ones, with the offset and size of each kept image in its tar. DALI cannot read a tar that contains
+no images.
+
 ```python
 webdataset.WebDataset("BANK/00000.tar", shardshuffle=False).decode("rgb8")
 datasets.load_dataset("BANK")
@@ -167,7 +172,7 @@ images = {decoder}
 
 
 def total_stats(storage: Storage, manifest: Manifest) -> Stats:
-    """The sum over the committed shards."""
+    """Return the sum of the stats of all committed shards."""
     zero = Stats.zero(len(manifest.header.class_names))
     with ThreadPoolExecutor(THREADS) as pool:
         documents = pool.map(storage.read, (entry.names.stats for entry in manifest.shards.values()))

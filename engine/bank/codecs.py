@@ -1,4 +1,4 @@
-"""Images to the bytes of files and back; the same image gives the same bytes."""
+"""Encode and decode images. Encoding is deterministic: equal images give equal bytes."""
 
 import io
 import os
@@ -19,13 +19,16 @@ THREADS = min(4, os.cpu_count() or 1)
 
 
 def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
-    """One file an image of uint8 [K, H, W, C]; C is 3 or, but for webp, which has no grey, 1."""
+    """Encode each of the uint8 images [K, H, W, C] as a file.
+
+    C is 3 or, except for webp, which has no grey mode, 1.
+    """
     if codec == "raw":
         header = npy_header(*images.shape[1:])
         return [header + image.tobytes() for image in images]
     settings = _settings(codec, quality)
 
-    def one(image: Images) -> bytes:
+    def encode_one(image: Images) -> bytes:
         from PIL import Image
 
         file = io.BytesIO()
@@ -33,17 +36,20 @@ def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
         return file.getvalue()
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(one, images))
+        return list(pool.map(encode_one, images))
 
 
 def decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
-    """What turns a file into uint8 [H, W, C], and raises ValueError if it is no image of `size` (H, W)."""
+    """Return a function that decodes a file to uint8 [H, W, C].
+
+    It raises ValueError if the file is not an image of `size` (H, W) with that many channels.
+    """
     return _raw_decoder(size, channels) if codec == "raw" else _pil_decoder(codec, size, channels)
 
 
 @cache
 def npy_header(height: int, width: int, channels: int) -> bytes:
-    """The 128 bytes before the pixels in a .npy file of format 1.0."""
+    """Return the 128 bytes before the pixels in a .npy file of format 1.0."""
     file = io.BytesIO()
     description = {"descr": "|u1", "fortran_order": False, "shape": (height, width, channels)}
     np.lib.format.write_array_header_1_0(file, description)
@@ -65,7 +71,7 @@ def _raw_decoder(size: tuple[int, int], channels: int) -> Callable[[bytes], Imag
 
     def decode(data: bytes) -> Images:
         if len(data) != length or not data.startswith(header):
-            raise ValueError(f"is no numpy file of uint8 {list(shape)}")
+            raise ValueError(f"is not a numpy file of uint8 {list(shape)}")
         return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 
     return decode
@@ -81,9 +87,9 @@ def _pil_decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable
             with Image.open(io.BytesIO(data), formats=[codec]) as image:
                 if image.size == size[::-1] and image.mode == mode:
                     return np.asarray(image).reshape(*size, channels)
-        except Exception as error:  # on damaged and hostile files PIL raises a dozen kinds
+        except Exception as error:  # PIL raises a dozen kinds for damaged and hostile files
             raise ValueError(f"cannot be decoded ({error})") from None
-        kind = "grey" if channels == 1 else "RGB"
-        raise ValueError(f"is no {kind} image of {size[0]} x {size[1]}")
+        kind = "a grey" if channels == 1 else "an RGB"
+        raise ValueError(f"is not {kind} image of {size[0]} x {size[1]}")
 
     return decode

@@ -1,4 +1,4 @@
-"""Size and SHA-256, by which a file is known to be unaltered."""
+"""Size and SHA-256 of files, to detect damage."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ BLOCK = 1 << 20
 
 
 class DamagedError(Exception):
-    """What is wrong with a file, without its name."""
+    """A file is damaged; the message says how, without naming the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Of one file."""
+    """The size and hash of one file."""
 
     size: int
     """Bytes."""
@@ -39,7 +39,10 @@ class Fingerprint:
             return cls.of_stream(stream)
 
     def damage(self, found: "Fingerprint | None") -> str | None:
-        """What is wrong with a file that should have this fingerprint, None where nothing is."""
+        """Return how a file is damaged whose fingerprint is `found`, or None if it is sound.
+
+        `found` is None for a missing file.
+        """
         if found is None:
             return "is missing"
         if found.size != self.size:
@@ -47,11 +50,11 @@ class Fingerprint:
         return None if found == self else "was altered (its SHA-256 differs)"
 
     def require(self, found: "Fingerprint | None") -> None:
-        """Raises DamagedError for a file that has another one."""
+        """Raise DamagedError if `found` differs."""
         if damage := self.damage(found):
             raise DamagedError(damage)
 
 
 def fingerprints(contents: Mapping[str, bytes]) -> dict[str, Fingerprint]:
-    """Of each of the files, by their names."""
+    """Return the fingerprint of each file by name."""
     return {name: Fingerprint.of(data) for name, data in contents.items()}

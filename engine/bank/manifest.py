@@ -1,4 +1,7 @@
-"""manifest.json: what a bank is and which shards are committed; a shard is in the bank once it is in here."""
+"""The manifest: what a bank is and which shards are committed.
+
+A shard is part of the bank once manifest.json lists it.
+"""
 
 import hashlib
 import json
@@ -15,84 +18,85 @@ from engine.errors import UserError
 MANIFEST = "manifest.json"
 CARD = "README.md"
 STATUS = ".status.json"
-"""What the writer says of its progress; no part of the bank."""
+"""Progress report of the writer; not part of the bank."""
 FOLDERS = ("index", "rows", "stats")
-"""The only folders in a bank: a folder with nothing but parquet files in it is a table to other tools."""
+"""The only subfolders. `rows` contains nothing but parquet files, so other tools can read it as a table."""
 
 _PART = re.compile(r"((index|rows|stats)/)?\.(\d{5,}|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
 
 
 class ShardFiles(NamedTuple):
-    """The names of a shard's files."""
+    """The file names of a shard."""
 
     tar: str
     """Images."""
     dali_index: str
-    """Where they lie in the tar."""
+    """Offset and size of each image in the tar."""
     rows: str
-    """One row an image, rejected ones too."""
+    """One row per image, including rejected ones."""
     stats: str
     """Counts."""
 
 
 def shard_name(number: int) -> str:
-    """e.g. 00007"""
+    """Return the shard number with at least five digits, e.g. 00007."""
     return f"{number:05d}"
 
 
 def shard_files(number: int) -> ShardFiles:
+    """Return the file names of a shard."""
     name = shard_name(number)
     return ShardFiles(f"{name}.tar", f"index/{name}.idx", f"rows/{name}.parquet", f"stats/{name}.json")
 
 
 def version_1_files(number: int) -> ShardFiles:
-    """As banks had them that have a manifest of version 1."""
+    """Return the file names of a shard in a bank whose manifest has version 1."""
     name = shard_name(number)
     return ShardFiles(f"{name}.tar", f"{name}.idx", f"{name}.parquet", f"{name}_stats.json")
 
 
 def shard_number(name: str) -> int | None:
-    """Return the number of the shard that a file belongs to, None if it belongs to none."""
+    """Return the number of the shard that the file belongs to, or None."""
     stem = PurePosixPath(name).stem
     number = int(stem) if re.fullmatch(r"[0-9]{5,}", stem) else None
     return number if number is not None and name in shard_files(number) else None
 
 
 def is_part(name: str) -> bool:
-    """Whether a killed writer left the file under its temporary name."""
+    """Return whether this is a temporary file, as a killed writer leaves behind."""
     return _PART.fullmatch(name) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the file is no part of a bank: a lock, a status, a temporary name."""
+    """Return whether the file is not part of the bank: a lock, a status or a temporary file."""
     return PurePosixPath(name).name.startswith(".")
 
 
 VERSION = 2
-"""Of what is written. Version 1, which is still read: files without folders, three channels in all images."""
+"""Version of new manifests. Version 1, which can still be read, has no subfolders and always 3 channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What all shards of a bank have in common."""
+    """What all shards of a bank share."""
 
     recipe: dict[str, Any]
-    """The resolved recipe that made the bank."""
+    """Resolved recipe that made the bank."""
     settings_sha256: str
-    """Over those settings that decide the shards."""
+    """Hash of the settings that determine the shards."""
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
-    """H, W"""
+    """(H, W)."""
     channels: int
-    """Of the stored images: 3 (RGB), or 1 (grey), which readers give as three equal ones."""
+    """Channels of the stored images: 3 (RGB) or 1 (grey), which readers repeat three times."""
     codec: Codec
     quality: int
     facts: dict[str, Any]
-    """Of the teacher, the priors and their licences: for the card."""
+    """Names, weights and licences of the teacher and the priors, for the card."""
 
     @property
     def wanted_classes(self) -> list[bool]:
-        """[C]: whether the recipe asks for images of the class; all of them in a merged bank."""
+        """Return [C] flags: whether the recipe asks for images of the class; always true in a merged bank."""
         synthesize = self.recipe.get("synthesize")
         weights = (synthesize.get("class_weights") if isinstance(synthesize, Mapping) else None) or {}
         return [weights.get(name, 1.0) > 0 for name in self.class_names]
@@ -100,7 +104,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a shard of a merged bank was made."""
+    """The bank and number that a shard of a merged bank was copied from."""
 
     settings_sha256: str
     seed: int | None
@@ -113,9 +117,9 @@ class ShardEntry:
 
     files: Mapping[str, Fingerprint]
     rows: int
-    """All images, rejected ones too."""
+    """Number of images, including rejected ones."""
     images: int
-    """The kept ones."""
+    """Number of kept images."""
     origin: Origin | None = None
 
     @property
@@ -125,28 +129,32 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Immutable; what changes it makes another."""
+    """An immutable manifest; change it with `dataclasses.replace`."""
 
     header: Header
     shards: Mapping[int, ShardEntry] = field(default_factory=dict)
-    """By their numbers, ascending."""
+    """By shard number, ascending."""
     writer: str | None = None
-    """Who writes to the bank, where no lock can say so."""
+    """Token of the current writer, if the storage has no locks."""
     version: int = VERSION
-    """As it was read; only VERSION can be written."""
+    """Version that was read; only VERSION can be written."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", dict(sorted(self.shards.items())))
 
     @property
     def images(self) -> int:
-        """The kept images of all shards."""
+        """Number of kept images in all shards."""
         return sum(entry.images for entry in self.shards.values())
 
     def to_json(self) -> bytes:
-        """One line a shard; `sha256` is over all the rest. Raises ValueError for an earlier version."""
+        """Return the document, one line per shard; its `sha256` covers all other fields.
+
+        Raises:
+            ValueError: if the manifest has an earlier version.
+        """
         if self.version != VERSION:
-            raise ValueError(f"a manifest of version {self.version} is only read")
+            raise ValueError(f"a manifest of version {self.version} can only be read")
         shards = {shard_name(number): _fields(entry) for number, entry in self.shards.items()}
         document = {
             "version": VERSION,
@@ -161,14 +169,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, bank: str) -> "Manifest":
-        """Raises UserError that names the manifest of `bank`."""
+        """Parse a manifest.
+
+        Raises:
+            UserError: if it is damaged or has an unknown version; the message names the manifest of `bank`.
+        """
         try:
             document = json.loads(data)
             digest = document.pop("sha256")
             version = document["version"]
             if version not in (1, VERSION):
                 raise UserError(
-                    f"{bank}/{MANIFEST} is of version {version}; this engine reads versions 1 to {VERSION}"
+                    f"{bank}/{MANIFEST} has version {version}, but this engine reads versions 1 to {VERSION};"
+                    " update the engine"
                 )
             if digest != _digest(document):
                 raise ValueError("its SHA-256 differs")
@@ -185,7 +198,7 @@ class Manifest:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{bank}/{MANIFEST} is damaged ({error});"
-                " restore it from a copy, or make the bank anew elsewhere"
+                " restore it from a copy, or make a new bank elsewhere"
             ) from None
 
 
@@ -209,44 +222,45 @@ def _header(fields: dict[str, Any]) -> Header:
     channels = type(header.channels) is int and header.channels in (1, 3)
     texts = all(type(name) is str for name in names)
     if not (sides and channels and texts and header.codec in get_args(Codec)):
-        raise ValueError("its header is not a bank's")
+        raise ValueError("its header is invalid")
     return header
 
 
 def _entry(number: int, names: ShardFiles, fields: dict[str, Any]) -> ShardEntry:
     files = {file: Fingerprint(*values) for file, values in fields.pop("files").items()}
-    if tuple(files) != names or not all(map(_valid, files.values())):
-        raise ValueError(f"shard {shard_name(number)} has other files than a shard's")
+    if tuple(files) != names or not all(map(_is_valid, files.values())):
+        raise ValueError(f"shard {shard_name(number)} has invalid file entries")
     origin = fields.pop("origin", None)
     return ShardEntry(files=files, origin=origin and Origin(**origin), **fields)
 
 
-def _valid(one: Fingerprint) -> bool:
-    return type(one.size) is int and one.size >= 0 and bool(re.fullmatch(r"[0-9a-f]{64}", one.sha256))
+def _is_valid(it: Fingerprint) -> bool:
+    return type(it.size) is int and it.size >= 0 and bool(re.fullmatch(r"[0-9a-f]{64}", it.sha256))
 
 
-OTHER_COMMAND = "one of engine.run and engine.generate made it, and this is the other"
-"""The only difference that is not among the settings."""
+OTHER_COMMAND = "engine.run and engine.generate cannot continue each other's banks"
+"""The one cause of a different hash that is not a setting."""
 
 
 def require_same_settings(url: str, stored: Header, new: Header) -> None:
+    """Raise UserError if the bank at `url` has other settings; the message names the first difference."""
     if stored.settings_sha256 != new.settings_sha256:
         recipe, facts = (json.loads(json.dumps(part)) for part in (new.recipe, new.facts))
         difference = first_difference(stored.facts, facts) or first_difference(stored.recipe, recipe)
         raise UserError(
             f"--resume: {url} was made with other settings: {difference or OTHER_COMMAND};"
-            " restore that file or setting, or give another bank"
+            " restore that file or setting, or choose another bank"
         )
     for name in ("class_names", "image_size", "channels", "codec", "quality"):
         before, after = getattr(stored, name), getattr(new, name)
         if before != after:
             raise UserError(
-                f"--resume: {url} was made with another {name} ({before!r} -> {after!r}); give another bank"
+                f"--resume: {url} was made with another {name} ({before!r} -> {after!r}); choose another bank"
             )
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """`key: old value -> new value` of the first setting that differs, None where all are equal."""
+    """Return `key: old value -> new value` for the first setting that differs, or None if all are equal."""
     before, after = _flat(old), _flat(new)
     for key in before | after:
         if before.get(key) != after.get(key):

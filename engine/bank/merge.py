@@ -1,4 +1,4 @@
-"""Several banks into a new one: shards are copied as they are and numbered anew."""
+"""Merge several banks into a new one: copy their shards unchanged and renumber them."""
 
 import hashlib
 import json
@@ -18,18 +18,19 @@ MERGED = "merged"
 
 
 def merged_recipe(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the recipe of a merged bank's header."""
     return {MERGED: by_bank(recipes)}
 
 
 def by_bank(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One where all are equal."""
+    """Return the values by bank number, or a single value if all are equal."""
     if all(value == values[0] for value in values):
         return values[0]
     return {f"bank {place}": value for place, value in enumerate(values, 1)}
 
 
 def recipes_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recipes that made a bank's shards, by what stands in its header; of merged banks, too, in order."""
+    """Return the recipes in the `recipe` of a bank's header, in order: several if the bank was merged."""
     if MERGED not in recipe:
         return [recipe]
     inner = recipe[MERGED]
@@ -38,7 +39,7 @@ def recipes_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 COMMON = ("class_names", "image_size", "channels", "codec")
-"""What banks must have in common."""
+"""Header fields that must be equal in all merged banks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,16 @@ class Source:
 
 
 def merge(urls: Sequence[str], out: str, *, resume: bool, say: Callable[[str], None]) -> Manifest:
-    """Copies the shards of the banks at `urls` to the bank at `out`, the same shard only once.
+    """Copy the shards of the banks at `urls` to the bank at `out`, identical shards only once.
 
-    `resume` continues what was begun with the same banks. Gives the new bank's manifest. Raises UserError for
-    banks that do not go together, and for a damaged shard, which it names.
+    Args:
+        resume: continue an interrupted merge of the same banks.
+
+    Returns:
+        The manifest of the new bank.
+
+    Raises:
+        UserError: if the banks do not match, or if a shard is damaged; the message names it.
     """
     storages = [open_storage(url) for url in urls]
     manifests = [read_manifest(storage) for storage in storages]
@@ -66,7 +73,7 @@ def merge(urls: Sequence[str], out: str, *, resume: bool, say: Callable[[str], N
         for number, source in enumerate(sources):
             if number not in writer.committed:
                 contents = dict(zip(shard_files(number), _contents(source), strict=True))
-                writer.adopt(number, contents, source.entry.rows, source.entry.images, source.origin)
+                writer.commit_files(number, contents, source.entry.rows, source.entry.images, source.origin)
     return read_manifest(open_storage(out))
 
 
@@ -76,12 +83,12 @@ def _require_common(first: str, expected: Header, url: str, header: Header) -> N
         if ours != theirs:
             raise UserError(
                 f"{url} differs from {first} in {name} ({theirs!r}, not {ours!r});"
-                " merge banks that agree in it"
+                " merge banks with the same one"
             )
 
 
 def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Iterator[Source]:
-    """Shards differ by their images; those without any, whose tars are all the same, by their rows."""
+    """Yield each shard once. Shards are identified by their tars; shards without images, by their rows."""
     seen = set()
     for storage, manifest in zip(storages, manifests, strict=True):
         header = manifest.header
@@ -96,7 +103,7 @@ def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Ite
 
 
 def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
-    """What decides the merged shards is which files they are copied from, in their order."""
+    """Return the header of the merged bank. Its settings hash covers the source files in order."""
     first = manifests[0].header
     files = [[one.sha256 for one in source.entry.files.values()] for source in sources]
     return Header(
@@ -112,7 +119,7 @@ def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
 
 
 def _contents(source: Source) -> list[bytes]:
-    """The files of a shard, proved to be those that were committed."""
+    """Return the files of a shard, checked against the manifest."""
     found = []
     for name, expected in source.entry.files.items():
         try:
@@ -132,5 +139,5 @@ def _contents(source: Source) -> list[bytes]:
 def _bad_shard(source: Source, what: str) -> UserError:
     return UserError(
         f"{source.storage.url}: shard {shard_name(source.number)}: {what};"
-        " restore the file from a copy; engine.generate --resume mends a bank that it made, too"
+        " restore the file from a copy; engine.generate --resume repairs a bank that it made"
     )

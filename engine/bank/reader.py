@@ -1,4 +1,4 @@
-"""Reads a bank's committed shards; a remote one through copies on this machine."""
+"""Read the committed shards of a bank; remote files are first copied to this machine."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from engine.errors import UserError
 
 
 class BankReader:
-    """The shards that the manifest named when it was last read."""
+    """The shards in the manifest as it was last read."""
 
     def __init__(self, storage: Storage, manifest: Manifest, *, verify: bool, cache: Path) -> None:
         self._storage = storage
@@ -31,11 +31,15 @@ class BankReader:
 
     @classmethod
     def open(cls, url: str, *, verify: bool = True, cache: Path | None = None) -> "BankReader":
-        """Raises UserError where there is no bank.
+        """Open a bank.
 
-        `verify`: each file is checked for size and SHA-256 when it is first used, a tar in its structure too.
-        `cache`: the folder of the copies of remote files (default: `banks` in $ENGINE_CACHE, else in
-        ~/.cache/dda-engine).
+        Args:
+            verify: check the size and SHA-256 of each file, and the structure of each tar, at its first use.
+            cache: folder for copies of remote files (default: `banks` in $ENGINE_CACHE or else in
+                ~/.cache/dda-engine).
+
+        Raises:
+            UserError: if there is no bank at `url`, or its manifest is damaged.
         """
         storage = open_storage(url)
         default = Path(os.environ.get("ENGINE_CACHE") or "~/.cache/dda-engine").expanduser() / "banks"
@@ -47,36 +51,36 @@ class BankReader:
 
     @property
     def shards(self) -> Mapping[int, ShardEntry]:
-        """By their numbers, ascending."""
+        """The shards by number, ascending."""
         return self._manifest.shards
 
     @property
     def numbers(self) -> list[int]:
-        """Of the shards, ascending."""
+        """The shard numbers, ascending."""
         return list(self._manifest.shards)
 
     @property
     def images_sha256(self) -> str:
-        """The same for banks with the same images, whatever else is in them."""
+        """A hash of the images alone: equal for banks with the same tars and image size."""
         tars = [entry.files[entry.names.tar].sha256 for entry in self._manifest.shards.values()]
         return hashlib.sha256(json.dumps([self.header.image_size, tars]).encode()).hexdigest()
 
     def only(self, numbers: Iterable[int]) -> "BankReader":
-        """A reader of these shards alone."""
+        """Return a reader of only these shards."""
         shards = {number: self._manifest.shards[number] for number in numbers}
         manifest = replace(self._manifest, shards=shards)
         return BankReader(self._storage, manifest, verify=self._verify, cache=self._cache)
 
     def refresh(self) -> None:
-        """Reads the manifest again: shards that were committed since join."""
+        """Read the manifest again, to include newly committed shards."""
         self._manifest = read_manifest(self._storage)
 
     def rows(self, number: int) -> Rows:
-        """All rows of a shard, rejected ones too."""
+        """Return all rows of a shard, including rejected ones."""
         return self._table(number).rows
 
     def spans(self, number: int) -> Spans:
-        """Where the kept images of a shard lie."""
+        """Return the byte spans of the kept images of a shard."""
         table = self._table(number)
         rows, kept = table.rows, table.rows.kept
         return Spans(
@@ -89,7 +93,10 @@ class BankReader:
         )
 
     def images(self, number: int, positions: Sequence[int] | Int) -> Images:
-        """uint8 [n, H, W, 3], grey ones too; `positions` are among the kept images of a shard."""
+        """Return images of a shard, uint8 [N, H, W, 3], even if they are grey.
+
+        `positions` count the kept images of the shard from 0.
+        """
         spans = self.spans(number)
         decode = decoder(self.header.codec, self.header.image_size, self.header.channels)
         images = np.empty((len(positions), *self.header.image_size, 3), np.uint8)
@@ -120,11 +127,11 @@ class BankReader:
                 raise self._bad(number, f"{name}: {error}") from None
             kept = zip(table.offsets[table.rows.kept], table.sizes[table.rows.kept], strict=True)
             if [(it.offset, it.size) for it in images] != list(kept):
-                raise self._bad(number, f"{name} holds other images than its parquet file says")
+                raise self._bad(number, f"{name} does not contain the images that its parquet file lists")
         return path
 
     def _file(self, number: int, name: str) -> Path:
-        """A file of this machine; hashed when it is first used."""
+        """Return the local path of a file, which is hashed at its first use."""
         expected = self._manifest.shards[number].files[name]
         verify = self._verify and not self._is_verified(number, name)
         try:
@@ -141,18 +148,18 @@ class BankReader:
         url = self._storage.url
         return UserError(
             f"{url}: shard {shard_name(number)}: {what};"
-            f" python -m engine.bank verify {url} names every bad shard;"
-            " restore the file from a copy; engine.generate --resume mends a bank that it made, too"
+            f" python -m engine.bank verify {url} lists every bad file;"
+            " restore the file from a copy; engine.generate --resume repairs a bank that it made"
         )
 
 
 def read_manifest(storage: Storage) -> Manifest:
-    """Raises UserError where there is none, or a damaged one."""
+    """Return the manifest of a bank. Raises UserError if it is missing or damaged."""
     try:
         return Manifest.from_json(storage.read(MANIFEST), storage.url)
     except FileNotFoundError:
         raise UserError(
-            f"{storage.url} has no {MANIFEST}, so it is no bank; give the folder of one"
+            f"{storage.url} has no {MANIFEST}, so it is not a bank; give the folder of a bank"
         ) from None
 
 
@@ -161,22 +168,22 @@ Snapshot = dict[int, str]
 
 
 def snapshot(bank: BankReader, numbers: Iterable[int] | None = None) -> Snapshot:
-    """Of the numbered shards; of all by default."""
+    """Return the snapshot of the numbered shards (default: all)."""
     shards = bank.shards
     chosen = shards if numbers is None else numbers
     return {number: _tar_sha256(shards[number]) for number in chosen}
 
 
 def require_snapshot(bank: BankReader, url: str, taken: Snapshot) -> None:
-    """Raises UserError that names the first shard that is missing or another one."""
+    """Raise UserError if a shard of the snapshot is missing or has changed; name the first one."""
     shards = bank.shards
     for number, sha256 in taken.items():
         found = _tar_sha256(shards[number]) if number in shards else None
         if found != sha256:
-            what = "is missing" if found is None else "is another one"
+            what = "is missing" if found is None else "has changed"
             raise UserError(
                 f"{url}: shard {shard_name(number)}, which this run was trained on, {what};"
-                " restore it, or begin again in another --out"
+                " restore it, or start again in another --out"
             )
 
 

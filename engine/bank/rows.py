@@ -1,4 +1,4 @@
-"""What a shard knows of each of its images, and where they lie."""
+"""Per-image data of a shard: its rows, and the location of each kept image in the tar."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,24 +13,24 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """One row an image, rejected ones too, in ascending order of the keys; all columns [N]."""
+    """One row per image, including rejected ones, in ascending order of the keys; all columns [N]."""
 
     keys: Int
-    """Unique in the shard."""
+    """Unique within the shard."""
     labels: Int
     parents: Int
     """Key of the source image, -1 for a source."""
     seeds: Int
-    """The seed that the image's noise was drawn from."""
+    """Seed of the image's noise."""
     similarity: Float
-    """Cosine of the CLIP embeddings of image and source; NaN for a source and where no CLIP was asked."""
+    """Cosine of the CLIP embeddings of image and source; NaN for a source, and if CLIP was not used."""
     passes_clip: Bool
     """True for a source."""
     kept: Bool
-    """Whether the image is in the shard's tar; True for a source."""
+    """Whether the image is in the tar; True for a source."""
     teacher_top1: Int
     confidence: Float
-    """The teacher's probability of its top-1."""
+    """The teacher's probability for its top-1 class."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -38,25 +38,25 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """Where the K kept images of a shard lie in its tar, in ascending order of the keys; columns [K]."""
+    """The byte span of each of the K kept images of a shard, in ascending order of the keys; columns [K]."""
 
     path: Path
-    """A local file: the shard's tar, or its verified copy."""
+    """Local file: the tar itself or a verified copy."""
     offsets: Int
-    """Of the encoded image's first byte in the tar."""
+    """Offset of the encoded image in the tar, in bytes."""
     sizes: Int
-    """Bytes of the encoded image."""
+    """Size of the encoded image in bytes."""
     keys: Int
     labels: Int
     agrees: Bool
-    """Where the teacher's top-1 is the label."""
+    """Whether the teacher's top-1 class is the label."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 def row_fault(rows: Rows, num_classes: int) -> str | None:
-    """Why these are no rows of a shard, None where they are."""
+    """Return why the rows are invalid, or None if they are valid."""
     for field in fields(rows):
         if getattr(rows, field.name).shape != (len(rows),):
             return f"the column {field.name} has another length"

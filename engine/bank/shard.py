@@ -1,4 +1,4 @@
-"""The files of a shard, a pure function of its rows and images."""
+"""Build the files of a shard: a pure function of its rows and images."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from engine.bank.stats import Stats
 from engine.bank.table import Table, to_parquet
 from engine.bank.tars import Member, pack
 
-VERSION = "v1.2"
+DALI_INDEX_VERSION = "v1.2"
 
 
 def dali_index(members: Sequence[Member]) -> bytes:
-    """One line a sample: extension, offset, size and name of the image, then those of its json."""
-    lines = [f"{VERSION} {len(members) // 2}"]
+    """Return DALI's index: a line per sample with extension, offset, size and name of image and json."""
+    lines = [f"{DALI_INDEX_VERSION} {len(members) // 2}"]
     for image, description in zip(members[::2], members[1::2], strict=True):
         lines.append(f"{_entry(image)} {_entry(description)}")
     return ("\n".join(lines) + "\n").encode()
@@ -29,12 +29,12 @@ def _entry(member: Member) -> str:
 
 
 def stems(rows: Rows) -> list[str]:
-    """The name of each kept image without its extension."""
+    """Return the file name of each kept image, without the extension."""
     return [f"{key:012d}" for key in rows.keys[rows.kept].tolist()]
 
 
 def descriptions(rows: Rows, class_names: Sequence[str]) -> Iterator[bytes]:
-    """The json of each kept image; `similarity` is null where there is none."""
+    """Yield the json of each kept image; `similarity` is null if none was measured."""
     kept = rows.kept
     columns = {
         "key": rows.keys[kept].tolist(),
@@ -51,9 +51,13 @@ def descriptions(rows: Rows, class_names: Sequence[str]) -> Iterator[bytes]:
 
 
 def shard_contents(number: int, rows: Rows, images: Images, header: Header) -> dict[str, bytes]:
-    """The bytes of each file by its name; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
+    """Return the contents of each file of a shard by name.
 
-    Raises ValueError for rows or images that are not of a shard of that header.
+    Args:
+        images: the kept images, uint8 [K, H, W, 3], in the order of the rows.
+
+    Raises:
+        ValueError: if the rows or images are invalid or do not match the header.
     """
     _check(rows, images, header)
     extension = EXTENSIONS[header.codec]
@@ -81,4 +85,4 @@ def _check(rows: Rows, images: Images, header: Header) -> None:
     if images.dtype != np.uint8 or images.shape != shape:
         raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 {shape}")
     if header.channels == 1 and (images[..., 1:] != images[..., :1]).any():
-        raise ValueError("images of a grey bank have three equal channels, and these do not")
+        raise ValueError("the images of a grey bank must have three equal channels, but these differ")

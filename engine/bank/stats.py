@@ -1,4 +1,4 @@
-"""The counts of a shard, and their sums."""
+"""Image counts of a shard, which can be added up over shards."""
 
 import json
 from collections.abc import Sequence
@@ -9,28 +9,29 @@ import numpy as np
 from engine.bank.rows import Float, Int, Rows
 
 EDGES = np.linspace(-1, 1, 41).round(2)
-"""Of the similarity's histogram: steps of 0.05."""
+"""Bin edges of the similarity histogram, 0.05 apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What can be added up over shards."""
+    """Image counts of one or more shards."""
 
     rows: int
-    """All images, rejected ones too."""
+    """Number of images, including rejected ones."""
     images: int
-    """The kept ones."""
+    """Number of kept images."""
     kept_by_class: Int
-    """[C]"""
+    """[C]."""
     similarity_of_all: Int
-    """[40], between EDGES; images without a similarity are in no bin."""
+    """[40], the bins between EDGES; images without a similarity are not counted."""
     similarity_of_kept: Int
     agreeing_rows: int
-    """Where the teacher's top-1 is the label."""
+    """Number of images whose label is the teacher's top-1 class."""
     agreeing_images: int
 
     @classmethod
     def of(cls, rows: Rows, num_classes: int) -> "Stats":
+        """Count the images of a shard."""
         agrees = rows.teacher_top1 == rows.labels
         return cls(
             len(rows),
@@ -44,15 +45,17 @@ class Stats:
 
     @classmethod
     def zero(cls, num_classes: int) -> "Stats":
-        """Of no images."""
+        """Return the counts of an empty bank."""
         bins = np.zeros(len(EDGES) - 1, np.int64)
         return cls(0, 0, np.zeros(num_classes, np.int64), bins, bins, 0, 0)
 
     def coverage(self, wanted: Sequence[bool]) -> str:
-        """How many of the wanted classes, [C], have kept images, in a few words."""
+        """Say how many of the `wanted` classes, [C], have kept images."""
         missing = int((np.array(wanted, np.bool_) & (self.kept_by_class == 0)).sum())
         count = sum(wanted)
-        unwanted = f" of weight above 0 ({len(wanted) - count:,} have 0)" if count < len(wanted) else ""
+        unwanted = (
+            f" with a weight above 0 ({len(wanted) - count:,} have weight 0)" if count < len(wanted) else ""
+        )
         if missing:
             return f"warning: {missing:,} of {count:,} classes{unwanted} have no images"
         return f"all {count:,} classes{unwanted} have images"
@@ -61,6 +64,7 @@ class Stats:
         return Stats(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))
 
     def to_json(self) -> bytes:
+        """Return the stats file of a shard."""
         document = {
             "rows": self.rows,
             "images": self.images,
@@ -76,7 +80,11 @@ class Stats:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Stats":
-        """Raises ValueError or LookupError for what to_json did not write."""
+        """Parse what `to_json` wrote.
+
+        Raises:
+            ValueError or LookupError: if `data` is anything else.
+        """
         read = json.loads(data)
         return cls(
             read["rows"],

@@ -1,6 +1,6 @@
-"""The few verbs of a bank's folder, the same for a local one and one at an fsspec URL.
+"""Read and write the files of a bank, in a local folder or at an fsspec URL.
 
-A file that is written is whole or absent. What fails raises OSError that names the file.
+Writes are atomic: a file is complete or absent. Failures raise OSError with the file's name.
 """
 
 import errno
@@ -19,35 +19,16 @@ from engine.errors import UserError
 from export.locks import exclusive, exclusive_if_free
 from export.sealed import fsync
 
-
-def local_copy(
-    folder: Path, suffix: str, expected: Fingerprint, download: Callable[[Path], None], *, verify: bool
-) -> Path:
-    """The copy in `folder`; where there is none, or `verify` finds it altered, `download` writes it anew.
-
-    Of several processes one downloads, the others wait for it. Raises DamagedError where the download has
-    another content, and keeps nothing of it.
-    """
-    path = folder / expected.sha256[:2] / f"{expected.sha256}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_suffix(".lock"), on_wait=lambda: None):
-        if not path.exists() or (verify and Fingerprint.of_file(path) != expected):
-            with replacing(path) as part:
-                download(part)
-                expected.require(Fingerprint.of_file(part))
-    return path
-
-
 LOCK = ".lock"
 
 
 def absolute(url: str) -> str:
-    """A folder's path as processes with another working directory find it; a URL as it is."""
+    """Return a folder's absolute path; return a URL unchanged."""
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def open_storage(url: str) -> "Storage":
-    """The folder at a path or URL, which need not exist. Raises UserError for a URL that nothing opens."""
+    """Open the folder at a path or URL, which need not exist. Raises UserError for an unknown kind of URL."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme in ("file", "local"):
         return LocalStorage(Path(rest if separator else url).expanduser())
@@ -59,48 +40,56 @@ def open_storage(url: str) -> "Storage":
         package = "dda-engine[s3]" if scheme in ("s3", "s3a") else "its package"
         raise UserError(f"{url}: {error}; pip install {package}") from None
     except ValueError as error:
-        raise UserError(f"{url}: {error}; give a folder, or a URL that fsspec opens") from None
+        raise UserError(f"{url}: {error}; give a folder, or a URL that fsspec can open") from None
     return RemoteStorage(url.rstrip("/"), filesystem, path.rstrip("/"))
 
 
 class Storage(ABC):
-    """A bank's folder. Names are of files in it or in one of its FOLDERS, such as `rows/00000.parquet`."""
+    """A bank's folder. File names are relative to it: `00000.tar` or, in FOLDERS, `rows/00000.parquet`."""
 
     url: str
     token: str | None = None
-    """By which this writer knows its own manifests; None where `alone` shuts others out."""
+    """Identifies this writer's manifests; None if `lock` excludes other writers."""
 
     @abstractmethod
-    def alone(self) -> AbstractContextManager[bool]:
-        """Whether no other process writes here; it holds until the context ends."""
+    def lock(self) -> AbstractContextManager[bool]:
+        """Lock the folder until the context ends; yield False if another process has locked it.
+
+        A folder without locks always yields True.
+        """
 
     @abstractmethod
     def names(self) -> list[str]:
-        """All names in the folder and its FOLDERS, sorted; none if there is no folder."""
+        """Return all file names in the folder and its FOLDERS, sorted; none if the folder does not exist."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """In bytes; None where there is no such file."""
+        """Return the size of a file in bytes, or None if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Return the content of a file. Raises FileNotFoundError if it does not exist."""
 
     @abstractmethod
-    def write(self, name: str, data: bytes) -> None: ...
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file atomically."""
 
     @abstractmethod
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str) -> None:
+        """Delete a file."""
 
     @abstractmethod
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:
-        """A file of this machine with that content: the bank's own, or a copy of it in the folder `cache`.
+        """Return the path of a local file with that content: the bank's own, or a copy in the folder `cache`.
 
-        Raises DamagedError where it is otherwise; without `verify` only what is downloaded is hashed.
+        Without `verify` only a new download is hashed.
+
+        Raises:
+            DamagedError: if the file is missing or its content differs.
         """
 
     def fingerprint(self, name: str) -> Fingerprint | None:
-        """None where there is no such file."""
+        """Return the fingerprint of a file, or None if it does not exist."""
         try:
             return Fingerprint.of(self.read(name))
         except FileNotFoundError:
@@ -108,7 +97,7 @@ class Storage(ABC):
 
 
 class LocalStorage(Storage):
-    """A folder of this machine."""
+    """A local folder, protected by a file lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,7 +105,7 @@ class LocalStorage(Storage):
         self._writer = uuid.uuid4().hex
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
+    def lock(self) -> Iterator[bool]:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.url} is a file; give a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,25 +121,25 @@ class LocalStorage(Storage):
 
     def size(self, name: str) -> int | None:
         try:
-            with naming(f"{self.url}/{name}"):
+            with errors_naming(f"{self.url}/{name}"):
                 return (self.folder / name).stat().st_size
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
-        with naming(f"{self.url}/{name}"):
+        with errors_naming(f"{self.url}/{name}"):
             return (self.folder / name).read_bytes()
 
     def fingerprint(self, name: str) -> Fingerprint | None:
         try:
-            with naming(f"{self.url}/{name}"):
+            with errors_naming(f"{self.url}/{name}"):
                 return Fingerprint.of_file(self.folder / name)
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         path = self.folder / name
-        with naming(f"{self.url}/{name}"):
+        with errors_naming(f"{self.url}/{name}"):
             if path.parent != self.folder and not path.parent.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fsync(self.folder)
@@ -167,7 +156,7 @@ class LocalStorage(Storage):
 
 
 class RemoteStorage(Storage):
-    """A folder of an fsspec file system whose puts are whole or absent, as those of object stores are."""
+    """A folder of an fsspec file system with atomic puts, such as an object store. It has no locks."""
 
     def __init__(self, url: str, filesystem: Any, path: str) -> None:
         self.url = url
@@ -175,7 +164,7 @@ class RemoteStorage(Storage):
         self._filesystem = filesystem
         self._path = path
 
-    def alone(self) -> AbstractContextManager[bool]:
+    def lock(self) -> AbstractContextManager[bool]:
         return nullcontext(True)
 
     def names(self) -> list[str]:
@@ -185,10 +174,10 @@ class RemoteStorage(Storage):
         return sorted([*(found - inner), *files])
 
     def _listed(self, below: str) -> set[str]:
-        """The names in the folder, or in one in it."""
+        """Return the names in the folder or, such as below="/rows", in a subfolder."""
         path = self._path + below
         try:
-            with naming(self.url + below):
+            with errors_naming(self.url + below):
                 found = self._filesystem.ls(path, detail=False)
         except FileNotFoundError:
             return set()
@@ -196,31 +185,31 @@ class RemoteStorage(Storage):
 
     def size(self, name: str) -> int | None:
         try:
-            with naming(f"{self.url}/{name}"):
+            with errors_naming(f"{self.url}/{name}"):
                 size: int = self._filesystem.size(self._at(name))
                 return size
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
-        with naming(f"{self.url}/{name}"):
+        with errors_naming(f"{self.url}/{name}"):
             return self._filesystem.cat_file(self._at(name))
 
     def write(self, name: str, data: bytes) -> None:
-        with naming(f"{self.url}/{name}"):
+        with errors_naming(f"{self.url}/{name}"):
             self._filesystem.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
-        with naming(f"{self.url}/{name}"):
+        with errors_naming(f"{self.url}/{name}"):
             self._filesystem.rm_file(self._at(name))
 
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:
         def download(to: Path) -> None:
-            with naming(f"{self.url}/{name} (to {to})"):
+            with errors_naming(f"{self.url}/{name} (to {to})"):
                 self._filesystem.get_file(self._at(name), str(to))
 
         try:
-            return local_copy(cache, Path(name).suffix, expected, download, verify=verify)
+            return cached_copy(cache, Path(name).suffix, expected, download, verify=verify)
         except FileNotFoundError:
             raise DamagedError("is missing") from None
 
@@ -229,8 +218,8 @@ class RemoteStorage(Storage):
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Whatever fails inside is an OSError that names `path`; remote file systems raise many kinds."""
+def errors_naming(path: str) -> Iterator[None]:
+    """Turn any exception into an OSError that names `path`; remote file systems raise many kinds."""
     try:
         yield
     except FileNotFoundError:
@@ -239,3 +228,23 @@ def naming(path: str) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
+
+
+def cached_copy(
+    folder: Path, suffix: str, expected: Fingerprint, download: Callable[[Path], None], *, verify: bool
+) -> Path:
+    """Return the path of a file's copy in `folder`, and download the file if there is no valid copy.
+
+    With `verify` an existing copy is hashed first. Only one process downloads; the others wait for it.
+
+    Raises:
+        DamagedError: if the download does not have the expected content; it is deleted.
+    """
+    path = folder / expected.sha256[:2] / f"{expected.sha256}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock"), on_wait=lambda: None):
+        if not path.exists() or (verify and Fingerprint.of_file(path) != expected):
+            with replacing(path) as part:
+                download(part)
+                expected.require(Fingerprint.of_file(part))
+    return path

@@ -1,4 +1,4 @@
-"""The parquet file of a shard: one row an image, rejected ones too."""
+"""The parquet file of a shard: one row per image, including rejected ones."""
 
 import io
 from dataclasses import dataclass
@@ -23,21 +23,22 @@ COLUMNS = {
     "teacher_top1": ("teacher_top1", "int64"),
     "confidence": ("confidence", "float32"),
 }
-"""By the parquet's names: the field of Rows and the type."""
+"""Field of `Rows` and type of each parquet column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of a shard and where their encoded images lie in its tar; [N]."""
+    """The rows of a shard and the byte span of each encoded image in its tar; columns [N]."""
 
     rows: Rows
     offsets: Int
-    """-1 where rejected."""
+    """-1 for rejected images."""
     sizes: npt.NDArray[np.int32]
-    """0 where rejected."""
+    """0 for rejected images."""
 
 
 def to_parquet(table: Table) -> bytes:
+    """Return the parquet file of a table."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -51,7 +52,11 @@ def to_parquet(table: Table) -> bytes:
 
 
 def from_parquet(data: bytes, num_classes: int) -> Table:
-    """Raises ValueError where that is no parquet file of a shard's rows."""
+    """Read the parquet file of a shard.
+
+    Raises:
+        ValueError: if `data` is not a parquet file of valid rows; the message completes a sentence.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -60,11 +65,11 @@ def from_parquet(data: bytes, num_classes: int) -> Table:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if table.schema != _schema() or any(column.null_count for column in table.columns):
-        raise ValueError("has other columns than a bank's")
+        raise ValueError("does not have the columns of a bank")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     rows = Rows(**{field: columns[name] for name, (field, _) in COLUMNS.items()})
     if fault := row_fault(rows, num_classes):
-        raise ValueError(f"has rows of which {fault}")
+        raise ValueError(f"has invalid rows: {fault}")
     return Table(rows, columns["offset"], columns["bytes"])
 
 

@@ -1,6 +1,7 @@
-"""Tar files of one kind only: what is read must have, byte for byte, the headers that are written here.
+"""Write tar files, and read only tar files whose headers match byte for byte what is written here.
 
-POSIX ustar; regular files with plain names, owner, mode and time fixed; two zero blocks end it.
+The format is POSIX ustar: regular files with plain names and a fixed owner, mode and time, then two zero
+blocks.
 """
 
 import mmap
@@ -22,7 +23,7 @@ _FIXED_SUM = sum(_MODE_AND_OWNER + _TIME + b" " * 8 + _REST)
 
 
 class Member(NamedTuple):
-    """A file in a tar; its first byte is at `offset`."""
+    """A file in a tar; `offset` is the position of its first byte."""
 
     name: str
     offset: int
@@ -30,11 +31,11 @@ class Member(NamedTuple):
 
 
 class TarError(ValueError):
-    """What is wrong, with the member's name or place; not with the tar's."""
+    """A tar is damaged or hostile; the message names the member, but not the tar."""
 
 
 def pack(files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
-    """The tar of named files, and where they lie in it."""
+    """Return a tar of the named files and its members."""
     parts: list[bytes] = []
     members: list[Member] = []
     offset = 0
@@ -48,7 +49,7 @@ def pack(files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
 
 
 def walk(path: Path) -> list[Member]:
-    """The members of the tar at `path`, all headers checked; raises TarError."""
+    """Return the members of the tar at `path`. Raises TarError if a header is not as `pack` writes it."""
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise TarError("is empty")
@@ -57,7 +58,7 @@ def walk(path: Path) -> list[Member]:
 
 
 def members(data: bytes | mmap.mmap) -> list[Member]:
-    """The members of a tar, all headers checked; raises TarError."""
+    """Return the members of a tar. Raises TarError if a header is not as `pack` writes it."""
     found: list[Member] = []
     at, last = 0, len(data) - len(END)
     while at < last:
@@ -73,12 +74,12 @@ def members(data: bytes | mmap.mmap) -> list[Member]:
         found.append(Member(name.decode(), at + BLOCK, size))
         at += BLOCK + size + -size % BLOCK
     if at != last or data[last:] != END:
-        raise TarError(f"does not end after {len(found)} members: it is cut off or something follows")
+        raise TarError(f"does not end after {len(found)} members: it is cut off, or has trailing data")
     return found
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """512 bytes; the checksum is the sum of all bytes with blanks in its own place."""
+    """Return the header block, 512 bytes. The checksum sums all bytes, counting itself as blanks."""
     digits = b"%011o\0" % size
     checksum = _FIXED_SUM + sum(name) + sum(digits)
     return b"".join((name.ljust(100, b"\0"), _MODE_AND_OWNER, digits, _TIME, b"%06o\0 " % checksum, _REST))
@@ -96,12 +97,12 @@ _KINDS |= {b"x": "a pax entry", b"g": "a pax entry", b"L": "a GNU extension", b"
 
 
 def _fault(header: bytes) -> str:
-    """Why a header is refused."""
+    """Return why a header is rejected."""
     kind = header[156:157]
     if kind in _KINDS:
         return f"is {_KINDS[kind]}; only regular files are allowed"
     if not _NAME.fullmatch(header[:100].rstrip(b"\0")):
-        return "its name is not plain (letters, digits and _.- alone)"
+        return "its name is not plain (only letters, digits, _, . and - are allowed)"
     return "its header is not as it was written (checksum, size, owner, mode or time)"
 
 

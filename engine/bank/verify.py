@@ -1,4 +1,4 @@
-"""Whether a bank is sound, in full: each file's hash, what the files say of each other, and every image."""
+"""Check a bank completely: the hash of each file, the consistency of the files, and every image."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bank.card import card, total_stats
+from engine.bank.card import render_card, total_stats
 from engine.bank.codecs import EXTENSIONS, THREADS, decoder
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.manifest import CARD, MANIFEST, VERSION, Header, Manifest, ShardEntry, is_hidden
@@ -20,7 +20,7 @@ from engine.bank.tars import Member, TarError, members
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one file of a bank."""
+    """A problem with one file of a bank."""
 
     file: str
     what: str
@@ -30,13 +30,14 @@ class Problem:
 
 
 def shard_problems(storage: Storage, header: Header, entry: ShardEntry) -> list[Problem]:
+    """Return all problems of a shard."""
     contents = {name: data for name in entry.names if (data := _read(storage, name)) is not None}
     found = []
     for name, expected in entry.files.items():
         damage = expected.damage(Fingerprint.of(contents[name]) if name in contents else None)
         if damage:
             found.append(Problem(name, damage))
-    return found or list(_disagreements(header, entry, contents))
+    return found or list(_inconsistencies(header, entry, contents))
 
 
 def _read(storage: Storage, name: str) -> bytes | None:
@@ -46,8 +47,8 @@ def _read(storage: Storage, name: str) -> bytes | None:
         return None
 
 
-def _disagreements(header: Header, entry: ShardEntry, contents: dict[str, bytes]) -> Iterator[Problem]:
-    """Whatever follows from the rows is made again from them and compared."""
+def _inconsistencies(header: Header, entry: ShardEntry, contents: dict[str, bytes]) -> Iterator[Problem]:
+    """Derive the other files from the rows and compare."""
     (tar_name, tar), (index_name, index), (rows_name, parquet), (stats_name, stats) = contents.items()
     try:
         table = from_parquet(parquet, len(header.class_names))
@@ -61,28 +62,28 @@ def _disagreements(header: Header, entry: ShardEntry, contents: dict[str, bytes]
         return
     counts = (len(table.rows), int(table.rows.kept.sum()), len(found))
     if counts != (entry.rows, entry.images, 2 * entry.images):
-        yield Problem(rows_name, f"has other counts than the manifest and the tar: {counts}")
+        yield Problem(rows_name, f"does not match the manifest and the tar: {counts} rows, images and files")
         return
     if index != dali_index(found):
-        yield Problem(index_name, "does not fit the tar")
+        yield Problem(index_name, "does not match the tar")
     if stats != Stats.of(table.rows, len(header.class_names)).to_json():
-        yield Problem(stats_name, "does not fit the rows")
-    yield from (Problem(tar_name, what) for what in _samples(header, table, tar, found))
+        yield Problem(stats_name, "does not match the rows")
+    yield from (Problem(tar_name, what) for what in _sample_problems(header, table, tar, found))
 
 
-def _samples(header: Header, table: Table, tar: bytes, found: list[Member]) -> Iterator[str]:
-    """What is wrong with the samples of a tar that has as many as the table."""
+def _sample_problems(header: Header, table: Table, tar: bytes, found: list[Member]) -> Iterator[str]:
+    """Yield the problems of the samples in a tar. It must have as many samples as the table."""
     kept = table.rows.kept
-    places = np.stack([table.offsets[kept], table.sizes[kept]], axis=1).tolist()
+    spans = np.stack([table.offsets[kept], table.sizes[kept]], axis=1).tolist()
     described = descriptions(table.rows, header.class_names)
     decode = decoder(header.codec, header.image_size, header.channels)
     extension = EXTENSIONS[header.codec]
-    pairs = zip(stems(table.rows), found[::2], found[1::2], places, described, strict=True)
-    for stem, image, description, place, expected in pairs:
+    pairs = zip(stems(table.rows), found[::2], found[1::2], spans, described, strict=True)
+    for stem, image, description, span, expected in pairs:
         if [image.name, description.name] != [f"{stem}.{extension}", f"{stem}.json"]:
-            yield f"has {image.name} where its parquet file has {stem}"
-        elif [image.offset, image.size] != place:
-            yield f"has {image.name} at another place than its parquet file says"
+            yield f"has {image.name}, but its parquet file has {stem}"
+        elif [image.offset, image.size] != span:
+            yield f"has {image.name} at another offset or with another size than its parquet file says"
         if tar[description.offset : description.offset + description.size] != expected:
             yield f"has a {description.name} that differs from its parquet file"
         try:
@@ -92,7 +93,7 @@ def _samples(header: Header, table: Table, tar: bytes, found: list[Member]) -> I
 
 
 def verify(url: str) -> list[Problem]:
-    """All that is wrong with the bank at `url`. Raises UserError where it has no manifest, or a bad one."""
+    """Return all problems of the bank at `url`. Raises UserError if its manifest is missing or damaged."""
     storage = open_storage(url)
     manifest = read_manifest(storage)
 
@@ -101,22 +102,28 @@ def verify(url: str) -> list[Problem]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = [problem for shard in pool.map(problems, manifest.shards.values()) for problem in shard]
-    return found + list(_strangers(storage, manifest)) + list(_card(storage, manifest, sound=not found))
+    return (
+        found
+        + list(_unknown_files(storage, manifest))
+        + list(_card_problems(storage, manifest, sound=not found))
+    )
 
 
-def _strangers(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
+def _unknown_files(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
     known = {MANIFEST, CARD}.union(*(entry.names for entry in manifest.shards.values()))
     for name in storage.names():
         if name not in known and not is_hidden(name):
-            yield Problem(name, "is of no committed shard; --resume removes what a killed writer left")
+            yield Problem(
+                name, "belongs to no committed shard; --resume removes the files of a killed writer"
+            )
 
 
-def _card(storage: Storage, manifest: Manifest, *, sound: bool) -> Iterator[Problem]:
-    """It follows from the shards; a bank whose writer has not ended has none yet.
+def _card_problems(storage: Storage, manifest: Manifest, *, sound: bool) -> Iterator[Problem]:
+    """Compare the card with the shards. A bank that is still being written has no card.
 
-    The words of an earlier version's card are not known here.
+    Cards of an earlier manifest version are not checked, as their wording differs.
     """
     if sound and manifest.version == VERSION and CARD in storage.names():
-        expected = card(manifest, total_stats(storage, manifest))
+        expected = render_card(manifest, total_stats(storage, manifest))
         if storage.read(CARD) != expected:
-            yield Problem(CARD, "is not what the shards give; --resume writes it anew")
+            yield Problem(CARD, "does not match the shards; --resume writes a new one")

@@ -1,10 +1,10 @@
-"""Writes a bank shard by shard: a shard is in it whole or not at all, however the process ends."""
+"""Write a bank shard by shard. A shard is committed as a whole or not at all, however the process ends."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
-from engine.bank.card import card, total_stats
+from engine.bank.card import render_card, total_stats
 from engine.bank.codecs import Images
 from engine.bank.fingerprint import Fingerprint, fingerprints
 from engine.bank.manifest import (
@@ -29,20 +29,20 @@ from engine.bank.table import from_parquet
 from engine.errors import UserError
 
 
-class Ledger:
-    """Knows the bytes that its own writer last read or wrote."""
+class ManifestFile:
+    """A bank's manifest file. It remembers the bytes last read or written, to detect other writers."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._known: bytes | None = None
 
     def read(self) -> Manifest | None:
-        """None where there is none. Raises UserError for a damaged one."""
+        """Return the manifest, or None if there is none. Raises UserError if it is damaged."""
         self._known = self._found()
         return None if self._known is None else Manifest.from_json(self._known, self._storage.url)
 
     def replace(self, manifest: Manifest) -> None:
-        """The moment at which what is new is committed. Raises UserError where another writer was here."""
+        """Write the manifest, which commits its shards. Raises UserError if another process changed it."""
         self.require_unchanged()
         data = manifest.to_json()
         if data != self._known:
@@ -50,10 +50,11 @@ class Ledger:
         self._known = data
 
     def require_unchanged(self) -> None:
+        """Raise UserError if another process has changed the manifest."""
         if self._found() != self._known:
             raise UserError(
                 f"{self._storage.url} was taken over by another writer; nothing committed is lost;"
-                " let one writer alone continue it with --resume"
+                " continue it with --resume in a single process"
             )
 
     def _found(self) -> bytes | None:
@@ -64,15 +65,16 @@ class Ledger:
 
 
 class BankWriter:
-    """The only writer of a bank: a folder is locked; at a URL who opens a bank takes it over.
+    """The only writer of a bank.
 
-    There each manifest names its writer, and a writer that finds another's instead of its own ends.
+    Local banks are protected by a file lock. Object stores have none: the last process to open a bank owns
+    it, as recorded in the manifest, and earlier writers fail on their next commit.
     """
 
     def __init__(self, storage: Storage, header: Header, claim: ExitStack) -> None:
         self._storage = storage
         self._manifest = Manifest(header=header, writer=storage.token)
-        self._ledger = Ledger(storage)
+        self._manifest_file = ManifestFile(storage)
         self._claim = claim
 
     @classmethod
@@ -85,7 +87,7 @@ class BankWriter:
         say: Callable[[str], None],
         irreplaceable: Collection[int] = (),
     ) -> "BankWriter":
-        """Starts the bank at `url`, or continues it with `resume`.
+        """Start the bank at `url` or, with `resume`, continue it.
 
         A bad shard goes out of the bank, to be made again, and `say` gets a line; but where one of the
         `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
@@ -93,9 +95,9 @@ class BankWriter:
         """
         storage = open_storage(url)
         with ExitStack() as claim:
-            if not claim.enter_context(storage.alone()):
+            if not claim.enter_context(storage.lock()):
                 raise UserError(
-                    f"{url} is being written by another process; wait for it or give another bank"
+                    f"{url} is being written by another process; wait for it or choose another bank"
                 )
             writer = cls(storage, header, claim)
             writer._start(resume, say, irreplaceable)
@@ -112,81 +114,85 @@ class BankWriter:
 
     @property
     def committed(self) -> Mapping[int, ShardEntry]:
-        """By their numbers, ascending."""
+        """The committed shards by number, ascending."""
         return self._manifest.shards
 
     def rows(self, number: int) -> Rows:
-        """Of a committed shard."""
+        """Return the rows of a committed shard. Raises UserError if their file is damaged."""
         name = self.committed[number].names.rows
         data = self._storage.read(name)
         damage = self.committed[number].files[name].damage(Fingerprint.of(data))
         if damage:
-            raise UserError(f"{self._storage.url}/{name} {damage}; --resume makes that shard anew")
+            raise UserError(f"{self._storage.url}/{name} {damage}; regenerate the shard with --resume")
         return from_parquet(data, len(self._manifest.header.class_names)).rows
 
     def commit(self, number: int, rows: Rows, images: Images) -> ShardEntry:
-        """Puts a shard into the bank; `images` are uint8 [K, H, W, 3], those kept, in the rows' order.
+        """Add a shard to the bank; do nothing if the same shard is already committed.
 
-        Does nothing where the same shard is there already. Raises UserError where another shard is, or where
-        another process has taken the bank over.
+        Args:
+            images: the kept images, uint8 [K, H, W, 3], in the order of the rows.
+
+        Raises:
+            UserError: if a different shard has this number, or if another process has taken over the bank.
         """
         contents = shard_contents(number, rows, images, self._manifest.header)
-        return self.adopt(number, contents, len(rows), len(images), origin=None)
+        return self.commit_files(number, contents, len(rows), len(images), origin=None)
 
-    def adopt(
+    def commit_files(
         self, number: int, contents: Mapping[str, bytes], rows: int, images: int, origin: Origin | None
     ) -> ShardEntry:
-        """Commits a shard whose files were made before, by their names in this bank: as `commit` does."""
+        """Commit a shard like `commit`, from the contents of its files by their names in this bank."""
         if number < 0 or tuple(contents) != shard_files(number):
             raise ValueError(f"{', '.join(contents)} are not the files of shard {number}")
         entry = ShardEntry(files=fingerprints(contents), rows=rows, images=images, origin=origin)
         if number in self.committed:
             self._require_same(number, entry)
             return entry
-        self._ledger.require_unchanged()
+        self._manifest_file.require_unchanged()
         for name, data in contents.items():
             self._storage.write(name, data)
         self._add({number: entry})
         return entry
 
-    def enter(self, entries: Mapping[int, ShardEntry]) -> None:
-        """Commits, by one manifest, shards whose files other processes have put there by `write_shard`.
+    def commit_entries(self, entries: Mapping[int, ShardEntry]) -> None:
+        """Commit shards whose files other processes have written with `write_shard`, all in one manifest.
 
-        Raises UserError as `commit` does, and where a file is not there: the bank's folder is not shared.
+        Raises:
+            UserError: for the reasons of `commit`, or if a file is missing because the folder is not shared.
         """
         new = {number: entry for number, entry in entries.items() if number not in self.committed}
         for number in entries.keys() - new.keys():
             self._require_same(number, entries[number])
         for entry in new.values():
-            self._require_there(entry)
+            self._require_files(entry)
         if new:
             self._add(new)
 
     def keep_below(self, number: int) -> None:
-        """Takes the shards from `number` on out of the bank, to be made again."""
+        """Remove the shards from `number` on, so that they can be made again."""
         kept = {old: entry for old, entry in self.committed.items() if old < number}
         if len(kept) < len(self.committed):
             self._replace(replace(self._manifest, shards=kept))
             self._remove_leftovers()
 
     def close(self) -> None:
-        """Writes the card, removes what killed workers left half-written, and gives the bank free."""
+        """Write the card, remove the partial files of killed workers and release the bank."""
         with self._claim:
-            self._ledger.require_unchanged()
+            self._manifest_file.require_unchanged()
             for name in filter(is_part, self._storage.names()):
                 self._storage.remove(name)
-            self._storage.write(CARD, card(self._manifest, total_stats(self._storage, self._manifest)))
+            self._storage.write(CARD, render_card(self._manifest, total_stats(self._storage, self._manifest)))
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))
 
     def _start(self, resume: bool, say: Callable[[str], None], irreplaceable: Collection[int]) -> None:
         url = self._storage.url
         used = _used(self._storage)
-        stored = self._ledger.read() if resume or not used else None
+        stored = self._manifest_file.read() if resume or not used else None
         if (used or stored) and not resume:
             raise _not_empty(url)
         if used and stored is None:
-            raise UserError(f"{url} has no {MANIFEST}, so it is no bank to continue; give another bank")
+            raise UserError(f"{url} has no {MANIFEST}, so it is not a bank to continue; choose another bank")
         manifest = self._manifest if stored is None else stored
         _require_current(url, manifest)
         require_same_settings(url, manifest.header, self._manifest.header)
@@ -202,7 +208,7 @@ class BankWriter:
             if damage := damages.get(number, f"is not in {MANIFEST}"):
                 raise UserError(
                     f"{url}: shard {shard_name(number)}: {damage}; a student was trained on this shard, so it"
-                    " is not made again: restore the file from a copy, then repeat the command"
+                    " cannot be replaced: restore the file from a copy, then repeat the command"
                 )
         for number, damage in damages.items():
             if damage:
@@ -213,16 +219,16 @@ class BankWriter:
     def _add(self, entries: Mapping[int, ShardEntry]) -> None:
         self._replace(replace(self._manifest, shards={**self.committed, **entries}))
 
-    def _require_there(self, entry: ShardEntry) -> None:
+    def _require_files(self, entry: ShardEntry) -> None:
         for name, expected in entry.files.items():
             if self._storage.size(name) != expected.size:
                 raise UserError(
-                    f"{self._storage.url}/{name} is not there as its worker wrote it; give all machines one"
-                    " shared folder, or a URL (s3://...)"
+                    f"{self._storage.url}/{name} is missing or differs from what its worker wrote;"
+                    " give all machines one shared folder, or a URL (s3://...)"
                 )
 
     def _replace(self, manifest: Manifest) -> None:
-        self._ledger.replace(manifest)
+        self._manifest_file.replace(manifest)
         self._manifest = manifest
 
     def _damage(self, entry: ShardEntry) -> str | None:
@@ -233,7 +239,7 @@ class BankWriter:
         return None
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed writers left, and the card, which holds no longer."""
+        """Remove the files of killed writers, and the card, which is out of date."""
         for name in self._storage.names():
             number = shard_number(name)
             if name == CARD or is_part(name) or (number is not None and number not in self.committed):
@@ -242,15 +248,15 @@ class BankWriter:
     def _require_same(self, number: int, entry: ShardEntry) -> None:
         if entry != self.committed[number]:
             raise UserError(
-                f"{self._storage.url}: shard {shard_name(number)} came out otherwise than the committed one;"
-                " continue it on the machine and with the settings that made it, or give another bank"
+                f"{self._storage.url}: shard {shard_name(number)} differs from the committed one;"
+                " continue the bank on the same machine with the same settings, or choose another bank"
             )
 
 
 def write_shard(url: str, number: int, rows: Rows, images: Images, header: Header) -> ShardEntry:
-    """Puts the files of a shard there, which is not in the bank before `BankWriter.enter` has its entry.
+    """Write the files of a shard and return its entry, which `BankWriter.commit_entries` then commits.
 
-    May run in any number of processes beside the bank's writer; `rows` and `images` as for `commit`.
+    Any number of processes may do so while the bank has its one writer; `rows` and `images` as for `commit`.
     """
     storage = open_storage(url)
     contents = shard_contents(number, rows, images, header)
@@ -260,7 +266,7 @@ def write_shard(url: str, number: int, rows: Rows, images: Images, header: Heade
 
 
 def require_new(url: str) -> None:
-    """Raises UserError where there is anything at `url`."""
+    """Raise UserError if there is anything at `url`."""
     storage = open_storage(url)
     if _used(storage):
         raise _not_empty(storage.url)
@@ -271,14 +277,14 @@ def _used(storage: Storage) -> bool:
 
 
 def _require_current(url: str, manifest: Manifest) -> None:
-    """Raises UserError for a bank of an earlier version: what is added would not be of its kind."""
+    """Raise UserError if the bank has an earlier version: new shards would differ from its own."""
     if manifest.version != VERSION:
         raise UserError(
             f"--resume: {url} was begun by an earlier version of the engine, which gave every shard the"
             " labels of the first classes only and stored grey images in three channels; make a new bank"
-            " (engine.bank verify, engine.bank merge and engine.distill still take this one)"
+            " (engine.bank verify, engine.bank merge and engine.distill can still read this one)"
         )
 
 
 def _not_empty(url: str) -> UserError:
-    return UserError(f"{url} is not empty; continue it with --resume or give another bank")
+    return UserError(f"{url} is not empty; continue it with --resume or choose another bank")

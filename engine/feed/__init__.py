@@ -1,1 +1,1 @@
-"""The feed: from a bank to batches of augmented images on the student's device."""
+"""The feed: read banks and deliver batches of augmented images on the student's device."""

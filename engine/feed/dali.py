@@ -1,32 +1,47 @@
-"""The feed by NVIDIA DALI: what the order names is read here, DALI's threads decode and crop it."""
+"""The feed by NVIDIA DALI: this process reads the images, and DALI's threads decode and crop them."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
-
+from collections.abc import Generator
+from collections.abc import Iterator
+from engine.config.feed import FeedConfig
+from engine.errors import UserError
+from engine.feed.feed import DTYPES
+from engine.feed.feed import Feed
+from engine.feed.feed import FeedBatch
+from engine.feed.feed import crop_batch
+from engine.feed.index import Index
+from engine.feed.sampler import BatchSample
+from engine.feed.sampler import Sampler
+from engine.feed.tars import Bytes
+from engine.feed.tars import TarReader
+from engine.feed.tars import image_error
+from torch import Tensor
+from typing import Any
+from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from engine.config.feed import FeedConfig
-from engine.errors import UserError
-from engine.feed.feed import DTYPES, Feed, FeedBatch, cropped
-from engine.feed.index import Index
-from engine.feed.sampler import Draw, Order
-from engine.feed.tars import Bytes, Tars, damaged
 
-_KEPT = 8
-"""Batches whose inputs are kept for DALI to read: more than are under way at once, on a GPU too."""
+_PREFETCH = 2
+"""Batches in flight in DALI while one is used."""
+
+_KEPT_INPUTS = 8
+"""Batches whose inputs are kept alive for DALI: more than are ever in flight, including on a GPU."""
+
+_DECODERS_PER_CROPPER = 4
+"""Decoding threads per cropping thread. Cropping is a fifth of the work, and more threads would wait for each
+other while the decoding threads occupy the cores."""
 
 
 class DaliPipeline:
-    """Batches go in by `submit` and come out, in that order, by `receive`; in between DALI's threads work.
+    """A DALI pipeline: `submit` starts batches, DALI's threads process them, `receive` returns them in order.
 
-    On a CPU encoded images are only decoded: `kernels.crop_flip` does the rest in one pass, DALI in two.
-    It has no end and no epoch: what is not submitted is not run. Prefetch queue depth 1 is DALI's word for
-    "run nothing unasked"; the caller submits ahead instead. With `device_id` None all is done on the CPU;
-    else raw pixels go to that GPU as bytes, and encoded images are decoded there.
+    On a CPU (`device_id` None) encoded images are only decoded, because `kernels.crop_flip` does the rest in
+    one pass and DALI in two. On a GPU raw pixels are uploaded as bytes, and encoded images are decoded there.
+
+    The pipeline has no epochs and runs only what was submitted: a prefetch queue depth of 1 makes DALI run
+    nothing ahead, and the caller submits ahead instead.
     """
 
     def __init__(
@@ -42,60 +57,69 @@ class DaliPipeline:
     ) -> None:
         from nvidia.dali import Pipeline
 
-        self._given: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._inputs: deque[dict[str, Any]] = deque(maxlen=_KEPT_INPUTS)
         self._image_size, self._device_id = image_size, device_id
         self._pipeline: Any = Pipeline(batch_size, threads, device_id, seed=0, prefetch_queue_depth=1)
         self.crops = codec == "raw" or device_id is not None
         with self._pipeline:
-            decoded = _pixels(device_id, channels) if codec == "raw" else _decoded(device_id)
-            images = _cropped(decoded, image_size, half) if self.crops else decoded
+            decoded = _raw_images(device_id, channels) if codec == "raw" else _decoded_images(device_id)
+            images = _cropped_images(decoded, image_size, half) if self.crops else decoded
             shapes = [] if codec == "raw" else [decoded.shape(device="cpu")]
             self._pipeline.set_outputs(images, *shapes)
         self._pipeline.build()
 
-    def submit(self, images: Bytes | list[Bytes], draw: Draw, *, pad: int) -> None:
-        """Raw pixels uint8 [B, H, W, C], or encoded images; neither is copied nor may be written to again."""
-        pasting = _pasting(draw, self._image_size, pad) if self.crops else {}
-        given: dict[str, Any] = {"images": images, **pasting}
-        self._given.append(given)
-        for name, values in given.items():
+    def submit(self, images: Bytes | list[Bytes], sample: BatchSample, *, pad: int) -> None:
+        """Start a batch of raw pixels, uint8 [B, H, W, C], or of encoded images.
+
+        The images are not copied and must not be written to afterwards.
+        """
+        arguments = _paste_arguments(sample, self._image_size, pad) if self.crops else {}
+        inputs: dict[str, Any] = {"images": images, **arguments}
+        self._inputs.append(inputs)
+        for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
         self._pipeline.schedule_run()
 
     def receive(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
-        """[B, H, W, 3], not copied, and the H, W, C that were decoded, int64 [B, 3], None for raw pixels.
+        """Return the next batch [B, H, W, 3] without a copy, and its shapes.
 
-        Floating where the pipeline crops, else uint8, None where the images are of several sizes. Raises
-        RuntimeError for an image that DALI cannot decode; the pipeline cannot be used afterwards.
+        The batch is floating-point if the pipeline crops, else uint8; None if the images differ in size.
+        The shapes are the decoded H, W and C, int64 [B, 3], or None for raw pixels.
+
+        Raises:
+            RuntimeError: if DALI cannot decode an image; the pipeline cannot be used afterwards.
         """
         images, *shapes = self._pipeline.share_outputs(cuda_stream=_stream(self._device_id))
         decoded = shapes[0].as_array().copy() if shapes else None
         tensor = None
         if self.crops or images.is_dense_tensor():
-            tensor = torch.from_dlpack(images.as_tensor())  # keeps the memory from being used again
+            tensor = torch.from_dlpack(images.as_tensor())  # keeps DALI from reusing the memory
         self._pipeline.release_outputs()
         return tensor, decoded
 
     def close(self) -> None:
-        """End DALI's threads now: a pipeline that a forked process finds in its garbage takes it down."""
+        """End DALI's threads now. A forked process would crash when it garbage-collects the pipeline."""
         self._pipeline = None
-        self._given.clear()
+        self._inputs.clear()
 
 
 def _stream(device_id: int | None) -> torch.cuda.Stream | None:
-    """Where outputs are used, so that DALI writes to their memory again only after what is queued there."""
+    """Return the stream that uses the outputs; DALI waits for its work before it reuses their memory."""
     return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
-def _pasting(draw: Draw, image_size: tuple[int, int], pad: int) -> dict[str, npt.NDArray[np.int32]]:
-    """Which part of each image shows in its crop, and where; the rest of the crop is padding."""
-    corner = np.stack([draw.top, draw.left], axis=1)[:, None] - np.int32(pad)  # [B, 1, 2], in the image
+def _paste_arguments(
+    sample: BatchSample, image_size: tuple[int, int], pad: int
+) -> dict[str, npt.NDArray[np.int32]]:
+    """Return the region of each image that is in its crop, and where in the crop; the rest is padding."""
+    padded = np.stack([sample.top, sample.left], axis=1)[:, None]
+    corner = padded - np.int32(pad)  # [B, 1, 2], of the crop in the image
     return {
-        "own": np.arange(len(corner), dtype=np.int32)[:, None],
-        "from": np.maximum(corner, 0),
-        "to": np.maximum(-corner, 0),
-        "shape": np.array(image_size, np.int32) - np.abs(corner),
-        "mirror": draw.flip.astype(np.int32),
+        "in_ids": np.arange(len(corner), dtype=np.int32)[:, None],
+        "in_anchors": np.maximum(corner, 0),
+        "out_anchors": np.maximum(-corner, 0),
+        "shapes": np.array(image_size, np.int32) - np.abs(corner),
+        "mirror": sample.flip.astype(np.int32),
     }
 
 
@@ -105,37 +129,35 @@ def _input(name: str, dtype: Any, **options: Any) -> Any:
     return fn.external_source(name=name, dtype=dtype, no_copy=True, **options)
 
 
-def _pixels(device_id: int | None, channels: int) -> Any:
-    """RGB; grey pixels go to a GPU as one channel."""
+def _raw_images(device_id: int | None, channels: int) -> Any:
+    """Return the raw images as RGB; grey pixels are uploaded to a GPU as one channel."""
     from nvidia.dali import fn, types
 
     images = _input("images", types.UINT8, layout="HWC")
-    there = images if device_id is None else images.gpu()
+    on_device = images if device_id is None else images.gpu()
     if channels == 3:
-        return there
-    return fn.color_space_conversion(there, image_type=types.GRAY, output_type=types.RGB)
+        return on_device
+    return fn.color_space_conversion(on_device, image_type=types.GRAY, output_type=types.RGB)
 
 
-def _decoded(device_id: int | None) -> Any:
+def _decoded_images(device_id: int | None) -> Any:
     from nvidia.dali import fn, types
 
     device = "cpu" if device_id is None else "mixed"
     return fn.decoders.image(_input("images", types.UINT8), device=device, output_type=types.RGB)
 
 
-def _cropped(images: Any, image_size: tuple[int, int], half: bool) -> Any:
-    """What `_pasting` says on black, mirrored, times float32(1 / 255).
+def _cropped_images(images: Any, image_size: tuple[int, int], half: bool) -> Any:
+    """Paste the regions of `_paste_arguments` on black, mirror them and multiply by float32(1 / 255).
 
-    DALI's slice does the same at a fifth of the speed: it pads pixel by pixel.
+    DALI's slice operator gives the same result at a fifth of the speed, as it pads pixel by pixel.
     """
     from nvidia.dali import fn, types
 
-    own, begin, end, shape, mirror = (
-        _input(name, types.INT32) for name in ("own", "from", "to", "shape", "mirror")
-    )
-    cropped = fn.multi_paste(
-        images, in_ids=own, in_anchors=begin, out_anchors=end, shapes=shape, output_size=list(image_size)
-    )
+    names = ("in_ids", "in_anchors", "out_anchors", "shapes")
+    arguments = {name: _input(name, types.INT32) for name in names}
+    mirror = _input("mirror", types.INT32)
+    cropped = fn.multi_paste(images, output_size=list(image_size), **arguments)
     return fn.crop_mirror_normalize(
         cropped,
         mirror=mirror,
@@ -146,21 +168,13 @@ def _cropped(images: Any, image_size: tuple[int, int], half: bool) -> Any:
     )
 
 
-_AHEAD = 2
-"""Batches that DALI works on while one is used."""
-
-_DECODING_TO_CROPPING = 4
-"""Threads that decode for one that crops: it is a fifth of the work, and more would wait for one another
-while those that decode have the cores."""
-
-
 class _Submitted(NamedTuple):
-    draw: Draw
+    sample: BatchSample
     images: Bytes | list[Bytes]
 
 
 class DaliFeed(Feed):
-    """One pipeline for the feed's life: a bank that grows, or another order, goes on in the same one."""
+    """A feed with one DALI pipeline for its whole life, even if the bank grows or the sampler changes."""
 
     def __init__(
         self,
@@ -176,13 +190,13 @@ class DaliFeed(Feed):
         super().__init__(index, device)
         self._config, self._codec, self._image_size = config, codec, image_size
         self._channels = channels
-        self._batch_size, self._tars = batch_size, Tars()
-        self._wanted = "x".join(map(str, image_size))
-        self._cropping = max(1, config.threads // _DECODING_TO_CROPPING)
+        self._batch_size, self._tars = batch_size, TarReader()
+        self._size_text = "x".join(map(str, image_size))
+        self._crop_threads = max(1, config.threads // _DECODERS_PER_CROPPER)
         self._pipeline = self._new_pipeline()
-        self._waiting: deque[_Submitted] = deque()
+        self._pending: deque[_Submitted] = deque()
         self._running: Generator[FeedBatch] | None = None
-        self._pad = 0  # of the running order
+        self._pad = 0  # padding of the current sampler
 
     def _new_pipeline(self) -> DaliPipeline:
         on_gpu = self.device.type == "cuda"
@@ -196,73 +210,72 @@ class DaliFeed(Feed):
             device_id=(self.device.index or 0) if on_gpu else None,
         )
 
-    def _reopen(self) -> None:
+    def _restart(self) -> None:
         self._pipeline.close()
         self._pipeline = self._new_pipeline()
 
-    def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
+    def batches(self, sampler: Sampler, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
-        self._pad = order.pad
-        self._running = self._run(order, first, last)
+        self._pad = sampler.pad
+        self._running = self._run(sampler, first, last)
         return self._running
 
-    def _run(self, order: Order, first: int, last: int) -> Generator[FeedBatch]:
+    def _run(self, sampler: Sampler, first: int, last: int) -> Generator[FeedBatch]:
         try:
-            for draw in order.draws(first, last):
-                self._submit(draw)
-                if len(self._waiting) > _AHEAD:
+            for sample in sampler.samples(first, last):
+                self._submit(sample)
+                if len(self._pending) > _PREFETCH:
                     yield self._receive()
-            while self._waiting:
+            while self._pending:
                 yield self._receive()
         finally:
-            while self._waiting:
+            while self._pending:
                 self._receive()
 
-    def _submit(self, draw: Draw) -> None:
-        spots, raw = self.index.spots(draw.rows), self._codec == "raw"
+    def _submit(self, sample: BatchSample) -> None:
+        locations, raw = self.index.locations(sample.rows), self._codec == "raw"
         shape = (*self._image_size, self._channels)
-        images = self._tars.raw(spots, shape) if raw else self._tars.encoded(spots)
-        self._pipeline.submit(images, draw, pad=self._pad)
-        self._waiting.append(_Submitted(draw, images))
+        images = self._tars.read_raw(locations, shape) if raw else self._tars.read_encoded(locations)
+        self._pipeline.submit(images, sample, pad=self._pad)
+        self._pending.append(_Submitted(sample, images))
 
     def _receive(self) -> FeedBatch:
         images, shapes = self._received()
-        draw = self._waiting.popleft().draw
+        sample = self._pending.popleft().sample
         if shapes is not None:
-            for place in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)).tolist():
-                size = "x".join(map(str, shapes[place, :2]))
-                raise self._damaged(draw, place, f"it is {size}, not {self._wanted}")
+            for position in np.flatnonzero((shapes[:, :2] != self._image_size).any(axis=1)).tolist():
+                size = "x".join(map(str, shapes[position, :2]))
+                raise self._damaged(sample, position, f"it is {size}, not {self._size_text}")
         assert images is not None, "images of one size make a tensor"
-        seen = (
-            images if self._pipeline.crops else cropped(images, draw, pad=self._pad, threads=self._cropping)
-        )
-        return self.labelled(seen.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), draw)
+        if not self._pipeline.crops:
+            images = crop_batch(images, sample, pad=self._pad, threads=self._crop_threads)
+        return self.make_batch(images.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), sample)
 
     def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
         try:
             return self._pipeline.receive()
         except RuntimeError as error:
-            reason = str(error)  # not `error`: its frames would hold the broken pipeline
+            reason = str(error)  # not `error`, whose frames would keep the broken pipeline alive
         raise self._undecodable(reason)
 
     def _undecodable(self, reason: str) -> UserError:
-        """The error for an image that DALI does not name: a new pipeline is asked about one after another."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        self._reopen()
-        for draw, images in waiting:
-            for place in range(len(images)):
-                one = Draw._make(column[place : place + 1] for column in draw)
+        """Find the image that DALI failed on, which it does not name, by running the images one by one."""
+        pending = list(self._pending)
+        self._pending.clear()
+        self._restart()
+        for sample, images in pending:
+            for position in range(len(images)):
+                one = BatchSample._make(column[position : position + 1] for column in sample)
                 try:
-                    self._pipeline.submit(images[place : place + 1], one, pad=self._pad)
+                    self._pipeline.submit(images[position : position + 1], one, pad=self._pad)
                     self._pipeline.receive()
                 except RuntimeError:
-                    self._reopen()
-                    return self._damaged(draw, place, f"it does not decode to {self._wanted}")
+                    self._restart()
+                    return self._damaged(sample, position, f"it does not decode to {self._size_text}")
         raise RuntimeError(reason)
 
-    def _damaged(self, draw: Draw, place: int, reason: str) -> UserError:
-        return damaged(self.index.spots(draw.rows), place, reason)
+    def _damaged(self, sample: BatchSample, position: int, reason: str) -> UserError:
+        return image_error(self.index.locations(sample.rows), position, reason)
 
     def _stop(self) -> None:
         if self._running is not None:

@@ -1,6 +1,6 @@
-"""What the feed knows of each kept image of the banks' shards: 15 bytes, 19 where their sizes differ.
+"""The index of all kept images in the shards of one or more banks.
 
-Two more from 65,537 classes on.
+It takes 15 bytes per image, 19 if the encoded images differ in size, and two more from 65,537 classes on.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from engine.errors import UserError
 Int = npt.NDArray[np.int64]
 
 
-class Runs:
-    """Rows of disjoint ascending ranges, numbered through; touching ranges are held as one."""
+class RowRanges:
+    """The rows of disjoint ascending ranges as one sequence; adjacent ranges are merged."""
 
     def __init__(self, ranges: Iterable[range]) -> None:
         merged: list[range] = []
@@ -33,20 +33,20 @@ class Runs:
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, places: Int) -> Int:
-        """int64 [N]: the rows at `places` in [0, len)."""
-        run = np.searchsorted(self._before, places, side="right") - 1
-        return self._starts[run] + places - self._before[run]
+    def __getitem__(self, positions: Int) -> Int:
+        """Return the rows at `positions` in [0, len), int64 [N]."""
+        number = np.searchsorted(self._before, positions, side="right") - 1
+        return self._starts[number] + positions - self._before[number]
 
     def all(self) -> Int:
-        """int64 [len], ascending."""
+        """Return all rows, int64 [len], ascending."""
         return self[np.arange(len(self))]
 
 
-class Column:
-    """One value a row; `extend` costs O(1) a row, amortised.
+class GrowingArray:
+    """A growing array with one value per row; `extend` takes amortized O(1) per row.
 
-    Its spare room is memory that was never written, which the system does not back.
+    The spare capacity is never written, so the operating system allocates no memory for it.
     """
 
     def __init__(self, dtype: npt.DTypeLike) -> None:
@@ -58,11 +58,11 @@ class Column:
 
     @property
     def values(self) -> npt.NDArray[Any]:
-        """[N], a view that later rows do not change."""
+        """[N], a view that later calls of `extend` do not change."""
         return self._values[: self._size]
 
     def extend(self, values: npt.NDArray[Any]) -> None:
-        """Append. Raises ValueError for values that do not fit the column's dtype."""
+        """Append values. Raises ValueError if they do not fit the dtype."""
         if not np.array_equal(values.astype(self._values.dtype), values):
             raise ValueError(f"values are outside {self._values.dtype}")
         end = self._size + len(values)
@@ -74,56 +74,58 @@ class Column:
         self._size = end
 
 
-_BLOCK = 512  # bytes; what a tar's members begin at
+_BLOCK = 512  # bytes; members of a tar start at multiples of it
 
 
 class Shard(NamedTuple):
-    """A shard of the index: its tar and the bank that it is of."""
+    """A shard of the index: the path of its tar, its bank number and its rows."""
 
     path: str
     bank: int
     rows: range
 
 
-class Spots(NamedTuple):
-    """Where N images lie, for whoever has no index."""
+class Locations(NamedTuple):
+    """The locations of N images in their tars, for workers without an index."""
 
     paths: list[str]
-    """Of their tars."""
+    """Paths of the tars."""
     keys: Int
-    """[N], unique in their tars."""
+    """[N], unique within a tar."""
     offsets: Int
-    """[N], of the encoded image's first byte in its tar."""
+    """[N], offset of the encoded image in its tar, in bytes."""
     sizes: Int
-    """[N], bytes of the encoded image."""
+    """[N], size of the encoded image in bytes."""
 
 
 class Index:
-    """The images of shards, one row each. Rows are only ever appended, so that a snapshot is their number."""
+    """The images of all shards, one per row. Rows are only appended, so a row count identifies a snapshot."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
-        self._ends = Column(np.int64)  # of each shard's rows
-        self._keys = Column(np.int64)
-        self._labels = Column(np.uint16)
-        self._agrees = Column(np.bool_)
-        self._blocks = Column(np.uint32)  # offsets in _BLOCK bytes
-        self._sizes: Column | None = None  # of each image, once two sizes were seen
-        self._size = 0  # of every image, until then
+        self._ends = GrowingArray(np.int64)  # end of each shard's rows
+        self._keys = GrowingArray(np.int64)
+        self._labels = GrowingArray(np.uint16)
+        self._agrees = GrowingArray(np.bool_)
+        self._blocks = GrowingArray(np.uint32)  # offsets in units of _BLOCK
+        self._sizes: GrowingArray | None = None  # of each image, once sizes differ
+        self._size = 0  # of all images, until then
 
     def __len__(self) -> int:
         return len(self._labels)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows."""
+        """Memory of the rows in bytes."""
         columns = (self._keys, self._labels, self._agrees, self._blocks, self._sizes)
         return sum(column.values.nbytes for column in columns if column is not None)
 
     def add(self, spans: Spans, *, bank: int = 0) -> range:
-        """Append a shard's images as rows of the bank of that number; the new rows."""
+        """Append the images of a shard of bank number `bank`; return their rows."""
         if (spans.offsets % _BLOCK).any():
-            raise UserError(f"{spans.path}: an image does not begin at a block; restore the shard's files")
+            raise UserError(
+                f"{spans.path}: an image does not begin at a block; restore the files of the shard"
+            )
         rows = range(len(self), len(self) + len(spans))
         self._extend_sizes(spans.sizes)
         self._keys.extend(spans.keys)
@@ -135,9 +137,9 @@ class Index:
         return rows
 
     def _extend_labels(self, labels: Int) -> None:
-        """In as many bits as the largest so far needs."""
+        """Append labels; widen the array once a label needs more than 16 bits."""
         if labels.max(initial=0) > np.iinfo(self._labels.values.dtype).max:
-            wider = Column(np.uint32)
+            wider = GrowingArray(np.uint32)
             wider.extend(self._labels.values)
             self._labels = wider
         self._labels.extend(labels)
@@ -148,34 +150,34 @@ class Index:
                 self._size = int(sizes[0])
             if (sizes == self._size).all():
                 return
-            self._sizes = Column(np.uint32)
+            self._sizes = GrowingArray(np.uint32)
             self._sizes.extend(np.full(len(self), self._size))
         self._sizes.extend(sizes)
 
     def keys(self, rows: Int) -> Int:
-        """int64 [N], unique in their shards."""
+        """Return the keys of the rows, int64 [N], unique within a shard."""
         return self._keys.values[rows]
 
     def labels(self, rows: Int | slice) -> Int:
-        """int64 [N]."""
+        """Return the labels of the rows, int64 [N]."""
         return self._labels.values[rows].astype(np.int64)
 
     def agrees(self, rows: Int) -> npt.NDArray[np.bool_]:
-        """bool [N]: where the teacher's top-1 is the label."""
+        """Return whether the teacher's top-1 class is the label, bool [N]."""
         return self._agrees.values[rows]
 
     def shard_numbers(self, rows: Int) -> Int:
-        """int64 [N]."""
+        """Return the position of each row's shard in `shards`, int64 [N]."""
         return np.searchsorted(self._ends.values, rows, side="right")
 
-    def spots(self, rows: Int) -> Spots:
-        """Where the images of the rows lie."""
+    def locations(self, rows: Int) -> Locations:
+        """Return the locations of the rows' images."""
         paths = [self.shards[number].path for number in self.shard_numbers(rows).tolist()]
         offsets = self._blocks.values[rows].astype(np.int64) * _BLOCK
         sizes = np.full(len(rows), self._size) if self._sizes is None else self._sizes.values[rows]
-        return Spots(paths, self.keys(rows), offsets, sizes.astype(np.int64))
+        return Locations(paths, self.keys(rows), offsets, sizes.astype(np.int64))
 
-    def rows_of(self, bank: int | None, count: int) -> Runs:
-        """Those of a bank, or of all where None, among the first `count` rows."""
+    def rows_of(self, bank: int | None, count: int) -> RowRanges:
+        """Return the rows of a bank (None: of all banks) among the first `count` rows."""
         spans = [shard.rows for shard in self.shards if bank is None or shard.bank == bank]
-        return Runs([range(rows.start, min(rows.stop, count)) for rows in spans])
+        return RowRanges([range(rows.start, min(rows.stop, count)) for rows in spans])

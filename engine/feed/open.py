@@ -1,4 +1,4 @@
-"""Opens the feed that a configuration names."""
+"""Open the feed that a configuration selects."""
 
 import torch
 
@@ -20,10 +20,15 @@ def open_feed(
     batch_size: int,
     device: torch.device,
 ) -> Feed:
-    """The feed of the images of `index`, which may grow, as batches of at most `batch_size` on `device`.
+    """Open a feed of the images of `index`, which may grow later, in RGB batches on `device`.
 
-    `codec`, `image_size` (height and width) and `channels` are those of all its banks' files; the batches are
-    RGB. `close` it, or use it in a `with`.
+    Use it in a `with` block, or `close` it.
+
+    Args:
+        codec: codec of all files in the banks of `index`.
+        image_size: (H, W) of all images.
+        channels: channels of the stored images, 3 or 1.
+        batch_size: maximum number of images in a batch.
     """
     assert config.kind != "auto"
     if config.kind == "torch":

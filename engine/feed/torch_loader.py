@@ -1,39 +1,49 @@
-"""The feed by torch's DataLoader: Pillow decodes, in worker processes unless there is nothing to decode.
+"""The feed by torch's DataLoader: worker processes decode with Pillow; raw pixels need no workers.
 
-One loader serves for the feed's life, as its workers know no bank: each task says where its images lie.
+One loader serves the feed for its whole life, because workers need no index: each task contains the locations
+of its images.
 """
 
-import signal
-from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
+from collections.abc import Generator
+from collections.abc import Iterator
 from engine.bank.codecs import decoder
 from engine.config.feed import FeedConfig
 from engine.config.storage import Codec
 from engine.errors import UserError
-from engine.feed.feed import DTYPES, Feed, FeedBatch, cropped
-from engine.feed.index import Index, Spots
-from engine.feed.sampler import Draw, Order
-from engine.feed.tars import Bytes, Tars, damaged
+from engine.feed.feed import DTYPES
+from engine.feed.feed import Feed
+from engine.feed.feed import FeedBatch
+from engine.feed.feed import crop_batch
+from engine.feed.index import Index
+from engine.feed.index import Locations
+from engine.feed.sampler import BatchSample
+from engine.feed.sampler import Sampler
+from engine.feed.tars import Bytes
+from engine.feed.tars import TarReader
+from engine.feed.tars import image_error
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from typing import Any
+from typing import NamedTuple
+import numpy as np
+import signal
+import torch
+
 
 
 class _Task(NamedTuple):
-    draw: Draw
-    spots: Spots
+    sample: BatchSample
+    locations: Locations
 
 
 class _Decoded(NamedTuple):
-    images: Tensor  # uint8 [B, H, W, C], as they are stored
-    draw: Draw
+    images: Tensor  # uint8 [B, H, W, C], as stored
+    sample: BatchSample
 
 
 class TorchFeed(Feed):
-    """Batch s is made whole by one worker; the loader keeps their order."""
+    """A feed with one DataLoader. One worker makes each whole batch; the loader keeps them in order."""
 
     def __init__(
         self,
@@ -47,14 +57,14 @@ class TorchFeed(Feed):
     ) -> None:
         super().__init__(index, device)
         self._dtype = DTYPES[config.dtype]
-        self._tars, self._tasks = Tars(), _Tasks(index)
+        self._tars, self._tasks = TarReader(), _Tasks(index)
         self._decoding = _Decoding(self._tars, codec, image_size, channels)
         self._workers = 0 if codec == "raw" else config.threads
         self._loader = self._new_loader()
         self._running: Generator[FeedBatch] | None = None
 
     def _new_loader(self) -> DataLoader[Any]:
-        """Its workers begin with its first batch, and end with it."""
+        """Return a new loader, whose workers start with its first batch and end with the loader."""
         return DataLoader(
             self._decoding,
             batch_size=None,
@@ -64,21 +74,21 @@ class TorchFeed(Feed):
             worker_init_fn=_end_with_parent,
             collate_fn=_unchanged,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else each epoch takes a number from torch's own
+            generator=torch.Generator(),  # else each epoch draws from torch's global generator
         )
 
-    def batches(self, order: Order, first: int, last: int) -> Iterator[FeedBatch]:
+    def batches(self, sampler: Sampler, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
-        self._running = self._run(order.draws(first, last), order.pad)
+        self._running = self._run(sampler.samples(first, last), sampler.pad)
         return self._running
 
-    def _run(self, draws: Iterator[Draw], pad: int) -> Generator[FeedBatch]:
-        self._tasks.draws = draws
+    def _run(self, samples: Iterator[BatchSample], pad: int) -> Generator[FeedBatch]:
+        self._tasks.samples = samples
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            images = cropped(as_rgb(batch.images, self.device), batch.draw, pad=pad)
-            yield self.labelled(images.permute(0, 3, 1, 2).to(self._dtype), batch.draw)
+            images = crop_batch(as_rgb(batch.images, self.device), batch.sample, pad=pad)
+            yield self.make_batch(images.permute(0, 3, 1, 2).to(self._dtype), batch.sample)
 
     def close(self) -> None:
         self._stop()
@@ -91,60 +101,63 @@ class TorchFeed(Feed):
 
 
 class _Tasks:
-    """The draws of one call of `batches` after that of another, with where their images lie."""
+    """The tasks of the current call of `batches`: samples and the locations of their images."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self.draws: Iterator[Draw] = iter(())
+        self.samples: Iterator[BatchSample] = iter(())
 
     def __iter__(self) -> Iterator[_Task]:
-        return (_Task(draw, self._index.spots(draw.rows)) for draw in self.draws)
+        return (_Task(sample, self._index.locations(sample.rows)) for sample in self.samples)
 
 
 class _Decoding(Dataset[_Decoded | UserError]):
-    """A draw's images, decoded. A worker's UserError is given, not raised: torch would write a page on it."""
+    """Decodes the images of a task. Returns a UserError: if it were raised, torch would print a traceback."""
 
-    def __init__(self, tars: Tars, codec: Codec, image_size: tuple[int, int], channels: int) -> None:
+    def __init__(self, tars: TarReader, codec: Codec, image_size: tuple[int, int], channels: int) -> None:
         self._tars, self._codec, self._shape = tars, codec, (*image_size, channels)
         self._decode = decoder(codec, image_size, channels)
 
     def __getitem__(self, task: _Task) -> _Decoded | UserError:
         try:
-            images = self._images(task.spots)
+            images = self._images(task.locations)
         except UserError as error:
             return error
-        return _Decoded(torch.from_numpy(images), task.draw)
+        return _Decoded(torch.from_numpy(images), task.sample)
 
-    def _images(self, spots: Spots) -> Bytes:
-        """uint8 [B, H, W, C]."""
+    def _images(self, locations: Locations) -> Bytes:
+        """Return the images, uint8 [B, H, W, C]."""
         if self._codec == "raw":
-            return self._tars.raw(spots, self._shape)
-        files = enumerate(self._tars.encoded(spots))
-        return np.stack([self._decoded(spots, place, file) for place, file in files])
+            return self._tars.read_raw(locations, self._shape)
+        files = enumerate(self._tars.read_encoded(locations))
+        return np.stack([self._decoded(locations, position, file) for position, file in files])
 
-    def _decoded(self, spots: Spots, place: int, file: Bytes) -> Bytes:
+    def _decoded(self, locations: Locations, position: int, file: Bytes) -> Bytes:
         try:
             return self._decode(file.tobytes())
         except ValueError as error:
-            raise damaged(spots, place, f"it {error}") from None
+            raise image_error(locations, position, f"it {error}") from None
 
 
 def _end_with_parent(_: int) -> None:
-    """At once, even where that is killed: a worker holds the locks that it was forked with."""
+    """Kill the worker as soon as its parent dies in any way, because it holds locks from the fork."""
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 def _unchanged(batch: Any) -> Any:
-    """torch's own choice makes tensors of the draw's arrays."""
+    """Replace torch's default, which turns the arrays of the sample into tensors."""
     return batch
 
 
 def as_rgb(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, H, W, 3] of uint8 [B, H, W, C] on the CPU; on `device`, to which C channels are copied."""
+    """Copy uint8 images [B, H, W, C] from the CPU to `device` and repeat grey ones; return [B, H, W, 3].
+
+    Grey images are copied as one channel.
+    """
     if device.type == "cpu" and images.shape[3] == 1:
         grey = images.numpy()[..., 0]
         rgb = torch.empty((*grey.shape, 3), dtype=torch.uint8)
-        for channel in range(3):  # three times as fast as torch's expand
+        for channel in range(3):  # three times faster than torch's expand
             rgb.numpy()[..., channel] = grey
         return rgb
     return images.to(device, non_blocking=True).expand(-1, -1, -1, 3).contiguous()

@@ -1,24 +1,25 @@
 """The student's training on the images of banks: distiller, feed, progress and scalars in one."""
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
-
+from collections.abc import Callable
+from collections.abc import Sequence
 from engine.bank.rows import Spans
 from engine.config.distill import DistillConfig
 from engine.config.recipe import Recipe
 from engine.config.storage import Codec
 from engine.feed.index import Index
 from engine.feed.open import open_feed
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
 from engine.training.curves import Curves
+from torch import Tensor
+from types import TracebackType
+from typing import Any
+from typing import Self
+import numpy as np
+
 
 
 class StudentTraining:
@@ -114,7 +115,7 @@ class StudentTraining:
 
         `newest_rows`: the rows of the index of which `feed.newest` of each batch is drawn.
         """
-        order = Order(
+        sampler = Sampler(
             self.index,
             batch_size=self.config.batch_size,
             seed=self.seed,
@@ -141,7 +142,7 @@ class StudentTraining:
                     for name, value in means.items():
                         self.scalars.add_scalar(f"distill/{name}", value, step)
 
-            batches = self.feed.batches(order, self.step, self.step + count)
+            batches = self.feed.batches(sampler, self.step, self.step + count)
             self.distiller.train(batches, count, after_step=after_step, on_log=on_log)
 
     def state_dict(self) -> dict[str, Any]:

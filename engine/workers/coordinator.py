@@ -95,7 +95,9 @@ class Coordinator:
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
         """By one manifest for all; a shard counts once it is in there."""
-        bank.enter({event.what.number: event.what.entry for event in events if isinstance(event.what, Done)})
+        bank.commit_entries(
+            {event.what.number: event.what.entry for event in events if isinstance(event.what, Done)}
+        )
         for event in events:
             if isinstance(event.what, Done):
                 self.tally.take(event)

@@ -1,4 +1,4 @@
-"""Folders of a file system in memory."""
+"""Banks in fsspec's in-memory file system."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -8,6 +8,7 @@ import pytest
 
 @pytest.fixture
 def memory_url() -> Iterator[str]:
+    """Yield the URL of a new bank, and delete it afterwards."""
     import fsspec
 
     path = f"/{uuid4().hex}"

@@ -1,4 +1,4 @@
-"""What is said of images in which the teacher does not see their labels."""
+"""Images whose labels the teacher does not confirm are detected."""
 
 from dataclasses import replace
 
@@ -10,18 +10,23 @@ from tests.engine.bank import tiny
 
 
 def _agreement(images: int, classes: int, share: float, *, seed: int = 0) -> Agreement:
-    """Balanced labels; the teacher knows that share of them and guesses the others."""
-    draw = np.random.default_rng(seed)
+    """Return balanced labels; the teacher knows `share` of them and guesses the others."""
+    rng = np.random.default_rng(seed)
     labels = np.arange(images) % classes
-    knows = draw.permutation(images) < round(share * images)
-    return Agreement.of(labels, np.where(knows, labels, draw.integers(classes, size=images)))
+    knows = rng.permutation(images) < round(share * images)
+    return Agreement.of(labels, np.where(knows, labels, rng.integers(classes, size=images)))
 
 
 @pytest.mark.parametrize(
     ("images", "classes", "share", "near"),
     [
         (200, 10, 0.0, True),
-        (5000, 10, 0.04, True),  # 13.6 % agree, well beyond three errors, and are still of no use
+        (
+            5000,
+            10,
+            0.04,
+            True,
+        ),  # 13.6 % agree: more than three standard errors above chance, but still useless
         (200, 10, 0.5, False),
         (200, 10, 0.9, False),
         (5000, 10, 0.3, False),
@@ -42,10 +47,10 @@ def test_near_chance(images: int, classes: int, share: float, near: bool) -> Non
 
 
 def test_chance_and_its_error_are_those_of_shuffled_predictions() -> None:
-    draw = np.random.default_rng(1)
-    labels = draw.choice(4, size=50, p=[0.4, 0.3, 0.2, 0.1])
-    top1 = draw.choice(4, size=50, p=[0.7, 0.1, 0.1, 0.1])
-    shuffled = [(labels == draw.permutation(top1)).mean() for _ in range(20_000)]
+    rng = np.random.default_rng(1)
+    labels = rng.choice(4, size=50, p=[0.4, 0.3, 0.2, 0.1])
+    top1 = rng.choice(4, size=50, p=[0.7, 0.1, 0.1, 0.1])
+    shuffled = [(labels == rng.permutation(top1)).mean() for _ in range(20_000)]
     found = Agreement.of(labels, top1)
     assert found.chance == pytest.approx(np.mean(shuffled), abs=3e-3)
     assert found._standard_error == pytest.approx(np.std(shuffled), rel=0.03)
@@ -69,7 +74,7 @@ def test_a_single_label_cannot_be_judged() -> None:
 def test_shards_add_up_and_sources_come_first() -> None:
     rows, _ = tiny.shard(0)
     assert Agreements().warning is None
-    assert Agreements.of(rows).warning is None, "a dozen images say nothing"
+    assert Agreements.of(rows).warning is None, "a dozen images are too few"
     good, bad = _agreement(200, 10, 0.9), _agreement(200, 10, 0.0)
     assert Agreements(sources=good, variations=good).warning is None
     of_variations = Agreements(sources=good, variations=bad).warning

@@ -1,4 +1,4 @@
-"""The card says what the bank holds and what made it."""
+"""The card describes the contents and the origin of the bank."""
 
 from pathlib import Path
 

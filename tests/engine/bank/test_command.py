@@ -1,4 +1,4 @@
-"""`python -m engine.bank` as a user meets it."""
+"""`python -m engine.bank` as a user runs it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A file that was cut, altered or deleted is named by its reader and verify; resume makes it again."""
+"""The reader and verify name a file that was cut, altered or deleted; resume makes it again."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_without_verification_only_what_is_read_is_checked(tmp_path: Path) -> No
     tar.write_bytes(data)
     bank = BankReader.open(str(tmp_path), verify=False)
     assert bank.images(1, [0, 2]).any()
-    with pytest.raises(UserError, match=rf"shard 00001: image {spans.keys[1]} is no numpy file"):
+    with pytest.raises(UserError, match=rf"shard 00001: image {spans.keys[1]} is not a numpy file"):
         bank.images(1, [1])
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_bank_is_named(tmp_path: Path) -> None:
 
 
 def _swapped(folder: Path, name: str, other: str) -> None:
-    """Puts a file of shard 0 into shard 1, with a manifest that says so."""
+    """Replace a file of shard 1 by a file of shard 0, and update the manifest."""
     data = other.encode() if other == "null" else (folder / other).read_bytes()
     (folder / name).write_bytes(data)
     manifest = Manifest.from_json((folder / "manifest.json").read_bytes(), "")
@@ -113,11 +113,11 @@ def _swapped(folder: Path, name: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("name", "other", "file", "what"),
     [
-        ("00001.tar", "00000.tar", "00001.tar", "where its parquet file has 000000001000"),
+        ("00001.tar", "00000.tar", "00001.tar", "but its parquet file has 000000001000"),
         ("00001.tar", "null", "00001.tar", "cut off"),
-        ("index/00001.idx", "index/00000.idx", "index/00001.idx", "does not fit the tar"),
+        ("index/00001.idx", "index/00000.idx", "index/00001.idx", "does not match the tar"),
         ("rows/00001.parquet", "null", "rows/00001.parquet", "cannot be read"),
-        ("stats/00001.json", "stats/00000.json", "stats/00001.json", "does not fit the rows"),
+        ("stats/00001.json", "stats/00000.json", "stats/00001.json", "does not match the rows"),
     ],
 )
 def test_files_that_disagree_are_found_though_their_hashes_are_right(
@@ -140,7 +140,7 @@ def test_rows_that_no_writer_would_write_are_found(tmp_path: Path) -> None:
     (tmp_path / "null.parquet").unlink()
     problems = verify(str(tmp_path))
     assert [str(problem) for problem in problems] == [
-        "rows/00001.parquet has rows of which a label is not in [0, 3)"
+        "rows/00001.parquet has invalid rows: a label is not in [0, 3)"
     ]
     with pytest.raises(UserError, match=r"shard 00001: .*a label is not in \[0, 3\)"):
         BankReader.open(str(tmp_path)).rows(1)
@@ -162,7 +162,7 @@ def test_an_image_that_cannot_be_decoded_is_found(codec: Codec, tmp_path: Path) 
 
 
 def test_a_small_file_of_a_huge_image_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a bank that is sound in all else."""
+    """Everything else in the bank is sound."""
     with monkeypatch.context() as patch:
         patch.setattr("engine.bank.shard.encode", lambda *of: [bomb(), *encode(*of)[1:]])
         tiny.write(tmp_path, [0], codec="png")
@@ -183,4 +183,7 @@ def test_images_of_another_size_are_found(codec: Codec, tmp_path: Path) -> None:
     _swapped(tmp_path, "00001.tar", "null.tar")
     (tmp_path / "null.tar").unlink()
     problems = verify(str(tmp_path))
-    assert sum("is no RGB image of 8 x 8" in it.what or "uint8 [8, 8, 3]" in it.what for it in problems) == 10
+    assert (
+        sum("is not an RGB image of 8 x 8" in it.what or "uint8 [8, 8, 3]" in it.what for it in problems)
+        == 10
+    )

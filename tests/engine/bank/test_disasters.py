@@ -1,4 +1,4 @@
-"""Kill -9, a full disk, a clock that jumps: nothing committed is lost, resume gives the undisturbed bank."""
+"""After kill -9, a full disk or a clock change no committed shard is lost, and resume gives the same bank."""
 
 import os
 import random
@@ -33,11 +33,11 @@ def test_killed_at_any_moment_and_resumed_the_bank_is_the_undisturbed_one(tmp_pa
     begun = time.perf_counter()
     tiny.write(tmp_path / "whole", SHARDS)
     seconds = time.perf_counter() - begun
-    draw = random.Random(0)
+    rng = random.Random(0)
     bank, committed, interrupted = tmp_path / "bank", set(), 0
     for _ in range(KILLS):
         child = _forked_write(bank)
-        time.sleep(draw.uniform(0, seconds / 4))
+        time.sleep(rng.uniform(0, seconds / 4))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if (bank / "manifest.json").exists():

@@ -16,7 +16,7 @@ from tests.engine.bank import tiny
 
 NUMBERS = range(3)
 LOSS = {"raw": 0, "png": 0, "webp": 0, "jpeg": 12}
-"""Of a value, with quality 100 for webp: lossless."""
+"""Maximum error of a value; webp has quality 100, which is lossless."""
 
 
 @pytest.fixture(params=[*((codec, 3) for codec in tiny.CODECS), ("raw", 1), ("png", 1)], ids=str)
@@ -28,7 +28,7 @@ def codec(request: pytest.FixtureRequest, tmp_path: Path) -> Codec:
 
 
 def _assert_images(codec: Codec, found: list[np.ndarray], labels: list[int]) -> None:
-    """Grey images are [H, W] or [H, W, 1] if the tool does not make RGB of them."""
+    """Compare images; grey ones are [H, W] or [H, W, 1] if the tool does not convert them to RGB."""
     shards = [tiny.shard(number, (7, 13)) for number in NUMBERS]
     wanted = np.concatenate([images for _, images in shards])
     images = np.stack(found).astype(int).reshape(len(wanted), 7, 13, -1)
@@ -38,9 +38,7 @@ def _assert_images(codec: Codec, found: list[np.ndarray], labels: list[int]) -> 
     assert labels == np.concatenate([rows.labels[rows.kept] for rows, _ in shards]).tolist()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:unclosed file:ResourceWarning"
-)  # webdataset leaves its tars to the collector
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its tars
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_webdataset(codec: Codec, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
@@ -98,7 +96,7 @@ def test_dali(codec: Codec, tmp_path: Path) -> None:
 def test_the_index_is_what_dalis_own_tool_writes(tmp_path: Path) -> None:
     tool = Path(sys.executable).with_name("wds2idx")
     if not tool.exists():
-        pytest.skip("no wds2idx beside this Python")
+        pytest.skip("no wds2idx next to this Python")
     tiny.write(tmp_path / "bank", [0])
     subprocess.run(
         [tool, tmp_path / "bank" / "00000.tar", tmp_path / "own.idx"], check=True, capture_output=True

@@ -1,4 +1,4 @@
-"""Merged banks hold the shards of their sources, byte for byte, each once."""
+"""A merged bank contains each shard of its sources once, byte for byte."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.engine.bank import tiny
 
 
 def _sources(folder: Path) -> list[str]:
-    """Shards 0 to 2 of seed 0, 2 and 7 of seed 1: shard 2 is the same in both."""
+    """Write shards 0 to 2 of seed 0, and 2 and 7 of seed 1; shard 2 is the same in both."""
     tiny.write(folder / "one", range(3))
     tiny.write(folder / "two", [2, 7], recipe={"seed": 1}, settings_sha256="7" * 64)
     return [str(folder / "one"), str(folder / "two")]
@@ -38,8 +38,8 @@ def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
     assert np.array_equal(bank.images(3, range(10)), tiny.shard(7)[1])
 
 
-def test_shards_without_images_are_the_same_where_their_rows_are(tmp_path: Path) -> None:
-    """Their tars are all the same."""
+def test_shards_without_images_are_identified_by_their_rows(tmp_path: Path) -> None:
+    """All of their tars are equal."""
     for folder, numbers in (("one", [0, 1, 2]), ("two", [2, 3])):
         with BankWriter.open(str(tmp_path / folder), tiny.header(), resume=False, say=print) as writer:
             for number in numbers:
@@ -101,15 +101,15 @@ def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
 def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> None:
     from engine.bank.fingerprint import Fingerprint
     from engine.bank.storage import open_storage
-    from engine.bank.writer import Ledger
+    from engine.bank.writer import ManifestFile
 
     tiny.write(tmp_path / "one", [0])
     tar = tmp_path / "one" / "00000.tar"
     tar.write_bytes(b"/" + tar.read_bytes()[1:])
-    ledger = Ledger(open_storage(str(tmp_path / "one")))
-    manifest = ledger.read()
+    manifest_file = ManifestFile(open_storage(str(tmp_path / "one")))
+    manifest = manifest_file.read()
     files = {**manifest.shards[0].files, tar.name: Fingerprint.of_file(tar)}
-    ledger.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
+    manifest_file.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
     with pytest.raises(UserError, match=r"shard 00000: member '/.*its name is not plain"):
         merge([str(tmp_path / "one")], str(tmp_path / "out"), resume=False, say=print)
 

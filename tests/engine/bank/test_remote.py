@@ -1,4 +1,4 @@
-"""Banks at URLs: a real S3 server on the loopback, and fsspec's memory."""
+"""Banks at URLs: on a real S3 server on localhost, and in fsspec's memory."""
 
 import sys
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_what_others_write_is_seen(url: str) -> None:
     assert storage.read("new") == b"12345678"
 
 
-def test_a_tar_is_downloaded_once_and_a_damaged_copy_anew(url: str, tmp_path: Path) -> None:
+def test_a_tar_is_downloaded_once_and_a_damaged_copy_again(url: str, tmp_path: Path) -> None:
     tiny.write(url, [0])
     copy = BankReader.open(url, cache=tmp_path).spans(0).path
     whole = copy.read_bytes()

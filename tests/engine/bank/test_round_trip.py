@@ -1,4 +1,4 @@
-"""What is written is read, for all codecs, keys, labels and sizes; the same twice gives the same bytes."""
+"""A bank is read as written, for all codecs, keys, labels and sizes; equal input gives equal bytes."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,7 +102,7 @@ def test_new_shards_join_on_refresh(tmp_path: Path) -> None:
 def test_any_shard_comes_back(
     keys: list[int], size: tuple[int, int], codec: Codec, number: int, data
 ) -> None:
-    draw = np.random.default_rng(len(keys))
+    rng = np.random.default_rng(len(keys))
     column = {"min_size": len(keys), "max_size": len(keys)}
     labels = data.draw(st.lists(st.integers(0, 2), **column))
     kept = np.array(data.draw(st.lists(st.booleans(), **column)), bool)
@@ -119,7 +119,7 @@ def test_any_shard_comes_back(
         teacher_top1=np.array(labels, np.int64)[::-1].copy(),
         confidence=np.full(len(keys), 0.1, np.float32),
     )
-    images = draw.integers(0, 256, (kept.sum(), *size, 3)).astype(np.uint8)
+    images = rng.integers(0, 256, (kept.sum(), *size, 3)).astype(np.uint8)
     with TemporaryDirectory() as folder:
         head = tiny.header(image_size=size, codec=codec)
         with BankWriter.open(folder, head, resume=False, say=print) as writer:

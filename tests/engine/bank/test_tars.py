@@ -1,4 +1,4 @@
-"""Tars are read only where each header is as it was written; all else is refused by name."""
+"""Only tars with unchanged headers are read; anything else is rejected with the name of the member."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Of two writers on one bank one ends in a line, and nothing committed is lost."""
+"""If two processes write one bank, one fails with one line, and no committed shard is lost."""
 
 import subprocess
 import sys
@@ -58,13 +58,13 @@ def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: 
     second.commit(0, *tiny.shard(0))
     entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
     with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
-        first.enter({1: entry})
+        first.commit_entries({1: entry})
     second.close()
     assert BankReader.open(memory_url).numbers == [0]
 
 
 def test_two_remote_writers_that_begin_together(memory_url: str) -> None:
-    """Both find an empty folder; the second finds the first's manifest."""
+    """Both see an empty folder, but the second finds the manifest of the first."""
     from engine.bank.storage import open_storage
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Banks of an earlier version are read; grey images are stored in one channel."""
+"""Banks of an earlier version can be read; grey images are stored in one channel."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_a_later_version_is_refused(tmp_path: Path) -> None:
     tiny.write(tmp_path, [0])
     manifest = tmp_path / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"version": 2', b'"version": 3'))
-    with pytest.raises(UserError, match=r"is of version 3; this engine reads versions 1 to 2"):
+    with pytest.raises(UserError, match=r"has version 3, but this engine reads versions 1 to 2"):
         BankReader.open(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Where a bank may be begun and continued, what a commit means, what is made again."""
+"""When a bank can be started and continued, what a commit guarantees, and what is made again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_the_same_shard_again_is_nothing_and_another_is_an_error(tmp_path: Path)
         assert writer.commit(3, rows, images) == entry
         assert dict(writer.committed) == {3: entry}
         before = tiny.contents(tmp_path)
-        with pytest.raises(UserError, match="shard 00003 came out otherwise"):
+        with pytest.raises(UserError, match="shard 00003 differs from the committed one"):
             writer.commit(3, rows, images ^ 1)
         assert tiny.contents(tmp_path) == before
         tiny.assert_same(writer.rows(3), rows)

@@ -16,6 +16,7 @@ CLASSES = ("shirt", "boot", "bag")
 
 
 def header(**changes: Any) -> Header:
+    """Return the header of a small bank, with these fields changed."""
     fields: dict[str, Any] = {
         "recipe": {"seed": 0, "bank": {"codec": "raw"}, "filter": {"omega": 0.5}},
         "settings_sha256": "5" * 64,
@@ -30,25 +31,25 @@ def header(**changes: Any) -> Header:
 
 
 def shard(number: int, size: tuple[int, int] = (8, 8), length: int = 12) -> tuple[Rows, np.ndarray]:
-    """Rows of which every third is rejected, and uint8 images [K, *size, 3]; smooth, for the lossy codecs."""
-    draw = np.random.default_rng(number)
+    """Return rows, every third rejected, and images uint8 [K, *size, 3], smooth for the lossy codecs."""
+    rng = np.random.default_rng(number)
     sources = np.arange(length) < length // 3
-    similarity = draw.uniform(-1, 1, length).astype(np.float32)
+    similarity = rng.uniform(-1, 1, length).astype(np.float32)
     similarity[sources] = np.nan
     keys = np.arange(length) + 1000 * number
     kept = sources | (np.arange(length) % 3 != 0)
     rows = Rows(
         keys=keys,
-        labels=draw.integers(0, len(CLASSES), length),
+        labels=rng.integers(0, len(CLASSES), length),
         parents=np.where(sources, -1, keys[0] if length else 0),
-        seeds=draw.integers(0, 2**62, length),
+        seeds=rng.integers(0, 2**62, length),
         similarity=similarity,
         passes_clip=kept.copy(),
         kept=kept,
-        teacher_top1=draw.integers(0, len(CLASSES), length),
-        confidence=draw.uniform(0, 1, length).astype(np.float32),
+        teacher_top1=rng.integers(0, len(CLASSES), length),
+        confidence=rng.uniform(0, 1, length).astype(np.float32),
     )
-    base = draw.integers(0, 200, (kept.sum(), 1, 1, 3))
+    base = rng.integers(0, 200, (kept.sum(), 1, 1, 3))
     ramp = np.linspace(0, 50, size[0])[None, :, None, None] + np.zeros((1, 1, size[1], 1))
     return rows, (base + ramp).astype(np.uint8)
 
@@ -66,12 +67,12 @@ def write(url: str | Path, numbers: Any = range(3), *, resume: bool = False, **c
 
 
 def grey(images: np.ndarray) -> np.ndarray:
-    """The first channel three times."""
+    """Return the first channel three times."""
     return images[..., :1].repeat(3, axis=3)
 
 
 def to_version_1(folder: Path) -> None:
-    """Make a bank of three channels what an earlier version of the engine would have written."""
+    """Turn a bank with three channels into one that an earlier version of the engine would have written."""
     document = json.loads((folder / "manifest.json").read_bytes())
     document["version"] = 1
     del document["sha256"], document["header"]["channels"]
@@ -87,7 +88,7 @@ def to_version_1(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of each file; of dot-files only their names."""
+    """Return the bytes of each file by name; empty bytes for dot-files."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(folder)): b"" if path.name.startswith(".") else path.read_bytes()

@@ -1,4 +1,4 @@
-"""Indexes without any tar, and banks of a few shards with their pixels."""
+"""Indexes without tars, and small banks with their pixels."""
 
 import io
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def spans(labels: Sequence[int], *, first_key: int = 0, sizes: Sequence[int] | i
 
 
 def index_of(*labels: Sequence[int]) -> Index:
-    """One shard a list of labels."""
+    """Return an index with one shard per list of labels."""
     index = Index()
     for shard, of_shard in enumerate(labels):
         index.add(spans(of_shard, first_key=1000 * shard))
@@ -38,7 +38,7 @@ def index_of(*labels: Sequence[int]) -> Index:
 
 @dataclass
 class TinyBank:
-    """An index, what its images look like in the order of its rows, and how to add a shard to it."""
+    """A small bank: its index and the pixels of its images, in the order of the rows."""
 
     folder: Path
     codec: str
@@ -46,21 +46,21 @@ class TinyBank:
     index: Index
     pixels: npt.NDArray[np.uint8]
     channels: int = 3
-    """Of its files."""
+    """Channels of the files."""
 
     @classmethod
     def empty(cls, folder: Path, codec: str, side: int, channels: int = 3) -> "TinyBank":
         return cls(folder, codec, side, Index(), np.zeros((0, side, side, 3), np.uint8), channels)
 
     def decoded_pixels(self) -> npt.NDArray[np.uint8]:
-        """`pixels` as Pillow gives them back from the codec, uint8 [N, H, W, 3]."""
+        """Return `pixels` after a round trip through the codec with Pillow, uint8 [N, H, W, 3]."""
         if self.codec == "raw":
             return self.pixels
         files = [self._encoded(image) for image in self.pixels]
         return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
     def add(self, count: int) -> Spans:
-        """A shard of smooth random images whose label is their row modulo 5."""
+        """Add a shard of smooth random images whose label is their row modulo 5."""
         first = len(self.pixels)
         rng = np.random.default_rng(first)
         coarse = rng.integers(0, 256, (count, 4, 4, self.channels))

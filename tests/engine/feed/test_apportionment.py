@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from engine.feed.sampler import apportioned
+from engine.feed.sampler import apportion
 
-DRAWS = np.arange(20_001)
+TOTALS = np.arange(20_001)
 
 
 @pytest.mark.parametrize(
@@ -12,9 +12,9 @@ DRAWS = np.arange(20_001)
     ids=str,
 )
 def test_every_count_is_within_one_of_its_share_and_never_falls(weights: list[float]) -> None:
-    counts = apportioned(weights, DRAWS)
-    shares = np.outer(np.array(weights) / sum(weights), DRAWS)
-    np.testing.assert_array_equal(counts.sum(axis=0), DRAWS)
+    counts = apportion(weights, TOTALS)
+    shares = np.outer(np.array(weights) / sum(weights), TOTALS)
+    np.testing.assert_array_equal(counts.sum(axis=0), TOTALS)
     assert np.abs(counts - shares).max() < 1 + 1e-9
     assert (np.diff(counts, axis=1) >= 0).all()
 
@@ -22,4 +22,4 @@ def test_every_count_is_within_one_of_its_share_and_never_falls(weights: list[fl
 def test_asks_only_for_what_is_asked() -> None:
     weights = [0.2, 0.5, 0.3]
     some = np.array([0, 17, 12_345])
-    np.testing.assert_array_equal(apportioned(weights, some), apportioned(weights, DRAWS)[:, some])
+    np.testing.assert_array_equal(apportion(weights, some), apportion(weights, TOTALS)[:, some])

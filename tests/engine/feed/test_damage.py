@@ -1,4 +1,4 @@
-"""Images that cannot be used: one line that names tar and key, from either kind."""
+"""An unusable image raises one line with its tar and key, from both kinds of feed."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from bench.feed.shard import encoded, write_shard
 from engine.errors import UserError
-from engine.feed.sampler import Order
+from engine.feed.sampler import Sampler
 from tests.bomb import bomb
 from tests.engine.feed.spans import TinyBank
 from tests.engine.feed.test_feeds import KINDS, opened
@@ -17,16 +17,16 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
 def complaint(bank: TinyBank, kind: str) -> str:
-    order = Order(bank.index, batch_size=8, seed=1)
+    sampler = Sampler(bank.index, batch_size=8, seed=1)
     with opened(bank, kind) as feed, pytest.raises(UserError) as error:
-        list(feed.batches(order, 0, 6))
+        list(feed.batches(sampler, 0, 6))
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
 def bank_with(codec: str, folder: Path) -> tuple[TinyBank, Path, int, int]:
-    """A bank of two shards; the second one's tar, and offset and size of its fourth image, of key 14."""
+    """Return a bank of two shards, the second tar, and the offset and size of its fourth image, key 14."""
     bank = TinyBank.empty(folder, codec, 32)
     bank.add(11)
     spans = bank.add(9)
@@ -55,7 +55,7 @@ def test_a_file_cut_off_in_the_middle(kind: str, codec: str, tmp_path: Path) -> 
 def test_a_tar_cut_off(kind: str, codec: str, tmp_path: Path) -> None:
     bank, tar, _, _ = bank_with(codec, tmp_path)
     whole = tar.read_bytes()
-    last = bank.index.spots(np.array([19]))
+    last = bank.index.locations(np.array([19]))
     tar.write_bytes(whole[: int(last.offsets[0] + last.sizes[0]) - 1])
     assert f"{tar}: image 19 cannot be used: the tar ends before it does" in complaint(bank, kind)
 
@@ -75,7 +75,7 @@ def test_an_image_of_another_size(kind: str, height: int, width: int, tmp_path: 
     text = complaint(bank, kind)
     assert f"{tar}: image 77 cannot be used: it" in text
     of_dali = "to 32x32" in text or f"is {height}x{width}, not 32x32" in text
-    assert of_dali if kind == "dali" else "is no RGB image of 32 x 32" in text
+    assert of_dali if kind == "dali" else "is not an RGB image of 32 x 32" in text
 
 
 def test_a_small_file_of_a_huge_image(kind: str, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_the_feed_goes_on_after_an_error(kind: str, tmp_path: Path) -> None:
     with tar.open("r+b") as file:
         file.seek(offset)
         file.write(b"\0" * size)
-    order = Order(bank.index, batch_size=8, seed=1)
+    sampler = Sampler(bank.index, batch_size=8, seed=1)
     with opened(bank, kind) as feed:
         with pytest.raises(UserError):
-            list(feed.batches(order, 0, 6))
+            list(feed.batches(sampler, 0, 6))
         tar.write_bytes(whole)
-        assert len(list(feed.batches(order, 0, 6))) == 6
+        assert len(list(feed.batches(sampler, 0, 6))) == 6

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from engine.feed.index import Index, Runs
-from engine.feed.sampler import Order
+from engine.feed.index import Index, RowRanges
+from engine.feed.sampler import Sampler
 from tests.engine.feed.spans import index_of, spans
 
 
@@ -16,20 +16,20 @@ def test_rows_are_those_of_the_shards_in_order() -> None:
     assert index.keys(rows).tolist() == [51, 0, 50]
     assert index.labels(rows).tolist() == [70, 3, 7]
     assert index.agrees(rows).tolist() == [False, True, True]
-    spots = index.spots(rows)
-    assert spots.paths == ["50.tar", "0.tar", "50.tar"]
-    assert spots.keys.tolist() == [51, 0, 50]
-    assert spots.offsets.tolist() == [512 + 5120, 512, 512]
+    locations = index.locations(rows)
+    assert locations.paths == ["50.tar", "0.tar", "50.tar"]
+    assert locations.keys.tolist() == [51, 0, 50]
+    assert locations.offsets.tolist() == [512 + 5120, 512, 512]
     assert [shard.path for shard in index.shards] == ["0.tar", "50.tar"]
 
 
 def test_sizes_are_kept_once_they_differ() -> None:
     index = Index()
     index.add(spans([0, 0], sizes=3200))
-    assert index.spots(np.array([1])).sizes.tolist() == [3200]
+    assert index.locations(np.array([1])).sizes.tolist() == [3200]
     assert index.nbytes == 2 * 15
     index.add(spans([0, 0, 0], sizes=[3200, 9, 10**6]))
-    assert index.spots(np.arange(5)).sizes.tolist() == [3200, 3200, 3200, 9, 10**6]
+    assert index.locations(np.arange(5)).sizes.tolist() == [3200, 3200, 3200, 9, 10**6]
     assert index.nbytes == 5 * 19
 
 
@@ -38,19 +38,19 @@ def test_an_offset_beyond_four_gigabytes() -> None:
     far = spans([0])
     far.offsets[0] = 512 * (1 << 31)
     index.add(far)
-    assert index.spots(np.array([0])).offsets.tolist() == [1 << 40]
+    assert index.locations(np.array([0])).offsets.tolist() == [1 << 40]
 
 
 def test_labels_of_any_number_of_classes() -> None:
     index = index_of([3, 65_535], [70_000], [4])
     assert index.labels(np.arange(4)).tolist() == [3, 65_535, 70_000, 4]
     assert index.nbytes == 4 * 17
-    drawn = Order(index, batch_size=4, seed=0, class_balance=True).draw(0).rows
+    drawn = Sampler(index, batch_size=4, seed=0, class_balance=True).sample(0).rows
     assert sorted(index.labels(drawn).tolist()) == [3, 4, 65_535, 70_000]
 
 
 def test_what_a_column_cannot_hold_is_refused() -> None:
-    """By errors that `python -O` keeps."""
+    """The errors are not asserts, which `python -O` removes."""
     with pytest.raises(ValueError, match="outside uint32"):
         index_of([1 << 32])
     shifted = spans([0])
@@ -65,7 +65,7 @@ def test_growth_copies_a_row_a_constant_number_of_times(monkeypatch: pytest.Monk
     index = Index()
     for shard in range(1000):
         index.add(spans(range(10), first_key=10 * shard))
-    rows_allocated = sum(copied) / 5  # columns of 10 000 rows
+    rows_allocated = sum(copied) / 5  # five arrays of 10,000 rows
     assert rows_allocated < 4 * 10_000
     assert index.keys(np.arange(10_000)).tolist() == list(range(10_000))
 
@@ -81,7 +81,7 @@ def test_the_rows_of_a_bank() -> None:
     assert len(index.rows_of(1, 5)) == 0
 
 
-def test_runs_by_place() -> None:
-    runs = Runs([range(5, 8), range(0), range(8, 9), range(20, 22)])
-    assert len(runs) == 6
-    assert runs[np.array([5, 0, 3, 4])].tolist() == [21, 5, 8, 20]
+def test_row_ranges_by_position() -> None:
+    ranges = RowRanges([range(5, 8), range(0), range(8, 9), range(20, 22)])
+    assert len(ranges) == 6
+    assert ranges[np.array([5, 0, 3, 4])].tolist() == [21, 5, 8, 20]

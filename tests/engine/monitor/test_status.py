@@ -114,7 +114,7 @@ def test_a_bank_that_is_being_written(tmp_path: Path) -> None:
 
 
 def test_a_bank_that_is_not_there_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere has no manifest.json, so it is no bank"):
+    with pytest.raises(UserError, match="nowhere has no manifest.json, so it is not a bank"):
         status(str(tmp_path / "nowhere"))
     tiny.write(tmp_path)
     for damage in (lambda path: path.write_text("{}"), Path.unlink):

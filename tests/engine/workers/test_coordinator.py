@@ -185,6 +185,6 @@ def test_files_that_a_worker_did_not_put_into_the_bank_are_a_folder_not_shared(t
     entry = write_shard(str(tmp_path / "elsewhere"), 0, *tiny.shard(0), tiny.header())
     with (
         BankWriter.open(str(tmp_path / "bank"), tiny.header(), resume=False, say=print) as bank,
-        pytest.raises(UserError, match=r"00000.tar is not there .*give all machines one shared folder"),
+        pytest.raises(UserError, match=r"00000.tar is missing .*give all machines one shared folder"),
     ):
-        bank.enter({0: entry})
+        bank.commit_entries({0: entry})
