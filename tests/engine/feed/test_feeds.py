@@ -22,7 +22,7 @@ from engine.feed.feed import DTYPES, Feed
 from engine.feed.opening import open_feed
 from engine.feed.order import Draw, Order
 from engine.run_folder import alone
-from engine.transforms import crop_flip
+from kernels.crop_flip import crop_flip_nchw
 from tests.engine.feed.spans import TinyBank
 
 CPU = torch.device("cpu")
@@ -57,10 +57,12 @@ def opened(
 
 
 def written_out(pixels: np.ndarray, draw: Draw, pad: int = 4) -> Tensor:
-    """float32 [B, 3, H, W] by `crop_flip`, which has tests of its own."""
+    """float32 [B, 3, H, W] by `crop_flip_nchw`, which has tests of its own."""
     images = torch.from_numpy(pixels[draw.rows]).permute(0, 3, 1, 2)
     top, left = (torch.from_numpy(column).long() for column in (draw.top, draw.left))
-    return crop_flip(images, top, left, torch.from_numpy(draw.flip), pad=pad).float() * np.float32(1 / 255)
+    return crop_flip_nchw(images, top, left, torch.from_numpy(draw.flip), pad=pad).float() * np.float32(
+        1 / 255
+    )
 
 
 def assert_equal(ours: FeedBatch, theirs: FeedBatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backend import use_backend
 from kernels.bn_stats import bn_act, bn_stats
-from kernels.bn_stats.reference import Activation, bn_stats_reference
+from kernels.bn_stats.reference import Activation, BatchNorm, bn_stats_reference
 from tests.kernels.triton_tools import (
     MAIN_ARCHITECTURE,
     OTHER_ARCHITECTURES,
@@ -45,6 +45,9 @@ class Inputs:
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         return self.weight, self.bias, self.running_mean, self.running_var
 
+    def norm(self, activation: Activation) -> BatchNorm:
+        return BatchNorm(*self.parameters, EPS, activation, SLOPE)
+
 
 def draw(
     shape: tuple[int, ...],
@@ -65,11 +68,11 @@ def draw(
 def ours(
     i: Inputs, activation: Activation, *, statistics: bool = True, affine: bool = True
 ) -> dict[str, Tensor]:
-    settings = (EPS, activation, SLOPE, statistics)
-    y, loss, coefficients = triton_bn_stats.forward(i.x, *i.parameters, *settings)
-    grad_loss = torch.tensor(GRAD_LOSS, device=i.x.device)
+    norm = i.norm(activation)
+    y, loss, coefficients = triton_bn_stats.forward(i.x, norm, statistics)
+    grad_loss = torch.tensor(GRAD_LOSS, device=i.x.device) if statistics else None
     grad_x, grad_weight, grad_bias = triton_bn_stats.backward(
-        i.grad_y, grad_loss, i.x, *i.parameters, coefficients, *settings, affine
+        i.grad_y, grad_loss, i.x, norm, coefficients, affine
     )
     assert y.stride() == grad_x.stride() == i.x.stride()
     assert y.dtype == grad_x.dtype == i.x.dtype
@@ -186,7 +189,7 @@ def test_variance_far_from_zero(layout: str, offset: float, dtype: torch.dtype) 
     inputs = draw((6, 4, 5, 5), dtype, layout, offset=0)
     spread = 64 if dtype == torch.bfloat16 else 1
     inputs.x = (inputs.x * spread + offset).to(dtype)
-    _, loss, coefficients = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     var, mean = torch.var_mean(inputs.x.double(), (0, 2, 3), correction=0)
     d_var, d_mean = var - inputs.running_var, mean - inputs.running_mean
     assert loss.item() == pytest.approx((d_var.norm() + d_mean.norm()).item(), rel=1e-5)
@@ -201,7 +204,7 @@ def test_variance_beside_an_outlier(layout: str) -> None:
     """The first row is like none of the thousands that its program sums up after it."""
     inputs = draw((1, 2, 192, 192), torch.float32, layout)
     inputs.x[0, :, 0, 0] = 1e4
-    _, loss, _ = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, _ = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     var, mean = torch.var_mean(inputs.x.double(), (0, 2, 3), correction=0)
     expected_loss = (var - inputs.running_var).norm() + (mean - inputs.running_mean).norm()
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
@@ -216,7 +219,7 @@ def test_constant_channels(layout: str, tile: int, monkeypatch: pytest.MonkeyPat
     mean = torch.linspace(-1000, 3000 / 7, 16, device=DEVICE)
     inputs = replace(inputs, x=torch.zeros_like(inputs.x) + mean.view(1, -1, 1, 1), running_mean=mean)
     inputs.running_var = torch.zeros_like(mean)
-    _, loss, coefficients = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     assert loss == 0
     assert (coefficients == 0).all()
     inputs.running_var, inputs.running_mean = torch.ones_like(mean), mean / 3
@@ -234,9 +237,7 @@ def test_gradient_at_the_kinks(activation: Activation) -> None:
 def test_nan_is_not_hidden(activation: Activation) -> None:
     inputs = draw((2, 3, 2, 2))
     inputs.x[1, 2, 0, 1] = torch.nan
-    y, loss, coefficients = triton_bn_stats.forward(
-        inputs.x, *inputs.parameters, EPS, activation, SLOPE, True
-    )
+    y, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm(activation), True)
     assert y.isnan().sum() == y[1, 2, 0, 1].isnan().sum() == 1
     assert loss.isnan()
     assert coefficients.isnan().all()
@@ -292,9 +293,9 @@ def main_kernel_cases() -> Iterator[KernelCase]:
     activation, variants = "silu", [*product(("channels_last", "nchw"), ("bf16", "fp32"))]
     variants += [(tiling, "bf16") for tiling in TILINGS if tiling not in ("channels_last", "nchw")]
     for tiling, dtype in variants:
-        sizes = triton_bn_stats.cut(*TILINGS[tiling], triton_bn_stats.TILE, 528).arguments(
-            EPS, activation, SLOPE
-        )
+        norm = BatchNorm(None, None, torch.empty(0), torch.empty(0), EPS, activation, SLOPE)
+        tiles = triton_bn_stats.cut(*TILINGS[tiling], triton_bn_stats.TILE, 528)
+        sizes = triton_bn_stats._sizes(tiles, norm)
         constexprs = {name: value for name, value in sizes.items() if name.isupper()}
         scalars = {"items": "i32", "rows": "i32", "channels": "i32", "eps": "fp32", "negative_slope": "fp32"}
         signature = dict.fromkeys(
