@@ -45,15 +45,14 @@ def draw(
 
 
 def by_pixel(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> np.ndarray:
-    images, top, left, flip = (x.cpu() for x in (images, top, left, flip))
-    batch, height, width, _ = images.shape
-    out = np.zeros(images.shape, np.float32)
+    pixels, tops, lefts, flips = (x.cpu().numpy() for x in (images, top, left, flip))
+    batch, height, width, _ = pixels.shape
+    out = np.zeros(pixels.shape, np.float32)
     for b, y, x in np.ndindex(batch, height, width):
-        row, column = y + int(top[b]) - pad, x + int(left[b]) - pad
+        row, column = y + tops[b] - pad, x + lefts[b] - pad
         if 0 <= row < height and 0 <= column < width:
-            seen_at = width - 1 - x if flip[b] else x
-            out[b, y, seen_at] = images[b, row, column].numpy() * np.float32(1 / 255)
-    return out
+            out[b, y, width - 1 - x if flips[b] else x] = pixels[b, row, column]
+    return out * np.float32(1 / 255)
 
 
 @pytest.fixture(params=["through the caches", "past the caches"])

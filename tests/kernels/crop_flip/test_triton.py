@@ -1,4 +1,4 @@
-"""What the Triton kernel compiles to; test_crop_flip.py has its values."""
+"""Resources of the compiled Triton kernel; test_crop_flip.py tests its values."""
 
 from itertools import product
 
@@ -36,7 +36,7 @@ COMPILED = [*product(CASES, [MAIN_ARCHITECTURE]), *product(CASES[1:2], OTHER_ARC
 
 @pytest.mark.slow
 def test_compiled_for_gpus() -> None:
-    """Nothing spills, and rows of a multiple of 16 pixels are stored in the widest words there are."""
+    """Nothing spills, and rows of a multiple of 16 pixels are stored in 128-bit words."""
     for (name, arch), resources in compile_all(COMPILED).items():
         assert resources.spills == 0, (name, arch)
         assert resources.registers <= 128, (name, arch)

@@ -1,4 +1,4 @@
-"""What the Triton kernels compile to; test_kd_loss.py has their values and gradients."""
+"""Resources of the compiled Triton kernels; test_kd_loss.py tests their values and gradients."""
 
 from itertools import product
 
@@ -80,7 +80,7 @@ COMPILED = [*product(CASES, [MAIN_ARCHITECTURE]), *product(CASES[2:3], OTHER_ARC
 
 @pytest.mark.slow
 def test_compiled_for_gpus() -> None:
-    """Nothing spills, and logits whose rows are aligned are loaded in the widest words there are."""
+    """Nothing spills, and logits with aligned rows are loaded in 128-bit words."""
     for (name, arch), resources in compile_all(COMPILED).items():
         assert resources.spills == 0, (name, arch)
         assert resources.registers <= 128, (name, arch)
