@@ -1,7 +1,7 @@
-"""The fused ops, through registration and autograd, and what they replace.
+"""Compare the fused ops, through registration and autograd, with the operations that they replace.
 
-On a GPU every run begins with a cold L2 cache, since the floors are those of memory, and further rows compare
-CUDA graphs: at these sizes an eager call measures the host.
+On a GPU, every run begins with a cold L2 cache, because the floors are those of memory, and more rows compare
+CUDA graphs: at these sizes, an eager call measures the host.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ CROP_BYTES = 5  # per element: 1 read, 4 written
 
 
 def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
-    """Yield a row for each shape, dtype and baseline once it is measured, each call for `seconds`.
+    """Measure each call for `seconds`, and yield the row of each shape, dtype and baseline as it is done.
 
-    Without `inductor` that baseline, which takes seconds to compile for each shape, is left out.
+    Without `inductor`, that baseline is left out; it takes seconds to compile for each shape.
     """
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:

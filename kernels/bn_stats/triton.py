@@ -114,12 +114,12 @@ def _bn_stats_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    i_p, num_programs = tl.program_id(0), tl.num_programs(0)
+    i_p, i_c, num_programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     if CHANNELS_LAST:
         channels = channels // UNIT * UNIT
     else:
         rows = rows // UNIT * UNIT
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     b_scale, b_shift, b_running_mean, _ = _fold(
         weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps
@@ -165,7 +165,8 @@ def _bn_stats_combine_kernel(
     BLOCK_P: tl.constexpr,  # at least num_partials
     BLOCK_C: tl.constexpr,
 ):
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_c = tl.program_id(0)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     o_p = tl.arange(0, BLOCK_P)
     m_c, m_p = o_c < channels, o_p < num_partials
     o_x, m_x = o_p[:, None] * channels + o_c[None, :], m_p[:, None] & m_c[None, :]
@@ -196,8 +197,9 @@ def _bn_stats_loss_kernel(
     b_var_squares = tl.zeros([BLOCK_C], tl.float32)
     for first in range(0, channels, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)
-        b_mean = tl.load(deviations_ptr + o_c, mask=o_c < channels, other=0)
-        b_var = tl.load(deviations_ptr + channels + o_c, mask=o_c < channels, other=0)
+        m_c = o_c < channels
+        b_mean = tl.load(deviations_ptr + o_c, mask=m_c, other=0)
+        b_var = tl.load(deviations_ptr + channels + o_c, mask=m_c, other=0)
         b_mean_squares += b_mean * b_mean
         b_var_squares += b_var * b_var
     mean_norm = tl.sqrt_rn(tl.sum(b_mean_squares))
@@ -240,12 +242,12 @@ def _bn_stats_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    i_p, num_programs = tl.program_id(0), tl.num_programs(0)
+    i_p, i_c, num_programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     if CHANNELS_LAST:
         channels = channels // UNIT * UNIT
     else:
         rows = rows // UNIT * UNIT
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     b_scale, b_shift, b_running_mean, b_invstd = _fold(
         weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps

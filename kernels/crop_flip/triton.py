@@ -19,7 +19,7 @@ _SCALE = tl.constexpr(SCALE)
 
 
 @triton.jit
-def _crop_flip_kernel(
+def _crop_flip_forward_kernel(
     images_ptr,  # uint8 [B, H, W, 3]
     top_ptr,  # int64 [B]
     left_ptr,  # int64 [B]
@@ -63,7 +63,7 @@ def forward(images: Tensor, windows: Windows, _threads: int | None) -> Tensor:
     out = torch.empty_like(images, dtype=torch.float32)
     block_r, block_e = _blocks(height, width)
     with torch.cuda.device_of(images):
-        _crop_flip_kernel[(batch * triton.cdiv(height, block_r),)](
+        _crop_flip_forward_kernel[(batch * triton.cdiv(height, block_r),)](
             images,
             windows.top,
             windows.left,

@@ -4,17 +4,18 @@ from itertools import product
 
 import pytest
 
-from kernels.crop_flip.triton import NUM_WARPS, _blocks
 from tests.kernels.triton_tools import MAIN_ARCHITECTURE, OTHER_ARCHITECTURES, KernelCase, compile_all
+
+triton_crop_flip = pytest.importorskip("kernels.crop_flip.triton", reason="triton is not installed")
 
 ALIGNED = {"aligned": ":16", "any": ""}  # whether the width is a multiple of 16
 
 
 def kernel(size: tuple[int, int], alignment: str) -> KernelCase:
-    block_r, block_e = _blocks(*size)
+    block_r, block_e = triton_crop_flip._blocks(*size)
     return KernelCase(
         name=f"{size[0]} x {size[1]}, {alignment}",
-        kernel="kernels.crop_flip.triton:_crop_flip_kernel",
+        kernel="kernels.crop_flip.triton:_crop_flip_forward_kernel",
         signature={
             "images_ptr": "*u8:16",
             "top_ptr": "*i64:16",
@@ -26,7 +27,7 @@ def kernel(size: tuple[int, int], alignment: str) -> KernelCase:
             "pad": "i32",
         },
         constexprs={"BLOCK_R": block_r, "BLOCK_E": block_e},
-        num_warps=NUM_WARPS,
+        num_warps=triton_crop_flip.NUM_WARPS,
     )
 
 
