@@ -98,7 +98,8 @@ part_tests() {
 part_interpreted() {
     "$python" -c 'import numpy, sys; sys.exit(tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4))' ||
         { echo "needs numpy < 2.4"; return "$SKIPPED"; }
-    run_tests -k "triton and not compiled" tests/kernels/bn_stats/test_triton.py tests/kernels/kd_loss/test_kd_loss.py
+    run_tests -k "triton and not compiled" tests/kernels/bn_stats/test_triton.py \
+        tests/kernels/kd_loss/test_kd_loss.py tests/kernels/crop_flip/test_crop_flip.py
 }
 
 run_tests() {  # ARGUMENTS...: in processes, if they can be had

@@ -1,7 +1,7 @@
-"""The fused ops, through registration and autograd, and what they replace.
+"""Compare the fused ops, through registration and autograd, with the operations that they replace.
 
-On a GPU every run begins with a cold L2 cache, since the floors are those of memory, and further rows compare
-CUDA graphs: at these sizes an eager call measures the host.
+On a GPU, every run begins with a cold L2 cache, because the floors are those of memory, and more rows compare
+CUDA graphs: at these sizes, an eager call measures the host.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,21 +15,25 @@ from bench.machine import copy_ceiling, describe
 from bench.published.hooks import StatisticsHook
 from bench.rows import Row, commit
 from bench.timing import Call, milliseconds
+from kernels.backend import use_backend
 from kernels.bn_stats import bn_stats
+from kernels.crop_flip import crop_flip, draw_crops
 from kernels.kd_loss import kd_loss
 
 BN_SHAPES = ((200, 32, 32, 32), (200, 64, 16, 16), (200, 128, 8, 8))
 BN_SHAPES_GPU = (*BN_SHAPES, (256, 256, 56, 56))
 KD_SHAPES = ((128, 10), (256, 100), (256, 1000), (128, 21843))
+CROP_SHAPES = ((256, 32, 32, 3), (256, 224, 224, 3))
 DTYPES = (torch.float32, torch.bfloat16)
 FUSED_PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 KD_PASSES = 3  # per logits tensor of the student: 2R (student, teacher) + 1W (gradient)
+CROP_BYTES = 5  # per element: 1 read, 4 written
 
 
 def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
-    """Yield a row for each shape, dtype and baseline once it is measured, each call for `seconds`.
+    """Measure each call for `seconds`, and yield the row of each shape, dtype and baseline as it is done.
 
-    Without `inductor` that baseline, which takes seconds to compile for each shape, is left out.
+    Without `inductor`, that baseline is left out; it takes seconds to compile for each shape.
     """
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
@@ -37,6 +41,8 @@ def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -
     for logits in KD_SHAPES:
         for dtype in DTYPES:
             yield from _kd_loss(logits, dtype, device, seconds)
+    for images in CROP_SHAPES:
+        yield from _crop_flip(images, device, seconds)
 
 
 def _bn_stats(
@@ -153,6 +159,29 @@ def _kd_loss(
     for way in ("", ", graph") if device.type == "cuda" else ("",):
         ours, theirs = ms[f"ours{way}"], ms[f"eager{way}"]
         yield _row(f"kd_loss/both terms{way}", f"eager{way}", ours, theirs, floor, device, dtype, shape)
+
+
+def _crop_flip(shape: tuple[int, ...], device: torch.device, seconds: float) -> Iterator[Row]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    windows = [drawn.to(device) for drawn in draw_crops(shape[0], generator, pad=4)]
+
+    def fused() -> None:
+        crop_flip(images, *windows, pad=4)
+
+    def eager() -> None:
+        with use_backend("torch"):
+            crop_flip(images, *windows, pad=4)
+
+    calls: dict[str, Call] = {"ours": fused, "eager": eager}
+    if device.type == "cuda":
+        calls |= {f"{name}, graph": replayed(call) for name, call in calls.items()}
+    ceiling = copy_ceiling(device)
+    ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
+    floor = ceiling.ms(CROP_BYTES * images.numel(), ms["copy"])
+    for way in ("", ", graph") if device.type == "cuda" else ("",):
+        ours, theirs = ms[f"ours{way}"], ms[f"eager{way}"]
+        yield _row(f"crop_flip{way}", f"eager{way}", ours, theirs, floor, device, images.dtype, shape)
 
 
 def _row(

@@ -1,7 +1,7 @@
-"""Fused ops, networks rewritten to run on them, and what else the loop needs that torch does not offer.
+"""Fused ops, networks rewritten to run on them, and two functions of the native module.
 
-The PyPI distribution `kernels`, which diffusers and transformers probe for, has the same import name. Where
-it is installed too, its submodules and public names are found here as well; see `kernels/README.md`.
+The PyPI distribution `kernels`, which diffusers and transformers probe for, has the same import name. If it
+is installed too, its submodules and public names are importable from this package; see `kernels/README.md`.
 """
 
 from pkgutil import extend_path
@@ -17,7 +17,7 @@ __path__ = extend_path(__path__, __name__)
 
 
 def __getattr__(name: str) -> Any:
-    """A public name of the PyPI distribution `kernels`, where that is installed."""
+    """Return a public name of the PyPI distribution `kernels`, if that is installed."""
     other = None if name.startswith("_") else namesake()
     if other is None or not hasattr(other, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

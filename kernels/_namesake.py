@@ -1,4 +1,4 @@
-"""Finds the PyPI distribution `kernels`, which shares this package's import name."""
+"""Load the PyPI distribution `kernels`, which shares this package's import name."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ MODULE_NAME = "kernels._of_pypi"
 
 
 def namesake() -> ModuleType | None:
-    """The top module of the PyPI distribution `kernels`, loaded beside ours; None where not installed."""
+    """Return the top module of the PyPI distribution `kernels`, or None if it is not installed."""
     if MODULE_NAME in sys.modules:
         return sys.modules[MODULE_NAME]
     try:

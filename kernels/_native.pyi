@@ -1,27 +1,28 @@
 def cpu_features() -> list[str]:
-    """The instruction sets among `avx2`, `avx512f`, `avx512_bf16` and `amx_bf16` that this processor has and
-    this operating system saves the registers of; empty on anything but x86-64."""
+    """Return the instruction sets among `avx2`, `avx512f`, `avx512_bf16` and `amx_bf16` that the processor
+    has and whose registers the operating system saves; empty on anything but x86-64."""
 
 def retain_freed_memory() -> bool:
-    """Makes malloc keep large freed blocks for the rest of the process, so that new large tensors do not page
-    their memory in anew. False, and nothing changed, where the C library is not glibc."""
+    """Make malloc keep large freed blocks for the rest of the process, which saves new large tensors their
+    page faults. Return False and change nothing if the C library is not glibc."""
 
 def last_level_cache_bytes() -> int:
-    """Size of the cache that all cores share; results of more than half of it are written past the caches."""
+    """Return the size of the cache that all cores share; results of more than half of it bypass it."""
 
 def set_last_level_cache_bytes(bytes: int) -> None:
-    """What `last_level_cache_bytes` returns from now on, for the whole process."""
+    """Set what `last_level_cache_bytes` returns, for the whole process."""
 
 def isas() -> list[str]:
-    """Those that this build has and this processor runs, widest first; the last is `baseline`."""
+    """Return the instruction sets that this build has and this processor runs, widest first; the last is
+    `baseline`."""
 
 def isa() -> str:
-    """The one in use."""
+    """Return the instruction set in use."""
 
 def select_isa(name: str) -> None:
-    """Selects one of `isas()` for the whole process; ValueError for any other name."""
+    """Select one of `isas()` for the whole process. Raises ValueError for any other name."""
 
-# Below, tensors are addresses, 0 for none; the headers in csrc/ say what each holds.
+# Below, tensors are addresses, and 0 means none; the headers in csrc/ document the fields and functions.
 
 class BnStats:
     def __init__(
@@ -99,4 +100,4 @@ def kd_loss_forward(
     grad_student: int,
     grad_teacher: int,
 ) -> int:
-    """-1, or the first row whose label is neither a class nor `ignore_index`."""
+    """Return -1, or the first row whose label is neither a class nor `ignore_index`."""

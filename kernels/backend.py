@@ -1,9 +1,11 @@
-"""Which implementation of an op runs: C++ on the CPU, Triton on a GPU, plain torch where neither can."""
+"""Choose the implementation of an op: C++ on a CPU, Triton on a GPU, plain torch if neither applies."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -11,15 +13,19 @@ from torch import Tensor
 
 Backend = Literal["cpp", "triton", "torch"]
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/dtype.hpp numbers them
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The numbers that csrc/dtype.hpp gives to the floating-point dtypes."""
 
 _override: Backend | None = None
 
 
-def backend_for(x: Tensor) -> Backend:
-    """The implementation for `x` [any shape]: plain torch for other dtypes and empty tensors; else the
-    override where one is set; else by device."""
-    if x.dtype not in DTYPES or x.numel() == 0:
+def backend_for(x: Tensor, dtypes: Collection[torch.dtype] = DTYPES) -> Backend:
+    """Return the backend for `x` [any shape] of an op whose kernels take `dtypes`.
+
+    Other dtypes and empty tensors run on plain torch. Otherwise the override decides, if one is set, and
+    then the device.
+    """
+    if x.dtype not in dtypes or x.numel() == 0:
         return "torch"
     if _override is not None:
         return _override
@@ -28,20 +34,28 @@ def backend_for(x: Tensor) -> Backend:
     return "triton" if x.device.type == "cuda" and _has_triton() else "torch"
 
 
+def implementation(op: str, backend: Backend) -> ModuleType:
+    """Import the module of the package `op` that implements `backend`: cpp, triton or reference."""
+    return import_module(f"{op}.{'reference' if backend == 'torch' else backend}")
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
 def set_backend(backend: Backend | None) -> None:
-    """Every op of the process runs on `backend` from now on; None: each on the best for its device."""
+    """Run every op of the process on `backend`; None restores the best one for each device."""
     global _override
     _override = backend
 
 
 @contextmanager
 def use_backend(backend: Backend | None) -> Iterator[None]:
-    """`set_backend` for the length of a block; not per thread, as backward passes run in others."""
+    """Call `set_backend` for the length of a block.
+
+    The setting is not per thread, because backward passes run in other threads.
+    """
     before = _override
     set_backend(backend)
     try:

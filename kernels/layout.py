@@ -5,22 +5,22 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a dense x lie side by side; where both layouts hold, this one is preferred."""
+    """Return whether `x` is dense in channels_last memory, even if it is also contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself where it is dense in channels_last or contiguous memory, else a contiguous copy."""
+    """Return `x` itself if it is dense in channels_last or contiguous memory, else a contiguous copy."""
     return x if is_channels_last(x) else x.contiguous()
 
 
 def dense_like(x: Tensor, other: Tensor) -> Tensor:
-    """x in the memory layout of a dense `other` of the same shape."""
+    """Return `x` in the memory layout of `other`, a dense tensor of the same shape."""
     return x.contiguous(
         memory_format=torch.channels_last if is_channels_last(other) else torch.contiguous_format
     )
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """x [B, C] itself where the elements of each row lie side by side, else a contiguous copy."""
+    """Return `x` [B, C] itself if the elements of each row are adjacent, else a contiguous copy."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -1,27 +1,20 @@
 """The feed by NVIDIA DALI: this process reads the images, and DALI's threads decode and crop them."""
 
 from collections import deque
-from collections.abc import Generator
-from collections.abc import Iterator
-from engine.config.feed import FeedConfig
-from engine.errors import UserError
-from engine.feed.feed import DTYPES
-from engine.feed.feed import Feed
-from engine.feed.feed import FeedBatch
-from engine.feed.feed import crop_batch
-from engine.feed.index import Index
-from engine.feed.sampler import BatchSample
-from engine.feed.sampler import Sampler
-from engine.feed.tars import Bytes
-from engine.feed.tars import TarReader
-from engine.feed.tars import image_error
-from torch import Tensor
-from typing import Any
-from typing import NamedTuple
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from engine.config.feed import FeedConfig
+from engine.errors import UserError
+from engine.feed.feed import DTYPES, Feed, FeedBatch, crop_batch
+from engine.feed.index import Index
+from engine.feed.sampler import BatchSample, Sampler
+from engine.feed.tars import Bytes, TarReader, image_error
 
 _PREFETCH = 2
 """Batches in flight in DALI while one is used."""

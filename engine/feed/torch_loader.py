@@ -4,32 +4,23 @@ One loader serves the feed for its whole life, because workers need no index: ea
 of its images.
 """
 
-from collections.abc import Generator
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
 from engine.bank.codecs import decoder
 from engine.config.feed import FeedConfig
 from engine.config.storage import Codec
 from engine.errors import UserError
-from engine.feed.feed import DTYPES
-from engine.feed.feed import Feed
-from engine.feed.feed import FeedBatch
-from engine.feed.feed import crop_batch
-from engine.feed.index import Index
-from engine.feed.index import Locations
-from engine.feed.sampler import BatchSample
-from engine.feed.sampler import Sampler
-from engine.feed.tars import Bytes
-from engine.feed.tars import TarReader
-from engine.feed.tars import image_error
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset
-from typing import Any
-from typing import NamedTuple
-import numpy as np
-import signal
-import torch
-
+from engine.feed.feed import DTYPES, Feed, FeedBatch, crop_batch
+from engine.feed.index import Index, Locations
+from engine.feed.sampler import BatchSample, Sampler
+from engine.feed.tars import Bytes, TarReader, image_error
 
 
 class _Task(NamedTuple):

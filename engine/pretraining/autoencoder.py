@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.datasets.fashion_mnist import LabeledImages
 from engine.pretraining.fit import Fit, fit
 from engine.seeding import generator
-from engine.transforms import random_crop_flip
+from kernels.crop_flip import random_crop_flip
 
 KL_WEIGHT = 1e-6
 LATENT_CHANNELS = 8

@@ -13,7 +13,7 @@ from engine.models.classifier import Classifier
 from engine.models.loading import ClassifierConfig, build_classifier
 from engine.pretraining.fit import Fit, fit
 from engine.seeding import generator
-from engine.transforms import random_crop_flip
+from kernels.crop_flip import random_crop_flip
 
 
 def train_teacher(

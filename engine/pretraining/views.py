@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.transforms import random_crop_flip
+from kernels.crop_flip import random_crop_flip
 
 
 def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from engine.config.views import Views
 from engine.errors import UserError
 from engine.runtime.torch import capture_cuda_graph
 from engine.stages.micro_batch import is_out_of_memory
-from engine.transforms import crop_flip, draw_crops
+from kernels.crop_flip import crop_flip_nchw, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(augmented images, float32 [B, channels, H, W]; labels, int64 [B]) -> the scalar loss."""
@@ -91,7 +91,7 @@ class Inversion:
         with self.accelerator.autocast():
             images = self.network(self.z)
         images = images.float()
-        loss = self.objective(crop_flip(images, *self.crops, pad=self.views.crop_padding), self.labels)
+        loss = self.objective(crop_flip_nchw(images, *self.crops, pad=self.views.crop_padding), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self._keep_best(images.detach(), loss.detach())

@@ -1,8 +1,13 @@
 """The student's training on the images of banks: distiller, feed, progress and scalars in one."""
 
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
 from accelerate import Accelerator
-from collections.abc import Callable
-from collections.abc import Sequence
+from torch import Tensor
+
 from engine.bank.rows import Spans
 from engine.config.distill import DistillConfig
 from engine.config.recipe import Recipe
@@ -14,12 +19,6 @@ from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
 from engine.training.curves import Curves
-from torch import Tensor
-from types import TracebackType
-from typing import Any
-from typing import Self
-import numpy as np
-
 
 
 class StudentTraining:

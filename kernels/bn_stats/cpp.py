@@ -1,94 +1,80 @@
-"""Calls of csrc/by_isa/bn_stats/."""
+"""Calls into csrc/by_isa/bn_stats/."""
 
 import torch
 from torch import Tensor
 
 from kernels import _native
 from kernels.backend import DTYPES
-from kernels.bn_stats.reference import ACTIVATIONS, Activation
+from kernels.bn_stats.reference import ACTIVATIONS, BatchNorm
 from kernels.layout import is_channels_last
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-    activation: Activation,
-    negative_slope: float,
-    statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    parameters = _float(weight, bias, running_mean, running_var)
+def forward(x: Tensor, norm: BatchNorm, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+    norm = _float_parameters(norm)
     y = torch.empty_like(x)
     loss = x.new_empty((), dtype=torch.float32) if statistics else x.new_zeros((), dtype=torch.float32)
     coefficients = x.new_empty((2, x.shape[1]), dtype=torch.float32)
-    op = _describe(x, parameters, eps, activation, negative_slope)
-    outputs = (loss, coefficients) if statistics else (None, None)
-    _native.bn_stats_forward(op, _address(x), _address(y), *map(_address, outputs))
+    _native.bn_stats_forward(
+        _describe(x, norm),
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        loss=loss.data_ptr() if statistics else 0,
+        coefficients=coefficients.data_ptr() if statistics else 0,
+    )
     return y, loss, coefficients if statistics else coefficients.zero_()
 
 
 def backward(
-    grad_y: Tensor,
-    grad_loss: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    coefficients: Tensor,
-    eps: float,
-    activation: Activation,
-    negative_slope: float,
-    statistics: bool,
-    affine: bool,
+    grad_y: Tensor, grad_loss: Tensor | None, x: Tensor, norm: BatchNorm, coefficients: Tensor, affine: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad_y.dtype == x.dtype
     assert is_channels_last(grad_y) == is_channels_last(x)
-    parameters = _float(weight, bias, running_mean, running_var)
+    norm = _float_parameters(norm)
     grad_x = torch.empty_like(x)
     channels = x.shape[1] if affine else 0
     grad_weight, grad_bias = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    op = _describe(x, parameters, eps, activation, negative_slope)
     _native.bn_stats_backward(
-        op,
-        _address(grad_y),
-        grad_loss.item() if statistics else 0.0,
-        _address(x),
-        _address(coefficients if statistics else None),
-        _address(grad_x),
-        *(_address(gradient if affine else None) for gradient in (grad_weight, grad_bias)),
+        _describe(x, norm),
+        grad_y=grad_y.data_ptr(),
+        grad_loss=0.0 if grad_loss is None else grad_loss.item(),
+        x=x.data_ptr(),
+        coefficients=0 if grad_loss is None else coefficients.data_ptr(),
+        grad_x=grad_x.data_ptr(),
+        grad_weight=grad_weight.data_ptr() if affine else 0,
+        grad_bias=grad_bias.data_ptr() if affine else 0,
     )
     return grad_x, grad_weight, grad_bias
 
 
-def _float(*parameters: Tensor | None) -> list[Tensor | None]:
-    return [None if p is None else p.detach().float().contiguous() for p in parameters]
+def _float_parameters(norm: BatchNorm) -> BatchNorm:
+    """Return `norm` with contiguous float32 parameters, which must outlive the call into C++."""
+    weight, bias = (None if p is None else _float(p) for p in (norm.weight, norm.bias))
+    return norm._replace(
+        weight=weight,
+        bias=bias,
+        running_mean=_float(norm.running_mean),
+        running_var=_float(norm.running_var),
+    )
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _float(parameter: Tensor) -> Tensor:
+    return parameter.detach().float().contiguous()
 
 
-def _describe(
-    x: Tensor, parameters: list[Tensor | None], eps: float, activation: Activation, negative_slope: float
-) -> _native.BnStats:
+def _describe(x: Tensor, norm: BatchNorm) -> _native.BnStats:
     batch, channels, height, width = x.shape
-    weight, bias, running_mean, running_var = map(_address, parameters)
     return _native.BnStats(
         dtype=DTYPES[x.dtype],
         channels_last=is_channels_last(x),
         batch=batch,
         channels=channels,
         spatial=height * width,
-        weight=weight,
-        bias=bias,
-        running_mean=running_mean,
-        running_var=running_var,
-        eps=eps,
-        activation=ACTIVATIONS.index(activation),
-        negative_slope=negative_slope,
+        weight=0 if norm.weight is None else norm.weight.data_ptr(),
+        bias=0 if norm.bias is None else norm.bias.data_ptr(),
+        running_mean=norm.running_mean.data_ptr(),
+        running_var=norm.running_var.data_ptr(),
+        eps=norm.eps,
+        activation=ACTIVATIONS.index(norm.activation),
+        negative_slope=norm.negative_slope,
         threads=torch.get_num_threads(),
     )

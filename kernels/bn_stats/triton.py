@@ -9,27 +9,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.bn_stats.reference import Activation
-from kernels.bn_stats.tiling import NUM_WARPS, Tiling, cut
+from kernels.bn_stats.reference import BatchNorm
+from kernels.bn_stats.tiling import Tiling, cut
 from kernels.layout import is_channels_last
 
 TILE = 2048  # elements of x that a program holds at a time, 16 a thread
+NUM_WARPS = 4
 INTERPRETED_PROGRAMS = 4
-MAX_PROGRAMS = 1024  # of a channel block, since one program combines their statistics
+MAX_PROGRAMS = 1024  # of a channel block, because one program combines their statistics
 
-# As many as are resident: with up to 80, 128 and 168 registers a thread.
+# As many as are resident with up to 80, 128 and 168 registers a thread.
 PROGRAMS_PER_SM = 6
 STATISTICS_PROGRAMS_PER_SM = 4
 AFFINE_PROGRAMS_PER_SM = 3
 
-# A tensor is cut into slabs of rows: channels_last is one slab of B·H·W rows of C neighbours, NCHW is B slabs
-# of H·W rows whose channels lie H·W apart. A tile is [BLOCK_R rows, BLOCK_C channels] of one slab; its item
-# number counts the tiles of a channel block. Program (p, c) takes items p, p + P, ... of channel block c.
+# A tensor is cut into slabs of rows: channels_last memory is one slab of B·H·W rows of C adjacent channels,
+# NCHW memory is B slabs of H·W rows whose channels are H·W elements apart. A tile is [BLOCK_R rows, BLOCK_C
+# channels] of one slab; `item` numbers the tiles of a channel block. Program (p, c) takes items p, p + P, ...
+# of channel block c.
 
 
 @triton.jit
 def _tile(item, rows, channels, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Offset of the first element, offsets from it and mask [BLOCK_R, BLOCK_C], number of rows."""
+    """Return the offset of the first element, offsets from it and mask [BLOCK_R, BLOCK_C], number of rows."""
     i_c = tl.program_id(1)
     o_r = tl.arange(0, BLOCK_R)[:, None]
     o_c = tl.arange(0, BLOCK_C)[None, :]
@@ -50,7 +52,7 @@ def _tile(item, rows, channels, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constex
 
 @triton.jit
 def _fold(weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps):
-    """scale and shift of bn(x) = x * scale + shift, running mean, 1 / standard deviation; [BLOCK_C]."""
+    """Return scale, shift (bn(x) = x * scale + shift), running mean, 1 / standard deviation; [BLOCK_C]."""
     b_mean = tl.load(running_mean_ptr + o_c, mask=m_c, other=0).to(tl.float32)
     b_invstd = tl.rsqrt(tl.load(running_var_ptr + o_c, mask=m_c, other=1).to(tl.float32) + eps)
     b_scale = b_invstd
@@ -64,7 +66,7 @@ def _fold(weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps
 
 @triton.jit
 def _activate(b_z, negative_slope, ACTIVATION: tl.constexpr):
-    """NaN stays NaN, as in torch."""
+    """Return act(z); NaN stays NaN, as in torch."""
     if ACTIVATION == "relu":
         b_z = tl.where(b_z < 0, 0.0, b_z)
     elif ACTIVATION == "relu6":
@@ -78,6 +80,7 @@ def _activate(b_z, negative_slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _activation_gradient(b_z, b_grad, negative_slope, ACTIVATION: tl.constexpr):
+    """Return act'(z) * grad."""
     if ACTIVATION == "relu":
         b_grad = tl.where(b_z <= 0, 0.0, b_grad)
     elif ACTIVATION == "relu6":
@@ -111,12 +114,12 @@ def _bn_stats_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    i_p, num_programs = tl.program_id(0), tl.num_programs(0)
+    i_p, i_c, num_programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     if CHANNELS_LAST:
         channels = channels // UNIT * UNIT
     else:
         rows = rows // UNIT * UNIT
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     b_scale, b_shift, b_running_mean, _ = _fold(
         weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps
@@ -141,7 +144,7 @@ def _bn_stats_forward_kernel(
             b_squares += b_offset * b_offset
 
     if counts_ptr is not None:
-        # Rounded to nearest: in a constant channel the mean is then exact, and the deviations are zero.
+        # Rounding to nearest makes the mean of a constant channel exact and its deviations zero.
         b_total = tl.sum(b_sum, 0)
         b_mean = tl.div_rn(b_total, tl.cast(count, tl.float32))
         b_squared_deviations = tl.sum(b_squares, 0) - b_total * b_mean
@@ -162,7 +165,8 @@ def _bn_stats_combine_kernel(
     BLOCK_P: tl.constexpr,  # at least num_partials
     BLOCK_C: tl.constexpr,
 ):
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_c = tl.program_id(0)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     o_p = tl.arange(0, BLOCK_P)
     m_c, m_p = o_c < channels, o_p < num_partials
     o_x, m_x = o_p[:, None] * channels + o_c[None, :], m_p[:, None] & m_c[None, :]
@@ -193,15 +197,16 @@ def _bn_stats_loss_kernel(
     b_var_squares = tl.zeros([BLOCK_C], tl.float32)
     for first in range(0, channels, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)
-        b_mean = tl.load(deviations_ptr + o_c, mask=o_c < channels, other=0)
-        b_var = tl.load(deviations_ptr + channels + o_c, mask=o_c < channels, other=0)
+        m_c = o_c < channels
+        b_mean = tl.load(deviations_ptr + o_c, mask=m_c, other=0)
+        b_var = tl.load(deviations_ptr + channels + o_c, mask=m_c, other=0)
         b_mean_squares += b_mean * b_mean
         b_var_squares += b_var * b_var
     mean_norm = tl.sqrt_rn(tl.sum(b_mean_squares))
     var_norm = tl.sqrt_rn(tl.sum(b_var_squares))
     tl.store(loss_ptr, mean_norm + var_norm)
 
-    # Where a norm is zero so are its deviations: any divisor gives the zero gradient.
+    # If a norm is zero, so are its deviations: any divisor gives the zero gradient.
     mean_divisor = tl.where(mean_norm == 0, 1.0, mean_norm * count)
     var_divisor = tl.where(var_norm == 0, 1.0, var_norm * count)
     for first in range(0, channels, BLOCK_C):
@@ -224,7 +229,7 @@ def _bn_stats_backward_kernel(
     running_mean_ptr,  # [C]
     running_var_ptr,  # [C]
     coefficients_ptr,  # a and b of d loss / d x = a + b * x, [2, C]; None: no statistics
-    grad_x_ptr,  # out, as x
+    grad_x_ptr,  # out: as x
     partials_ptr,  # out: gradients of weight and bias from each program's rows, [2, P, C]; None: not wanted
     items,  # tiles of a channel block
     rows,  # of a slab
@@ -237,12 +242,12 @@ def _bn_stats_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    i_p, num_programs = tl.program_id(0), tl.num_programs(0)
+    i_p, i_c, num_programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     if CHANNELS_LAST:
         channels = channels // UNIT * UNIT
     else:
         rows = rows // UNIT * UNIT
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     b_scale, b_shift, b_running_mean, b_invstd = _fold(
         weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, o_c, m_c, eps
@@ -275,6 +280,97 @@ def _bn_stats_backward_kernel(
         tl.store(partials_ptr + num_programs * channels + o_p, tl.sum(b_grad_bias, 0), mask=m_c)
 
 
+def forward(x: Tensor, norm: BatchNorm, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+    norm = _contiguous(norm)
+    tiling = _tiling(x, STATISTICS_PROGRAMS_PER_SM if statistics else PROGRAMS_PER_SM)
+    y = torch.empty_like(x)
+    counts = x.new_empty(tiling.programs, dtype=torch.int32) if statistics else None
+    partials = x.new_empty((2, tiling.programs, tiling.channels), dtype=torch.float32) if statistics else None
+    with torch.cuda.device_of(x):
+        _bn_stats_forward_kernel[tiling.grid](
+            x, y, *norm[:4], counts, partials, **_sizes(tiling, norm), num_warps=NUM_WARPS
+        )
+        if counts is not None and partials is not None:
+            return y, *_loss(counts, partials, norm, x.numel() // tiling.channels)
+    zeros = x.new_zeros(1 + 2 * tiling.channels, dtype=torch.float32)
+    return y, zeros[0], zeros[1:].view(2, -1)
+
+
+def backward(
+    grad_y: Tensor, grad_loss: Tensor | None, x: Tensor, norm: BatchNorm, coefficients: Tensor, affine: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert grad_y.dtype == x.dtype
+    assert is_channels_last(grad_y) == is_channels_last(x)
+    norm = _contiguous(norm)
+    tiling = _tiling(x, AFFINE_PROGRAMS_PER_SM if affine else PROGRAMS_PER_SM)
+    grad_x = torch.empty_like(x)
+    partials = x.new_empty((2, tiling.programs, tiling.channels if affine else 0), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _bn_stats_backward_kernel[tiling.grid](
+            grad_y,
+            grad_loss,
+            x,
+            *norm[:4],
+            coefficients if grad_loss is not None else None,
+            grad_x,
+            partials if affine else None,
+            **_sizes(tiling, norm),
+            num_warps=NUM_WARPS,
+        )
+    return grad_x, partials[0].sum(0), partials[1].sum(0)
+
+
+def _loss(counts: Tensor, partials: Tensor, norm: BatchNorm, count: int) -> tuple[Tensor, Tensor]:
+    """Return the loss and the coefficients [2, C] from the partial statistics of disjoint rows."""
+    _, num_partials, channels = partials.shape
+    block_p = triton.next_power_of_2(num_partials)
+    block_c = min(triton.next_power_of_2(channels), max(1, 2 * TILE // block_p), 64)
+    deviations = partials.new_empty((2, channels))
+    _bn_stats_combine_kernel[(triton.cdiv(channels, block_c),)](
+        counts,
+        partials,
+        norm.running_var,
+        deviations,
+        num_partials,
+        channels,
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        num_warps=NUM_WARPS,
+    )
+    loss, coefficients = partials.new_empty(()), partials.new_empty((2, channels))
+    _bn_stats_loss_kernel[(1,)](
+        deviations,
+        norm.running_mean,
+        loss,
+        coefficients,
+        count,
+        channels,
+        BLOCK_C=min(triton.next_power_of_2(channels), 1024),
+        num_warps=NUM_WARPS,
+    )
+    return loss, coefficients
+
+
+def _contiguous(norm: BatchNorm) -> BatchNorm:
+    return BatchNorm(*(p.contiguous() if isinstance(p, Tensor) else p for p in norm))
+
+
+def _sizes(tiling: Tiling, norm: BatchNorm) -> dict[str, object]:
+    """Return the arguments by keyword that the forward and the backward kernel share."""
+    return {
+        "items": tiling.items,
+        "rows": tiling.rows,
+        "channels": tiling.channels,
+        "eps": norm.eps,
+        "negative_slope": norm.negative_slope,
+        "ACTIVATION": norm.activation,
+        "CHANNELS_LAST": tiling.channels_last,
+        "UNIT": tiling.unit,
+        "BLOCK_R": tiling.block_r,
+        "BLOCK_C": tiling.block_c,
+    }
+
+
 def _tiling(x: Tensor, programs_per_sm: int) -> Tiling:
     batch, channels, height, width = x.shape
     max_programs = _max_programs(x.device, programs_per_sm)
@@ -290,107 +386,3 @@ def _max_programs(device: torch.device, programs_per_sm: int) -> int:
 @cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-    activation: Activation,
-    negative_slope: float,
-    statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
-    parameters = _contiguous(weight), _contiguous(bias), running_mean, running_var
-    tiling = _tiling(x, STATISTICS_PROGRAMS_PER_SM if statistics else PROGRAMS_PER_SM)
-    arguments = tiling.arguments(eps, activation, negative_slope)
-    y = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        if not statistics:
-            _bn_stats_forward_kernel[tiling.grid](x, y, *parameters, None, None, **arguments)
-            return y, _zeros(x), _zeros(x, 2, tiling.channels)
-        counts = x.new_empty(tiling.programs, dtype=torch.int32)
-        partials = x.new_empty((2, tiling.programs, tiling.channels), dtype=torch.float32)
-        _bn_stats_forward_kernel[tiling.grid](x, y, *parameters, counts, partials, **arguments)
-        return y, *_loss(counts, partials, running_mean, running_var, x.numel() // tiling.channels)
-
-
-def _loss(
-    counts: Tensor, partials: Tensor, running_mean: Tensor, running_var: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Loss and coefficients [2, C] from the partial statistics of disjoint rows."""
-    _, num_partials, channels = partials.shape
-    block_p = triton.next_power_of_2(num_partials)
-    block_c = min(triton.next_power_of_2(channels), max(1, 2 * TILE // block_p), 64)
-    deviations = partials.new_empty((2, channels))
-    _bn_stats_combine_kernel[(triton.cdiv(channels, block_c),)](
-        counts,
-        partials,
-        running_var,
-        deviations,
-        num_partials,
-        channels,
-        BLOCK_P=block_p,
-        BLOCK_C=block_c,
-        num_warps=NUM_WARPS,
-    )
-    loss, coefficients = partials.new_empty(()), partials.new_empty((2, channels))
-    _bn_stats_loss_kernel[(1,)](
-        deviations,
-        running_mean,
-        loss,
-        coefficients,
-        count,
-        channels,
-        BLOCK_C=min(triton.next_power_of_2(channels), 1024),
-        num_warps=NUM_WARPS,
-    )
-    return loss, coefficients
-
-
-def backward(
-    grad_y: Tensor,
-    grad_loss: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    coefficients: Tensor,
-    eps: float,
-    activation: Activation,
-    negative_slope: float,
-    statistics: bool,
-    affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    assert grad_y.dtype == x.dtype
-    assert is_channels_last(grad_y) == is_channels_last(x)
-    tiling = _tiling(x, AFFINE_PROGRAMS_PER_SM if affine else PROGRAMS_PER_SM)
-    grad_x = torch.empty_like(x)
-    partials = x.new_empty((2, tiling.programs, tiling.channels if affine else 0), dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _bn_stats_backward_kernel[tiling.grid](
-            grad_y,
-            grad_loss if statistics else None,
-            x,
-            _contiguous(weight),
-            _contiguous(bias),
-            running_mean.contiguous(),
-            running_var.contiguous(),
-            coefficients if statistics else None,
-            grad_x,
-            partials if affine else None,
-            **tiling.arguments(eps, activation, negative_slope),
-        )
-    return grad_x, partials[0].sum(0), partials[1].sum(0)
-
-
-def _contiguous(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.contiguous()
-
-
-def _zeros(x: Tensor, *shape: int) -> Tensor:
-    return x.new_zeros(shape, dtype=torch.float32)

@@ -3,41 +3,43 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import backend_for
-from kernels.crop_flip import cpp
-from kernels.crop_flip.reference import crop_flip_reference
+from kernels.crop_flip import op as _op  # noqa: F401  (registers the op)
+from kernels.crop_flip.reference import Windows, crop_flip_nchw, draw_crops, random_crop_flip
 
-__all__ = ["crop_flip"]
+__all__ = ["crop_flip", "crop_flip_nchw", "draw_crops", "random_crop_flip"]
 
 
 def crop_flip(
     images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pad: int, threads: int | None = None
 ) -> Tensor:
-    """What the windows at (top, left) of the images, zero-padded by `pad`, show; mirrored where `flip`.
+    """Zero-pad by `pad`, crop image i back to its size at (top[i], left[i]), mirror it if flip[i], and scale.
 
-    images uint8 [B, H, W, 3], contiguous; top, left int64 [B] in [0, 2 * pad]; flip bool [B]; on one device.
-    Returns float32 [B, H, W, 3] in [0, 1], contiguous: the bytes times float32(1 / 255). ValueError where
-    shapes, dtypes or devices are wrong and, on a CPU, where an offset is out of range. `threads`: at most so
-    many of a CPU's; torch's number unless given.
+    Args:
+        images: uint8 [B, H, W, 3], contiguous.
+        top, left: int64 [B] in [0, 2 * pad], on the device of the images.
+        flip: bool [B], on the device of the images.
+        threads: the maximum number of CPU threads; torch's number by default.
+
+    Returns:
+        float32 [B, H, W, 3] in [0, 1], contiguous: the bytes times float32(1 / 255). There is no gradient.
+
+    Raises:
+        ValueError: if a shape, dtype or device is wrong or, on a CPU, if an offset is out of range. A GPU
+            never waits for the host: there, Triton leaves the image black.
     """
-    top, left, flip = top.contiguous(), left.contiguous(), flip.contiguous()
-    _check(images, top, left, flip, pad)
-    like = images.new_empty(images.shape[:1], dtype=torch.float32)
-    if images.numel() and backend_for(like) == "cpp":
-        return cpp.forward(images, top, left, flip, pad, threads or torch.get_num_threads())
-    return crop_flip_reference(images, top, left, flip, pad)
+    windows = Windows(top, left, flip, pad)
+    _check(images, windows)
+    out: Tensor = torch.ops.kernels.crop_flip.default(images, *windows, threads)
+    return out
 
 
-def _check(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> None:
+def _check(images: Tensor, windows: Windows) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
     if not images.is_contiguous():
         raise ValueError("images must be contiguous")
-    for name, values, dtype in (
-        ("top", top, torch.int64),
-        ("left", left, torch.int64),
-        ("flip", flip, torch.bool),
-    ):
+    for name, dtype in (("top", torch.int64), ("left", torch.int64), ("flip", torch.bool)):
+        values: Tensor = getattr(windows, name)
         if values.dtype != dtype or values.shape != images.shape[:1]:
             given = f"{values.dtype} {list(values.shape)}"
             raise ValueError(f"{name} must be {dtype} [{images.shape[0]}], not {given}")
@@ -45,7 +47,3 @@ def _check(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) ->
             raise ValueError(
                 f"images and {name} must be on one device, not {images.device} and {values.device}"
             )
-    if images.device.type == "cpu" and len(images):
-        for name, values in (("top", top), ("left", left)):
-            if values.min() < 0 or values.max() > 2 * pad:
-                raise ValueError(f"{name} must lie between 0 and {2 * pad}, twice the padding")

@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <type_traits>
+
 #include "cpu.hpp"
 #include "isa.hpp"
 #include "memory.hpp"
@@ -11,13 +13,35 @@ using namespace nb::literals;
 
 namespace {
 
-// Tensors come as addresses: taking them through DLPack costs more than the small kernels do. The public functions in
-// kernels/*/__init__.py check shapes and devices; kernels/*/cpp.py sees to dtypes and layouts and keeps them alive.
+// Tensors are passed as addresses, because DLPack costs more than the small kernels do. The public functions in
+// kernels/*/__init__.py check shapes and devices; kernels/*/cpp.py ensures dtypes and layouts and keeps tensors alive.
 using Address = std::uintptr_t;
 
 template <typename T = void>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+// The Python type of a field: integers stand for addresses and enumerators.
+template <typename Field>
+using FromPython = std::conditional_t<std::is_pointer_v<Field>, Address,
+                                      std::conditional_t<std::is_enum_v<Field>, int, Field>>;
+
+template <typename Field>
+Field to_field(FromPython<Field> value) {
+    if constexpr (std::is_pointer_v<Field>)
+        return reinterpret_cast<Field>(value);
+    else
+        return static_cast<Field>(value);
+}
+
+// Binds the aggregate `Op`, whose constructor takes every field by keyword. Fields and names are in the struct's order.
+template <typename Op, typename... Fields, typename... Names>
+void bind_op(nb::module_& m, const char* name, Names... names) {
+    nb::class_<Op>(m, name).def(
+        "__init__",
+        [](Op* self, FromPython<Fields>... fields) { new (self) Op{to_field<Fields>(fields)...}; },
+        nb::kw_only(), nb::arg(names)...);
 }
 
 }  // namespace
@@ -31,28 +55,10 @@ NB_MODULE(_native, m) {
     m.def("isa", [] { return std::string(kernels::isa().name); });
     m.def("select_isa", &kernels::select_isa, "name"_a);
 
-    nb::class_<kernels::BnStats>(m, "BnStats")
-        .def(
-            "__init__",
-            [](kernels::BnStats* self, int dtype, bool channels_last, std::int64_t batch, std::int64_t channels,
-               std::int64_t spatial, Address weight, Address bias, Address running_mean, Address running_var,
-               double eps, int activation, float negative_slope, int threads) {
-                new (self) kernels::BnStats{static_cast<kernels::Dtype>(dtype),
-                                            channels_last,
-                                            batch,
-                                            channels,
-                                            spatial,
-                                            at<float>(weight),
-                                            at<float>(bias),
-                                            at<float>(running_mean),
-                                            at<float>(running_var),
-                                            eps,
-                                            static_cast<kernels::Activation>(activation),
-                                            negative_slope,
-                                            threads};
-            },
-            nb::kw_only(), "dtype"_a, "channels_last"_a, "batch"_a, "channels"_a, "spatial"_a, "weight"_a, "bias"_a,
-            "running_mean"_a, "running_var"_a, "eps"_a, "activation"_a, "negative_slope"_a, "threads"_a);
+    bind_op<kernels::BnStats, kernels::Dtype, bool, std::int64_t, std::int64_t, std::int64_t, const float*, const float*,
+            const float*, const float*, double, kernels::Activation, float, int>(
+        m, "BnStats", "dtype", "channels_last", "batch", "channels", "spatial", "weight", "bias", "running_mean",
+        "running_var", "eps", "activation", "negative_slope", "threads");
     m.def(
         "bn_stats_forward",
         [](const kernels::BnStats& op, Address x, Address y, Address loss, Address coefficients) {
@@ -70,21 +76,9 @@ NB_MODULE(_native, m) {
         },
         "op"_a, "grad_y"_a, "grad_loss"_a, "x"_a, "coefficients"_a, "grad_x"_a, "grad_weight"_a, "grad_bias"_a);
 
-    nb::class_<kernels::CropFlip>(m, "CropFlip")
-        .def(
-            "__init__",
-            [](kernels::CropFlip* self, std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t pad,
-               Address top, Address left, Address flip, int threads) {
-                new (self) kernels::CropFlip{batch,
-                                             height,
-                                             width,
-                                             pad,
-                                             at<std::int64_t>(top),
-                                             at<std::int64_t>(left),
-                                             at<std::uint8_t>(flip),
-                                             threads};
-            },
-            nb::kw_only(), "batch"_a, "height"_a, "width"_a, "pad"_a, "top"_a, "left"_a, "flip"_a, "threads"_a);
+    bind_op<kernels::CropFlip, std::int64_t, std::int64_t, std::int64_t, std::int64_t, const std::int64_t*,
+            const std::int64_t*, const std::uint8_t*, int>(
+        m, "CropFlip", "batch", "height", "width", "pad", "top", "left", "flip", "threads");
     m.def(
         "crop_flip_forward",
         [](const kernels::CropFlip& op, Address images, Address out) {
@@ -93,29 +87,10 @@ NB_MODULE(_native, m) {
         },
         "op"_a, "images"_a, "out"_a);
 
-    nb::class_<kernels::KdLoss>(m, "KdLoss")
-        .def(
-            "__init__",
-            [](kernels::KdLoss* self, int student_dtype, int teacher_dtype, std::int64_t rows, std::int64_t classes,
-               std::int64_t student_stride, std::int64_t teacher_stride, Address labels, double temperature,
-               double w_kl, double w_ce, double label_smoothing, std::int64_t ignore_index, int threads) {
-                new (self) kernels::KdLoss{static_cast<kernels::Dtype>(student_dtype),
-                                           static_cast<kernels::Dtype>(teacher_dtype),
-                                           rows,
-                                           classes,
-                                           student_stride,
-                                           teacher_stride,
-                                           at<std::int64_t>(labels),
-                                           temperature,
-                                           w_kl,
-                                           w_ce,
-                                           label_smoothing,
-                                           ignore_index,
-                                           threads};
-            },
-            nb::kw_only(), "student_dtype"_a, "teacher_dtype"_a, "rows"_a, "classes"_a, "student_stride"_a,
-            "teacher_stride"_a, "labels"_a, "temperature"_a, "w_kl"_a, "w_ce"_a, "label_smoothing"_a, "ignore_index"_a,
-            "threads"_a);
+    bind_op<kernels::KdLoss, kernels::Dtype, kernels::Dtype, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+            const std::int64_t*, double, double, double, double, std::int64_t, int>(
+        m, "KdLoss", "student_dtype", "teacher_dtype", "rows", "classes", "student_stride", "teacher_stride", "labels",
+        "temperature", "w_kl", "w_ce", "label_smoothing", "ignore_index", "threads");
     m.def(
         "kd_loss_forward",
         [](const kernels::KdLoss& op, Address student, Address teacher, Address total, Address kl, Address ce,

@@ -7,10 +7,11 @@
 
 namespace kernels {
 
-// In the order of kernels/bn_stats/reference.py.
+// In the order of ACTIVATIONS in kernels/bn_stats/reference.py.
 enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu };
 
-// What forward and backward share. Parameters are float [channels]; weight and bias may be null (1 and 0).
+// What forward and backward need to know about their tensors. Parameters are float [channels]; weight and bias may be
+// null, which means 1 and 0.
 struct BnStats {
     Dtype dtype;
     bool channels_last;
@@ -25,12 +26,12 @@ struct BnStats {
     int threads;
 };
 
-// y = act(bn(x)); x and y in the same dense layout. With `loss` not null, also loss = ||var - running_var|| +
+// Writes y = act(bn(x)), in the dense layout of x. If `loss` is not null, also writes loss = ||var - running_var|| +
 // ||mean - running_mean|| of the batch, and coefficients [2, channels], the a and b of d loss / d x = a + b x.
 using BnStatsForward = void(const BnStats& op, const void* x, void* y, float* loss, float* coefficients);
 
-// grad_x of grad_y and, with coefficients not null, of grad_loss. With grad_weight not null, also the gradients of
-// weight and bias, float [channels]. The layouts are x's.
+// Writes grad_x from grad_y and, if coefficients is not null, from grad_loss. If grad_weight is not null, also writes
+// the gradients of weight and bias, float [channels]. grad_y and grad_x have the layout of x.
 using BnStatsBackward = void(const BnStats& op, const void* grad_y, float grad_loss, const void* x,
                              const float* coefficients, void* grad_x, float* grad_weight, float* grad_bias);
 

@@ -16,7 +16,7 @@ struct Registers {
     std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-// All zero where the processor has no such leaf.
+// All zero if the processor has no such leaf.
 Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
     Registers r;
     __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);

@@ -1,4 +1,4 @@
-// Random crop and flip of decoded images, scaled to floats, in one pass; kernels/crop_flip/README.md.
+// Random crop and flip of decoded images, scaled to floats, in one pass; see kernels/crop_flip/README.md.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 namespace kernels {
 
 // Images of `height` x `width` pixels of three bytes. Image i is seen through a window of its own size whose first pixel
-// lies at (top[i] - pad, left[i] - pad), and mirrored where flip[i] is not 0; outside of the image there is black.
+// is at (top[i] - pad, left[i] - pad), and mirrored if flip[i] is not 0. Outside of the image, the window is black.
 struct CropFlip {
     std::int64_t batch, height, width, pad;
     const std::int64_t* top;
@@ -15,7 +15,7 @@ struct CropFlip {
     int threads;
 };
 
-// images and out are dense [batch, height, width, 3]; out is the bytes times 1 / 255.
+// Writes the windows, bytes times 1 / 255; images and out are dense [batch, height, width, 3].
 using CropFlipForward = void(const CropFlip& op, const std::uint8_t* images, float* out);
 
 }  // namespace kernels

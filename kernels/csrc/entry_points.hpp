@@ -1,4 +1,4 @@
-// What each instruction set offers; see isa.hpp.
+// The functions that are compiled once per instruction set; see isa.hpp.
 #pragma once
 
 #include "bn_stats.hpp"

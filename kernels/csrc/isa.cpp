@@ -58,7 +58,9 @@ void select_isa(const std::string& name) {
             return;
         }
     }
-    throw std::invalid_argument("this processor or build has no instruction set '" + name + "'");
+    std::string names;
+    for (const std::string& each : isas()) names += (names.empty() ? "" : ", ") + each;
+    throw std::invalid_argument("instruction set is '" + name + "', but this build and processor have " + names);
 }
 
 }  // namespace kernels

@@ -1,5 +1,5 @@
-# add_isas(TARGET SOURCE...): the sources once per instruction set, each in a namespace of its own, linked into TARGET;
-# isa.cpp chooses among them at run time.
+# add_isas(TARGET SOURCE...): compile the sources once per instruction set, each in its own namespace, and link them
+# into TARGET; isa.cpp chooses among them at run time.
 function(add_isas target)
   set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
   set(flags_baseline)

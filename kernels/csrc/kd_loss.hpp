@@ -7,8 +7,8 @@
 
 namespace kernels {
 
-// Rows of logits lie `student_stride` and `teacher_stride` elements apart, each dense. labels [rows] may be null: then
-// there is no cross-entropy.
+// What the forward pass needs to know about its tensors. Rows of logits are dense, `student_stride` and
+// `teacher_stride` elements apart. labels [rows] may be null: then there is no cross-entropy.
 struct KdLoss {
     Dtype student_dtype, teacher_dtype;
     std::int64_t rows, classes;
@@ -19,9 +19,9 @@ struct KdLoss {
     int threads;
 };
 
-// total = w_kl kl + w_ce ce, and where their addresses are not null the gradients of total, dense [rows, classes] in
-// the dtype of the logits they belong to, but float for float16. Returns the first row whose label is neither a class
-// nor ignore_index, and then has written nothing; -1 where all are right.
+// Writes total = w_kl kl + w_ce ce, its two terms and, if their addresses are not null, the gradients of total: dense
+// [rows, classes] in the dtype of their logits, or float if that is float16. If a label is neither a class nor
+// ignore_index, writes nothing and returns its row; else returns -1.
 using KdLossForward = std::int64_t(const KdLoss& op, const void* student, const void* teacher, float* total, float* kl,
                                    float* ce, void* grad_student, void* grad_teacher);
 

@@ -27,8 +27,8 @@ bool retain_freed_memory() {
 
 namespace {
 
-// What processors of this number may hope for: a virtual machine of a few is told of its host's whole cache, most of
-// which holds what is others'.
+// A plausible maximum for this number of cores: a small virtual machine reports the whole cache of its host, most of
+// which serves other machines.
 std::int64_t most_kib() { return std::max(1u, std::thread::hardware_concurrency()) * (std::int64_t{32} << 10); }
 
 std::int64_t shared_cache_bytes() {

@@ -1,13 +1,11 @@
-"""Networks rewritten to run on the fused ops: while their statistics are measured, or frozen for good."""
+"""Networks rewritten to run on the fused ops: measured for their BatchNorm statistics, or frozen."""
 
 from kernels.fuse.frozen import fuse_frozen
 from kernels.fuse.layers import sharing_tensors
 from kernels.fuse.norms import has_statistics, is_batch_norm
-from kernels.fuse.statistics import BatchNormStatistics, batch_norm_statistics, coverage, measured
+from kernels.fuse.statistics import coverage, measured
 
 __all__ = [
-    "BatchNormStatistics",
-    "batch_norm_statistics",
     "coverage",
     "fuse_frozen",
     "has_statistics",

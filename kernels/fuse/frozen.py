@@ -1,4 +1,4 @@
-"""A frozen network made fast: BatchNorms folded into convolutions or fused with their activations."""
+"""Make a frozen network fast: fold BatchNorms into convolutions, or fuse them with their activations."""
 
 import copy
 from collections.abc import Sequence
@@ -6,13 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from kernels.fuse.graph import (
-    finish,
-    following_activation,
-    module_of,
-    replace,
-    trace,
-)
+from kernels.fuse.graph import finish, following_activation, module_of, replace, trace
 from kernels.fuse.layers import FusedBatchNorm, folded_conv, frozen_copy
 from kernels.fuse.norms import Norm, is_plain, is_timm_batch_norm_act, measures
 
@@ -23,11 +17,12 @@ def fuse_frozen(
     dtype: torch.dtype,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> nn.Module | None:
-    """A copy of `network`, in eval mode, as it is now: x -> (output, [outputs of the submodules at `taps`]).
+    """Return a fused copy of `network` as it is now: x -> (output, [outputs of the submodules at `taps`]).
 
-    Gradients flow to x alone. A BatchNorm that alone follows a convolution is folded into it; any other is
-    fused with the activation that alone follows it. Convolutions and linear layers hold their weights in
-    `dtype`, for use under autocast to it, 4-d ones in `memory_format`. None where no graph can be had.
+    `network` must be in eval mode. Gradients flow to x only. A BatchNorm that is the only user of the output
+    of a convolution is folded into it. Any other BatchNorm is fused with the activation that is the only user
+    of its output. Convolutions and linear layers hold their weights in `dtype`, for use under autocast to it,
+    4-d weights in `memory_format`. Returns None if `network` cannot be traced.
     """
     traced = trace(network, taps)
     if traced is None:
@@ -47,6 +42,7 @@ def fuse_frozen(
 
 
 def _fold(traced: fx.GraphModule, node: fx.Node, layer: Norm) -> bool:
+    """Fold `layer` into the convolution before it, and return whether that was possible."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     conv = module_of(traced, source)

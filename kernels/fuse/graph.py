@@ -1,4 +1,4 @@
-"""A network as a torch.fx graph, and the activations in it that a BatchNorm can take along."""
+"""Trace a network to a torch.fx graph, find the activations to fuse, and replace nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ _MODULES: dict[type[nn.Module], Activation] = {
 
 @dataclass(frozen=True)
 class Fused:
-    """An activation as the ops know it."""
+    """An activation that the ops have, with its setting."""
 
     activation: Activation = "none"
     negative_slope: float = 0.01
 
 
 def fused_module(module: nn.Module) -> Fused | None:
-    """`module` where it is an activation that the ops have."""
+    """Return the activation that `module` is, or None if the ops do not have it."""
     activation = _MODULES.get(type(module))
     if activation is None:
         return None
@@ -46,8 +46,10 @@ def fused_module(module: nn.Module) -> Fused | None:
 
 
 class _Tracer(fx.Tracer):
-    """Goes into every module that has a BatchNorm inside, and into all but torch.nn's own; notes what the
-    modules at `taps` return."""
+    """A tracer that enters torch.nn's modules only if they contain a BatchNorm, and all others.
+
+    It keeps what the modules at `taps` return.
+    """
 
     def __init__(self, taps: Sequence[str]) -> None:
         super().__init__()
@@ -61,25 +63,27 @@ class _Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(module, forward, args, kwargs)
         path = self.path_of_module(module)
-        if path in self.taps:  # a copy, as an operation in place may follow
+        if path in self.taps:  # a copy, because an operation in place may follow
             self.tapped[path] = output.clone() if isinstance(output, fx.Proxy) else output
         return output
 
 
 def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModule | None:
-    """The graph of `network`, over its own submodules; with `taps`, also none, it returns (output, [theirs]).
+    """Return the graph of `network`, over its own submodules, or None if it cannot be traced.
 
-    None where it cannot be had: a forward whose course depends on values, one replaced on an instance, hooks
-    (a graph would not run them), a BatchNorm called by keyword, a tap that does not run. Context managers
-    inside a forward, such as an autocast of its own, are not recorded; without a torch.no_grad() the graph
-    has gradients that the forward does not give.
+    If `taps` is not None, the graph returns (output, [outputs of the submodules at `taps`]).
+
+    A network cannot be traced if its control flow depends on values, if a forward is replaced on an instance,
+    if there are hooks (a graph would not run them), if a BatchNorm is called by keyword, or if a tap does not
+    run. Context managers inside a forward are not recorded: the graph ignores an autocast, and has gradients
+    where the forward has a torch.no_grad().
     """
     if any(_is_altered(module) for module in network.modules()):
         return None
     tracer = _Tracer(taps or ())
     try:
         graph = tracer.trace(network)
-    except Exception:  # whatever a foreign forward makes of symbolic values
+    except Exception:  # anything that a foreign forward raises for symbolic values
         return None
     if taps is not None:
         tapped = [proxy for path in taps if isinstance(proxy := tracer.tapped.get(path), fx.Proxy)]
@@ -107,13 +111,13 @@ def _is_altered(module: nn.Module) -> bool:
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that `node` calls with one tensor and nothing else."""
+    """Return the module that `node` calls with one tensor and nothing else, or None."""
     plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
     return traced.get_submodule(str(node.target)) if plain and isinstance(node.args[0], fx.Node) else None
 
 
 def following_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Fused] | None:
-    """The activation that alone uses the output of `node`, where there is one."""
+    """Return the activation that is the only user of the output of `node`, or None."""
     if len(node.users) != 1:
         return None
     (user,) = node.users
@@ -133,7 +137,7 @@ def following_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node
 
 
 def replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, last: fx.Node | None = None) -> None:
-    """`module` in the place of `node`, or of the chain from `node` to `last`."""
+    """Replace `node`, or the chain from `node` to `last`, by a call of `module`."""
     path = f"fused_{node.name}"
     traced.add_submodule(path, module)
     with traced.graph.inserting_before(node):
@@ -145,6 +149,7 @@ def replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, last: fx.N
 
 
 def finish(traced: fx.GraphModule) -> fx.GraphModule:
+    """Remove unused submodules, check the graph and compile its code."""
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()

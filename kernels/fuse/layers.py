@@ -1,4 +1,4 @@
-"""The layers that take the places of a network's own."""
+"""Layers that replace those of a network, and copies of them."""
 
 import copy
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from kernels.fuse.norms import Norm, as_map, is_plain, is_timm_batch_norm_act
 
 
 class FusedBatchNorm(nn.Module):
-    """A BatchNorm in eval mode and the activation behind it, in one pass over the input.
+    """A BatchNorm in eval mode and the activation that follows it, in one pass over the input.
 
-    `on_loss` gets the statistics loss of each forward pass; without it none is computed. Activations that the
-    op does not have (inside timm's BatchNormAct2d) follow as they are. The forward of any other subclass runs
-    as it is; it is only measured.
+    `on_loss` is called with the statistics loss of each forward pass; without it, no loss is computed.
+    Activations inside timm's BatchNormAct2d that the op does not have run separately. Any other subclass with
+    a forward of its own keeps that forward and is only measured.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class FusedBatchNorm(nn.Module):
                 fused, self.rest = first, self.rest[1:]
         self.fused = fused or Fused()
 
-    def forward(self, input: Tensor) -> Tensor:  # named as BatchNorm has it
+    def forward(self, input: Tensor) -> Tensor:  # BatchNorm's name for it
         layer = self.layer
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -62,7 +62,7 @@ class FusedBatchNorm(nn.Module):
 
 @torch.no_grad()
 def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
-    """A new, frozen convolution that does what `conv` and then `norm` in eval mode do.
+    """Return a new, frozen convolution equal to `conv` followed by `norm` in eval mode.
 
     W' = W · γ / √(σ² + ε); b' = (b - μ) · γ / √(σ² + ε) + β, in float64.
     """
@@ -77,11 +77,11 @@ def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
 
 
 def sharing_tensors(network: nn.Module) -> nn.Module:
-    """A copy of the modules of `network` around the same parameters and buffers, not copies of those."""
+    """Return a copy of the modules of `network` that shares their parameters and buffers."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def frozen_copy(layer: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
-    """A copy without gradients, its parameters in `dtype`, 4-d ones in `memory_format`."""
+    """Return a copy without gradients, its parameters in `dtype`, 4-d ones in `memory_format`."""
     return copy.deepcopy(layer).requires_grad_(False).to(dtype).to(memory_format=memory_format)

@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from kernels.kd_loss import op as _op  # noqa: F401  (registers the op)
+from kernels.kd_loss.reference import Settings
 
 __all__ = ["KdLoss", "kd_loss"]
 
 
 class KdLoss(NamedTuple):
-    """Scalars on the logits' device; only `total` carries a gradient, the parts are before their weights."""
+    """The loss and its two terms before weighting: scalars on the device of the logits."""
 
     total: Tensor
+    """The only one that carries a gradient"""
     kl: Tensor
     ce: Tensor
 
@@ -29,33 +31,38 @@ def kd_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> KdLoss:
-    """w_kl · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + w_ce · CE(student, labels).
+    """Return w_kl · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + w_ce · CE(student, labels).
 
-    Hinton, Vinyals and Dean, arXiv 1503.02531, section 2. Both logits [B, C], each float32, bfloat16 or
-    float16 (float64: plain torch), their rows any number of elements apart; labels int64 [B]. KL is averaged
-    over all rows; CE, without labels 0, over those whose label is not `ignore_index`, with torch's label
-    smoothing. Where there is no such row the CE and its gradient are 0; torch has NaN. The KL of no rows at
-    all is NaN, as in torch.
+    Hinton, Vinyals and Dean, arXiv 1503.02531, section 2. KL is averaged over all rows, and over no rows it
+    is NaN, as in torch. CE is averaged over the rows whose label is not `ignore_index`, with torch's label
+    smoothing. Without labels, or if every row is ignored, CE and its gradient are 0; torch returns NaN for
+    the latter.
 
-    Float32 scalars (float64 where either side is); the gradient of `total` flows to the logits that require
-    it, student's, teacher's or both, and has no gradient of its own. ValueError where shapes, dtypes, devices
-    or settings are wrong and, on a CPU, where a label is not in [0, C); on a GPU, which never waits for the
-    host, such a label makes `total` and `ce` NaN.
+    Args:
+        student_logits, teacher_logits: [B, C], each float32, bfloat16 or float16, with any row stride;
+            float64 runs on plain torch.
+        labels: int64 [B].
+
+    Returns:
+        Float32 scalars, float64 if either side is float64. The gradient of `total` flows to whichever logits
+        require it and has no gradient of its own.
+
+    Raises:
+        ValueError: if a shape, dtype, device or setting is wrong or, on a CPU, if a label is outside [0, C).
+            A GPU never waits for the host: there, such a label makes `total` and `ce` NaN.
     """
     _check(student_logits, teacher_logits, labels, temperature, label_smoothing)
     grad = torch.is_grad_enabled()
-    total, kl, ce, _, _ = torch.ops.kernels.kd_loss.default(
-        student_logits,
-        teacher_logits,
-        labels,
-        temperature,
-        w_kl,
-        w_ce,
-        label_smoothing,
-        ignore_index,
-        grad and student_logits.requires_grad,
-        grad and teacher_logits.requires_grad,
+    settings = Settings(
+        temperature=temperature,
+        w_kl=w_kl,
+        w_ce=w_ce,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        student_gradient=grad and student_logits.requires_grad,
+        teacher_gradient=grad and teacher_logits.requires_grad,
     )
+    total, kl, ce, _, _ = torch.ops.kernels.kd_loss.default(student_logits, teacher_logits, labels, *settings)
     return KdLoss(total, kl, ce)
 
 

@@ -1,50 +1,44 @@
 """Registration of `kernels::kd_loss` with torch: implementations, fake tensors, autograd."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import define, impl, register_autograd, register_fake
 
-from kernels.backend import backend_for
-from kernels.kd_loss import reference
+from kernels.backend import backend_for, implementation
+from kernels.kd_loss.reference import Settings, empty_gradient, loss_dtype
 from kernels.layout import dense_rows
+
+_SETTINGS = (
+    "float temperature, float w_kl, float w_ce, float label_smoothing, int ignore_index,"
+    " bool student_gradient, bool teacher_gradient"
+)
 
 define(
     "kernels::kd_loss",
-    "(Tensor student, Tensor teacher, Tensor? labels, float temperature, float w_kl, float w_ce,"
-    " float label_smoothing, int ignore_index, bool student_gradient, bool teacher_gradient)"
+    f"(Tensor student, Tensor teacher, Tensor? labels, {_SETTINGS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-def _implementation(student: Tensor, teacher: Tensor) -> ModuleType:
-    backend = backend_for(student if student.dtype == torch.float64 else teacher)
-    if backend == "cpp":
-        from kernels.kd_loss import cpp
-
-        return cpp
-    if backend == "triton":
-        from kernels.kd_loss import triton
-
-        return triton
-    return reference
-
-
 @impl("kernels::kd_loss", ("cpu", "cuda"))
-def _forward(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _implementation(student, teacher).forward(dense_rows(student), dense_rows(teacher), *arguments)
+def _forward(student: Tensor, teacher: Tensor, labels: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
+    backend = backend_for(student if student.dtype == torch.float64 else teacher)
+    return implementation("kernels.kd_loss", backend).forward(
+        dense_rows(student), dense_rows(teacher), labels, Settings(*settings)
+    )
 
 
 @register_fake("kernels::kd_loss")
-def _forward_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *_, student_gradient, teacher_gradient = arguments
-    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+def _forward_fake(
+    student: Tensor, teacher: Tensor, _labels: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    wanted = Settings(*settings)
     return (
-        *(student.new_empty((), dtype=wide) for _ in range(3)),
-        reference.empty_gradient(student, student_gradient),
-        reference.empty_gradient(teacher, teacher_gradient),
+        *(student.new_empty((), dtype=loss_dtype(student, teacher)) for _ in range(3)),
+        empty_gradient(student, wanted.student_gradient),
+        empty_gradient(teacher, wanted.teacher_gradient),
     )
 
 
@@ -68,10 +62,10 @@ def _autograd(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return *gradients, *[None] * 8
 
 
-def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
-    """gradient · by; on a CPU, where reading `by` costs nothing, the gradient itself if that is 1."""
-    is_one = type(by) is Tensor and by.device.type == "cpu" and by.item() == 1
-    return gradient if is_one else gradient * by
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Return gradient · factor; on a CPU, where reading the factor is free, skip a factor of 1."""
+    is_one = type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1
+    return gradient if is_one else gradient * factor
 
 
 register_autograd("kernels::kd_loss", _autograd, setup_context=_setup_context)

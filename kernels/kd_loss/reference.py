@@ -1,8 +1,22 @@
-"""Plain torch: what the kernels must equal, and what runs where they cannot. All of it in float64."""
+"""Plain torch, in float64: the ground truth for the kernels, and the implementation for all other tensors."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Settings(NamedTuple):
+    """The settings of the loss, and which gradients to compute."""
+
+    temperature: float
+    w_kl: float
+    w_ce: float
+    label_smoothing: float
+    ignore_index: int
+    student_gradient: bool
+    teacher_gradient: bool
 
 
 def kd_loss_reference(
@@ -16,7 +30,7 @@ def kd_loss_reference(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """total, kl and ce of `kernels.kd_loss.kd_loss`, float64, differentiable by autograd."""
+    """Return total, kl and ce of `kd_loss`, float64, differentiable by autograd."""
     student, teacher = student.double(), teacher.double()
     log_q, log_p = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     kl = temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -30,18 +44,13 @@ def kd_loss_reference(
 
 
 def forward(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    temperature: float,
-    w_kl: float,
-    w_ce: float,
-    label_smoothing: float,
-    ignore_index: int,
-    student_gradient: bool,
-    teacher_gradient: bool,
+    student: Tensor, teacher: Tensor, labels: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, kl, ce and total's gradients [B, C] in their `gradient_dtype`, empty where not asked for."""
+    """Return total, kl, ce, and the gradients [B, C] of total in their `gradient_dtype`.
+
+    A gradient that is not wanted has no rows.
+    """
+    temperature, w_kl, w_ce, label_smoothing, ignore_index, student_gradient, teacher_gradient = settings
     wide_student, wide_teacher = student.double(), teacher.double()
     log_q, log_p = F.log_softmax(wide_student / temperature, 1), F.log_softmax(wide_teacher / temperature, 1)
     p, difference = log_p.exp(), log_q - log_p
@@ -54,52 +63,58 @@ def forward(
     if labels is not None:
         ce, grad_ce = _cross_entropy(wide_student, labels, label_smoothing, ignore_index)
         grad_student += w_ce * grad_ce
-    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    wide = loss_dtype(student, teacher)
     return (
         (w_kl * kl + w_ce * ce).to(wide),
         kl.to(wide),
         ce.to(wide),
-        grad_student.to(gradient_dtype(student)) if student_gradient else empty_gradient(student),
-        grad_teacher.to(gradient_dtype(teacher)) if teacher_gradient else empty_gradient(teacher),
+        grad_student.to(gradient_dtype(student)) if student_gradient else empty_gradient(student, False),
+        grad_teacher.to(gradient_dtype(teacher)) if teacher_gradient else empty_gradient(teacher, False),
     )
 
 
+def loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """Return the dtype of the losses: float32, or float64 if either side is float64."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+
 def gradient_dtype(logits: Tensor) -> torch.dtype:
-    """That of the gradient kept until the backward pass: float16's waits in float32 for the loss scale."""
+    """Return the dtype in which the gradient of `logits` is kept until the backward pass.
+
+    The gradient of float16 logits stays in float32, because the loss scale is yet to come.
+    """
     return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 
 
-def empty_gradient(logits: Tensor, wanted: bool = False) -> Tensor:
-    """Where the gradient of the logits goes: like them if `wanted`, else without rows."""
+def empty_gradient(logits: Tensor, wanted: bool) -> Tensor:
+    """Allocate the gradient of `logits` [B, C]; if it is not wanted, without rows."""
     rows, classes = logits.shape
     return logits.new_empty((rows if wanted else 0, classes), dtype=gradient_dtype(logits))
 
 
-def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """ValueError at the first label that is neither a class nor `ignore_index`. Waits for the device."""
-    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise wrong_label(int(labels[row]), row, classes)
-
-
 def wrong_label(label: int, row: int, classes: int) -> ValueError:
+    """Return the error for a label that is neither a class nor `ignore_index`."""
     return ValueError(f"labels[{row}] is {label}, but there are {classes} classes")
 
 
 def _cross_entropy(
     student: Tensor, labels: Tensor, label_smoothing: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the rows that are not ignored, and its gradient; NaN where a label is not a class."""
+    """Return the mean over the rows that are not ignored, and its gradient [B, C].
+
+    Raises ValueError for a wrong label on a CPU; on a GPU the mean is NaN.
+    """
     classes = student.shape[1]
-    if labels.device.type == "cpu":
-        check_labels(labels, classes, ignore_index)
     counted = labels != ignore_index
     known = (labels >= 0) & (labels < classes)
+    wrong = counted & ~known
+    if labels.device.type == "cpu" and wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise wrong_label(int(labels[row]), row, classes)
     log_q = F.log_softmax(student, 1)
     target = torch.full_like(student, label_smoothing / classes if classes > 0 else 0)
-    row = torch.where(known, labels, 0).unsqueeze(1)
-    target.scatter_add_(1, row, torch.full_like(target[:, :1], 1 - label_smoothing))
+    row_labels = torch.where(known, labels, 0).unsqueeze(1)
+    target.scatter_add_(1, row_labels, torch.full_like(target[:, :1], 1 - label_smoothing))
     rows = torch.where(known, -torch.where(target > 0, target * log_q, 0).sum(1), torch.nan)
     number = counted.sum().clamp(min=1)
     gradient = torch.where(counted.unsqueeze(1), log_q.exp() - target, 0) / number

@@ -18,6 +18,7 @@ from engine.cli.main import main
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BN_SHAPES", ((4, 16, 8, 8),))
     monkeypatch.setattr(kernels, "KD_SHAPES", ((8, 10),))
+    monkeypatch.setattr(kernels, "CROP_SHAPES", ((4, 8, 8, 3),))
     monkeypatch.setattr(kernels, "DTYPES", (torch.float32,))
     monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes its time
     monkeypatch.setattr(kernels, "copy_ceiling", lambda _: Ceiling(lambda: None, 1e7))
@@ -53,10 +54,13 @@ def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             for name in ("published hook", "var_mean", "inductor")
         ),
         ("kd_loss/both terms", "eager"),
+        ("crop_flip", "eager"),
     ]
     for row in rows:
         assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
     assert rows[0]["floor"] == pytest.approx(2.0 * 5 * (4 * 16 * 8 * 8 * 4) / 1e7)
+    assert rows[-1]["floor"] == pytest.approx(2.0 * 5 * (4 * 8 * 8 * 3) / 1e7)
+    assert rows[-1]["dtype"] == "uint8"
     lines = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert len(lines) == len(rows)
     assert lines[0]["torch"] == torch.__version__.split("+")[0]

@@ -1,4 +1,4 @@
-"""Kernels are tested on two threads."""
+"""Test the kernels on two threads."""
 
 import pytest
 import torch

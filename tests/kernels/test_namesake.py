@@ -1,4 +1,4 @@
-"""PyPI has another package `kernels`: diffusers and transformers must work with ours, beside it and alone."""
+"""PyPI has another package `kernels`: diffusers and transformers must work with ours, with and without it."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ from packaging.version import Version
 
 import kernels
 
-# What transformers takes from the other package as soon as it sees one it accepts.
+# What transformers imports from the other package if it accepts the version.
 OTHER_INIT = """
 from kernels.layer import KernelizeFallback, LayerRepository, LocalLayerRepository, Mode
 from kernels.layer import CUDAProperties, Device, ROCMProperties
@@ -81,7 +81,7 @@ def write_other_kernels(folder: Path, version: str) -> None:
 
 
 def run_python(code: str, folder: Path) -> str:
-    """Runs `code` away from the checkout, with `folder` on the module path."""
+    """Run `code` outside of the checkout, with `folder` on the module path."""
     environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -92,13 +92,13 @@ def run_python(code: str, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "accepted"), [("0.17.2", False), ("0.18.2", True)])
-def test_diffusers_and_transformers_work_beside_ours(tmp_path: Path, version: str, accepted: bool) -> None:
+def test_diffusers_and_transformers_work_with_both(tmp_path: Path, version: str, accepted: bool) -> None:
     write_other_kernels(tmp_path, version)
     assert run_python(USE_BOTH_LIBRARIES, tmp_path).split() == ["True", str(accepted)]
 
 
-def test_ours_alone_is_not_taken_for_the_other() -> None:
-    """Every other test already uses both libraries without the other package."""
+def test_ours_alone_is_not_mistaken_for_the_other() -> None:
+    """All other tests use both libraries without the other package."""
     from diffusers.utils import is_kernels_available as diffusers_sees_kernels
     from transformers.utils import is_kernels_available as transformers_sees_kernels
 
@@ -106,7 +106,7 @@ def test_ours_alone_is_not_taken_for_the_other() -> None:
     assert not transformers_sees_kernels()
 
 
-def test_both_packages_answer_to_one_name(tmp_path: Path) -> None:
+def test_both_packages_are_importable_by_one_name(tmp_path: Path) -> None:
     write_other_kernels(tmp_path, "0.18.2")
     code = (
         "from kernels import Mode, cpu_features; import kernels.layer as l; print(Mode is l.Mode, l.__file__)"
@@ -128,7 +128,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = kernels.no_such_name
 
 
-def test_our_version_is_not_taken_for_a_hub_kernels_version() -> None:
+def test_our_version_is_outside_of_the_range_that_transformers_accepts() -> None:
     from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
 
     ours = Version(importlib.metadata.version("dda-engine"))

@@ -1,4 +1,4 @@
-"""The native module: built, typed, and doing what it says."""
+"""The native module: its stub, the processor's features, and malloc."""
 
 import ast
 import platform
@@ -24,10 +24,10 @@ def faults_of_ten_large_blocks():
         del block
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-given_back = faults_of_ten_large_blocks()
+returned = faults_of_ten_large_blocks()
 assert kernels.retain_freed_memory()
 faults_of_ten_large_blocks()
-print(given_back, faults_of_ten_large_blocks())
+print(returned, faults_of_ten_large_blocks())
 """
 
 
@@ -49,17 +49,17 @@ def test_retain_freed_memory_spares_page_faults() -> None:
     done = subprocess.run(
         [sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True
     )
-    given_back, retained = map(int, done.stdout.split())
-    assert given_back > 10
-    assert retained * 10 < given_back
+    returned, retained = map(int, done.stdout.split())
+    assert returned > 10
+    assert retained * 10 < returned
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="malloc is glibc's")
-def test_retain_freed_memory_says_where_it_cannot() -> None:
+def test_retain_freed_memory_returns_false_without_glibc() -> None:
     assert kernels.retain_freed_memory() is False
 
 
-def test_stub_names_what_the_module_offers() -> None:
+def test_the_stub_names_what_the_module_has() -> None:
     stub = ast.parse(Path(kernels.__file__).with_name("_native.pyi").read_text())
     typed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert typed == {name for name in vars(_native) if not name.startswith("_")}

@@ -1,6 +1,6 @@
-"""Triton kernels where there is no GPU: compiled for one, and what the machine code takes read off.
+"""Compile Triton kernels without a GPU, and read the resources that the machine code takes.
 
-`compile_all` works in a process of its own: kernels defined under TRITON_INTERPRET cannot be compiled.
+`compile_all` works in its own process, because kernels defined under TRITON_INTERPRET cannot be compiled.
 """
 
 import importlib
@@ -27,13 +27,13 @@ class KernelCase:
     """One specialisation of a kernel."""
 
     name: str
-    """A test id, unique among the cases compiled together"""
+    """The test id, unique among the cases compiled together"""
     kernel: str
     """package.module:function"""
     signature: dict[str, str]
-    """Triton types of the arguments: "*bf16", "i32", "fp32"; ":16" where a multiple of 16 (pointer: bytes)"""
+    """Triton types of the arguments: "*bf16", "i32", "fp32"; ":16" for a multiple of 16 (pointers: bytes)"""
     constexprs: dict[str, Constant] = field(default_factory=dict)
-    """Values of the other arguments; None for a pointer that is not given"""
+    """Values of the other arguments; None for an absent pointer"""
     num_warps: int = 4
     options: dict[str, Constant] = field(default_factory=dict)
     """Triton's other compiler options, such as maxnreg"""
@@ -41,16 +41,18 @@ class KernelCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
+    """The resources that a compiled kernel takes."""
+
     registers: int
-    """A thread"""
+    """Per thread"""
     spills: int
-    """Bytes of stack and local memory a thread; 0 where everything fits into registers"""
+    """Bytes of stack and local memory per thread; 0 if everything fits into registers"""
     shared: int
-    """Bytes of shared memory a program"""
+    """Bytes of shared memory per program"""
     load_bits: int
     """Width of the widest load from global memory"""
     store_bits: int
-    """The same of stores"""
+    """Width of the widest store to global memory"""
 
 
 def compile_for(
@@ -61,7 +63,7 @@ def compile_for(
     num_warps: int,
     **options: Constant,
 ) -> Resources:
-    """Compiles a kernel that was defined without TRITON_INTERPRET; arch 90 is sm_90."""
+    """Compile a kernel that was defined without TRITON_INTERPRET; arch 90 is sm_90."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -103,7 +105,7 @@ def _widest_access(instruction: str, ptx: str) -> int:
 
 
 def compile_all(wanted: Iterable[tuple[KernelCase, int]]) -> dict[tuple[str, int], Resources]:
-    """Resources by name of the case and architecture."""
+    """Return the resources by name of the case and architecture."""
     request = json.dumps([{"case": asdict(case), "arch": arch} for case, arch in wanted])
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"}

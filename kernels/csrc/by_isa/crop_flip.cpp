@@ -13,7 +13,7 @@ using std::uint8_t;
 
 constexpr float kScale = 1.0f / 255;
 constexpr int64_t kChannels = 3;
-constexpr int64_t kBytesPerThread = 65536;  // fewer are done sooner than another thread wakes
+constexpr int64_t kBytesPerThread = 65536;  // fewer take less time than it takes to wake another thread
 
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -28,9 +28,9 @@ void scale(const uint8_t* from, int64_t count, float* to) {
 
 using Scale = void(const uint8_t* from, int64_t count, float* to);
 
-// `to` aligned as a vector.
+// As `scale`, with non-temporal stores; `to` is aligned as a vector.
 void scale_past_caches(const uint8_t* from, int64_t count, float* to) {
-    constexpr int64_t kBlock = kLanes == 4 ? 16 : kLanes;  // compilers convert other numbers of bytes in many more moves
+    constexpr int64_t kBlock = kLanes == 4 ? 16 : kLanes;  // compilers convert 16 bytes at once, 4 in many moves
     int64_t i = 0;
     for (; i + kBlock <= count; i += kBlock) {
         float block[kBlock];
@@ -40,7 +40,7 @@ void scale_past_caches(const uint8_t* from, int64_t count, float* to) {
     scale(from + i, count - i, to + i);
 }
 
-// Writes one byte more than the pixels have, their neighbour's: four bytes are moved at once.
+// Moves four bytes at a time, so that it writes one byte past the last pixel.
 void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
     __builtin_memcpy(to, from + (pixels - 1) * kChannels, kChannels);
     for (int64_t i = 1; i < pixels; ++i) {
@@ -48,10 +48,10 @@ void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
     }
 }
 
-// The window's row `y` of one image; `seen` has room for it and one byte more.
+// Writes row `y` of the window of one image to `seen`, which has room for one more byte.
 void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, uint8_t* seen) {
     const int64_t row = y + op.top[image] - op.pad, shift = op.left[image] - op.pad;
-    const int64_t first = min(op.width, max(0, -shift));  // of the window's pixels that see the image
+    const int64_t first = min(op.width, max(0, -shift));  // of the window's pixels inside the image
     const int64_t last = max(first, min(op.width, op.width - shift));
     if (row < 0 || row >= op.height || first == last) return blacken(seen, op.width);
     const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;
@@ -62,7 +62,7 @@ void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* image
     blacken(seen + (op.width - after) * kChannels, after);
 }
 
-// Whether the rows go past the caches: there are too many to be there still when they are read.
+// Whether to write past the caches, because they could not hold the result until it is read.
 bool streamed(const float* out, const CropFlip& op) {
     const int64_t row = op.width * kChannels, bytes = op.batch * op.height * row * static_cast<int64_t>(sizeof(float));
     const bool aligned = reinterpret_cast<std::uintptr_t>(out) % sizeof(F32) == 0 && row % kLanes == 0;

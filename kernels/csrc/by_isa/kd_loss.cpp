@@ -12,8 +12,8 @@ namespace {
 
 using std::int64_t;
 
-constexpr int64_t kBlock = 16 * kLanes;        // elements whose sums are kept in float before they go into doubles
-constexpr int64_t kElementsPerThread = 16384;  // fewer are done sooner than another thread wakes
+constexpr int64_t kBlock = 16 * kLanes;        // elements that are summed in float before the sum is added to a double
+constexpr int64_t kElementsPerThread = 16384;  // fewer take less time than it takes to wake another thread
 constexpr float kNear = 0.5f;                  // |log(q / p)| below which KL terms are summed as a series
 
 typedef double F64 __attribute__((vector_size(8 * kLanes)));
@@ -30,7 +30,7 @@ inline double sum(const F64& v) {
     return total;
 }
 
-// e^x for x <= 0, as accurate as exp() and a third cheaper: 2^n is a normal number wherever the result is not 0.
+// e^x for x <= 0, as accurate as exp() and a third cheaper: 2^n is a normal number whenever the result is not 0.
 inline F32 exp_of_negative(F32 x) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const F32 bounded = x < -87.3f ? splat(-87.3f) : x;
@@ -55,7 +55,7 @@ inline float largest(F32 v) {
     return most;
 }
 
-// Gradients of float16 logits stay in float until the backward pass: a loss scale may lift them out of its subnormals.
+// Gradients of float16 logits stay in float until the backward pass: a loss scale may lift them out of the subnormals.
 template <typename T>
 struct GradientOf {
     using Type = T;
@@ -65,14 +65,14 @@ struct GradientOf<F16> {
     using Type = float;
 };
 
-// What one thread keeps of a row, floats [padded(classes)] each, and of its sums.
+// The working memory of one thread for one row: floats [padded(classes)] each, maxima and sums.
 struct Row {
-    float* student;          // logits; then log(q / p), at first less its constant
+    float* student;          // logits; then log(q / p), first without its constant
     float* teacher;          // logits; then exp(logits / T) below the maximum; then p
-    float* student_exp;      // the same for the student
-    float* student_exp_one;  // the same at temperature 1
+    float* student_exp;      // exp(logits / T) below the maximum
+    float* student_exp_one;  // the same with T = 1
     float student_max, teacher_max;
-    float student_base, teacher_base;  // taken off the logits before their difference
+    float student_base, teacher_base;  // subtracted from the logits before their difference
     double student_sum, teacher_sum, student_sum_one;
 };
 
@@ -105,12 +105,12 @@ float load_row(Dtype dtype, const void* from, int64_t offset, int64_t count, flo
     return most;
 }
 
-// log(q / p) is (student - teacher) / T and a constant. Where the maxima are alike, so may be the logits, and their plain
-// difference is exact; else the maxima are taken off first, lest a large gap be rounded with it.
+// log(q / p) is (student - teacher) / T plus a constant. If the maxima are close, the logits may be, too, and their plain
+// difference is exact; else the maxima are subtracted first, so that a large gap adds no rounding.
 void choose_bases(Row& row, double temperature) {
-    const bool alike = __builtin_fabsf(row.student_max - row.teacher_max) < temperature;
-    row.student_base = alike ? 0 : row.student_max;
-    row.teacher_base = alike ? 0 : row.teacher_max;
+    const bool close = __builtin_fabsf(row.student_max - row.teacher_max) < temperature;
+    row.student_base = close ? 0 : row.student_max;
+    row.teacher_base = close ? 0 : row.teacher_max;
 }
 
 double constant_of_log_ratio(const Row& row, double inverse_temperature) {
@@ -118,7 +118,7 @@ double constant_of_log_ratio(const Row& row, double inverse_temperature) {
     return std::log(row.student_sum / row.teacher_sum) + gap * inverse_temperature;
 }
 
-// Both softmaxes at the temperature, and with kOne the student's at 1, all before their division by the sums.
+// Computes both softmaxes at the temperature and, with kOne, the student's at 1, all before division by their sums.
 template <bool kOne>
 void exponentials(Row& row, int64_t count, float inverse_temperature) {
     const F32 student_max = splat(row.student_max), teacher_max = splat(row.teacher_max);
@@ -165,13 +165,13 @@ inline F32 exp_less_linear(F32 d) {
 }
 
 struct Weights {
-    float kl;         // of q - p, or of p (log(p / q) - KL), in the gradients
-    float ce;         // of the softmax at temperature 1
-    float smoothing;  // what label smoothing takes off every class's gradient
+    float kl;         // factor of q - p, or of p (log(p / q) - KL), in the gradients
+    float ce;         // factor of the softmax at temperature 1
+    float smoothing;  // subtracted from the gradient of every class by label smoothing
 };
 
-// The KL of one row; afterwards row.teacher holds p and row.student log(q / p). With kGradient writes the student's
-// gradient, with kCe including that of the cross-entropy.
+// Returns the KL of one row, and leaves p in row.teacher and log(q / p) in row.student. With kGradient, writes the
+// student's gradient; with kCe, the gradient includes the cross-entropy.
 template <bool kGradient, bool kCe, typename T>
 double kl_of_row(Row& row, int64_t classes, float inverse_temperature, Weights weights, T* gradient) {
     const F32 constant = splat(static_cast<float>(constant_of_log_ratio(row, inverse_temperature)));
@@ -205,7 +205,7 @@ double kl_of_row(Row& row, int64_t classes, float inverse_temperature, Weights w
     return sum(total);
 }
 
-// The teacher's gradient, from what kl_of_row has left in the row.
+// Writes the teacher's gradient from what kl_of_row left in the row.
 template <typename T>
 void teacher_gradient(const Row& row, int64_t classes, float kl, float weight, T* gradient) {
     for (int64_t i = 0; i < classes; i += kLanes) {
@@ -228,7 +228,7 @@ struct RowLosses {
     double kl, ce;
 };
 
-// Both losses of row `at`, and its gradients where they are asked for.
+// Returns both losses of row `at`, and writes the gradients whose addresses are not null.
 RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, const void* student, const void* teacher,
                       void* grad_student, void* grad_teacher) {
     const int64_t classes = op.classes, count = padded(classes);
@@ -276,7 +276,7 @@ int64_t first_wrong_label(const KdLoss& op) {
     return -1;
 }
 
-// The rows that the cross-entropy is averaged over.
+// Returns the number of rows that the cross-entropy is averaged over.
 int64_t count_rows(const KdLoss& op) {
     int64_t counted = 0;
     for (int64_t i = 0; op.labels != nullptr && i < op.rows; ++i) counted += op.labels[i] != op.ignore_index;

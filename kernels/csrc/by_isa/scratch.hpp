@@ -5,7 +5,7 @@
 
 namespace kernels::KERNELS_ISA {
 
-// Uninitialised memory for the length of a scope. Ends the process where there is none left.
+// Uninitialised memory for the length of a scope. Aborts the process if the allocation fails.
 template <typename T>
 struct Scratch {
     T* const data;
@@ -18,7 +18,7 @@ struct Scratch {
     Scratch& operator=(const Scratch&) = delete;
 };
 
-// The same for vectors.
+// The same, aligned for vectors.
 template <typename T>
 struct AlignedScratch {
     T* const data;

@@ -1,8 +1,8 @@
-// One register of floats, whatever the instruction set; float, bfloat16 and float16 memory behind the same calls.
+// One register of floats for every instruction set, with the same calls for float, bfloat16 and float16 memory.
 //
-// Included by sources that are compiled once per instruction set, with KERNELS_ISA naming the namespace. Such
-// sources use no inline function of the standard library: the linker keeps one copy of those, perhaps the one
-// with instructions that the processor lacks.
+// Included by sources that are compiled once per instruction set, with KERNELS_ISA as their namespace. Such sources
+// must not use inline functions of the standard library: the linker keeps one copy of each, possibly one with
+// instructions that the processor lacks.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct F16 {
     std::uint16_t bits;
 };
 
-// call.operator()<T>() for the element type T.
+// Calls call.operator()<T>() for the element type T of `dtype`.
 template <typename Call>
 void with_element_type(Dtype dtype, Call call) {
     switch (dtype) {
@@ -115,8 +115,8 @@ inline void store(F16* to, F32 v) {
 }
 #endif
 
-// As `store`, past the caches: for memory that nothing reads before it would leave them. `to` is aligned to the bytes
-// written; `end_stream` goes before another thread reads.
+// As `store`, past the caches: for memory that would leave them before it is read. `to` must be aligned to the number of
+// bytes written, and `end_stream` called before another thread reads.
 template <typename T>
 inline void stream(T* to, F32 v) {
 #ifdef __x86_64__
@@ -156,7 +156,7 @@ inline void end_stream() {
 #endif
 }
 
-// The first `count` lanes, 0 < count < kLanes; the others are zero on load and not written on store.
+// As `load` and `store`, for the first `count` lanes, 0 < count < kLanes; the others are zero or not written.
 template <typename T>
 inline F32 load_partial(const T* from, std::int64_t count) {
     T full[kLanes] = {};
@@ -177,8 +177,8 @@ inline double sum(F32 v) {
     return total;
 }
 
-inline F32 smaller(F32 a, F32 b) { return b < a ? b : a; }  // a where b is NaN
-inline F32 larger(F32 a, F32 b) { return b > a ? b : a; }   // a where b is NaN
+inline F32 smaller(F32 a, F32 b) { return b < a ? b : a; }  // a if b is NaN
+inline F32 larger(F32 a, F32 b) { return b > a ? b : a; }   // a if b is NaN
 
 // e^x with a relative error below 2e-7; 0 below -87.3, inf from 88.8 on, NaN for NaN.
 inline F32 exp(F32 x) {

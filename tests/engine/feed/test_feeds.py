@@ -21,7 +21,7 @@ from engine.feed.feed import DTYPES, Feed, FeedBatch
 from engine.feed.open import open_feed
 from engine.feed.sampler import BatchSample, Sampler
 from engine.training.run_folder import alone
-from engine.transforms import crop_flip
+from kernels.crop_flip import crop_flip_nchw
 from tests.engine.feed.spans import TinyBank
 
 CPU = torch.device("cpu")
@@ -56,10 +56,11 @@ def opened(
 
 
 def expected_images(pixels: np.ndarray, sample: BatchSample, pad: int = 4) -> Tensor:
-    """Return float32 [B, 3, H, W], cropped by `crop_flip`, which has its own tests."""
+    """Return float32 [B, 3, H, W], cropped by `crop_flip_nchw`, which has its own tests."""
     images = torch.from_numpy(pixels[sample.rows]).permute(0, 3, 1, 2)
     top, left = (torch.from_numpy(column).long() for column in (sample.top, sample.left))
-    return crop_flip(images, top, left, torch.from_numpy(sample.flip), pad=pad).float() * np.float32(1 / 255)
+    crops = crop_flip_nchw(images, top, left, torch.from_numpy(sample.flip), pad=pad)
+    return crops.float() * np.float32(1 / 255)
 
 
 def assert_equal(ours: FeedBatch, theirs: FeedBatch) -> None:

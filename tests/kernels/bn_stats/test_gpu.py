@@ -1,4 +1,4 @@
-"""The op on a GPU: against float64, the C++ kernels, itself, and inside a CUDA graph."""
+"""The op on a GPU: against float64 and the C++ kernels, repeated, and inside a CUDA graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ GRAD_LOSS = 1.7
 
 
 class Batch:
-    """x [B, C, H, W], its upstream gradient, and the layer's parameters, on the GPU."""
+    """x [B, C, H, W], the gradient of y, and the parameters of the layer, on the GPU."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ def test_values_and_gradients(layout: str, shape: tuple[int, ...], dtype: torch.
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_activations(layout: str, activation: Activation) -> None:
-    """Left out: gradients where z is so near a kink that rounding decides on which side it lies."""
+    """Compare no gradient of a z so close to a kink that rounding decides on which side it is."""
     batch = Batch((40, 64, 16, 16), torch.float32, layout)
     actual, expected = run(batch, activation), run_reference(batch, activation)
     mean, var = (p.view(1, -1, 1, 1).double() for p in batch.parameters[2:])
@@ -177,7 +177,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cuda_graph(layout: str) -> None:
-    """A replay answers for the new contents of x and of the gradients that it was captured with."""
+    """A replay reads the new contents of the captured tensors."""
     batch, other = (Batch((32, 64, 16, 16), torch.bfloat16, layout, seed) for seed in (0, 1))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -200,7 +200,7 @@ def test_cuda_graph(layout: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_than_2_to_the_31_elements(layout: str) -> None:
-    """Zeros, but for the last image, whose elements lie beyond what 32 bits can address."""
+    """All zeros except for the last image, whose elements are beyond 32-bit offsets."""
     batch_size = 2**31 // (64 * 32 * 32) + 8
     if torch.cuda.mem_get_info()[0] < 24 << 30:
         pytest.skip("needs 24 GB of free device memory")
@@ -222,5 +222,5 @@ def test_more_than_2_to_the_31_elements(layout: str) -> None:
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
     scale = (weight / (var + 1e-5).sqrt()).view(
         1, -1, 1, 1
-    )  # the statistics move a gradient by 1 / 2**31 at most
+    )  # the statistics change a gradient by at most 1 / 2**31
     torch.testing.assert_close(grad_x[-1:].float(), scale.expand(grad_x[-1:].shape), atol=1e-3, rtol=2**-8)

@@ -1,4 +1,4 @@
-"""The Triton kernels: values and gradients (interpreted where there is no GPU), and what they compile to."""
+"""The Triton kernels: values and gradients (interpreted if there is no GPU), and compiled resources."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backend import use_backend
 from kernels.bn_stats import bn_act, bn_stats
-from kernels.bn_stats.reference import Activation, bn_stats_reference
+from kernels.bn_stats.reference import Activation, BatchNorm, bn_stats_reference
 from tests.kernels.triton_tools import (
     MAIN_ARCHITECTURE,
     OTHER_ARCHITECTURES,
@@ -24,7 +24,7 @@ triton_bn_stats = pytest.importorskip("kernels.bn_stats.triton", reason="triton 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOAT = (2e-5, 2e-5)
-# dtype: (atol, rtol) of what has x's dtype. The interpreter cuts bfloat16 off where a GPU rounds.
+# dtype: (atol, rtol) of results in x's dtype. The interpreter truncates to bfloat16, a GPU rounds.
 TOLERANCES = {torch.float32: FLOAT, torch.bfloat16: (1e-3, 2**-7), torch.float16: (1e-3, 2**-10)}
 SHAPES = [(2, 3, 5, 7), (4, 16, 8, 8), (1, 1, 1, 1), (3, 33, 4, 4), (5, 64, 1, 1), (2, 130, 3, 3)]
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -44,6 +44,9 @@ class Inputs:
     @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         return self.weight, self.bias, self.running_mean, self.running_var
+
+    def norm(self, activation: Activation) -> BatchNorm:
+        return BatchNorm(*self.parameters, EPS, activation, SLOPE)
 
 
 def draw(
@@ -65,11 +68,11 @@ def draw(
 def ours(
     i: Inputs, activation: Activation, *, statistics: bool = True, affine: bool = True
 ) -> dict[str, Tensor]:
-    settings = (EPS, activation, SLOPE, statistics)
-    y, loss, coefficients = triton_bn_stats.forward(i.x, *i.parameters, *settings)
-    grad_loss = torch.tensor(GRAD_LOSS, device=i.x.device)
+    norm = i.norm(activation)
+    y, loss, coefficients = triton_bn_stats.forward(i.x, norm, statistics)
+    grad_loss = torch.tensor(GRAD_LOSS, device=i.x.device) if statistics else None
     grad_x, grad_weight, grad_bias = triton_bn_stats.backward(
-        i.grad_y, grad_loss, i.x, *i.parameters, coefficients, *settings, affine
+        i.grad_y, grad_loss, i.x, norm, coefficients, affine
     )
     assert y.stride() == grad_x.stride() == i.x.stride()
     assert y.dtype == grad_x.dtype == i.x.dtype
@@ -81,7 +84,7 @@ def ours(
 
 
 def expected(i: Inputs, activation: Activation, *, statistics: bool = True) -> dict[str, Tensor]:
-    """By autograd, in float64."""
+    """Return the results of autograd in float64."""
     x = i.x.double().requires_grad_()
     weight, bias = (
         torch.full((i.x.shape[1],), default, dtype=torch.float64) if p is None else p.double()
@@ -128,7 +131,7 @@ def check(actual: dict[str, Tensor], reference: dict[str, Tensor], dtype: torch.
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small tensors need several programs, and every program several tiles."""
+    """Let small tensors need several programs, and every program several tiles."""
     monkeypatch.setattr(triton_bn_stats, "TILE", 32)
     monkeypatch.setattr(triton_bn_stats, "_max_programs", lambda *_: 6)
 
@@ -182,11 +185,11 @@ def test_parameters_of_other_dtypes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("offset", "dtype"), [(1e4, torch.bfloat16), (1e3, torch.float32)], ids=str)
 def test_variance_far_from_zero(layout: str, offset: float, dtype: torch.dtype) -> None:
-    """The running mean is that of other data, so that only the batch itself can tell where to centre."""
+    """The running mean is far from the mean of the batch, so that it cannot serve as the centre."""
     inputs = draw((6, 4, 5, 5), dtype, layout, offset=0)
     spread = 64 if dtype == torch.bfloat16 else 1
     inputs.x = (inputs.x * spread + offset).to(dtype)
-    _, loss, coefficients = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     var, mean = torch.var_mean(inputs.x.double(), (0, 2, 3), correction=0)
     d_var, d_mean = var - inputs.running_var, mean - inputs.running_mean
     assert loss.item() == pytest.approx((d_var.norm() + d_mean.norm()).item(), rel=1e-5)
@@ -197,11 +200,11 @@ def test_variance_far_from_zero(layout: str, offset: float, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_variance_beside_an_outlier(layout: str) -> None:
-    """The first row is like none of the thousands that its program sums up after it."""
+def test_variance_with_an_outlier(layout: str) -> None:
+    """The first row is unlike the thousands of rows that its program sums up after it."""
     inputs = draw((1, 2, 192, 192), torch.float32, layout)
     inputs.x[0, :, 0, 0] = 1e4
-    _, loss, _ = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, _ = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     var, mean = torch.var_mean(inputs.x.double(), (0, 2, 3), correction=0)
     expected_loss = (var - inputs.running_var).norm() + (mean - inputs.running_mean).norm()
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
@@ -210,13 +213,13 @@ def test_variance_beside_an_outlier(layout: str) -> None:
 @pytest.mark.parametrize("tile", [32, 2048])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_constant_channels(layout: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A norm that is zero has a zero gradient: no rounding may make it a direction."""
+    """A norm of zero has a zero gradient: rounding must not turn it into a direction."""
     monkeypatch.setattr(triton_bn_stats, "TILE", tile)
     inputs = draw((3, 16, 3, 7), torch.float32, layout)
     mean = torch.linspace(-1000, 3000 / 7, 16, device=DEVICE)
     inputs = replace(inputs, x=torch.zeros_like(inputs.x) + mean.view(1, -1, 1, 1), running_mean=mean)
     inputs.running_var = torch.zeros_like(mean)
-    _, loss, coefficients = triton_bn_stats.forward(inputs.x, *inputs.parameters, EPS, "none", SLOPE, True)
+    _, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm("none"), True)
     assert loss == 0
     assert (coefficients == 0).all()
     inputs.running_var, inputs.running_mean = torch.ones_like(mean), mean / 3
@@ -234,9 +237,7 @@ def test_gradient_at_the_kinks(activation: Activation) -> None:
 def test_nan_is_not_hidden(activation: Activation) -> None:
     inputs = draw((2, 3, 2, 2))
     inputs.x[1, 2, 0, 1] = torch.nan
-    y, loss, coefficients = triton_bn_stats.forward(
-        inputs.x, *inputs.parameters, EPS, activation, SLOPE, True
-    )
+    y, loss, coefficients = triton_bn_stats.forward(inputs.x, inputs.norm(activation), True)
     assert y.isnan().sum() == y[1, 2, 0, 1].isnan().sum() == 1
     assert loss.isnan()
     assert coefficients.isnan().all()
@@ -273,7 +274,7 @@ def test_tiles_cover_the_tensor_once(channels_last: bool) -> None:
         assert programs == 1 or programs * channel_blocks <= 528
 
 
-# What runs on [200, 64, 32, 32], with the widest and the tallest tiles, and where the contiguous axis is odd.
+# The tiles of [200, 64, 32, 32], the widest and the tallest tiles, and those of an odd contiguous axis.
 # name: (channels_last, B, C, H * W)
 TILINGS = {
     "channels_last": (True, 200, 64, 1024),
@@ -288,13 +289,13 @@ PARAMETER = "*fp32:16"
 
 
 def main_kernel_cases() -> Iterator[KernelCase]:
-    """With SiLU, which takes the most registers of the activations."""
+    """Use SiLU, which takes the most registers of the activations."""
     activation, variants = "silu", [*product(("channels_last", "nchw"), ("bf16", "fp32"))]
     variants += [(tiling, "bf16") for tiling in TILINGS if tiling not in ("channels_last", "nchw")]
     for tiling, dtype in variants:
-        sizes = triton_bn_stats.cut(*TILINGS[tiling], triton_bn_stats.TILE, 528).arguments(
-            EPS, activation, SLOPE
-        )
+        norm = BatchNorm(None, None, torch.empty(0), torch.empty(0), EPS, activation, SLOPE)
+        tiles = triton_bn_stats.cut(*TILINGS[tiling], triton_bn_stats.TILE, 528)
+        sizes = triton_bn_stats._sizes(tiles, norm)
         constexprs = {name: value for name, value in sizes.items() if name.isupper()}
         scalars = {"items": "i32", "rows": "i32", "channels": "i32", "eps": "fp32", "negative_slope": "fp32"}
         signature = dict.fromkeys(

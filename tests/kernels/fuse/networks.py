@@ -1,4 +1,4 @@
-"""Small networks of the shapes that the rewriting must tell apart."""
+"""Small networks for each case that rewriting must handle."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from kernels.fuse import is_batch_norm
 
 @torch.no_grad()
 def lively(network: nn.Module) -> nn.Module:
-    """Eval mode, no gradients, BatchNorms that do something."""
+    """Freeze `network` in eval mode, and give its BatchNorms random parameters and statistics."""
     for layer in network.modules():
         if is_batch_norm(layer) and layer.running_mean is not None:
             layer.running_mean.normal_(0, 0.3)
@@ -38,7 +38,7 @@ class Functional(nn.Module):
 
 
 class Branching(nn.Module):
-    """A forward whose course depends on values: no graph can be had."""
+    """A network that cannot be traced, because its control flow depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Twice(nn.Module):
 
 
 class Untracked(nn.Module):
-    """A BatchNorm without running statistics, one in train mode, one that measures."""
+    """A BatchNorm without running statistics, one in train mode, and one that is measured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Scaled(nn.BatchNorm2d):
 
 
 class Subclassed(nn.Module):
-    """The subclass above, with an activation behind it, and a BatchNorm called by keyword."""
+    """The subclass above, followed by an activation, and a BatchNorm called by keyword."""
 
     def __init__(self, *, keyword: bool) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Subclassed(nn.Module):
 
 
 class Variants(nn.Module):
-    """BatchNorms of other kinds and ranks, one pair of them in a leaf module of torch.nn."""
+    """BatchNorms of other kinds and ranks, one of them inside a module of torch.nn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen copies against the networks they were made from."""
+"""Frozen copies against their networks."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def test_output_features_and_gradient(name: str) -> None:
     assert not any(p.requires_grad for p in fused.parameters())
 
 
-def test_it_is_a_copy_of_the_network_as_it_was() -> None:
+def test_later_changes_of_the_network_do_not_reach_the_copy() -> None:
     torch.manual_seed(0)
     network, x = lively(Functional()), torch.rand(2, 3, 8, 8)
     fused = fuse_frozen(network, [], torch.float32)
@@ -60,7 +60,7 @@ def test_it_is_a_copy_of_the_network_as_it_was() -> None:
     torch.testing.assert_close(fused(x)[0], before)
 
 
-def test_weights_are_held_in_the_asked_dtype_and_run_under_autocast() -> None:
+def test_weights_have_the_given_dtype_and_run_under_autocast() -> None:
     torch.manual_seed(0)
     network, x = lively(wrn_16_1(5)), torch.rand(4, 3, 32, 32)
     fused = fuse_frozen(network, ["relu"], torch.bfloat16)
@@ -75,7 +75,7 @@ def test_weights_are_held_in_the_asked_dtype_and_run_under_autocast() -> None:
     assert (output - exact).norm() < 0.03 * exact.norm()
 
 
-def test_no_graph_no_copy() -> None:
+def test_a_network_that_cannot_be_traced_has_no_copy() -> None:
     assert fuse_frozen(lively(Branching()), [], torch.float32) is None
     assert fuse_frozen(lively(Functional()), ["absent"], torch.float32) is None
 

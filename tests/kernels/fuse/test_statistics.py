@@ -1,4 +1,4 @@
-"""Statistics of an instrumented network against sums written out over the inputs of its layers."""
+"""Statistics of a measured network against sums written out over the inputs of its layers."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from engine.models.networks import wrn_16_1
 from kernels.backend import use_backend
-from kernels.fuse import batch_norm_statistics, coverage, is_batch_norm, measured
+from kernels.fuse import coverage, is_batch_norm, measured
+from kernels.fuse.graph import trace
+from kernels.fuse.layers import FusedBatchNorm
+from kernels.fuse.statistics import _Losses, _measuring
 from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Untracked, Variants, lively
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -28,7 +31,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def written_out(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and sum over the layers' inputs, by hooks, in float64 arithmetic of the layers' dtype."""
+    """Return the output, and the sum over the inputs of the layers, by hooks, in the dtype of the layers."""
     losses = []
 
     def measure(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
@@ -55,12 +58,9 @@ def test_output_loss_and_gradient(name: str) -> None:
     network = lively(NETWORKS[name]()).double()
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     expected, expected_loss = written_out(network, x)
-    with batch_norm_statistics(network) as statistics:
-        output = network(x)
-        loss = statistics.take()
+    output, loss = measured(network)(x)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(loss, expected_loss)
-    torch.testing.assert_close(measured(network)(x), (expected, expected_loss))
     ours, theirs = (
         torch.autograd.grad(o.square().sum() + s, x)[0]
         for o, s in ((output, loss), (expected, expected_loss))
@@ -73,74 +73,49 @@ def test_the_kernels_agree_with_plain_torch_in_float32(name: str) -> None:
     torch.manual_seed(0)
     network, x, results = lively(NETWORKS[name]()), torch.rand(4, 3, 16, 16), []
     for backend in (None, "torch"):
-        with use_backend(backend), batch_norm_statistics(network) as statistics:
-            results.append((network(x), statistics.take()))
+        with use_backend(backend):
+            results.append(measured(network)(x))
     torch.testing.assert_close(*results)
 
 
-def test_activations_that_alone_follow_are_taken_along() -> None:
+def test_an_activation_is_fused_if_it_is_the_only_user() -> None:
+    own = _measuring(lively(Functional()), _Losses())
+    fused = {path: m.fused.activation for path, m in own.named_modules() if isinstance(m, FusedBatchNorm)}
+    expected = {"bn0": "silu", "bn1": "leaky_relu", "bn2": "none", "bn3": "relu"}  # bn2 has two users
+    assert fused == {f"fused_{path}": activation for path, activation in expected.items()}
+
+
+def test_hooks_still_run() -> None:
+    network, x, seen = lively(Functional()), torch.rand(2, 3, 8, 8), []
+    expected = measured(network)(x)
+    network.conv2.register_forward_hook(lambda *_: seen.append("hook"))
+    assert trace(network) is None
+    torch.testing.assert_close(measured(network)(x), expected)
+    assert seen == ["hook"]
+
+
+def test_a_network_with_a_replaced_forward_is_not_traced() -> None:
     network = lively(Functional())
-    with batch_norm_statistics(network):
-        code = network.forward.__self__.code  # type: ignore[attr-defined]
-    assert "silu" not in code  # behind bn0
-    assert (
-        code.count("self.act(") == 1
-    )  # behind bn1 it is taken along, beside the second user of bn2 it is not
-    assert "relu()" not in code
+    network.forward = network.forward
+    assert trace(network) is None
 
 
-@pytest.mark.parametrize("name", ["functional", "branching"])
-def test_the_block_leaves_no_trace_even_when_it_fails(name: str) -> None:
-    network = lively(NETWORKS[name]())
-    before = {path: dict(vars(module)) for path, module in network.named_modules()}
-    with pytest.raises((RuntimeError, ValueError), match="channels|must be"), batch_norm_statistics(network):
-        network(torch.rand(2, 2, 8, 8))
-    assert {path: dict(vars(module)) for path, module in network.named_modules()} == before
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-
-
-def test_hooks_and_a_replaced_forward_still_run_inside_the_block() -> None:
-    network, seen = lively(Functional()), []
-    handle = network.conv2.register_forward_hook(lambda *_: seen.append("hook"))
-    with batch_norm_statistics(network) as statistics:
-        network(torch.rand(2, 3, 8, 8))
-        statistics.take()
-    handle.remove()
-    own = network.forward
-    network.forward = lambda x: (seen.append("forward"), own(x))[1]
-    replaced = network.forward
-    with batch_norm_statistics(network) as statistics:
-        network(torch.rand(2, 3, 8, 8))
-        statistics.take()
-    assert seen == ["hook", "forward"]
-    assert network.forward is replaced
-
-
-def test_each_take_begins_anew_and_needs_a_forward_pass() -> None:
+def test_each_pass_is_measured_alone() -> None:
     network, x = lively(Functional()), torch.rand(2, 3, 8, 8)
-    with batch_norm_statistics(network) as statistics, torch.no_grad():
-        network(x)
-        once = statistics.take()
-        network(x)
-        network(x)
-        torch.testing.assert_close(statistics.take(), 2 * once)
-        with pytest.raises(RuntimeError, match="no BatchNorm"):
-            statistics.take()
+    ask = measured(network)
+    with torch.no_grad():
+        torch.testing.assert_close(ask(x), ask(x))
 
 
-def test_parameters_that_change_inside_the_block_count() -> None:
-    network, x = lively(Functional()), torch.rand(2, 3, 8, 8)
-    with batch_norm_statistics(network), torch.no_grad():
-        before = network(x)
-        network.bn0.weight.mul_(2)
-        after = network(x)
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, network(x))
+def test_a_pass_without_a_measured_layer_is_refused() -> None:
+    ask = measured(nn.Conv2d(3, 3, 1))
+    with pytest.raises(RuntimeError, match="no BatchNorm with running statistics ran"):
+        ask(torch.rand(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["functional", "branching"])
 def test_what_is_measured_is_never_changed_and_its_tensors_are_shared(name: str) -> None:
-    """Looked at from inside a forward pass, when another thread may run the network as it is."""
+    """Checked from inside a forward pass, during which another thread may run the network."""
     network, x = lively(NETWORKS[name]()), torch.rand(2, 3, 8, 8)
     expected, expected_loss = network(x), written_out(network, x)[1]
     ask = measured(network)
@@ -157,6 +132,7 @@ def test_what_is_measured_is_never_changed_and_its_tensors_are_shared(name: str)
     assert all(seen)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(loss, expected_loss)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     with torch.no_grad():
         network.fc.bias += 1
     torch.testing.assert_close(ask(x)[0], expected + 1)

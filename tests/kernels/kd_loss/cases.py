@@ -1,4 +1,4 @@
-"""Logits to try the loss on, and one way to run it and its reference."""
+"""Logits for the tests of the loss, and a function that runs it or its reference."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ DTYPES = [  # student, teacher
 def draw(
     rows: int, classes: int, *, spread: float = 3.0, apart: float = 3.0, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Student, teacher (`apart` from the student) and labels, one ignored if there are more rows than one."""
+    """Draw student, teacher (`apart` from the student) and labels; from two rows on, one is ignored."""
     generator = torch.Generator().manual_seed(seed)
     student, noise = torch.randn(2, rows, classes, generator=generator)
     labels = torch.randint(0, classes, (rows,), generator=generator)
@@ -30,7 +30,7 @@ def draw(
 def run(
     function: Any, student: Tensor, teacher: Tensor, labels: Tensor | None, wanted: str, **settings: Any
 ) -> tuple[KdLoss, list[Tensor]]:
-    """The losses, detached, and the gradients of total by the sides in `wanted`, of s and t."""
+    """Return the losses, detached, and the gradients of total for the sides in `wanted`, s and t."""
     sides = {"s": student, "t": teacher}
     leaves = {name: side.detach().requires_grad_(name in wanted) for name, side in sides.items()}
     losses = KdLoss(*function(leaves["s"], leaves["t"], labels, **settings))

@@ -1,6 +1,6 @@
 """Distillation loss through the registered op, against torch's own losses in float64.
 
-Triton runs on a GPU, in its interpreter with TRITON_INTERPRET=1, which conftest.py sets where there is none.
+Triton runs on a GPU, or in its interpreter with TRITON_INTERPRET=1, which conftest.py sets if there is none.
 """
 
 import os
@@ -36,7 +36,7 @@ BACKENDS = [
 
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the logits must be for the backend and instruction set that the op runs on meanwhile."""
+    """Select a backend and an instruction set; the device for the logits."""
     backend, _, isa = request.param.partition("-")
     before = _native.isa()
     _native.select_isa(isa or before)
@@ -46,12 +46,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def interpreted() -> bool:
-    """Whether the backend under test is the interpreter of Triton: slow, and cuts bfloat16 off."""
+    """Return whether the backend under test is Triton's interpreter: slow, and truncating to bfloat16."""
     return INTERPRETED and backend_for(torch.zeros(1)) == "triton"
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
-    """(atol, rtol) of TOLERANCES, for the backend under test."""
+    """Return (atol, rtol) for the backend under test."""
     atol, rtol = TOLERANCES[dtype]
     return atol, 2 * rtol if interpreted() and dtype == torch.bfloat16 else rtol
 
@@ -185,7 +185,7 @@ def test_ignored_rows_and_label_smoothing(
     assert_right(student, teacher, labels, device, **settings)
 
 
-def test_where_every_row_is_ignored_ce_is_zero_and_only_kl_has_a_gradient(device: str) -> None:
+def test_if_every_row_is_ignored_ce_is_zero_and_only_kl_has_a_gradient(device: str) -> None:
     student, teacher, _ = (x.to(device) for x in draw(4, 9))
     ignored = torch.full((4,), -100, device=device)
     losses, gradients = run(kd_loss, student, teacher, ignored, "st", temperature=4.0)
@@ -193,7 +193,7 @@ def test_where_every_row_is_ignored_ce_is_zero_and_only_kl_has_a_gradient(device
     assert losses.ce.item() == 0
     assert losses.total == without.total
     assert all(map(torch.equal, gradients, expected))
-    assert torch.isnan(F.cross_entropy(student, ignored))  # what torch has
+    assert torch.isnan(F.cross_entropy(student, ignored))  # torch's own
 
 
 @pytest.mark.parametrize("label", [-1, 11, 2**40, -(2**40)])
@@ -228,9 +228,7 @@ def test_rows_of_any_stride(device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_gradients_are_those_of_the_total_times_what_comes_from_above(
-    device: str, dtype: torch.dtype
-) -> None:
+def test_gradients_are_multiplied_by_the_gradient_of_the_total(device: str, dtype: torch.dtype) -> None:
     student, teacher, labels = (x.to(device) for x in draw(4, 33))
     student = student.to(dtype).requires_grad_()
     for factor in (1.0, -0.3, 65536.0):
@@ -334,7 +332,7 @@ def test_float64_is_computed_and_returned_in_float64() -> None:
     assert gradients[1].dtype == torch.float32
 
 
-def test_reference_is_what_torch_has() -> None:
+def test_the_reference_equals_torch() -> None:
     student, teacher, labels = draw(6, 11)
     student, teacher = student.double(), teacher.double()
     total, kl, ce = kd_loss_reference(
@@ -346,7 +344,7 @@ def test_reference_is_what_torch_has() -> None:
     torch.testing.assert_close(total, 0.7 * kl + 1.5 * ce)
 
 
-def test_closed_form_gradients_are_the_numerical_ones() -> None:
+def test_closed_form_gradients_equal_numerical_ones() -> None:
     student, teacher, labels = draw(4, 5)
     inputs = student.double().requires_grad_(), teacher.double().requires_grad_()
     assert torch.autograd.gradcheck(

@@ -1,4 +1,4 @@
-"""The registered op: what carries a gradient, what is refused, and torch's own view of it."""
+"""The registered op: which results carry a gradient, what is refused, opcheck and torch.compile."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from kernels.kd_loss import kd_loss
 from tests.kernels.kd_loss.cases import DTYPES, draw, ids
 
 
-def test_only_total_carries_a_gradient_and_only_where_gradients_are_on() -> None:
+def test_only_total_carries_a_gradient_and_only_if_gradients_are_on() -> None:
     student, teacher, labels = draw(3, 7)
     student.requires_grad_()
     losses = kd_loss(student, teacher, labels, temperature=4.0)
@@ -20,7 +20,7 @@ def test_only_total_carries_a_gradient_and_only_where_gradients_are_on() -> None
 
 
 def test_nothing_is_allocated_for_outputs_without_gradient() -> None:
-    """Zeros for the gradients of the saved gradients would be two more tensors [B, C]."""
+    """Materialized gradients of the saved gradients would be two more tensors [B, C]."""
     student, teacher, labels = draw(64, 1000)
     student.requires_grad_()
     teacher.requires_grad_()

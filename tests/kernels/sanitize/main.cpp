@@ -1,4 +1,4 @@
-// Runs every native kernel on odd shapes in buffers of exactly their size, so that one element too many is caught.
+// Runs every native kernel on odd shapes in buffers of exactly their size, so that any access outside is caught.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -25,7 +25,7 @@ using Memory = std::unique_ptr<char[], Free>;
 
 constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16};
 
-// Exactly `count` elements of any dtype, all 1, aligned to a vector's bytes.
+// Allocates exactly `count` elements of `dtype`, all 1, aligned to the bytes of a vector.
 Memory ones(std::int64_t count, Dtype dtype) {
     const bool wide = dtype == Dtype::kFloat32;
     Memory memory(static_cast<char*>(operator new(count * (wide ? 4 : 2), std::align_val_t{64})));
@@ -102,7 +102,7 @@ void crop_flip(std::int64_t batch, std::int64_t height, std::int64_t width, std:
     }
 }
 
-// All kernels on one instruction set; results of more than half of `cache_bytes` go past the caches.
+// Runs all kernels on one instruction set; results of more than half of `cache_bytes` are written past the caches.
 void run(const std::string& name, std::int64_t cache_bytes) {
     select_isa(name);
     set_last_level_cache_bytes(cache_bytes);
@@ -112,7 +112,7 @@ void run(const std::string& name, std::int64_t cache_bytes) {
     for (const auto& shape : logits) kd_loss(shape[0], shape[1]);
     const std::int64_t sizes[][4] = {{1, 1, 1, 0}, {2, 7, 13, 4}, {3, 5, 33, 9}, {1, 3, 2, 4}, {2, 160, 160, 4}};
     for (const auto& size : sizes) crop_flip(size[0], size[1], size[2], size[3]);
-    std::printf("%s, %s: sound\n", name.c_str(), cache_bytes > 0 ? "through the caches" : "past them");
+    std::printf("%s, %s: no errors\n", name.c_str(), cache_bytes > 0 ? "through the caches" : "past the caches");
 }
 
 }  // namespace

@@ -6,8 +6,8 @@ namespace kernels::KERNELS_ISA {
 
 namespace {
 
-// One float per element of a period: grad_x = act'(x * scale + shift) * grad_y * scale + a + b * x, and for the
-// affine gradients the sums of u = act' * grad_y and of u * (x - center), with the running mean as center.
+// Parameters of grad_x = act'(x * scale + shift) * grad_y * scale + a + b * x and, for the affine gradients, the sums of
+// u = act' * grad_y and of u * (x - center), with the running mean as center: one float per element of a period.
 struct BackwardLanes {
     const float *scale, *shift, *a, *b, *center;
     float *sum, *sum_with_x;
@@ -83,7 +83,7 @@ void backward_stretch(const T* x, const T* grad, Output<T> out, int64_t count, i
     }
 }
 
-// scale, shift, a, b and center of every channel, one after the other.
+// The parameters of every channel, [channels] each.
 struct BackwardParameters {
     const float *scale, *shift, *a, *b, *center;
 };

@@ -7,7 +7,7 @@ namespace kernels::KERNELS_ISA {
 
 namespace {
 
-// One float per element of a period: y = act(x * scale + shift), and the sums of x - center and its square.
+// Parameters of y = act(x * scale + shift), and the sums of x - center and its square: one float per element of a period.
 struct ForwardLanes {
     const float *scale, *shift, *center;
     float *sum, *sum_of_squares;
@@ -23,7 +23,7 @@ inline void forward_vector(F32 x, Output<T> y, F32 scale, F32 shift, F32 slope, 
     if constexpr (kApply) put(y, activate<A>(x * scale + shift, slope));
 }
 
-// V neighbouring vectors of every group; their sums are added to those in `lanes`.
+// Processes V adjacent vectors of every group and adds to the sums in `lanes`.
 template <int V, Activation A, bool kApply, bool kSums, typename T>
 void forward_column(const T* x, Output<T> y, int64_t groups, int64_t period, ForwardLanes lanes, int64_t at, F32 slope) {
     F32 scale[V], shift[V], center[V], sum[V], squares[V];
@@ -50,7 +50,7 @@ void forward_column(const T* x, Output<T> y, int64_t groups, int64_t period, For
     }
 }
 
-// `count` elements of which the first is the first of a period. Not more than kBlockGroups periods.
+// Processes `count` elements from the start of a period, at most kBlockGroups periods.
 template <Activation A, bool kApply, bool kSums, typename T>
 void forward_stretch(const T* x, Output<T> y, int64_t count, int64_t period, ForwardLanes lanes, F32 slope) {
     const int64_t groups = count / period;
@@ -79,7 +79,7 @@ void forward_stretch(const T* x, Output<T> y, int64_t count, int64_t period, For
     }
 }
 
-// What one thread needs for channels-last memory; center, sum and sum of squares of `lanes` are its own.
+// The working memory of one thread for channels-last memory; it owns center, sum and sum_of_squares of `lanes`.
 struct FlatScratch {
     const Scratch<float> own;
     const Scratch<double> totals;
@@ -91,7 +91,7 @@ struct FlatScratch {
           lanes{scale, shift, own.data, own.data + period, own.data + 2 * period} {}
 };
 
-// Puts the means of the first groups of a chunk into its center, and the totals to zero.
+// Sets the center to the means of the first groups of a chunk, and the totals to zero.
 template <Activation A, typename T>
 void find_center(const T* x, Output<T> y, int64_t count, int64_t period, const FlatScratch& scratch) {
     float* center = scratch.own.data;
@@ -102,7 +102,7 @@ void find_center(const T* x, Output<T> y, int64_t count, int64_t period, const F
     for (int64_t i = 0; i < 2 * period; ++i) scratch.totals.data[i] = 0;
 }
 
-// `count` elements from the start of a period; with kSums the moments of its lanes, [period].
+// Processes `count` elements from the start of a period; with kSums, writes the moments [period] of the lanes.
 template <Activation A, bool kSums, typename T>
 void forward_chunk(const T* x, Output<T> y, int64_t count, int64_t period, const FlatScratch& scratch, F32 slope,
                    Moments* moments) {
@@ -150,7 +150,7 @@ void forward_channels_last(const BnStats& op, const T* x, T* y, const float* sca
             result[c] = combine(parts.data + c, chunks.count * (period / channels), channels);
 }
 
-// One channel of one image: `count` elements; the sums are added to sums[0] and sums[1].
+// Processes `count` elements of one channel of one image, and adds to sums[0] and sums[1].
 template <Activation A, bool kApply, bool kSums, typename T>
 void forward_plane(const T* x, Output<T> y, int64_t count, float scale, float shift, float center, F32 slope, F32* sums) {
     const F32 s = splat(scale), t = splat(shift), c = splat(center);
@@ -177,8 +177,8 @@ void forward_plane(const T* x, Output<T> y, int64_t count, float scale, float sh
     }
 }
 
-// What one thread needs for NCHW memory: of each channel a center, and two vectors of sums that now and then move
-// into doubles.
+// The working memory of one thread for NCHW memory: for each channel a center, and two vectors of sums that are
+// regularly added to doubles.
 struct PlanarScratch {
     const int64_t channels;
     const Scratch<float> centers;
@@ -196,7 +196,7 @@ struct PlanarScratch {
     }
 };
 
-// Puts the means of the first elements of an image's planes into the centers, and all sums to zero.
+// Sets the centers to the means of the first elements of an image's planes, and all sums to zero.
 template <Activation A, typename T>
 void find_centers(const T* image, Output<T> y, int64_t spatial, const PlanarScratch& scratch) {
     const int64_t count = min(spatial, kUnroll * kLanes);
@@ -209,7 +209,7 @@ void find_centers(const T* image, Output<T> y, int64_t spatial, const PlanarScra
     }
 }
 
-// `images` images from x on; with kSums the moments of their channels.
+// Processes `images` images starting at x; with kSums, writes the moments of their channels.
 template <Activation A, bool kSums, typename T>
 void forward_images(const T* x, Output<T> y, int64_t images, int64_t spatial, const float* scale, const float* shift,
                     const PlanarScratch& scratch, F32 slope, Moments* moments) {

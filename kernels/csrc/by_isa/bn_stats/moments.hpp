@@ -1,4 +1,4 @@
-// Mean and variance of a channel from those of its parts, and what the loss makes of them.
+// Combines the mean and variance of the parts of a channel, and computes the loss from them.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,7 @@ struct Moments {
     double count, mean, squared_deviations;
 };
 
-// Chan, Golub and LeVeque (1979): moments of the union of disjoint parts, `stride` apart.
+// Returns the moments of the union of disjoint parts, `stride` apart: Chan, Golub and LeVeque (1979).
 Moments combine(const Moments* parts, int64_t num_parts, int64_t stride) {
     double count = 0, weighted = 0, squared_deviations = 0;
     for (int64_t p = 0; p < num_parts; ++p) {
@@ -36,7 +36,8 @@ Moments moments_of(double count, double center, double sum, double sum_of_square
     return {count, center + sum / count, sum_of_squares - sum * sum / count};
 }
 
-// From the moments of all channels: loss and coefficients. The norm's gradient at zero is zero, as torch has it.
+// Computes the loss and the coefficients from the moments of all channels. The gradient of a norm at zero is zero, as in
+// torch.
 void finish(const BnStats& op, const Moments* moments, float* loss, float* coefficients) {
     double mean_norm = 0, var_norm = 0;
     for (int64_t c = 0; c < op.channels; ++c) {

@@ -1,4 +1,4 @@
-// How bn_stats goes over a tensor: in which portions, with which parameters, and where results go.
+// How bn_stats walks over a tensor: the portions, the parameters of each lane, and the stores.
 #pragma once
 
 #include <cmath>
@@ -11,17 +11,17 @@
 
 namespace kernels::KERNELS_ISA {
 
-namespace {  // of each source that includes this: what is not used there leaves no trace
+namespace {  // in each source that includes this, so that unused functions are dropped
 
 using std::int64_t;
 
-// Channels-last memory is walked in groups of a multiple of channels and of kLanes, the period: every lane of a group
-// always meets the same channel, whatever the number of channels.
-constexpr int64_t kBlockGroups = 128;  // groups whose sums are kept in float before they go into doubles
+// Channels-last memory is walked in groups of one period, a multiple of channels and of kLanes: every lane of a group
+// always meets the same channel, for any number of channels.
+constexpr int64_t kBlockGroups = 128;  // groups that are summed in float before the sums are added to doubles
 constexpr int64_t kPlaneBlock = 8192;  // the same for the elements of an NCHW plane
-constexpr int64_t kMaxChunks = 64;     // stretches of work; their number depends on the shape alone
+constexpr int64_t kMaxChunks = 64;     // the number of chunks depends on the shape alone
 
-// Vectors in flight at a time: as many as the registers hold with their channels' parameters.
+// Vectors in flight at a time: as many as fit into registers together with the parameters of their channels.
 constexpr int kUnroll = kLanes == 16 ? 4 : 2;
 
 int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
@@ -29,7 +29,7 @@ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where results go: past the caches if there are too many to be there still when they are read.
+// The destination of results: past the caches if these could not hold them until they are read.
 template <typename T>
 struct Output {
     T* data;
@@ -38,7 +38,7 @@ struct Output {
     Output operator+(int64_t count) const { return {data + count, past_caches}; }
 };
 
-// `granule`: full vectors are stored at multiples of it only.
+// Full vectors must be stored at multiples of `granule` only.
 template <typename T>
 Output<T> output(T* to, const BnStats& op, int64_t granule) {
     const int64_t bytes = op.batch * op.channels * op.spatial * static_cast<int64_t>(sizeof(T));
@@ -56,14 +56,14 @@ inline void put_partial(Output<T> to, F32 v, int64_t count) {
     store_partial(to.data, v, count);
 }
 
-// lcm(channels, kLanes), and more rows of few channels, so that kUnroll vectors find work.
+// Returns lcm(channels, kLanes), doubled until kUnroll vectors have work.
 int64_t period_of(int64_t channels) {
     int64_t period = channels / gcd(channels, kLanes) * kLanes;
     while (period < kUnroll * kLanes) period *= 2;
     return period;
 }
 
-// The part of the work that one thread takes in one go.
+// The parts of the work; a thread takes one at a time.
 struct Chunks {
     int64_t count, size;  // of images (NCHW) or elements (channels-last, a multiple of the period)
 
@@ -82,7 +82,7 @@ void fill(float* to, int64_t count, float value) {
     for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
-// bn(x) = x * scale + shift.
+// Computes scale and shift of bn(x) = x * scale + shift.
 void fold_affine(const BnStats& op, float* scale, float* shift) {
     for (int64_t c = 0; c < op.channels; ++c) {
         const double weight = op.weight ? op.weight[c] : 1, bias = op.bias ? op.bias[c] : 0;
@@ -113,7 +113,7 @@ inline F32 activation_gradient(F32 z, F32 grad, F32 slope) {
     return grad;
 }
 
-// Zero in the lanes from `count` on.
+// Returns `v` with zeros in the lanes from `count` on.
 inline F32 first_lanes(F32 v, int64_t count) {
     for (int64_t i = count; i < kLanes; ++i) v[i] = 0;
     return v;

@@ -1,10 +1,10 @@
-"""Crop and flip against a loop of slices, gradients included."""
+"""Crop and flip of [B, C, H, W] tensors against a loop of slices, gradients included."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.transforms import crop_flip, draw_crops, random_crop_flip
+from kernels.crop_flip import crop_flip_nchw, draw_crops, random_crop_flip
 
 
 def reference(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -33,7 +33,7 @@ def draws(batch: int, pad: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_equals_slicing(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> None:
     images = (255 * torch.rand(shape)).to(dtype)
     parameters = draws(shape[0], pad)
-    output = crop_flip(images, *parameters, pad=pad)
+    output = crop_flip_nchw(images, *parameters, pad=pad)
     assert output.dtype == dtype
     assert torch.equal(output, reference(images, *parameters, pad))
     assert output.is_contiguous(memory_format=torch.channels_last)
@@ -44,14 +44,17 @@ def test_every_offset_and_flip_equals_slicing() -> None:
     grid = torch.cartesian_prod(torch.arange(2 * pad + 1), torch.arange(2 * pad + 1), torch.arange(2))
     images = torch.rand(len(grid), 2, 5, 6)
     parameters = grid[:, 0], grid[:, 1], grid[:, 2].bool()
-    assert torch.equal(crop_flip(images, *parameters, pad=pad), reference(images, *parameters, pad))
+    assert torch.equal(crop_flip_nchw(images, *parameters, pad=pad), reference(images, *parameters, pad))
 
 
 def test_gradient_equals_that_of_slicing() -> None:
     parameters = draws(6, 2)
     weight = torch.randn(6, 2, 5, 4, dtype=torch.float64)
     gradients = []
-    for transform in (lambda x: crop_flip(x, *parameters, pad=2), lambda x: reference(x, *parameters, 2)):
+    for transform in (
+        lambda x: crop_flip_nchw(x, *parameters, pad=2),
+        lambda x: reference(x, *parameters, 2),
+    ):
         images = torch.arange(240, dtype=torch.float64).view(6, 2, 5, 4).requires_grad_()
         (transform(images) * weight).sum().backward()
         gradients.append(images.grad)
@@ -61,15 +64,15 @@ def test_gradient_equals_that_of_slicing() -> None:
 def test_gradcheck() -> None:
     parameters = draws(3, 2)
     images = torch.rand(3, 1, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: crop_flip(x, *parameters, pad=2).sin(), (images,))
+    assert torch.autograd.gradcheck(lambda x: crop_flip_nchw(x, *parameters, pad=2).sin(), (images,))
 
 
 def test_random_draws_reach_every_offset_and_both_flips() -> None:
     images = torch.zeros(2000, 1, 3, 3)
     images[:, 0, 1, 1], images[:, 0, 1, 2] = 1, 2  # a pair whose order shows the flip
     output = random_crop_flip(images, torch.Generator().manual_seed(0), pad=1)
-    places = {tuple(image[0].flatten().tolist()) for image in output}
-    assert len(places) == 18
+    seen = {tuple(image[0].flatten().tolist()) for image in output}
+    assert len(seen) == 18
     flipped = (random_crop_flip(images, torch.Generator().manual_seed(0), pad=0)[:, 0, 1, 0] == 2).float()
     assert 0.45 < flipped.mean() < 0.55
 
