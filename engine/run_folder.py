@@ -11,7 +11,8 @@ from engine import recipes
 from engine.errors import UserError
 from engine.provenance import KEYS
 from engine.recipe import CONFIG, Recipe, differences, gives_recipe, load_recipe, to_yaml
-from engine.run_record import RunRecord, sha256_of
+from engine.run_record import RunRecord
+from export.hashed import sha256_of
 from export.locks import exclusive_if_free
 
 if TYPE_CHECKING:

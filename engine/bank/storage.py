@@ -17,8 +17,8 @@ from engine.bank.local_copy import local_copy
 from engine.bank.names import FOLDERS
 from engine.errors import UserError
 from engine.files import replacing
+from export.disk import fsync
 from export.locks import exclusive_if_free
-from export.sealed import fsync
 
 LOCK = ".lock"
 

@@ -14,8 +14,8 @@ from engine.models.factory import is_factory
 from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
 from engine.recipe import Recipe
-from engine.run_record import sha256_of
 from engine.stages.filter_config import LOCAL_DIR
+from export.hashed import sha256_of
 
 CLASSIFIERS = ("teacher", "student")
 """Networks that are handed over in files of their own."""

@@ -70,7 +70,7 @@ def _engines(spec: NetworkSpec, graph: Graph, place: Place) -> Path:
 
     made_for = (onnxruntime.__version__, torch.cuda.get_device_name(place.device), spec.shapes())
     digest = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
-    folder = place.store.beside(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder = place.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
         place.say(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")

@@ -113,7 +113,7 @@ def open_graph(spec: NetworkSpec, given: Graph, place: Place) -> Executable:
         spec,
         place.store.read(entry, artifacts.ENGINE),
         place.device,
-        compiled_file=place.store.beside(entry) / f"{torch.cuda.get_device_name(place.device)}.bin",
+        compiled_file=place.store.derived_folder(entry) / f"{torch.cuda.get_device_name(place.device)}.bin",
         say=place.say,
         weights=given.path if place.tensorrt.refit == "stripped" else None,
         cuda_graph=place.cuda_graph,

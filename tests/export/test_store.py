@@ -301,8 +301,8 @@ def test_no_entry_in_use_goes(folder: Path, said: Said) -> None:
 def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path, said: Said) -> None:
     fill(folder, "a", "b")
     with Store(folder, say=print) as store:
-        kept = store.beside(store.get(key("b"), forbidden)) / "kernels"
-        (store.beside(store.get(key("a"), forbidden)) / "deep").mkdir()
+        kept = store.derived_folder(store.get(key("b"), forbidden)) / "kernels"
+        (store.derived_folder(store.get(key("a"), forbidden)) / "deep").mkdir()
         (folder / ".beside" / key("a").name / "deep" / "kernels").write_bytes(bytes(50_000))
         kept.write_bytes(b"small")
     os.utime(folder / key("a").name / "entry.json", (0, 0))
@@ -317,7 +317,7 @@ def test_what_is_beside_an_entry_that_was_deleted_goes_first(folder: Path, said:
     fill(folder, "a", "b")
     with Store(folder, say=print) as store:
         entry = store.get(key("a"), forbidden)
-        (store.beside(entry) / "kernels").write_bytes(bytes(50_000))
+        (store.derived_folder(entry) / "kernels").write_bytes(bytes(50_000))
         shutil.rmtree(entry)
     with Store(folder, max_bytes=32_000, say=said) as store:
         store.get(key("b"), forbidden)

@@ -22,7 +22,7 @@ from engine.runtime.openvino import OpenVinoExecutable
 from engine.runtime.torch import TorchExecutable
 from export.errors import ExportError, RuntimeUnavailableError
 from export.parity import TOLERANCE, compare, reference
-from export.sealed import seal
+from export.hashed import write_entry
 from export.spec import Axis, Input, NetworkSpec
 from export.store import Store
 from tests.places import torch_place
@@ -294,7 +294,7 @@ def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
     card = path.parent / "entry.json"
     key = json.loads(card.read_text())["key"]
     card.unlink()
-    seal(path.parent, key)
+    write_entry(path.parent, key)
     with Store(folder, say=lambda _: None) as store:
         for runtime in ("onnxruntime", "openvino"):
             with pytest.raises(ExportError, match=r"point to '../../weights', outside the graph's folder"):
