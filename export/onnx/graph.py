@@ -118,7 +118,7 @@ def _names(given: Input) -> dict[int, str]:
 
 
 def _check_axes(spec: NetworkSpec, program: ONNXProgram) -> None:
-    """Raise ExportError if the exporter silently fixed an axis or merged two, as a network's code may force."""
+    """Raise ExportError if the exporter silently fixed an axis or merged two, as some code forces it to."""
     for given, value in zip(spec.inputs, program.model.graph.inputs, strict=True):
         for place, name in _names(given).items():
             assert value.shape is not None
