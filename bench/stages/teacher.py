@@ -1,4 +1,4 @@
-"""The frozen teacher: WRN-40-2's logits and the feature map that distillation taps, at batch 128."""
+"""The frozen teacher: WRN-40-2's logits and the feature map that distillation uses, at batch 128."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.parity import require_alike
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from bench.stages.pair import FEATURE, SIZE, pair, tap
+from bench.stages.pair import FEATURE, SIZE, feature_forward, pair
 from engine.models.frozen import Frozen, frozen
 from engine.runtime.classifier import classifier_spec, open_classifier
 from engine.runtime.place import Place
@@ -21,7 +21,7 @@ def cases(device: torch.device, batch: int | None = None) -> list[Case]:
 
 
 def case(device: torch.device, batch: int) -> Case:
-    published = tap(pair(device)[0])
+    published = feature_forward(pair(device)[0])
     images = torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
 
     @torch.no_grad()
@@ -29,18 +29,18 @@ def case(device: torch.device, batch: int) -> Case:
         return published(images)
 
     def open_ours(machine: Machine) -> Ours:
-        """In the default runtime, and in runtime torch, whose teacher is the engine's fused copy."""
+        """Open the teacher in the default runtime, and in runtime torch as the engine's fused copy."""
         runtime = machine.place.runtime
-        asked = {
+        teachers = {
             "teacher/WRN-40-2": (opened(machine.place, batch), runtime),
             "teacher/WRN-40-2, fused copy": (fused(machine), "torch"),
         }
-        for name, (ask, _) in asked.items():
-            require_same(name, ask, images, eager())
+        for name, (teacher, _) in teachers.items():
+            require_same(name, teacher, images, eager())
         return Ours(
             work={
-                name: Work(call=_asking(ask, images), amount=batch, runtime=by)
-                for name, (ask, by) in asked.items()
+                name: Work(call=_without_grad(teacher, images), amount=batch, runtime=by)
+                for name, (teacher, by) in teachers.items()
             },
             flops=flops(eager) / batch,
             dtype=machine.place.precision,
@@ -64,20 +64,20 @@ def opened(place: Place, batch: int) -> Frozen:
 
 def require_same(
     name: str,
-    ask: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+    teacher: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
     images: Tensor,
     theirs: tuple[Tensor, Tensor],
 ) -> None:
-    """Raises DifferentWorkError where logits or feature map are not those of the baseline."""
+    """Raise DifferentWorkError if the logits or the feature map differ from the baseline's."""
     with torch.no_grad():
-        logits, (feature,) = ask(images)
+        logits, (feature,) = teacher(images)
     require_alike(f"{name}, logits", logits, theirs[0])
     require_alike(f"{name}, feature map", feature, theirs[1])
 
 
-def _asking(ask: Frozen, images: Tensor) -> Callable[[], object]:
+def _without_grad(teacher: Frozen, images: Tensor) -> Callable[[], object]:
     @torch.no_grad()
     def call() -> object:
-        return ask(images)
+        return teacher(images)
 
     return call

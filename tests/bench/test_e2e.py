@@ -99,7 +99,7 @@ def test_an_unknown_arm_and_a_used_folder_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command, ["e2e", "--arms", "magic"]) == 2
-    assert "--arms: no 'magic'; there are synthesis" in capsys.readouterr().err
+    assert "--arms has 'magic'; choose from synthesis" in capsys.readouterr().err
     (tmp_path / "x").touch()
     assert main(command, ["e2e", "--out", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -13,14 +13,13 @@ import torch
 
 from bench import production, random_networks
 from bench.__main__ import command
-from bench.limited import limited
 from bench.machine import Ceiling
 from bench.parity import require_alike
 from bench.production import measure, similarity, variations, ways
 from bench.production.job import Candidate, Job
 from bench.rows import Row
 from bench.stages.filter import load_network
-from bench.timing import in_turns
+from bench.timing import in_turns, time_limit
 from engine.cli import main
 from engine.compute import ComputeConfig
 from export.errors import RuntimeUnavailableError
@@ -167,10 +166,10 @@ def test_without_a_baseline_nothing_is_measured(capsys: pytest.CaptureFixture[st
     assert "x, batch 2, theirs: left out: no memory" in capsys.readouterr().err
 
 
-def test_a_limit_ends_with_its_block() -> None:
-    with pytest.raises(TimeoutError, match=r"more than 0 s"), limited(0.05):
+def test_a_time_limit_ends_with_its_block() -> None:
+    with pytest.raises(TimeoutError, match=r"more than 0 s"), time_limit(0.05):
         time.sleep(5)
-    with limited(0.05):
+    with time_limit(0.05):
         pass
     time.sleep(0.1)
 
@@ -190,10 +189,10 @@ def test_ways_name_the_places_of_ours() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches", "1,x"], "--batches: give whole numbers above 0"),
-        (["--steps", "0"], "--steps: give whole numbers above 0"),
-        (["--ways", "magic"], "--ways: no 'magic'; there are eager, compiled, tensorrt"),
-        (["--stage", "distill"], "--stage: no 'distill'; there are augment, filter"),
+        (["--batches", "1,x"], "--batches is '1,x'; use comma-separated integers"),
+        (["--steps", "0"], "--steps is '0'; use comma-separated integers"),
+        (["--ways", "magic"], "--ways has 'magic'; choose from eager, compiled, tensorrt"),
+        (["--stage", "distill"], "--stage has 'distill'; choose from augment, filter"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -10,7 +10,7 @@ from torch import nn
 
 from bench import full_size
 from bench.__main__ import command
-from bench.random_networks import drawn, open_clip_network, quickly, tiny_autoencoder
+from bench.random_networks import init_weights, open_clip_network, tiny_autoencoder, uninitialized
 from engine.cli import main
 from engine.models.loading import load_classifier
 from engine.models.priors import load_clip, load_prior
@@ -34,10 +34,10 @@ def tiny_clip(tmp_path: Path) -> str:
 
 
 def test_weights_have_the_variance_of_their_fan_in_and_norms_are_plain() -> None:
-    with quickly(torch.float16, "cpu"):
+    with uninitialized(torch.float16, "cpu"):
         network = nn.Sequential(nn.Conv2d(64, 32, 3), nn.BatchNorm2d(32), nn.Linear(4096, 4096))
     assert torch.get_default_dtype() == torch.float32
-    drawn(network)
+    init_weights(network)
     conv, norm, linear = network
     assert conv.weight.dtype == linear.weight.dtype == torch.float16
     assert conv.weight.float().std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.03)
@@ -46,9 +46,9 @@ def test_weights_have_the_variance_of_their_fan_in_and_norms_are_plain() -> None
     assert (norm.running_var == 1).all()
     assert not conv.bias.any()
     assert not any(weight.requires_grad for weight in network.parameters())
-    again = drawn(nn.Linear(4096, 4096).half())
-    assert torch.equal(again.weight, drawn(nn.Linear(4096, 4096).half()).weight)
-    assert not torch.equal(again.weight, drawn(nn.Linear(4096, 4096).half(), seed=1).weight)
+    again = init_weights(nn.Linear(4096, 4096).half())
+    assert torch.equal(again.weight, init_weights(nn.Linear(4096, 4096).half()).weight)
+    assert not torch.equal(again.weight, init_weights(nn.Linear(4096, 4096).half(), seed=1).weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

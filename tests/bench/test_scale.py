@@ -6,7 +6,7 @@ import pytest
 
 from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
-from bench.scale.shards import seconds_an_image
+from bench.scale.throughput import seconds_an_image
 from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import load_recipe

@@ -45,7 +45,7 @@ def test_a_wrong_gradient_is_found(probe: smoke.Probe, monkeypatch: pytest.Monke
         return y, loss, 1.1 * grad
 
     monkeypatch.setattr(ops, "_forward_backward", wrong)
-    with pytest.raises(AssertionError, match=r"torch.float32: gradient is 1.0e-01 from float64"):
+    with pytest.raises(AssertionError, match=r"torch.float32: gradient differs from float64 by 1.0e-01"):
         ops.bn_stats_in_a_graph(probe)
 
 
@@ -65,6 +65,6 @@ def test_the_command_runs_the_checks_named_and_ends_with_their_result(
     assert "SKIP waits" in printed
     monkeypatch.setitem(smoke.CHECKS, "bn_stats", lambda _: 1 / 0)
     assert main(command, arguments) == 2
-    assert "smoke: failed: bn_stats; their traces are in" in capsys.readouterr().err
+    assert "smoke checks failed: bn_stats; see the traces in" in capsys.readouterr().err
     assert main(command, [*arguments[:-1], "magic"]) == 2
-    assert "--checks: no 'magic'; there are ceilings, bn_stats" in capsys.readouterr().err
+    assert "--checks has 'magic'; choose from ceilings, bn_stats" in capsys.readouterr().err

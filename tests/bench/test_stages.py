@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from bench import images as bench_images
 from bench.machine import Ceiling
 from bench.parity import DifferentWorkError, require_alike, require_close
-from bench.published.similarity import PublishedSimilarity
-from bench.published.variations import PublishedVariations
-from bench.random_networks import drawn
+from bench.published.libraries import PublishedSimilarity, PublishedVariations
+from bench.random_networks import init_weights
 from bench.stages import augment, distill, filter, measure, synthesize, teacher
 from bench.stages.case import Case, Ours, Work, flops
 from engine.compute import ComputeConfig
@@ -54,7 +53,7 @@ def test_an_augment_case_of_a_wrong_prior_is_refused(monkeypatch: pytest.MonkeyP
 
     def wrong(pipeline: object, device: torch.device) -> object:
         prior = right(pipeline, device)
-        drawn(prior.unet, seed=1)
+        init_weights(prior.unet, seed=1)
         return prior
 
     monkeypatch.setattr(augment, "prior_of", wrong)
