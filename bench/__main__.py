@@ -1,9 +1,7 @@
-"""`python -m bench kernels|stages|feed|scale|startup|production|tensorrt|e2e [--json FILE]`
+"""Compare the engine with baselines that run in the same process, or are started by it.
 
-Compare the engine with baselines. Ours and the baseline run in the same process, or are started by it.
-
-`python -m bench smoke --out DIR` runs one-minute checks of the code that needs a GPU.
-`python -m bench full-size --out DIR` writes random networks of production size for `python -m export`.
+Two commands measure no baseline: `smoke` checks the code that needs a GPU in a minute, and `full-size` writes
+random networks for `python -m export`.
 """
 
 import sys
@@ -27,7 +25,7 @@ def command(arguments: Sequence[str]) -> None:
             "--csv",
             metavar="FILE",
             default=None,
-            help="write the rows with software versions to this CSV file",
+            help="the same as CSV, with versions",
         )
         add_options(own)
         commands.add_subcommand(name, own, help=text)

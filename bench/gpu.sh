@@ -23,7 +23,7 @@
 # Requires Python >= 3.11 with torch >= 2.11, the packages that bench/gpu-requirements.txt describes, and the wheels of
 # that file in the folder WHEELS (default: wheels). The native module may be in that folder or in kernels/, as
 # _native*.so for this Python; otherwise it is built with cmake and g++ >= 12. A wheel that is too large to copy may be
-# split into pieces with `split -b 40M X.whl X.whl.part-`. Installed and built files stay in build/gpu for the next call.
+# split into pieces with `split -b 40M X.whl X.whl.part-`. build/gpu keeps installed and built files for the next call.
 # ALLOW_CPU=1 rehearses without a GPU, with small sizes and an additional part:
 #   interpreted  the Triton kernels in Triton's interpreter; the one of Triton 3.6 needs numpy < 2.4
 set -uo pipefail
@@ -35,7 +35,7 @@ declare -A limit=([setup]=150 [smoke]=150 [tests]=120 [stages]=100 [run]=120 [ge
 out=${OUT:?set OUT to a folder for the results}
 parts=${PARTS:-${known[*]:0:7}${ALLOW_CPU:+ interpreted}}
 for name in $parts; do
-    [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS has '$name'; see the header of gpu.sh for the parts" >&2; exit 2; }
+    [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS has '$name'; its header lists them" >&2; exit 2; }
 done
 deadline=$((SECONDS + ${SECONDS_IN_ALL:-480}))
 
