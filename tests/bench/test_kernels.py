@@ -1,4 +1,4 @@
-"""The kernel bench on small shapes, its table and its files."""
+"""The kernel bench on small shapes: its table and its files."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BN_SHAPES", ((4, 16, 8, 8),))
     monkeypatch.setattr(kernels, "KD_SHAPES", ((8, 10),))
     monkeypatch.setattr(kernels, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes its time
+    monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes long
     monkeypatch.setattr(kernels, "copy_ceiling", lambda _: Ceiling(lambda: None, 1e7))
     monkeypatch.setattr(
         kernels,
@@ -29,9 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_ends_the_process_leaves_the_rows_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_keeps_the_rows_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the end")
 

@@ -1,4 +1,4 @@
-"""The smoke checks: each alone, and wrong values are found."""
+"""The smoke checks run one by one, and they find wrong values."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def probe(tmp_path: Path) -> smoke.Probe:
     return smoke.Probe(accelerator=open_accelerator(config), out=tmp_path)
 
 
-def test_a_check_that_fails_is_named_and_the_others_go_on(
+def test_a_failed_check_is_named_and_the_others_run(
     probe: smoke.Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(_: object) -> dict[str, object]:
@@ -55,7 +55,7 @@ def test_a_step_of_synthesis_is_timed_and_profiled(probe: smoke.Probe) -> None:
     assert "aten::convolution" in (probe.out / f"synthesis-{size}.prof").read_text()
 
 
-def test_the_command_runs_the_checks_named_and_ends_with_their_result(
+def test_the_command_runs_the_named_checks_and_returns_their_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["smoke", "--device", "cpu", "--out", str(tmp_path / "new"), "--checks", "bn_stats,waits"]
