@@ -66,7 +66,8 @@ class Key:
 class Store:
     """The entries in `folder`, limited to `max_bytes` in total except for those in use.
 
-    An entry stays in use, and no process removes it, from its first lookup until this store is closed.
+    An entry is in use, and never removed, from its first lookup until this store is closed or its process
+    ends.
     `say` gets a line for each build, wait and removal.
     """
 

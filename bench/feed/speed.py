@@ -15,7 +15,7 @@ from bench.machine import describe
 from bench.rows import Row, commit
 
 UNTIMED, TIMED = 1.0, 2.0
-"""Seconds of a turn. The untimed part drains the loader's prefetched batches, and the others go idle."""
+"""Seconds of a turn. In the untimed part, a loader uses up its prefetched batches, and the others idle."""
 
 TURNS = 5
 

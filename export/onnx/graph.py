@@ -20,7 +20,7 @@ from export.spec import DTYPES, Axis, Input, NetworkSpec, Precision
 
 FILE = "model.onnx"
 OPSETS: dict[Precision, int] = {"fp32": 20, "fp16": 22, "bf16": 22}
-"""Convolutions support bf16 from opset 22. From opset 21, a GroupNorm is one operator, as TensorRT accepts.
+"""Convolutions support bf16 from opset 22. From opset 21, a GroupNorm is one operator, which suits TensorRT.
 OpenVINO is faster with the InstanceNormalization of opset 20, by a third for a UNet."""
 ONE_FILE_BYTES = 1 << 30
 """Larger weights go to a separate file, since a protobuf is limited to 2 GB."""

@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class Recorded:
-    """An ONNX Runtime session and its binding on a second GPU that is not there; notes what it is asked."""
+    """A fake ONNX Runtime session with its binding, on a second GPU; records the calls."""
 
     def __init__(self, _path: Path, _options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
         ((self.provider, self.options),) = providers
@@ -69,10 +69,10 @@ def second_gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_onnxruntime_is_asked_for_the_gpu_of_the_place(
+def test_onnxruntime_runs_on_the_gpu_of_the_options(
     spec: NetworkSpec, store: Store, second_gpu: torch.device, provider: str
 ) -> None:
-    """What the session and its binding are told, not what they do with it: that takes two GPUs."""
+    """Check only the arguments of the session and its binding: their effect takes two GPUs."""
     place = torch_place(runtime="onnxruntime", store=store, device=second_gpu, onnx_provider=provider)
     executable = OnnxExecutable(spec, artifacts.graph(spec, place), place)
     executable(**spec.example({"batch": 3}))
@@ -84,10 +84,10 @@ def test_onnxruntime_is_asked_for_the_gpu_of_the_place(
     assert session.bound == [(name, "cuda", 1) for name in names]
 
 
-def test_onnxruntimes_tensorrt_keeps_its_engines_and_gets_batches_of_its_profile(
+def test_onnxruntimes_tensorrt_caches_engines_and_gets_batches_of_its_profile(
     spec: NetworkSpec, tmp_path: Path, second_gpu: torch.device
 ) -> None:
-    """What the session is told; an engine is built by onnxruntime-gpu alone."""
+    """Check only the arguments of the session: just onnxruntime-gpu builds engines."""
     said: list[str] = []
     store = Store(tmp_path, say=lambda _: None)
     settings = {"runtime": "onnxruntime", "onnx_provider": "tensorrt", "device": second_gpu}
@@ -108,7 +108,7 @@ def test_onnxruntimes_tensorrt_keeps_its_engines_and_gets_batches_of_its_profile
     assert len(said) == 1
 
 
-def test_a_provider_that_the_package_does_not_have_is_one_line(spec: NetworkSpec, store: Store) -> None:
+def test_a_provider_that_the_package_lacks_is_one_line(spec: NetworkSpec, store: Store) -> None:
     import onnxruntime
 
     if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():

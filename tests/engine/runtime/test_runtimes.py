@@ -42,7 +42,7 @@ OPENED = [
 
 @pytest.mark.parametrize(("runtime", "precision"), OPENED)
 @pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, 5 * CHUNK + 3])
-def test_any_batch_gives_what_torch_gives(
+def test_any_batch_matches_torch(
     spec: NetworkSpec, store: Store, runtime: str, precision: str, rows: int
 ) -> None:
     if (runtime, precision) == ("openvino", "bf16"):
@@ -66,7 +66,7 @@ def require_bf16() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_another_resolution_within_the_range_is_compiled_for(
+def test_another_resolution_within_the_range_is_compiled(
     spec: NetworkSpec, store: Store, runtime: str
 ) -> None:
     executable = opened(spec, store, runtime, "fp32")
@@ -82,7 +82,7 @@ def test_a_resolution_outside_the_range_is_one_line(spec: NetworkSpec, store: St
         opened(spec, store, runtime, "fp32")(**inputs)
 
 
-def test_a_compiled_model_is_taken_from_the_store(spec: NetworkSpec, tmp_path: Path) -> None:
+def test_a_compiled_model_comes_from_the_store(spec: NetworkSpec, tmp_path: Path) -> None:
     said: list[str] = []
     inputs = spec.example({"batch": 2})
     results = []
@@ -97,7 +97,7 @@ def test_a_compiled_model_is_taken_from_the_store(spec: NetworkSpec, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_a_graph_or_compiled_model_with_one_other_byte_is_refused(
+def test_a_graph_or_compiled_model_with_one_altered_byte_is_rejected(
     spec: NetworkSpec, tmp_path: Path, kind: str
 ) -> None:
     inputs = spec.example({"batch": 2})
@@ -112,10 +112,8 @@ def test_a_graph_or_compiled_model_with_one_other_byte_is_refused(
         opened(spec, store, "openvino", "fp32")(**inputs)
 
 
-def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
-    spec: NetworkSpec, tmp_path: Path
-) -> None:
-    """Also where it was sealed by whoever wrote it: the seal has no secret."""
+def test_a_stored_graph_that_reads_files_elsewhere_is_rejected(spec: NetworkSpec, tmp_path: Path) -> None:
+    """Hashes do not help against an attacker, who can also write a matching entry.json."""
     folder = tmp_path / "store"
     with Store(folder, say=lambda _: None) as store:
         path = artifacts.graph(spec, torch_place(runtime="onnxruntime", store=store)).path
@@ -128,9 +126,9 @@ def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
             if entry.key == "location":
                 entry.value = "../../weights"
     path.write_bytes(model.SerializeToString())
-    card = path.parent / "entry.json"
-    key = json.loads(card.read_text())["key"]
-    card.unlink()
+    entry = path.parent / "entry.json"
+    key = json.loads(entry.read_text())["key"]
+    entry.unlink()
     write_entry(path.parent, key)
     with Store(folder, say=lambda _: None) as store:
         for runtime in ("onnxruntime", "openvino"):
@@ -145,15 +143,15 @@ def test_a_graph_in_the_store_that_reads_files_elsewhere_is_refused(
         ("onnxruntime", "bf16", "onnxruntime has no bf16 on a CPU; take --precision fp32"),
     ],
 )
-def test_a_precision_that_a_runtime_does_not_have_is_one_line(
+def test_a_precision_that_a_runtime_lacks_is_one_line(
     spec: NetworkSpec, store: Store, runtime: str, precision: str, words: str
 ) -> None:
     with pytest.raises(RuntimeUnavailableError, match=words):
         opened(spec, store, runtime, precision)
 
 
-def test_openvino_reads_back_the_precision_it_computes_in(spec: NetworkSpec, store: Store) -> None:
-    """A processor without bf16 takes the hint and computes in float32."""
+def test_openvino_checks_the_precision_it_computes_in(spec: NetworkSpec, store: Store) -> None:
+    """A processor without bf16 accepts the hint and computes in float32."""
     shapes = tuple(value.shape for value in spec.example({"batch": CHUNK}).values())
     in_fp32, in_bf16 = (opened(spec, store, "openvino", precision) for precision in ("fp32", "bf16"))
     assert isinstance(in_fp32, OpenVinoExecutable)
@@ -162,7 +160,7 @@ def test_openvino_reads_back_the_precision_it_computes_in(spec: NetworkSpec, sto
         in_bf16._check_precision(in_fp32._compiled(shapes))
 
 
-def test_what_the_numbers_depend_on_is_told(spec: NetworkSpec, store: Store) -> None:
+def test_the_description_names_version_and_provider(spec: NetworkSpec, store: Store) -> None:
     assert opened(spec, store, "openvino", "fp32").description.startswith("openvino 20")
     assert opened(spec, store, "onnxruntime", "fp32").description.endswith("on CPUExecutionProvider")
 
@@ -172,14 +170,14 @@ def test_openvino_computes_in_bf16_from_the_fp32_graph(spec: NetworkSpec, store:
     assert len({artifacts.graph(spec, place).path for place in places}) == 1
 
 
-CORES_THAT_END = """
+CORES_THEN_CTRL_C = """
 import gc, signal
 import numpy as np
 import openvino
 from openvino import opset13
 from engine.runtime.openvino import core
-door = opset13.parameter([1], np.float32)
-model = openvino.Model([opset13.relu(door)], [door])
+x = opset13.parameter([1], np.float32)
+model = openvino.Model([opset13.relu(x)], [x])
 open_ones = [(each, each.compile_model(model, "CPU")) for each in (core(), core())]
 while open_ones:
     del open_ones[0]
@@ -188,8 +186,8 @@ signal.raise_signal(signal.SIGINT)
 """
 
 
-def test_ctrl_c_after_openvino_is_no_segmentation_fault() -> None:
-    command = [sys.executable, "-X", "faulthandler", "-c", CORES_THAT_END]
+def test_ctrl_c_after_openvino_causes_no_segmentation_fault() -> None:
+    command = [sys.executable, "-X", "faulthandler", "-c", CORES_THEN_CTRL_C]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
     assert ended.returncode == -signal.SIGINT

@@ -19,7 +19,7 @@ def spec() -> NetworkSpec:
     return conditioned_spec()
 
 
-def test_torch_autocasts_and_answers_in_float32(spec: NetworkSpec) -> None:
+def test_torch_autocasts_and_returns_float32(spec: NetworkSpec) -> None:
     inputs = spec.example({"batch": 3})
     wanted = reference(spec, inputs)
     exact = TorchExecutable(spec, "fp32", torch.device("cpu"))(**inputs)
@@ -34,7 +34,7 @@ def test_torch_autocasts_and_answers_in_float32(spec: NetworkSpec) -> None:
 @as_torch_rounds()
 @pytest.mark.parametrize(("precision", "inside"), [("fp32", "ieee"), ("bf16", "tf32")])
 def test_torch_in_fp32_is_not_rounded_to_tf32(precision: str, inside: str) -> None:
-    """In bf16 the setting, which is the process's, stays as it is."""
+    """In bf16, the process-wide setting stays unchanged."""
     module, before = Rounding(), rounding()
     TorchExecutable(rounding_spec(module), precision, torch.device("cpu"))(x=torch.zeros(2, 3))
     assert module.seen[0][0] == inside
@@ -42,7 +42,7 @@ def test_torch_in_fp32_is_not_rounded_to_tf32(precision: str, inside: str) -> No
 
 
 class Counted:
-    """`torch.compile` without inductor; counts what it would compile."""
+    """Replaces inductor in `torch.compile` and counts compilations."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from torch._dynamo.testing import CompileCounter
@@ -68,7 +68,7 @@ def check_rows(spec: NetworkSpec, executable: TorchExecutable, sizes: list[int])
         assert compare(wanted, given, "fp32").passes
 
 
-def test_torch_compiles_once_for_batches_up_to_the_tuned_one(
+def test_torch_compiles_once_for_batches_up_to_opt(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = Counted(monkeypatch)
@@ -77,7 +77,7 @@ def test_torch_compiles_once_for_batches_up_to_the_tuned_one(
     assert compiled.times == 1
 
 
-def test_torch_compiles_again_for_a_larger_batch_and_fills_up_to_that_from_then_on(
+def test_torch_compiles_again_for_a_larger_batch_and_then_pads_to_it(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = Counted(monkeypatch)
@@ -86,7 +86,7 @@ def test_torch_compiles_again_for_a_larger_batch_and_fills_up_to_that_from_then_
     assert compiled.times == 2
 
 
-def test_batches_that_memory_halved_are_not_filled_up_to_what_it_did_not_hold(
+def test_batches_halved_for_lack_of_memory_are_not_padded_to_the_failed_size(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = Counted(monkeypatch)
@@ -113,7 +113,7 @@ def test_batches_that_memory_halved_are_not_filled_up_to_what_it_did_not_hold(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_batch_that_memory_holds_without_its_padding_is_run(count: int, spec: NetworkSpec) -> None:
+def test_a_batch_that_fits_only_without_padding_runs(count: int, spec: NetworkSpec) -> None:
     executable = TorchExecutable(spec, "fp32", torch.device("cpu"), compiled=True)
     executable._forward = spec.module
     ran: list[int] = []
@@ -140,7 +140,7 @@ def test_padding_keeps_channels_last(spec: NetworkSpec, monkeypatch: pytest.Monk
     assert compiled.times == 1
 
 
-def test_torch_that_is_not_compiled_takes_batches_as_they_are() -> None:
+def test_torch_without_compilation_does_not_pad() -> None:
     module = Rounding()
     ran: list[int] = []
     module.register_forward_pre_hook(lambda _, given: ran.append(len(given[0])))
@@ -151,7 +151,7 @@ def test_torch_that_is_not_compiled_takes_batches_as_they_are() -> None:
 
 
 @pytest.mark.slow
-def test_inductor_gives_what_eager_gives(spec: NetworkSpec) -> None:
+def test_inductor_matches_eager(spec: NetworkSpec) -> None:
     inputs = spec.example({"batch": 3})
     compiled = TorchExecutable(spec, "fp32", torch.device("cpu"), compiled=True)
     assert compare(reference(spec, inputs), compiled(**inputs), "fp32").passes
