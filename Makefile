@@ -1,4 +1,4 @@
-# `make run` and `make test` each set up a fresh machine: a virtual environment, the build, the data.
+# On a new machine, `make run` and `make test` set up everything: the virtual environment, the build, the data.
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
@@ -16,7 +16,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-run: $(STAMP) data  ## Run the whole loop into a fresh folder of runs/; ARGS="--seed 1", OUT=DIR
+run: $(STAMP) data  ## Run the whole loop into a new folder of runs/; ARGS="--seed 1", OUT=DIR
 	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
 
 test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 processes
@@ -31,7 +31,7 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)  ## Mend what ruff can mend
+format: $(STAMP)  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -40,17 +40,17 @@ sanitize: $(STAMP)  ## Run the C++ under AddressSanitizer and UndefinedBehaviorS
 	$(BIN)/cmake --build build/sanitize --parallel
 	build/sanitize/sanitize
 
-assets: $(STAMP) data  ## Train the shipped teacher and priors anew (hours)
+assets: $(STAMP) data  ## Retrain the shipped teacher and priors (hours)
 	$(BIN)/python -m engine.pretrain $(ARGS)
 
-data: $(STAMP)  ## Fetch Fashion-MNIST; goes on without it where it cannot be had
+data: $(STAMP)  ## Fetch Fashion-MNIST; continue without it if the download fails
 	$(BIN)/python -m engine.datasets.fetch --optional
 
 $(STAMP): $(BUILD_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "make: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+		{ echo "make: $(PYTHON) is missing or older than 3.11; choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-		{ echo "make: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
+		{ echo "make: $(PYTHON) cannot create a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || \
 		{ echo "make: the headers of $(PYTHON) are missing (Debian: apt-get install python3-dev)" >&2; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \

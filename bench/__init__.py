@@ -1,1 +1,1 @@
-"""Measurements: every figure beside a baseline that ran in the same process."""
+"""Benchmarks. Every figure comes with a baseline that was measured in the same process."""

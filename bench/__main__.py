@@ -1,9 +1,7 @@
-"""`python -m bench kernels|stages|feed|scale|startup|production|tensorrt|e2e [--json FILE]`
+"""Compare the engine with baselines that run in the same process, or are started by it.
 
-Figures beside baselines; ours and the baseline are run in the same process, or by it.
-
-`python -m bench smoke --out DIR` checks in a minute what only a GPU runs, and measures what its steps need.
-`python -m bench full-size --out DIR` writes random networks of production size, for `python -m export`.
+Two commands measure no baseline: `smoke` checks the code that needs a GPU in a minute, and `full-size` writes
+random networks for `python -m export`.
 """
 
 import sys
@@ -22,8 +20,13 @@ def command(arguments: Sequence[str]) -> None:
     commands = parser.add_subcommands(dest="bench")
     for name, (text, add_options, _) in BENCHES.items():
         own = ArgumentParser(description=text, exit_on_error=False)
-        own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this file")
-        own.add_argument("--csv", metavar="FILE", default=None, help="the same as CSV, with versions")
+        own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this JSON file")
+        own.add_argument(
+            "--csv",
+            metavar="FILE",
+            default=None,
+            help="the same as CSV, with versions",
+        )
         add_options(own)
         commands.add_subcommand(name, own, help=text)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
@@ -38,7 +41,7 @@ def command(arguments: Sequence[str]) -> None:
     rows: list[Row] = []
     for row in BENCHES[options.bench][2](chosen):
         rows.append(row)
-        _write(chosen, rows)  # each time: what ends the process leaves what is measured
+        _write(chosen, rows)  # after every row, so that a crash loses none
     if not rows:
         _write(chosen, rows)
 
@@ -63,7 +66,7 @@ def _smoke(options: Namespace) -> None:
     probe = smoke.Probe(accelerator=open_accelerator(resolve_compute(config)), out=out)
     failed = smoke.run({name: smoke.CHECKS[name] for name in names}, probe, seconds=options.seconds)
     if failed:
-        raise UserError(f"smoke: failed: {', '.join(failed)}; their traces are in {out}")
+        raise UserError(f"smoke checks failed: {', '.join(failed)}; see the traces in {out}")
 
 
 def _write(options: Namespace, rows: list[Row]) -> None:
@@ -75,58 +78,62 @@ def _write(options: Namespace, rows: list[Row]) -> None:
 
 def _device_option(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU if any"
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU if there is one"
     )
 
 
 def _kernel_options(parser: ArgumentParser) -> None:
     _device_option(parser)
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure each call")
-    parser.add_argument("--no-inductor", action="store_true", help="leave out what takes long to compile")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds to measure each call")
+    parser.add_argument(
+        "--no-inductor", action="store_true", help="skip inductor, which takes long to compile"
+    )
 
 
 def _stage_options(parser: ArgumentParser) -> None:
     known = "comma-separated: synthesize, augment, filter, distill, teacher"
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure each call")
-    parser.add_argument("--batch", help="images at once in synthesize, distill, teacher (default: published)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds to measure each call")
+    parser.add_argument("--batch", help="batch size of synthesize, distill, teacher (default: as published)")
 
 
 def _feed_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--images", type=int, default=1_000_000, help="of the largest bank; 5.1 KB each on disk"
+        "--images", type=int, default=1_000_000, help="images in the largest bank; 5.1 KB each on disk"
     )
 
 
 def _production_options(parser: ArgumentParser) -> None:
     _device_option(parser)
     parser.add_argument("--stage", default="augment,filter", help="comma-separated: augment, filter")
-    parser.add_argument("--prior", default="sd-1.5", help="size of the networks: sd-1.5, or unet-16m")
-    parser.add_argument("--batches", default="16,1,64", help="images at once, comma-separated")
+    parser.add_argument("--prior", default="sd-1.5", help="size of the networks: sd-1.5 or unet-16m")
+    parser.add_argument("--batches", default="16,1,64", help="batch sizes, comma-separated")
     parser.add_argument("--steps", default="4,1,8", help="solver steps, comma-separated")
     parser.add_argument(
         "--ways", default="eager,tensorrt", help="comma-separated: eager, compiled (minutes each), tensorrt"
     )
-    parser.add_argument("--baseline", choices=["fp16", "fp32"], default="fp16", help="type of the baselines")
-    parser.add_argument("--seconds", type=float, default=120.0, help="limit of each opening and comparison")
+    parser.add_argument("--baseline", choices=["fp16", "fp32"], default="fp16", help="dtype of the baselines")
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="time limit of each opening and comparison"
+    )
 
 
 def _smoke_options(parser: ArgumentParser) -> None:
     _device_option(parser)
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder for traces and profiles")
-    parser.add_argument("--checks", default="", help="comma-separated names instead of all checks")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of each check")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder for traces and profiles")
+    parser.add_argument("--checks", default="", help="comma-separated checks (default: all)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of each check")
 
 
 def _full_size_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write to; 3 GB")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; takes 3 GB")
 
 
 def _e2e_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", default="runs/bench-e2e", help="where the runs go")
-    parser.add_argument("--seconds", type=float, default=330.0, help="wall-clock of each arm")
-    parser.add_argument("--arms", default="", help="comma-separated names instead of all arms")
+    parser.add_argument("--out", metavar="DIR", default="runs/bench-e2e", help="folder for the runs")
+    parser.add_argument("--seconds", type=float, default=330.0, help="wall-clock seconds of each arm")
+    parser.add_argument("--arms", default="", help="comma-separated arms (default: all)")
 
 
 def _kernels(options: Namespace) -> Iterator[Row]:
@@ -217,7 +224,7 @@ def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
     names = given.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"{option}: no '{unknown[0]}'; there are {', '.join(known)}")
+        raise UserError(f"{option} has '{unknown[0]}'; choose from {', '.join(known)}")
     return names
 
 
@@ -227,25 +234,25 @@ def _numbers(option: str, given: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise UserError(f"{option}: give whole numbers above 0 with commas between them, not '{given}'")
+        raise UserError(f"{option} is '{given}'; use comma-separated integers above 0")
     return numbers
 
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
-    "kernels": ("the fused ops and what they replace", _kernel_options, _kernels),
-    "stages": ("steps of the stages beside the published ones", _stage_options, _stages),
-    "feed": ("the feed's speed, waiting and memory", _feed_options, _feed),
-    "scale": ("workers, Ray, many shards, the plan, several processes of a student", lambda _: None, _scale),
-    "startup": ("how soon --help and an export that is up to date answer", lambda _: None, _startup),
+    "kernels": ("fused ops against what they replace", _kernel_options, _kernels),
+    "stages": ("the stages against published code", _stage_options, _stages),
+    "feed": ("the feed: speed, waiting time and memory", _feed_options, _feed),
+    "scale": ("scaling: workers, Ray, shards, the plan, processes of a student", lambda _: None, _scale),
+    "startup": ("start-up time of --help and of an up-to-date export", lambda _: None, _startup),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
-    "tensorrt": ("what TensorRT builds, loads and computes on this GPU", lambda _: None, _tensorrt),
-    "e2e": ("the loop's arms, accuracy at equal wall-clock", _e2e_options, _e2e),
+    "tensorrt": ("TensorRT engines on this GPU: build, load, values, speed", lambda _: None, _tensorrt),
+    "e2e": ("accuracy of the loop's arms at equal wall-clock time", _e2e_options, _e2e),
 }
 Command = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]
 WITHOUT_ROWS: dict[str, Command] = {
-    "smoke": ("checks in a minute what only a GPU runs", _smoke_options, _smoke),
-    "full-size": ("writes random networks of production size", _full_size_options, _full_size),
+    "smoke": ("one-minute checks of the code that needs a GPU", _smoke_options, _smoke),
+    "full-size": ("write random networks of production size", _full_size_options, _full_size),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is done to a call before it is measured."""
+"""Prepare calls for measurement: CUDA graphs, and torch's default cuDNN flags for baselines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ R = TypeVar("R")
 
 
 def replayed(call: Call) -> Call:
-    """Return `call` captured in a CUDA graph, so that no launch waits for the host.
+    """Return a replay of `call` captured in a CUDA graph, so that no launch waits for the host.
 
-    The graph reads the memory of what `call` refers to, which must outlive it.
+    The tensors that `call` uses must outlive the graph, which reads their memory.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -31,7 +31,7 @@ def replayed(call: Call) -> Call:
 
 
 def as_published(call: Callable[P, R]) -> Callable[P, R]:
-    """Return a baseline's `call` under cuDNN's flags as torch sets them: `open_accelerator` sets ours."""
+    """Return a baseline's `call` under torch's default cuDNN flags; `open_accelerator` sets the engine's."""
 
     @wraps(call)
     def under_defaults(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,7 +43,7 @@ def as_published(call: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def cudnn_flags(*, deterministic: bool, benchmark: bool) -> Iterator[None]:
-    """Set cuDNN's flags inside, for all threads; torch's defaults are false."""
+    """Set cuDNN's flags inside the block, for all threads. torch's defaults are False."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = deterministic, benchmark

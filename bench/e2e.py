@@ -1,8 +1,8 @@
-"""The loop's arms at equal wall-clock: synthesis alone, then diffusion, CLIP filter and class gate added.
+"""Compare arms of the loop at equal wall-clock time: synthesis, plus diffusion, CLIP filter and class gate.
 
-Every arm is the default recipe with a part taken out. A short run of the whole measures what the stages cost;
-then each arm gets the same seconds, half of them for images and half for the student. `no-prior` is beside
-them: the default recipe's own counts, without any prior and without filling the time saved.
+Every arm is the default recipe with some parts removed. A short calibration run measures the cost of each
+stage; then each arm gets the same number of seconds, half for images and half for the student. The extra arm
+`no-prior` has the counts of the default recipe without any prior, and does not use the time it saves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of a batch in each of its stages, of a student step, and of all that no count changes."""
+    """Seconds per batch in each stage, per student step, and of everything that does not depend on counts."""
 
     synthesize: float
     augment: float
@@ -52,12 +52,12 @@ class Costs:
 
 
 def measure(names: Sequence[str], seconds: float, out: Path) -> Iterator[Arm]:
-    """Runs the arms one after the other into folders of `out`.
+    """Run the arms one after the other into folders of `out`, and yield each when it ends.
 
-    Each is yielded as it ends. Raises UserError where `out` is not empty.
+    Raises UserError if `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; give a folder for these runs alone")
+        raise UserError(f"--out {out} is not empty; choose an empty or new folder")
     costs = calibrate(_recipe("diffusion+clip+class"), out / "calibration")
     for name in names:
         recipe = _recipe(name)
@@ -74,14 +74,14 @@ def _recipe(arm: str) -> Recipe:
 
 
 def calibrate(recipe: Recipe, out: Path) -> Costs:
-    """What the stages of the whole recipe cost on this machine, from a run of CALIBRATION."""
+    """Measure what the stages of the full recipe cost on this machine, with a run of CALIBRATION."""
     with Progress() as progress:
         summary = run(replace(recipe, schedule=CALIBRATION), out, resume=False, progress=progress)
     return costs_of(recipe, summary.seconds_by_stage, summary.wall_seconds)
 
 
 def costs_of(recipe: Recipe, spent: dict[str, float], wall_seconds: float) -> Costs:
-    """The costs in a CALIBRATION run that `spent` so much in each stage; the generator's warm-up is fixed."""
+    """Return the costs of a CALIBRATION run that spent `spent` seconds per stage; warm-up is a fixed cost."""
     config, batches = recipe.synthesize, CALIBRATION.total_batches
     warmup = spent["synthesize"] * config.warmup_steps / (config.warmup_steps + batches * config.steps)
     stages = ("synthesize", "augment", "filter", "distill")
@@ -95,9 +95,9 @@ def costs_of(recipe: Recipe, spent: dict[str, float], wall_seconds: float) -> Co
 
 
 def allot(recipe: Recipe, costs: Costs, seconds: float) -> ScheduleConfig:
-    """The schedule that takes `seconds` in all: of what is not fixed, IMAGE_SHARE goes to images.
+    """Return the schedule that takes `seconds` in total, with IMAGE_SHARE of the free time spent on images.
 
-    The rounds stay the recipe's.
+    The number of rounds stays as in the recipe.
     """
     a_batch = costs.synthesize
     if recipe.augment.method != "none":
@@ -114,7 +114,7 @@ def allot(recipe: Recipe, costs: Costs, seconds: float) -> ScheduleConfig:
 
 
 def table(arms: list[Arm]) -> str:
-    """Markdown, one line an arm."""
+    """Return a Markdown table with a line per arm."""
     lines = [
         "| arm | wall s | sources | variations | accepted | KD steps | teacher agrees: sources / all / kept "
         "| filter's CLIP agrees | CLIP distance | student top-1 | student = teacher |",
@@ -144,7 +144,7 @@ def _percent(share: float | None) -> str:
 
 
 def rows(arms: list[Arm]) -> list[Row]:
-    """Each arm's accuracy beside that of the first one; none where there is no test set."""
+    """Return each arm's accuracy against the first arm's. Empty without a test set."""
     first = arms[0].summary.student_top1
     if first is None:
         return []

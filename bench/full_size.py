@@ -1,7 +1,7 @@
-"""Random networks of production size in the folder formats of the real ones, and the recipe that names them.
+"""Write random networks of production size in the formats of the real ones, and a recipe that uses them.
 
-For `python -m export`, whose graphs, engines and memory depend on the sizes and not on the weights: an image
-variation prior of Stable Diffusion 1.5's size, CLIP ViT-B/32, and a ResNet-50 teacher.
+They serve `python -m export`, whose graphs, engines and memory depend on sizes, not on weights: an image
+variation prior of the size of Stable Diffusion 1.5, CLIP ViT-B/32, and a ResNet-50 teacher.
 """
 
 import json
@@ -17,9 +17,9 @@ from bench.random_networks import (
     ENCODER_VIT_L_14,
     UNET_SD_1_5,
     VAE_SD_1_5,
-    drawn,
+    init_weights,
     open_clip_network,
-    quickly,
+    uninitialized,
     variation_pipeline,
 )
 
@@ -29,7 +29,7 @@ RECIPE = "recipe.yaml"
 
 
 def write(out: Path) -> Iterator[str]:
-    """Writes into `out`, one network after the other; a line for each, with its bytes and seconds."""
+    """Write the networks into `out`, and yield a line for each with its size and time."""
     out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[Path], None]] = {
         "image-variation": write_prior,
@@ -45,7 +45,7 @@ def write(out: Path) -> Iterator[str]:
 
 
 def write_prior(folder: Path) -> None:
-    """In fp16, with DDIM."""
+    """Write the prior in fp16, with a DDIM scheduler."""
     pipeline = variation_pipeline(
         UNET_SD_1_5, VAE_SD_1_5, ENCODER_VIT_L_14, scheduler="DDIMScheduler", dtype=torch.float16
     )
@@ -53,7 +53,7 @@ def write_prior(folder: Path) -> None:
 
 
 def write_clip(folder: Path) -> None:
-    """In fp16, without a tokenizer of its own: open_clip takes the one in its package."""
+    """Write CLIP in fp16, without a tokenizer: open_clip uses the one in its package."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -66,7 +66,7 @@ def write_clip(folder: Path) -> None:
 
 
 def write_teacher(file: Path) -> None:
-    """ResNet-50 in fp32, with the running statistics of a fresh network."""
+    """Write a ResNet-50 in fp32, with the running statistics of a new network."""
     from safetensors.torch import save_file
 
     save_file(resnet_50().state_dict(), file)
@@ -75,12 +75,12 @@ def write_teacher(file: Path) -> None:
 def resnet_50() -> nn.Module:
     from torchvision.models import resnet50
 
-    with quickly(torch.float32, "cpu"):
-        return drawn(resnet50())
+    with uninitialized(torch.float32, "cpu"):
+        return init_weights(resnet50())
 
 
 def recipe(folder: Path) -> dict[str, object]:
-    """The settings of a recipe of the files in `folder`."""
+    """Return a recipe that uses the files in `folder`."""
     classifier = {
         "num_classes": CLASSES,
         "image_size": IMAGE_SIZE,

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# Tests and measures the engine on a bare machine with a GPU and without network: in parts, each with its own limit,
-# in order of value. A part that fails or runs out of time is named, and the next one goes on.
+# Test and measure the engine on a bare GPU machine without network, in parts ordered by value. Each part has its own
+# time limit. If a part fails or runs out of time, the summary names it and the next part runs.
 #
 #   OUT=DIR [COMMIT=HASH] [PARTS="smoke tests ..."] [SECONDS_IN_ALL=480] bench/gpu.sh [WHEELS]
 #
-# PARTS names what to run after the set-up, always in this order; by default all but the last three:
-#   smoke       what only a GPU runs, each check alone: values, launches, host waits, graphs (bench/smoke)
-#   tests       those marked `gpu`, in eight processes if pytest-xdist is there
+# PARTS names the parts to run after the set-up, always in this order. The default is all but the last three.
+#   smoke       separate checks of the code that needs a GPU: values, launches, host waits, graphs (bench/smoke)
+#   tests       the tests marked `gpu`, in eight processes if pytest-xdist is installed
 #   stages      synthesis and distillation steps
-#   run         the whole loop by the default recipe, without a test set
-#   generate    a bank with overlap off and on; fails unless the shards are the same
-#   production  Stable Diffusion 1.5's and ViT-B/32's size: ours in fp16 and bf16, theirs eager in fp16
+#   run         the whole loop with the default recipe, without a test set
+#   generate    a bank with overlap off and on; fails if the shards differ
+#   production  Stable Diffusion 1.5 and ViT-B/32 size: ours in fp16 and bf16, baselines eager in fp16
 #   kernels     the fused ops
 #   frozen      augmentation, filter and teacher against diffusers, open_clip and eager torch in fp32
-#   tensorrt    whether TensorRT's engines run here, and how fast; if they do not, the log says why
-#   compiled    production, both sides by torch.compile, one batch and number of steps: minutes
+#   tensorrt    whether TensorRT engines run here, and how fast; otherwise the log gives the reason
+#   compiled    production with torch.compile on both sides, at one batch size and number of steps; takes minutes
 #
-# $OUT gets two files: results.tar.gz, made again after each part, so that a call that is cut short leaves what it
-# had measured, and summary.txt, at most 11 KB, which is also printed last. COMMIT is for the rows, if the folder has
-# no .git. SECONDS_IN_ALL ends a part early that would pass it. Ends with 0 if all parts passed.
+# The script writes two files to $OUT. results.tar.gz is renewed after each part, so that an interrupted call keeps its
+# results. summary.txt, at most 11 KB, is also printed last. Set COMMIT for the rows if the folder has no .git.
+# SECONDS_IN_ALL limits the total time and cuts off a part that exceeds it. The exit code is 0 if all parts passed.
 #
-# Needs Python >= 3.11 with torch >= 2.11 and what else bench/gpu-requirements.txt says, and in the folder WHEELS
-# (default: wheels) the wheels of that file. The native module may lie there too, or in kernels/, as _native*.so for
-# this Python; else it is built, with cmake and g++ >= 12. A wheel too large to be brought at once may come in pieces,
-# as `split -b 40M X.whl X.whl.part-` makes them. What is installed and built stays in build/gpu for the next call.
-# ALLOW_CPU=1 rehearses without a GPU, with small sizes and a part more:
-#   interpreted  the Triton kernels in Triton's interpreter; Triton 3.6's needs numpy < 2.4
+# Requires Python >= 3.11 with torch >= 2.11, the packages that bench/gpu-requirements.txt describes, and the wheels of
+# that file in the folder WHEELS (default: wheels). The native module may be in that folder or in kernels/, as
+# _native*.so for this Python; otherwise it is built with cmake and g++ >= 12. A wheel that is too large to copy may be
+# split into pieces with `split -b 40M X.whl X.whl.part-`. build/gpu keeps installed and built files for the next call.
+# ALLOW_CPU=1 rehearses without a GPU, with small sizes and an additional part:
+#   interpreted  the Triton kernels in Triton's interpreter; the one of Triton 3.6 needs numpy < 2.4
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -35,7 +35,7 @@ declare -A limit=([setup]=150 [smoke]=150 [tests]=120 [stages]=100 [run]=120 [ge
 out=${OUT:?set OUT to a folder for the results}
 parts=${PARTS:-${known[*]:0:7}${ALLOW_CPU:+ interpreted}}
 for name in $parts; do
-    [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS: no '$name'; its header lists them" >&2; exit 2; }
+    [[ " ${known[*]} " == *" $name "* ]] || { echo "gpu.sh: PARTS has '$name'; its header lists them" >&2; exit 2; }
 done
 deadline=$((SECONDS + ${SECONDS_IN_ALL:-480}))
 
@@ -44,7 +44,7 @@ python=${PYTHON:-python3}
 build=$PWD/build/gpu
 results=$build/results
 COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
-SKIPPED=77  # how a part says that it has nothing to do here
+SKIPPED=77  # exit code of a part that does not apply here
 export wheels python build results COMMIT SKIPPED
 export PYTHONPATH="$build/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 ENGINE_CACHE=$build/engines
@@ -52,7 +52,7 @@ rm -rf "$results"
 mkdir -p "$out" "$results"
 
 rehearsal() { [ -n "${ALLOW_CPU:-}" ]; }
-rehearsal && export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on a busy machine threads wait long for each other
+rehearsal && export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on a busy machine, threads wait long for each other
 
 require_device() {
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || rehearsal ||
@@ -80,7 +80,7 @@ find_or_build_native() {
 
 part_setup() {
     require_device && install_wheels || return
-    "$python" -m bench.wheels >"$results/missing.txt"  # a part that needs one of them fails; the others go on
+    "$python" -m bench.wheels >"$results/missing.txt"  # a part that needs one of them fails; the others run
     "$python" -m pip list >"$results/packages.txt" 2>/dev/null
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv \
         >"$results/nvidia-smi.csv" 2>/dev/null
@@ -102,11 +102,11 @@ part_interpreted() {
         tests/kernels/kd_loss/test_kd_loss.py tests/kernels/crop_flip/test_crop_flip.py
 }
 
-run_tests() {  # ARGUMENTS...: in processes, if they can be had
+run_tests() {  # ARGUMENTS...: in several processes if pytest-xdist is installed
     local processes=8 several=()
     rehearsal && processes=$(nproc)
     "$python" -c 'import xdist' 2>/dev/null && several=(-p xdist -n "$processes")
-    # Only our plugins: others that are installed there may fail with this pytest, or warn.
+    # Load only our plugins: others on that machine may fail or warn with this pytest.
     export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
     "$python" -m pytest -p pytest_timeout --timeout 60 "${several[@]}" -W default -v "$@"
 }
@@ -134,7 +134,7 @@ part_run() {
 part_generate() {
     local overlap threads small=()
     for overlap in false true; do
-        # On a CPU the steps that overlap share the threads out, and another number of threads rounds otherwise.
+        # On a CPU, overlapping steps divide the threads, and a different number of threads rounds differently.
         threads=$([ $overlap = true ] && echo 2 || echo 1)
         rehearsal && small=(--compute.threads "$threads" --synthesize.batch_size 16 --synthesize.warmup_steps 2
             --augment.variations 2)
@@ -168,7 +168,7 @@ part_compiled() {
     production compiled --ways eager,compiled --batches 16 --steps 4 --stage augment --seconds 150
 }
 
-run_part() {  # NAME: under its limit and the deadline; keeps its log, remembers a failure, renews the archive
+run_part() {  # NAME: runs a part within its limit and the deadline, keeps its log, and renews the archive
     local name=$1 start=$SECONDS code=0 result left=$((deadline - SECONDS)) log=$results/$1.log
     if ((left > 0)); then
         ((limit[$name] < left)) && left=${limit[$name]}
@@ -187,7 +187,7 @@ run_part() {  # NAME: under its limit and the deadline; keeps its log, remembers
 
 pack() {
     local log
-    for log in "$results"/*.log; do  # a flood must not keep the archive from coming back
+    for log in "$results"/*.log; do  # a very long log must not keep the archive from coming back
         [ "$(stat -c %s "$log")" -gt 1000000 ] && tail -c 1000000 "$log" >"$log.end" && mv "$log.end" "$log"
     done
     summary >"$results/summary.txt"
@@ -195,7 +195,7 @@ pack() {
     cp "$results/summary.txt" "$out/summary.txt"
 }
 
-summary() {  # what matters first, each kind within its share of the 11 KB
+summary() {  # the most important lines first, each kind within its share of the 11 KB
     {
         cat "$results/parts.txt"
         sed 's/^/missing: /' "$results/missing.txt" | lines 150 600
@@ -214,7 +214,7 @@ summary() {  # what matters first, each kind within its share of the 11 KB
     } 2>/dev/null | lines 1000 11000
 }
 
-lines() {  # WIDTH BYTES: of the input, each line cut at the width, the first that fit
+lines() {  # WIDTH BYTES: cut lines at WIDTH and print the first ones that fit in BYTES
     cut -b "-$1" | LC_ALL=C awk -v left="$2" '{ left -= length($0) + 1; if (left < 0) exit; print }'
 }
 

@@ -1,7 +1,7 @@
-"""Compare the fused ops, through registration and autograd, with the operations that they replace.
+"""Compare the fused ops, called through their registered torch ops and autograd, with what they replace.
 
-On a GPU, every run begins with a cold L2 cache, because the floors are those of memory, and more rows compare
-CUDA graphs: at these sizes, an eager call measures the host.
+On a GPU, every run starts with a cold L2 cache, because the floors are memory bandwidth. Additional rows
+compare CUDA graphs: at these sizes, an eager call mostly measures the host.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ CROP_BYTES = 5  # per element: 1 read, 4 written
 
 
 def rows(device: torch.device, *, seconds: float = 1.0, inductor: bool = True) -> Iterator[Row]:
-    """Measure each call for `seconds`, and yield the row of each shape, dtype and baseline as it is done.
+    """Yield a row for each shape, dtype and baseline; each call is measured for `seconds`.
 
-    Without `inductor`, that baseline is left out; it takes seconds to compile for each shape.
+    `inductor=False` skips that baseline, which takes seconds to compile for each shape.
     """
     for shape in BN_SHAPES_GPU if device.type == "cuda" else BN_SHAPES:
         for dtype in DTYPES:
@@ -71,7 +71,7 @@ def _bn_stats(
     ms = milliseconds(calls | {"copy": ceiling.call}, device, seconds=seconds, cold=True)
     floor = ceiling.ms(FUSED_PASSES * x.nbytes, ms["copy"])
     baselines = {"published hook": ms["published hook"]}
-    for name in ("var_mean", "inductor"):  # each in its better layout
+    for name in ("var_mean", "inductor"):  # in the faster layout of each
         in_layouts = [value for call, value in ms.items() if call.startswith(name)]
         if in_layouts:
             baselines[name] = min(in_layouts)

@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what it is called."""
+"""The name of a device, and the peak speed that the machine reaches."""
 
 import platform
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from bench.timing import Call
 
 
 def describe(device: torch.device) -> str:
-    """The device's name; for a CPU with the number of threads used."""
+    """Return the device's name; for a CPU, also the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
@@ -25,19 +25,19 @@ def _cpuinfo() -> list[str]:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the machine does at best: `call` moves so many bytes, or does so many operations."""
+    """A call that runs at peak speed: it moves `amount` bytes, or does `amount` operations."""
 
     call: Call
     amount: float
 
     def ms(self, amount: float, measured_ms: float) -> float:
-        """The time of `amount` at the speed of a call that took `measured_ms`."""
+        """Return the milliseconds for `amount` at the speed of a call that took `measured_ms`."""
         return amount / self.amount * measured_ms
 
 
 @cache
 def copy_ceiling(device: torch.device) -> Ceiling:
-    """Bytes read and written by a copy of a tensor far larger than the caches."""
+    """Return the copy of a tensor far larger than the caches; its amount is the bytes read and written."""
     source = torch.ones(64 << 20 if device.type == "cpu" else 512 << 20, device=device)
     target = torch.empty_like(source)
     return Ceiling(lambda: target.copy_(source), 2 * source.nbytes)
@@ -45,7 +45,7 @@ def copy_ceiling(device: torch.device) -> Ceiling:
 
 @cache
 def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """Floating-point operations of a square matrix product."""
+    """Return a square matrix product; its amount is the floating-point operations."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return Ceiling(lambda: a @ b, 2 * size**3)

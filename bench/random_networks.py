@@ -1,4 +1,4 @@
-"""Networks of a given size with random weights, made fast, to measure speed where weights are far."""
+"""Build networks of a given size with random weights, quickly, to measure speed without a download."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-"""Stable Diffusion's."""
+"""Stable Diffusion's noise schedule."""
 
 UNET_SD_1_5: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-"""All else is diffusers' default: 860 M weights."""
+"""Everything else is diffusers' default: 860 M weights."""
 VAE_SD_1_5: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -50,7 +50,7 @@ VAE_OF_4: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 128,
 }
-"""A quarter of the image's side, so 128x128 images of 32x32 latents."""
+"""Latents have a quarter of the image's side: 32x32 for 128x128 images."""
 ENCODER_SMALL: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 1024,
@@ -71,19 +71,19 @@ def variation_pipeline(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Any:
-    """A StableDiffusionImageVariationPipeline of these configurations; `scheduler` names diffusers' class."""
+    """Return a StableDiffusionImageVariationPipeline; `scheduler` is the name of a diffusers class."""
     import diffusers
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     side = encoder["image_size"]
-    with quickly(dtype, device):
+    with uninitialized(dtype, device):
         networks = {
             "unet": diffusers.UNet2DConditionModel(**unet),
             "vae": diffusers.AutoencoderKL(**vae),
             "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**encoder)),
         }
     pipeline = diffusers.StableDiffusionImageVariationPipeline(
-        **{name: drawn(network) for name, network in networks.items()},
+        **{name: init_weights(network) for name, network in networks.items()},
         scheduler=getattr(diffusers, scheduler)(**NOISE_SCHEDULE),
         feature_extractor=CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
@@ -96,37 +96,37 @@ def variation_pipeline(
 
 
 def tiny_autoencoder(*, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
-    """TAESD's architecture."""
+    """Return a network with TAESD's architecture."""
     from diffusers import AutoencoderTiny
 
-    with quickly(dtype, device):
-        return drawn(AutoencoderTiny())
+    with uninitialized(dtype, device):
+        return init_weights(AutoencoderTiny())
 
 
 def open_clip_network(
     name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Any:
-    """One of open_clip's architectures, such as ViT-B-32, without a download."""
+    """Return one of open_clip's architectures, such as ViT-B-32, without a download."""
     import open_clip
 
-    with quickly(dtype, "cpu"):
+    with uninitialized(dtype, "cpu"):
         network = open_clip.create_model(name, precision="fp32")
-    return drawn(network.to(device, dtype))
+    return init_weights(network.to(device, dtype))
 
 
 @contextmanager
-def quickly(dtype: torch.dtype, device: torch.device | str) -> Iterator[None]:
-    """Modules made inside have this type and device; none of their weights is initialised."""
+def uninitialized(dtype: torch.dtype, device: torch.device | str) -> Iterator[None]:
+    """Build modules inside the block with this type and device, without initializing their weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device), _WithoutInitialisation():
+        with torch.device(device), _SkipInit():
             yield
     finally:
         torch.set_default_dtype(before)
 
 
-class _WithoutInitialisation(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -135,12 +135,12 @@ class _WithoutInitialisation(TorchFunctionMode):
 
 
 @torch.no_grad()
-def drawn(network: nn.Module, *, seed: int = 0) -> Any:
-    """`network`, frozen: weights of variance 1 / fan-in, which fp16 holds at any depth, no biases.
+def init_weights(network: nn.Module, *, seed: int = 0) -> Any:
+    """Initialize and freeze `network`: weights of variance 1 / fan-in, zero biases.
 
-    The same on each device, for each seed.
+    Activations stay in the range of fp16 at any depth. A seed gives the same weights on every device.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             if isinstance(module, NORMS) and name == "weight":
@@ -149,11 +149,11 @@ def drawn(network: nn.Module, *, seed: int = 0) -> Any:
                 weight.zero_()
             else:
                 fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
-                weight.copy_(_normal(weight, draw).mul_(fan_in**-0.5))
+                weight.copy_(_normal(weight, generator).mul_(fan_in**-0.5))
     return network.eval().requires_grad_(False)
 
 
-def _normal(like: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Standard normal values; many, those of the first million again and again."""
-    values = torch.randn(min(like.numel(), 1 << 20), generator=draw)
+def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return standard normal values; larger tensors repeat the first 2^20."""
+    values = torch.randn(min(like.numel(), 1 << 20), generator=generator)
     return values.to(like.dtype).repeat(-(-like.numel() // len(values)))[: like.numel()].view(like.shape)

@@ -1,4 +1,4 @@
-"""One measured figure beside its baseline, as `--json` writes it."""
+"""A measured figure with its baseline, as `--json` and `--csv` write it."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`ratio` is how many times better than the baseline; `floor` the physical bound in the same unit."""
+    """A figure and its baseline. `ratio`: how many times better; `floor`: the physical bound, in `unit`."""
 
     case: str
     baseline: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def commit() -> str:
-    """Return $COMMIT, for a copy without history; else the checkout's short hash, or `unknown`."""
+    """Return $COMMIT if set, for a copy without history; else the checkout's short hash, or `unknown`."""
     if given := os.environ.get("COMMIT"):
         return given
     return _output(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
@@ -60,7 +60,7 @@ def _output(command: list[str]) -> str:
 
 
 def table(rows: list[Row], *, header: bool = True) -> str:
-    """Markdown, one line a row."""
+    """Return a Markdown table with a line per row."""
     lines = []
     if header:
         lines += [
@@ -89,7 +89,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """One line a row, with the versions that made it."""
+    """Write a line per row, with the versions of the software that was measured."""
     versions = _versions()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*Row.__dataclass_fields__, *versions])
@@ -98,7 +98,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of what runs the kernels; `absent` where a machine has none of it."""
+    """Return the versions of what runs the kernels; `absent` for what this machine lacks."""
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {
         "torch": _version("torch"),
@@ -112,8 +112,8 @@ def _versions() -> dict[str, str]:
 
 def _driver() -> str:
     """Return the version of the NVIDIA kernel module, from nvidia-smi if /proc does not show it."""
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    text = PROC_DRIVER.read_text(encoding="utf-8") if PROC_DRIVER.exists() else _output(ask)
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    text = PROC_DRIVER.read_text(encoding="utf-8") if PROC_DRIVER.exists() else _output(command)
     found = re.search(r"\d+(\.\d+)+", text)
     return found[0] if found else "absent"
 

@@ -1,4 +1,4 @@
-"""How soon a command answers that needs no network: `--help`, and an export that is up to date."""
+"""Measure how fast commands answer that load no network: `--help`, and an export that is up to date."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 def rows() -> Iterator[Row]:
-    """Yield medians of wall-clock seconds; commands and baselines take turns."""
+    """Yield medians of wall-clock seconds; commands and baselines alternate."""
     baselines = {"bare": ["-c", "pass"], "torch": ["-c", "import torch"]}
     calls = {name: ["-m", name, "--help"] for name in COMMANDS} | baselines
     seconds = {name: median(times) for name, times in _in_turns(calls).items()}

@@ -1,6 +1,6 @@
-"""Whether TensorRT's engines run on the GPU at hand, what they compute there, and how fast.
+"""Check whether TensorRT engines run on this GPU, what they compute, and how fast.
 
-CLIP's shipped image tower, once in an engine for the builder's list of GPUs and once for the one at hand.
+The network is the shipped CLIP image tower, built once for the builder's list of GPUs and once for this GPU.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[Literal["current"], ...]] = {
 
 
 def rows() -> Iterator[Row]:
-    """A row for each engine that runs here; for another, aloud, why not, and that torch is what runs."""
+    """Yield a row for each engine that runs here; for any other, print why not, and what torch runs on."""
     compute = resolve_compute(ComputeConfig(runtime="tensorrt", runtime_precision="fp16"), must_run=False)
     device = torch.device(compute.device)
     spec = clip_spec(clip_of(load_network(EMBEDDED), device), rows=BATCH, runtime="tensorrt")
@@ -54,12 +54,12 @@ def rows() -> Iterator[Row]:
 
 
 def _validity(engine: bytes) -> str:
-    """What TensorRT-RTX says of an engine on this machine before it loads it."""
+    """Return TensorRT-RTX's verdict on an engine for this machine, before loading it."""
     from export.tensorrt.bindings import IS_RTX, LOGGER, trt
     from export.tensorrt.loading import diagnosis
 
     if not IS_RTX or not torch.cuda.is_available():
-        return "not judged: " + ("classic TensorRT has no such check" if not IS_RTX else "there is no GPU")
+        return "not checked: " + ("classic TensorRT has no such check" if not IS_RTX else "there is no GPU")
     validity, bits = trt.Runtime(LOGGER).get_engine_validity(engine)
     why = "" if validity == trt.EngineValidity.VALID else f": {diagnosis(bits)}"
     return f"{validity.name}{why}"
@@ -77,7 +77,7 @@ def _measured(name: str, spec: NetworkSpec, options: RuntimeOptions) -> Row:
     eager = open_runtime(spec, replace(options, runtime="torch"))
     inputs = {key: value.to(options.device) for key, value in spec.example({"batch": BATCH}).items()}
     found = compare(reference(spec, inputs), tensorrt(**inputs), options.precision)
-    print(f"{name}: relative error to torch in fp32 {found.relative_error:.1e}", flush=True)
+    print(f"{name}: relative error against torch in fp32 {found.relative_error:.1e}", flush=True)
     ceiling = gemm_ceiling(options.device, DTYPES[options.precision])
     calls = {
         "ours": lambda: tensorrt(**inputs),

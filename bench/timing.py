@@ -1,26 +1,31 @@
-"""Medians of repeated calls, candidates in turns in one process."""
+"""Measure the median time of repeated calls, alternating candidates in one process."""
 
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
+from types import FrameType
 
 import torch
 
 Call = Callable[[], object]
 Measure = Callable[[Call, int], list[float]]
-"""(call, repeats) -> the milliseconds of each."""
+"""(call, repeats) -> the milliseconds of each repeat."""
 
 
 def milliseconds(
     calls: dict[str, Call], device: torch.device, *, seconds: float = 1.0, cold: bool = False
 ) -> dict[str, float]:
-    """Return the median time of each call, in ms, of five rounds of `seconds` / 5, or of one run, a call.
+    """Return the median time of each call in ms.
 
-    In turns, so that a machine that slows down slows all of them; on a GPU by its own events. `cold`: on a
-    GPU the L2 cache is overwritten before each run, outside the time measured, so that a call reads its
-    inputs from memory; the host launches the call meanwhile. Else a call finds there what the one before
-    left, as the steps of a loop do. On a CPU `cold` changes nothing.
+    Every call runs for five rounds of `seconds` / 5 each, at least once a round. Calls alternate, so that a
+    machine that slows down slows all of them. On a GPU, CUDA events take the time.
+
+    With `cold`, the GPU's L2 cache is overwritten before each run, outside the measured time, so that a call
+    reads its inputs from memory; the host launches the call meanwhile. Without it, a call finds what the call
+    before left in the cache, as the steps of a loop do. On a CPU, `cold` has no effect.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     measure: Measure = _cpu_ms
@@ -41,7 +46,10 @@ def milliseconds(
 
 
 def in_turns(calls: dict[str, Call], device: torch.device, *, runs: int = 3) -> dict[str, float]:
-    """The median time of each call, in ms, of so many single runs: for calls of seconds, warmed up once."""
+    """Return the median time of each call in ms over `runs` single runs, after one warm-up.
+
+    For calls that take seconds.
+    """
     measure = _gpu_ms if device.type == "cuda" else _cpu_ms
     for call in calls.values():
         call()
@@ -72,8 +80,27 @@ def _gpu_ms(call: Call, repeats: int, *, before: Call | None = None) -> list[flo
     return [start.elapsed_time(end) for start, end in events]
 
 
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside the block when the time is over; works in the main thread only.
+
+    A running compilation or kernel is interrupted at its next return to Python.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"took more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @cache
 def _evictor(device: torch.device) -> Callable[[], torch.Tensor]:
-    """Return a call that writes twice what the GPU's L2 cache holds."""
+    """Return a call that overwrites twice the size of the GPU's L2 cache."""
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(size, dtype=torch.int8, device=device).zero_

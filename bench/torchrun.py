@@ -1,4 +1,4 @@
-"""`engine.distill` in several processes on this machine, and the losses that it logs."""
+"""Run `engine.distill` in several processes on this machine, and read the losses it logs."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def torchrun(module: str, arguments: Sequence[str], *, processes: int) -> "subprocess.CompletedProcess[str]":
-    """`python -m MODULE ARGUMENTS` in so many processes, each of one thread unless it takes another number.
+    """Run `python -m MODULE ARGUMENTS` in `processes` processes with OMP_NUM_THREADS=1.
 
-    The paths among `arguments` must be absolute. What the processes print is kept, and nothing is raised.
+    Paths in `arguments` must be absolute. The output is captured, and a failure raises nothing.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
@@ -37,9 +37,10 @@ def distill(
     threads: int,
     resume: bool = False,
 ) -> None:
-    """A student of `bank` into the folder `out`, `threads` a process; `settings` by key, as `distill.lr`.
+    """Train a student on `bank` into the folder `out`, with `threads` threads per process.
 
-    With `resume` it goes on in `out`. Raises RuntimeError with what the processes wrote where they fail.
+    `settings` by recipe key, such as `distill.lr`. `resume` continues the run in `out`. Raises RuntimeError
+    with the processes' output if they fail.
     """
     arguments = [f"--{key}={value}" for key, value in {"compute.threads": threads, **settings}.items()]
     if resume:
@@ -50,10 +51,10 @@ def distill(
 
 
 def losses(out: Path, name: str = "loss") -> dict[int, float]:
-    """By step, the means that the run in `out` logged, each over the steps since the last.
+    """Return the means that the run in `out` logged, by step; each covers the steps since the last.
 
-    It logs after every 50 steps and at each checkpoint: every step with `schedule.checkpoint_steps` 1. `name`
-    is one of loss, kl, ce, feature, label_agreement, lr.
+    A run logs every 50 steps and at each checkpoint, so with `schedule.checkpoint_steps` 1 at every step.
+    `name` is one of loss, kl, ce, feature, label_agreement, lr.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

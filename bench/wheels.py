@@ -1,6 +1,6 @@
-"""`python -m bench.wheels`: names the packages that the engine and its tests need and that are missing here.
+"""`python -m bench.wheels`: list the packages that the engine and its tests need but this machine lacks.
 
-For a machine without network: an import that fails late wastes the time of a whole part.
+On a machine without network, an import that fails late wastes the time of a whole part of bench/gpu.sh.
 """
 
 import sys
@@ -14,23 +14,23 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"openvino"}
-"""What the engine can do without."""
+"""Packages the engine can do without."""
 TESTING = ("pytest", "pytest-timeout")
 
 
 def roots() -> list[str]:
-    """Return what must be installed here: the project's requirements and those that travel as wheels."""
+    """Return what must be installed here: the project's requirements and those brought as wheels."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = (ROOT / "bench/gpu-requirements.txt").read_text(encoding="utf-8").splitlines()
-    travelling = [line for line in lines if line and not line.startswith("#")]
+    brought = [line for line in lines if line and not line.startswith("#")]
     required = [line for line in project if Requirement(line).name not in OPTIONAL]
-    return [line for line in (*required, *travelling, *TESTING) if _applies(Requirement(line))]
+    return [line for line in (*required, *brought, *TESTING) if _applies(Requirement(line))]
 
 
 def missing(requirements: Iterable[str]) -> Iterator[str]:
-    """Yield a line for each package that these need, directly or not, and that is not installed or too old.
+    """Yield a line for each package that is missing or too old, among these and all their dependencies.
 
-    The versions of `requirements` themselves are left to whoever installs them.
+    The versions of `requirements` themselves are not checked.
     """
     waiting = [(Requirement(line), "") for line in requirements]
     seen: set[tuple[str, str]] = set()
@@ -56,7 +56,7 @@ def _installed(name: str) -> metadata.Distribution | None:
 
 
 def _needs(found: metadata.Distribution, extra: str) -> list[Requirement]:
-    """Return what a distribution needs with an extra, or without any."""
+    """Return the requirements of a distribution with one extra, or without extras."""
     needs = [Requirement(line) for line in found.requires or []]
     return [need for need in needs if _applies(need, extra)]
 

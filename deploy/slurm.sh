@@ -1,8 +1,8 @@
 #!/bin/bash
-# A Ray cluster over the nodes of a Slurm job, and a generation on it:
+# Start a Ray cluster on the nodes of a Slurm job, and run a generation on it:
 #   sbatch --nodes 4 deploy/slurm.sh my-recipe.yaml /shared/bank 10000
-# Submitted again it goes on where it was: shards that are committed are never made twice. Slurm's SIGTERM,
-# 10 minutes before the time limit, lets the workers finish the shards they have.
+# To continue, submit it again: committed shards are never generated twice. Slurm sends SIGTERM 10 minutes before
+# the time limit, so that the workers can finish their shards.
 #SBATCH --job-name=dda-generate
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -27,4 +27,4 @@ sleep 15
 python -m engine.generate --ray "$address" --recipe "$recipe" --out "$bank" --shards "$shards" --resume &
 generation=$!
 trap 'kill -TERM "$generation"' TERM
-wait "$generation" || wait "$generation"  # the first wait ends when the signal comes
+wait "$generation" || wait "$generation"  # the first wait returns when the signal arrives

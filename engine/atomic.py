@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.disk import full_disk
-from export.sealed import fsync
+from export.disk import fsync, full_disk
 
 
 @contextmanager

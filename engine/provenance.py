@@ -18,6 +18,7 @@ from engine.config.storage import stored_channels
 from engine.errors import UserError
 from engine.models.weight_index import weight_files
 from engine.paths import resolve
+from export.hashed import sha256_of
 
 DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "storage")
 DECIDING_COMPUTE = (
@@ -203,9 +204,7 @@ def _contents(path: Path) -> list[tuple[Path, str]]:
     found = []
     for file in sorted(path.rglob("*")) if path.is_dir() else weight_files(path, "teacher.weights"):
         if file.is_file():
-            with file.open("rb") as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
-            found.append((Path(os.path.relpath(file, path)), content))
+            found.append((Path(os.path.relpath(file, path)), sha256_of(file)))
     return found
 
 

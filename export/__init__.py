@@ -1,1 +1,1 @@
-"""Networks as ONNX graphs and engine files: specs, export, parity with torch, a cache, TensorRT builds."""
+"""Export networks to ONNX graphs and TensorRT engines, check their parity with torch, and cache them."""

@@ -1,4 +1,4 @@
-"""`python -m export`. The command knows recipes, so it is the engine's; nothing else here looks up to it."""
+"""`python -m export`. The command reads recipes, so it lives in the engine: this is the one upward import."""
 
 import sys
 

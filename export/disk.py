@@ -1,17 +1,28 @@
-"""Disks that take no more, by whatever exception a library says so."""
+"""Flush files to the disk, and recognize a full disk in the errors that libraries raise."""
 
 import errno
 import os
 import re
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BY_TEXT = {os.strerror(number): number for number in FULL}
 
 
-def full_disk(error: BaseException, path: object) -> OSError | None:
-    """The OSError that names `path` if `error` comes from a disk that is full, a quota or a limit of size.
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Libraries give it without a name, hidden behind an exception of their own, or as text alone.
+
+def full_disk(error: BaseException, path: object) -> OSError | None:
+    """Return an OSError that names `path` if `error` means a full disk, a quota or a file size limit.
+
+    Libraries raise such errors without a file name, wrapped in their own exceptions, or as text alone.
+    Returns None for any other error.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -2,8 +2,8 @@
 
 
 class ExportError(Exception):
-    """What the user can mend: one line that names the file, package or device and the next step."""
+    """A problem the user can fix: one line that names the file, package or device and the next step."""
 
 
 class RuntimeUnavailableError(ExportError):
-    """A runtime whose package or device is not here, or that cannot compute in the precision asked for."""
+    """A runtime whose package or device is missing, or which cannot compute in the requested precision."""

@@ -1,4 +1,4 @@
-"""What a graph is made from, as hashes: weights, structure, code and versions. Equal hashes, equal graph."""
+"""Hash what determines a graph: weights, structure, code and versions. Equal hashes mean equal graphs."""
 
 import hashlib
 import inspect
@@ -13,34 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.hashed import sha256_of
 from export.spec import Input, NetworkSpec
 
 EXPORTERS = ("torch", "onnx", "onnx_ir", "onnxscript")
 PLAIN = (bool, int, float, str, bytes, complex, type(None), torch.dtype)
 NOT_IN_THE_GRAPH = {"training", "name_or_path"}
-"""Attributes: the mode, and the folder that transformers read a model from."""
+"""Attributes to skip: the mode, and the folder from which transformers read the model."""
 
 
 def onnx_parts(spec: NetworkSpec) -> dict[str, str]:
-    """The parts of a graph's key, by a name that a message can give as the reason to build it anew."""
+    """Return the parts of a graph's cache key, by names that log lines give as the reason to rebuild it."""
     return {
         "weights": weights_hash(spec.module),
         "network": _structure_hash(spec.module),
-        "inputs": "; ".join(map(_door, spec.inputs)),
+        "inputs": "; ".join(map(_input_shape, spec.inputs)),
         "outputs": ", ".join(spec.outputs),
         "code": _sources_hash(spec.module),
         "exporter": ", ".join(f"{name} {metadata.version(name)}" for name in EXPORTERS),
     }
 
 
-def _door(given: Input) -> str:
-    """What a graph depends on: which axes vary, not between which sizes."""
+def _input_shape(given: Input) -> str:
+    """Describe an input without the limits of its axes: a graph depends only on which axes vary."""
     shape = [size if isinstance(size, int) or size.min == size.max else size.name for size in given.shape]
     return f"{given.name} {[s if isinstance(s, int | str) else s.opt for s in shape]}"
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers."""
+    """Return a SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     parameters = module.named_parameters(remove_duplicate=False)
     tensors = dict([*parameters, *module.named_buffers(remove_duplicate=False)])
@@ -56,7 +57,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _structure_hash(module: nn.Module) -> str:
-    """Over each submodule's class, what its repr says of it, and its attributes; under each of its names."""
+    """Hash each submodule's class, `extra_repr`, attributes and configuration, once per name it has."""
     digest = hashlib.sha256()
     for name, part in module.named_modules(remove_duplicate=False):
         attributes = {
@@ -70,7 +71,7 @@ def _structure_hash(module: nn.Module) -> str:
 
 
 def _described(value: Any) -> Any:
-    """The value in plain types, the same in every process; of what is none of these, its class alone."""
+    """Return a value as plain types that are the same in every process; for any other object, its class."""
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, tuple | list):
@@ -90,7 +91,7 @@ def _described(value: Any) -> Any:
 
 
 def _described_function(function: FunctionType) -> Any:
-    """Its name and code, and the plain values that it closes over."""
+    """Return a function's name and code, and the plain values among its constants, closure and defaults."""
     code = function.__code__
     used = (*code.co_consts, *(cell.cell_contents for cell in function.__closure__ or ()))
     plain = [value for value in (*used, *(function.__defaults__ or ())) if isinstance(value, PLAIN)]
@@ -99,7 +100,7 @@ def _described_function(function: FunctionType) -> Any:
 
 
 def _config(part: nn.Module) -> dict[str, Any]:
-    """The configuration that diffusers and transformers keep, but for where it was read from."""
+    """Return the configuration of diffusers or transformers, without private keys such as the path."""
     config: Any = getattr(part, "config", {})
     if hasattr(config, "to_dict"):
         config = config.to_dict()
@@ -108,7 +109,7 @@ def _config(part: nn.Module) -> dict[str, Any]:
 
 
 def _sources_hash(module: nn.Module) -> str:
-    """Over the files that define the submodules' classes, their libraries' versions, and our exporter."""
+    """Hash the source files of the submodules' classes, their libraries' versions, and our exporter."""
     classes = {base for part in module.modules() for base in type(part).__mro__}
     own = sorted((Path(__file__).parent / "onnx").glob("*.py"))
     files = sorted({file for kind in classes if (file := _source(kind))})
@@ -119,7 +120,7 @@ def _sources_hash(module: nn.Module) -> str:
 
 def _source(kind: type) -> str | None:
     if kind.__module__.partition(".")[0] in ("builtins", "torch"):
-        return None  # torch's version is a part of its own
+        return None  # torch's version is part of "exporter"
     try:
         return inspect.getsourcefile(kind)
     except (OSError, TypeError):
@@ -128,8 +129,8 @@ def _source(kind: type) -> str | None:
 
 @cache
 def files_hash(files: tuple[str, ...]) -> str:
-    """SHA-256 over names and contents of files that stay as they are while the process runs."""
+    """Return a SHA-256 over names and contents of files, which must not change while the process runs."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(Path(file).name.encode() + hashlib.sha256(Path(file).read_bytes()).digest())
+        digest.update(Path(file).name.encode() + bytes.fromhex(sha256_of(Path(file))))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""float32 arithmetic with all of its bits, which a GPU does not use unless it is told to."""
+"""Exact float32 arithmetic: by default, torch lets some backends round float32 inputs to TF32 or bf16."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ _put_back: Callable[[], None] | None = None
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, no convolution or matrix product rounds its float32 inputs to TF32 or bf16.
+    """Keep convolutions and matrix products from rounding float32 inputs to TF32 or bf16 inside the block.
 
     The setting is process-wide: it also affects other threads, whose results would then depend on timing. If
-    other threads run float32 products, call `use_exact_float32` before they start. The earlier setting
-    returns when the last thread leaves.
+    other threads run float32 products, call `use_exact_float32` before they start. The earlier setting is
+    restored when the last thread leaves.
     """
     use_exact_float32()
     try:
@@ -28,7 +28,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def use_exact_float32() -> None:
-    """Do what `exact_float32` does, for the rest of the process."""
+    """Switch to exact float32 for the rest of the process."""
     global _users, _put_back
     with _LOCK:
         if _users == 0:
@@ -46,10 +46,11 @@ def _release() -> None:
 
 
 def _round_nothing() -> Callable[[], None]:
-    """Change torch's settings and return what puts them back.
+    """Turn off rounding in torch's settings and return a function that restores them.
 
-    There are two sets. The older one is readable only while both agree, and what reads it (inductor,
-    `cudnn.flags`) raises otherwise: it is changed along if it can be read and allows rounding.
+    torch has an older and a newer set of settings. The older set is readable only while both agree, and its
+    readers (inductor, `cudnn.flags`) raise otherwise. So it is changed as well if it can be read and allows
+    rounding.
     """
     backends: Any = torch.backends
     tf32, products = _older(lambda: backends.cudnn.allow_tf32), _older(torch.get_float32_matmul_precision)

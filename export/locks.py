@@ -1,4 +1,4 @@
-"""Locks between processes; the kernel frees them however their process ends."""
+"""File locks between processes. The kernel releases them when the holder exits, even if it is killed."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file `path` alone; calls `on_wait` once where another holds it, then waits."""
+    """Hold the lock file `path` exclusively. If it is taken, call `on_wait` once and wait."""
     descriptor = _open(path)
     try:
         try:
@@ -24,7 +24,7 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def exclusive_if_free(path: Path) -> Iterator[bool]:
-    """Holds the lock file `path` alone and gives True, or gives False where another holds it."""
+    """Try to hold the lock file `path` exclusively; yield whether it was free."""
     descriptor = _open(path)
     try:
         try:
@@ -38,7 +38,7 @@ def exclusive_if_free(path: Path) -> Iterator[bool]:
 
 
 def shared(path: Path) -> int:
-    """Holds the lock file `path` together with other sharers until the returned descriptor is closed."""
+    """Take a shared lock on the file `path`, held until the returned descriptor is closed."""
     descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -1,4 +1,4 @@
-"""Whether what a runtime computes is what torch computes in float32."""
+"""Check the parity of a runtime with torch in float32."""
 
 import math
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from export.float32 import exact_float32
 from export.spec import NetworkSpec, Precision
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
-"""Largest relative error; above it the graph is wrong, or the number format does not hold the network."""
+"""Largest relative error. Above it, the graph is wrong or the precision is too low for the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """The worst over a network's outputs; error and cosine are NaN where a number is not finite."""
+    """The worst values over a network's outputs. Error and cosine are NaN unless all outputs are finite."""
 
     finite: bool
     relative_error: float
-    """||given - wanted|| / ||wanted||; infinite where only `wanted` is zero."""
+    """||given - wanted|| / ||wanted||; infinite if only `wanted` is zero."""
     cosine: float
-    """Least cosine between the given and the wanted output of one sample."""
+    """Lowest cosine similarity between the given and the wanted output of a sample."""
     precision: Precision
 
     @property
@@ -37,7 +37,7 @@ class Parity:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Parity":
-        """The inverse of `as_json`."""
+        """Rebuild a `Parity` from the values of `as_json`."""
         null = math.inf if values["finite"] else math.nan
         numbers = {
             name: null if values[name] is None else values[name] for name in ("relative_error", "cosine")
@@ -45,7 +45,7 @@ class Parity:
         return cls(finite=values["finite"], precision=values["precision"], **numbers)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; null for NaN and for an error relative to zero, which JSON cannot hold."""
+        """Return plain values, with None (null) for NaN and Inf, which JSON cannot represent."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -54,13 +54,13 @@ class Parity:
 
 @torch.no_grad()
 def reference(spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the module itself gives, in float32 with all of its bits, for inputs on its device."""
+    """Return the module's own outputs in exact float32; `inputs` must be on its device."""
     with exact_float32():
         return spec.named(spec.module(*(inputs[given.name] for given in spec.inputs)))
 
 
 def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], precision: Precision) -> Parity:
-    """`given` against `wanted`, both [B, ...] by output name; where `wanted` is not finite, nothing is."""
+    """Compare `given` with `wanted`, both [B, ...] by output name; `finite` requires both to be finite."""
     pairs = [(given[name].double().cpu(), wanted[name].double().cpu()) for name in wanted]
     assert all(a.shape == b.shape for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
     finite = all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""What must be known of a network to export it: the module, its inputs and outputs, its shapes."""
+"""Describe a network for export: the module, its inputs and outputs, and the shapes they may have."""
 
 import math
 from collections.abc import Iterable
@@ -8,19 +8,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from export.errors import ExportError
+
 Precision = Literal["fp16", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
-"""From the least to the safest."""
+"""In ascending order of precision."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Point = Literal["min", "opt", "max"]
 
+BATCHES = (1, 16, 64)
+"""Default (min, opt, max) of a batch axis."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A size that varies between calls: from `min` to `max`, tuned for `opt`, each a multiple of `multiple`.
+    """A size that may vary between calls, from `min` to `max`; engines are tuned for `opt`.
 
-    Axes of one name are equal in a call.
+    All three are multiples of `multiple`. Axes with the same name have the same size within a call.
     """
 
     name: str
@@ -34,14 +39,34 @@ class Axis:
         assert not any(size % self.multiple for size in (self.min, self.opt, self.max)), self
 
 
+def batch(sizes: tuple[int, int, int] = BATCHES) -> Axis:
+    """Return the batch axis with (min, opt, max)."""
+    return Axis(name="batch", min=sizes[0], opt=sizes[1], max=sizes[2])
+
+
+def resolution(name: str, native: int, *, multiple: int = 1) -> Axis:
+    """Return a height or width axis from 0.5 to 1.5 times the training size `native`, in steps of `multiple`.
+
+    Raises ExportError if `native` is not a multiple of `multiple`.
+    """
+    if native % multiple:
+        raise ExportError(
+            f"{name} is {native}, but the network needs a multiple of {multiple}; load a matching network"
+        )
+    half = max(native // 2 // multiple, 1) * multiple
+    return Axis(
+        name=name, min=half, opt=native, max=native + native // 2 // multiple * multiple, multiple=multiple
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input, float32 at the door whatever the precision inside."""
+    """One input of a network, float32 whatever precision the network computes in."""
 
     name: str
     shape: tuple[int | Axis, ...]
     values: Literal["uniform", "normal"] | float = "normal"
-    """What example inputs are drawn from: [0, 1), the standard normal, or one constant."""
+    """Distribution of example inputs: uniform in [0, 1), standard normal, or one constant."""
 
     def shape_at(self, point: Point) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else getattr(size, point) for size in self.shape)
@@ -49,11 +74,11 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """A network to be run by any runtime.
+    """A network that any runtime can run.
 
-    `module`: in eval mode; takes the inputs in their order and returns a tuple of float32 tensors, in the
-    order of `outputs`. The first axis of every output, and of every input whose first axis is named `batch`,
-    is the batch.
+    `module` is in eval mode, takes the inputs in order and returns a tuple of float32 tensors in the order of
+    `outputs`. The batch is the first axis of every output, and of every input whose first axis is named
+    `batch`.
     """
 
     name: str
@@ -62,27 +87,27 @@ class NetworkSpec:
     outputs: tuple[str, ...]
 
     def axes(self) -> dict[str, Axis]:
-        """The varying sizes by name."""
+        """Return the axes of all inputs by name."""
         return {axis.name: axis for given in self.inputs for axis in given.shape if isinstance(axis, Axis)}
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-        """(min, opt, max) of each input, by name."""
+        """Return (min, opt, max) shapes of each input, by name."""
         return {
             given.name: (given.shape_at("min"), given.shape_at("opt"), given.shape_at("max"))
             for given in self.inputs
         }
 
     def example(self, sizes: dict[str, int] | None = None, *, seed: int = 0) -> dict[str, Tensor]:
-        """Random float32 inputs on the CPU; axes have their tuned size where `sizes` names no other."""
-        draw = torch.Generator().manual_seed(seed)
-        return {given.name: _draw(given, sizes or {}, draw) for given in self.inputs}
+        """Return random float32 inputs on the CPU; an axis that `sizes` does not name has its size `opt`."""
+        generator = torch.Generator().manual_seed(seed)
+        return {given.name: _sample(given, sizes or {}, generator) for given in self.inputs}
 
     def named(self, outputs: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The module's outputs by name."""
+        """Return the module's outputs by name."""
         return dict(zip(self.outputs, outputs, strict=True))
 
 
-def _draw(given: Input, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
+def _sample(given: Input, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
     shape = [size if isinstance(size, int) else sizes.get(size.name, size.opt) for size in given.shape]
     if given.values == "uniform":
         return torch.rand(shape, generator=generator)

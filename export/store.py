@@ -1,10 +1,10 @@
-"""A cache of built things (ONNX graphs, engines, compiled models), found by what they were built from.
+"""A cache of build results (ONNX graphs, engines, compiled models), keyed by what they were built from.
 
-An entry is a folder named by its key. It is built under another name, hashed, written through to the disk and
-renamed, so that it is whole or absent; each use verifies every byte. `.locks` holds two lock files an entry:
-`NAME.build`, held alone by who builds or removes it, and `NAME.use`, shared by who uses it. `.beside/NAME`
-has what a runtime derives from the entry for this machine; it counts with the entry and goes with it, and
-nothing here verifies it.
+An entry is a folder named by its key. It is built under another name, hashed, flushed to the disk and
+renamed, so it is either complete or absent; every lookup verifies its hashes. `.locks` holds two lock files
+per entry: `NAME.build`, held exclusively to build or remove it, and `NAME.use`, shared by its users.
+`.beside/NAME` holds files that a runtime derives from the entry for this machine. They count towards the
+entry's size and are removed with it, but are not verified here.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export import locks, sealed
-from export.disk import full_disk
+from export import hashed, locks
+from export.disk import fsync, full_disk
 
 logger = logging.getLogger(__name__)
 
-BESIDE = ".beside"
+DERIVED = ".beside"
 PART = ".part-"
-"""Starts the name of a folder being built or removed; who holds its build lock may touch it."""
+"""Name prefix of a folder being built or removed. Only the holder of the build lock may touch it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What determines an entry. `parts`: by name, e.g. the hash of the weights, the builder's version."""
+    """What determines an entry. `parts` by name, such as the hash of the weights or the builder's version."""
 
     network: str
     kind: str
@@ -53,12 +53,12 @@ class Key:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all fields, hexadecimal."""
+        """SHA-256 over all fields, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()
 
     @property
     def family(self) -> str:
-        """Starts the names of all entries that differ in `parts` alone."""
+        """Name prefix of all entries that differ only in `parts`."""
         return f"{self.network}-{self.kind}-{self.precision}-"
 
     @property
@@ -67,10 +67,10 @@ class Key:
 
 
 class Store:
-    """The entries in `folder`, of at most `max_bytes` in all but for those in use.
+    """The entries in `folder`, limited to `max_bytes` in total except for those in use.
 
-    What it was asked for stays in use, safe from removal by any process, until the store or its process ends.
-    Builds, waits and removals are logged.
+    An entry is in use, and never removed, from its first lookup until this store is closed or its process
+    ends. Builds, waits and removals are logged.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = 20 << 30) -> None:
@@ -87,10 +87,10 @@ class Store:
             os.close(self._used.popitem()[1])
 
     def get(self, key: Key, build: Callable[[Path], None], *, doing: str = "building") -> Path:
-        """The verified folder of the entry; where there is none, `build` fills the empty folder it is given.
+        """Return the verified folder of an entry. If there is none, `build` fills an empty folder first.
 
-        `doing` is the verb for `build` in the log. Of several processes one builds, the others wait for it.
-        Raises ExportError for an altered entry, and what `build` raises, leaving nothing behind.
+        `doing` is the verb for `build` in the log. If several processes need it, one builds and the others wait.
+        Raises ExportError for an altered entry, and whatever `build` raises, leaving nothing behind.
         """
         while (entry := self.find(key)) is None:
             self._build_alone(key, build, doing)
@@ -99,25 +99,25 @@ class Store:
         return entry
 
     def find(self, key: Key) -> Path | None:
-        """The verified folder of the entry, or None. Raises ExportError for an altered entry."""
+        """Return the verified folder of an entry, or None. Raises ExportError if it was altered."""
         if key.name not in self._used:
             self._used[key.name] = locks.shared(self._lock(key.name, "use"))
         entry = self.folder / key.name
         if not os.path.lexists(entry):
             return None
-        sealed.verify(entry, key.fields())
-        os.utime(entry / sealed.CARD)
+        hashed.verify(entry, key.fields())
+        os.utime(entry / hashed.ENTRY_FILE)
         return entry
 
-    def beside(self, entry: Path) -> Path:
-        """The folder for what is derived from an entry that is in use."""
-        folder = self.folder / BESIDE / entry.name
+    def derived_folder(self, entry: Path) -> Path:
+        """Return the folder for files derived from an entry, created if missing; the entry must be in use."""
+        folder = self.folder / DERIVED / entry.name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
     def read(self, entry: Path, name: str) -> bytes:
-        """The bytes of a file of an entry, proved to be those that were built, or ExportError."""
-        return sealed.read(entry, name)
+        """Return a file of an entry. Raises ExportError if the bytes differ from those that were built."""
+        return hashed.read(entry, name)
 
     def _build_alone(self, key: Key, build: Callable[[Path], None], doing: str) -> None:
         def on_wait() -> None:
@@ -134,9 +134,9 @@ class Store:
         try:
             part.mkdir(mode=0o700)
             build(part)
-            sealed.seal(part, key.fields())
+            hashed.write_entry(part, key.fields())
             part.rename(self.folder / key.name)
-            sealed.fsync(self.folder)
+            fsync(self.folder)
         except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
             if (failure := full_disk(error, part)) is not None:
@@ -144,21 +144,21 @@ class Store:
             raise
 
     def _reason(self, key: Key, doing: str) -> str:
-        """Why there is no such entry, by comparison with the newest that differs in parts alone."""
+        """Say why the entry is missing, by comparison with the newest one that differs only in `parts`."""
         what = f"{key.kind} {key.precision}"
         earlier = []
-        for card in self.folder.glob(f"{key.family}*/{sealed.CARD}"):
+        for file in self.folder.glob(f"{key.family}*/{hashed.ENTRY_FILE}"):
             with suppress(OSError, ValueError, LookupError, TypeError):
-                read = json.loads(card.read_text(encoding="utf-8"))
+                read = json.loads(file.read_text(encoding="utf-8"))
                 earlier.append((read["created"], dict(read["key"]["parts"])))
         if not earlier:
             return f"{doing} {what} for the first time"
-        newest = max(earlier, key=lambda one: one[0])[1]
+        newest = max(earlier, key=lambda entry: entry[0])[1]
         changed = [part for part in {**newest, **key.parts} if newest.get(part) != key.parts.get(part)]
-        return f"{' and '.join(changed)} changed, {doing} {what} anew"
+        return f"{' and '.join(changed)} changed, {doing} {what} again"
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed builders and removers left."""
+        """Remove folders left by processes that were killed while building or removing."""
         for part in self.folder.glob(f"{PART}*"):
             name = part.name.removeprefix(PART)
             with locks.exclusive_if_free(self._lock(name, "build")) as free:
@@ -166,7 +166,7 @@ class Store:
                     shutil.rmtree(part, ignore_errors=True)
 
     def _shrink(self) -> None:
-        """Removes the least recently used of the entries that nobody uses until all that is left fits."""
+        """Remove entries that are not in use, least recently used first, until the rest fits."""
         with locks.exclusive_if_free(self.folder / ".locks" / "shrink") as free:
             entries = self._sizes_by_use() if free else {}
             excess = sum(entries.values()) - self.max_bytes
@@ -179,17 +179,19 @@ class Store:
                     )
 
     def _sizes_by_use(self) -> dict[str, int]:
-        """Bytes of each entry and what is beside it; first what is beside none, then by the latest use."""
-        cards = sorted(self.folder.glob(f"[!.]*/{sealed.CARD}"), key=lambda card: card.stat().st_mtime_ns)
-        entries = [card.parent.name for card in cards]
-        alone = {path.name for path in (self.folder / BESIDE).glob("*")} - set(entries)
+        """Return the bytes of each entry with its derived files; orphans first, then by time of last use."""
+        files = sorted(
+            self.folder.glob(f"[!.]*/{hashed.ENTRY_FILE}"), key=lambda file: file.stat().st_mtime_ns
+        )
+        entries = [file.parent.name for file in files]
+        orphans = {path.name for path in (self.folder / DERIVED).glob("*")} - set(entries)
         return {
-            name: _bytes(self.folder / name) + _bytes(self.folder / BESIDE / name)
-            for name in (*sorted(alone), *entries)
+            name: _bytes(self.folder / name) + _bytes(self.folder / DERIVED / name)
+            for name in (*sorted(orphans), *entries)
         }
 
     def _remove(self, name: str) -> bool:
-        """Whether the entry was free, and is gone now."""
+        """Remove an entry unless it is in use; return whether it was removed."""
         with (
             locks.exclusive_if_free(self._lock(name, "build")) as unbuilt,
             locks.exclusive_if_free(self._lock(name, "use")) as unused,
@@ -201,7 +203,7 @@ class Store:
             if (self.folder / name).exists():
                 (self.folder / name).rename(part)
             shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(self.folder / BESIDE / name, ignore_errors=True)
+            shutil.rmtree(self.folder / DERIVED / name, ignore_errors=True)
             return True
 
     def _lock(self, name: str, purpose: str) -> Path:
@@ -211,6 +213,6 @@ class Store:
 def _bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another process may replace files beside an entry
+        with suppress(FileNotFoundError):  # another process may replace derived files
             total += path.lstat().st_size if not path.is_dir() else 0
     return total

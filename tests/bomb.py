@@ -1,4 +1,4 @@
-"""A decompression bomb: a whole PNG of some 50 kB that is an image of 400 million pixels."""
+"""A decompression bomb: a valid PNG of about 50 kB that decodes to 400 million pixels."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ SIDE = 20_000
 
 
 def bomb() -> bytes:
-    """Black, of one bit a pixel."""
+    """Return a black PNG with one bit per pixel."""
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 1, 0, 0, 0, 0)
     squeeze = zlib.compressobj()
     row = bytes(1 + SIDE // 8)

@@ -28,12 +28,12 @@ POLL_SECONDS = 0.01
 
 
 class Command:
-    """A command in a process of its own, with the methods of `subprocess.Popen` that the tests use."""
+    """A command in a separate process, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, server: "CommandServer", pid: int, log: Path) -> None:
         self.pid, self.returncode = pid, None
         self.seconds = 0.0
-        """Wall-clock seconds, set when it has ended."""
+        """Wall-clock seconds, set when the command ends."""
         self._server, self._log, self._start = server, log, time.monotonic()
 
     def poll(self) -> int | None:
@@ -55,9 +55,9 @@ class Command:
         return self.returncode
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
-        """Wait for the end; return all of stdout and stderr.
+        """Wait for the command to end, and return its stdout and stderr.
 
-        Raises TimeoutError if the command still runs after `timeout` seconds; it is killed.
+        If it still runs after `timeout` seconds, kill it and raise TimeoutError.
         """
         if self.wait(timeout) is None:
             self.kill()
@@ -136,9 +136,9 @@ class CommandServer:
         processes: int,
         environment: Mapping[str, str] | None = None,
     ) -> list[Command]:
-        """Run the command on several ranks, as torchrun would start them; return them when all have ended.
+        """Run the command on several ranks as torchrun would, and return them when all have ended.
 
-        Each must end by itself: torchrun would stop the others as soon as one fails.
+        Each rank must end by itself, whereas torchrun stops the others when one fails.
         """
         from torch.distributed import TCPStore
 
@@ -183,7 +183,7 @@ def command_server() -> Iterator[CommandServer]:
 
 
 def serve() -> None:
-    """Answer requests until stdin is closed; this process starts no thread, so that it can be forked."""
+    """Answer requests until stdin is closed. This process starts no threads, so that it can be forked."""
     import accelerate  # noqa: F401
     import diffusers  # noqa: F401
     import open_clip  # noqa: F401
@@ -194,8 +194,8 @@ def serve() -> None:
     with contextlib.suppress(ImportError):
         import nvidia.dali.fn  # noqa: F401
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the kernel forgets exit codes
-    gc.freeze()  # collections in the children leave the shared pages alone
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the kernel discards exit codes
+    gc.freeze()  # garbage collection in the children then leaves the shared pages alone
     running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -224,7 +224,7 @@ def _await(child: int, seconds: float) -> int | None:
 
 
 def _become(request: Mapping[str, Any]) -> None:
-    """Run the module to its end, then exit without the second that it takes to tear down all imports."""
+    """Run the module to its end, then exit without tearing down all imports, which takes a second."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -234,7 +234,7 @@ def _become(request: Mapping[str, Any]) -> None:
         os.dup2(opened, number)
         os.close(opened)
     sys.argv = [request["module"], *request["arguments"]]
-    sys.modules.pop(request["module"], None)  # which runpy would warn of
+    sys.modules.pop(request["module"], None)  # runpy would warn about it
     code = 1
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)

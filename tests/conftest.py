@@ -1,4 +1,4 @@
-"""Fixtures for all tests; see CONTRIBUTING.md for what a test must do."""
+"""Fixtures for all tests. CONTRIBUTING.md says what a test must do."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the run's processes share the cores: none may spin
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the processes share the cores, so none may spin
 
 import pytest
 import torch
@@ -34,20 +34,20 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Computation is small here: a second thread of each process costs more than it brings."""
+    """Use one thread: on small tensors, a second thread costs more than it saves."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _rare_collections() -> None:
-    """Collect garbage rarely, and not what the imports left: exports spend a tenth of their time on it."""
+    """Collect garbage rarely, and skip what imports created: exports spend a tenth of their time on it."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _sigint_is_not_ignored() -> Iterator[None]:
-    """A background job ignores SIGINT, and so would every process that a test starts."""
+    """Handle SIGINT: a background job ignores it, and so would every process that a test starts."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,7 +57,7 @@ def _sigint_is_not_ignored() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _poison_uninitialised_memory() -> Iterator[None]:
-    """Fills what our own code gets from `torch.empty` and its like: NaN in floats, else the largest value."""
+    """Fill the results of `torch.empty` and similar calls in our code: NaN for floats, else the maximum."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, _poisoned(getattr(owner, name)))
@@ -79,14 +79,14 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this test run share."""
+    """Return a folder that all processes of this test run share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_engines(run_folder: Path) -> Iterator[None]:
-    """Graphs and engines of the tests, each made once in a test run."""
+    """Share one store of graphs and engines, so that each is built once per test run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE_CACHE", str(run_folder / "engines"))
         yield
@@ -94,14 +94,14 @@ def _own_engines(run_folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def commands() -> Iterator[CommandServer]:
-    """Starts commands in processes that have imported everything already."""
+    """Yield a server that starts commands in processes that have already imported everything."""
     with command_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist_root() -> Path:
-    """The folder of the real Fashion-MNIST files; skips where they are not on this machine."""
+    """Return the folder of the real Fashion-MNIST files; skip the test if this machine has none."""
     from engine.datasets import fetch
 
     try:
@@ -112,7 +112,7 @@ def fashion_mnist_root() -> Path:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """URL of a bucket of a real S3 server on the loopback."""
+    """Yield the URL of a bucket on a local S3 server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -126,7 +126,7 @@ def s3() -> Iterator[str]:
         import s3fs
 
         filesystem = s3fs.S3FileSystem()
-        if filesystem.exists("bucket"):  # of an earlier server: those of a process share what they hold
+        if filesystem.exists("bucket"):  # from an earlier server: servers in one process share their contents
             filesystem.rm("bucket", recursive=True)
         filesystem.mkdir("bucket")
         yield "s3://bucket"
@@ -136,7 +136,7 @@ def s3() -> Iterator[str]:
 
 @contextmanager
 def _process_state_kept() -> Iterator[None]:
-    """Put back what a run sets for its process: Accelerate's state, torch's threads and flags, kernels."""
+    """Restore what a run sets for its process: Accelerate's state, torch's threads and flags, kernels."""
     from kernels import backend
 
     cudnn = torch.backends.cudnn
@@ -153,7 +153,7 @@ def _process_state_kept() -> Iterator[None]:
 
 
 def _accelerate_states() -> list[dict[str, Any]]:
-    """Return its two shared states, or nothing as long as nobody has imported Accelerate."""
+    """Return Accelerate's two shared states, or nothing if it is not imported yet."""
     state = sys.modules.get("accelerate.state")
     return [state.AcceleratorState._shared_state, state.PartialState._shared_state] if state else []
 
@@ -171,19 +171,19 @@ def _process_state_kept_by_test() -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Let a part of `make test` be empty if ARGS names tests of the other part."""
+    """Allow a part of `make test` to be empty, for when ARGS names tests of the other part."""
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.option.markexpr:
         session.exitstatus = pytest.ExitCode.OK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with the most long tests come first, so that no process is left with one at the end."""
+    """Run the files with the most long tests first, so that none starts at the very end."""
     long = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -long[item.path])
     for item in items:
         if item.get_closest_marker("ray") and not item.path.is_relative_to(RAY_TESTS):
             raise pytest.UsageError(
-                f"{item.nodeid} must be in {RAY_TESTS}, where `make test` looks for tests of Ray"
+                f"{item.nodeid} must be in {RAY_TESTS}, where `make test` looks for Ray tests"
             )
     if not torch.cuda.is_available():
         for item in items:

@@ -1,4 +1,4 @@
-"""A recipe of more classes than images in a batch: a tiny random teacher, no priors."""
+"""A recipe with more classes than images per batch: a tiny random teacher, no priors."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from engine.models.networks import wrn_16_1
 
 
 def write_many_classes(folder: Path, *, classes: int, batch_size: int) -> Path:
-    """The YAML file, with the teacher next to it."""
+    """Write the recipe and its teacher; return the YAML file."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(wrn_16_1(classes, 1).state_dict(), folder / "teacher.safetensors")

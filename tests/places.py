@@ -11,7 +11,7 @@ from export.store import Store
 
 
 def torch_place(**changes: object) -> RuntimeOptions:
-    """Return the torch runtime in float32 on the CPU, but for `changes`; the store is the test run's."""
+    """Return runtime torch in float32 on the CPU, with the test run's store and these `changes`."""
     store = Store(Path(os.environ["ENGINE_CACHE"]))
     options = RuntimeOptions(
         runtime="torch",

@@ -1,4 +1,4 @@
-"""Whether torch may round float32 products, and a network that notes it where it runs."""
+"""Whether torch may round float32 products, and a network that records this when it runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from export.spec import Axis, Input, NetworkSpec
 
 @contextmanager
 def as_torch_rounds() -> Iterator[None]:
-    """Inside, torch's own settings, whatever a run of this process has asked for before."""
+    """Use torch's default settings inside the block, even if this process has switched to exact float32."""
     users, float32._users = float32._users, 0
     _set_defaults()
     try:
@@ -35,7 +35,7 @@ def _set_defaults() -> None:
 
 
 class Rounding(nn.Module):
-    """Notes whether convolutions and products may be rounded where it runs, and may fail."""
+    """Records whether convolutions and products may be rounded; raises if `fails`."""
 
     def __init__(self, *, fails: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Rounding(nn.Module):
 
 
 def rounding() -> tuple[str, str]:
-    """Of convolutions and of products."""
+    """Return the float32 precision of convolutions and of matrix products."""
     backends: Any = torch.backends
     return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
 

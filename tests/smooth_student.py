@@ -1,15 +1,15 @@
-"""A student without kinks, which amplify rounding: what a run's parts round differently stays small in it."""
+"""A student without kinks, which would amplify differences in rounding."""
 
 import os
 
 from torch import Tensor, nn
 
 INTERRUPT = "INTERRUPT_TRAINING_AFTER"
-"""Environment variable: number of training steps after which the student is as if Ctrl-C was pressed."""
+"""Environment variable: the number of training steps after which the student raises KeyboardInterrupt."""
 
 
 class Interruption(nn.Module):
-    """The identity until it is interrupted."""
+    """The identity for a number of training steps, then KeyboardInterrupt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Interruption(nn.Module):
 
 
 def smooth(num_classes: int, in_channels: int) -> nn.Sequential:
-    """[B, in_channels, H, W] -> logits, by BatchNorm of maps and of vectors; the feature map is of `6`."""
+    """Return [B, in_channels, H, W] -> logits, with BatchNorm2d and BatchNorm1d; features are from `6`."""
     return nn.Sequential(
         Interruption(),
         nn.Conv2d(in_channels, 16, 3, 2, 1, bias=False),

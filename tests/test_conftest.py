@@ -1,4 +1,4 @@
-"""The poisoning of uninitialised memory reaches our code, and only ours."""
+"""Uninitialized memory is poisoned in our code only."""
 
 import pytest
 import torch
@@ -22,6 +22,6 @@ def test_our_code_gets_poison(expression: str, expected: float) -> None:
     torch.testing.assert_close(got, torch.full_like(got, expected), equal_nan=True)
 
 
-def test_the_code_of_others_gets_what_it_asked_for() -> None:
+def test_other_code_gets_unchanged_memory() -> None:
     allocate = conftest._poisoned(torch.zeros)
     assert torch.equal(allocate(3), torch.zeros(3))

@@ -1,4 +1,4 @@
-"""Files are UTF-8 whatever the locale: each call that reads or writes text says so."""
+"""Files are UTF-8 in every locale: each call that reads or writes text names the encoding."""
 
 import ast
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def _without_encoding(path: Path) -> Iterator[str]:
 
 
 def _opens_text(node: ast.Call, name: str, given: dict[str | None, ast.expr]) -> bool:
-    """Whether the mode, of an opening that has one, is one of text; os.open and the like have numbers."""
+    """Return whether a call opens text. os.open and similar calls have a number as the mode."""
     owner = getattr(getattr(node.func, "value", None), "id", "")
     if name not in OPENING or owner in ("tarfile", "Image"):
         return False

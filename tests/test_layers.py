@@ -1,4 +1,4 @@
-"""Imports go down only: kernels, export, engine, bench."""
+"""Imports go down only: bench, engine, export, kernels."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("kernels", "export", "engine", "bench")
-COMMANDS_OF_ABOVE = {"export/__main__.py"}
-"""`python -m export` is a command of the engine under a fixed name."""
+UPWARD = {"export/__main__.py"}
+"""`python -m export` runs a command of the engine."""
 
 
 @pytest.mark.parametrize("floor", FLOORS)
@@ -17,7 +17,7 @@ def test_no_module_imports_from_above(floor: str) -> None:
     upward = {
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sorted((ROOT / floor).rglob("*.py"))
-        if str(path.relative_to(ROOT)) not in COMMANDS_OF_ABOVE
+        if str(path.relative_to(ROOT)) not in UPWARD
         for name in _imported(path)
         if name.partition(".")[0] in above
     }
@@ -34,6 +34,6 @@ def _imported(path: Path) -> set[str]:
     return names
 
 
-def test_the_command_of_above_only_hands_over() -> None:
+def test_the_upward_command_defines_nothing() -> None:
     body = ast.parse((ROOT / "export" / "__main__.py").read_text()).body
     assert not [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -1,4 +1,4 @@
-"""What the README shows a user: its recipe loads, its commands take the flags it gives them."""
+"""The README is correct: its recipe loads, and its commands accept the flags it shows."""
 
 import re
 from pathlib import Path

@@ -13,12 +13,12 @@ from tests.tiny_priors import tiny_vae
 IMAGE_SIZE = 16
 NUM_TOKENS = 40
 WIDTH, WIDTH_2 = 16, 24
-"""Of the text encoders; XL has both."""
+"""Widths of the text encoders; XL has both."""
 TIME_EMBED_DIM = 4
 
 
 def put_tiny_autoencoder(folder: Path, *, latent_channels: int = 4) -> None:
-    """In place of the `vae` of a pipeline's folder."""
+    """Replace the `vae` of a pipeline folder by a small TAESD."""
     from diffusers import AutoencoderTiny
 
     with torch.random.fork_rng():
@@ -31,23 +31,23 @@ def put_tiny_autoencoder(folder: Path, *, latent_channels: int = 4) -> None:
             latent_channels=latent_channels,
             scaling_factor=0.5,
         )
-        torch.nn.init.normal_(vae.decoder.layers[-1].weight, std=0.3)  # else images are nearly uniform
+        torch.nn.init.normal_(vae.decoder.layers[-1].weight, std=0.3)  # otherwise images are nearly uniform
     shutil.rmtree(folder / "vae")
     vae.save_pretrained(folder / "vae")
 
 
 def write_sd1(folder: Path) -> Path:
-    """A StableDiffusionPipeline as 1.x is: prompts of 40 tokens, 16x16 images, 4x8x8 latents."""
+    """Write a StableDiffusionPipeline like 1.x: prompts of 40 tokens, 16x16 images, 4x8x8 latents."""
     return _write_sd(folder, attention_head_dim=4)
 
 
 def write_sd2(folder: Path) -> Path:
-    """The same as 2.x is: linear projections, heads of another size at each depth."""
+    """Write a StableDiffusionPipeline like 2.x: linear projections, another head size at each depth."""
     return _write_sd(folder, attention_head_dim=[2, 4], use_linear_projection=True)
 
 
 def write_sdxl(folder: Path) -> Path:
-    """A StableDiffusionXLPipeline: two text encoders, and sizes beside the pooled one of the second."""
+    """Write a StableDiffusionXLPipeline: two text encoders, and sizes with the second's pooled embedding."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     StableDiffusionXLPipeline(
@@ -66,7 +66,7 @@ def write_sdxl(folder: Path) -> Path:
 
 
 def write_sdxl_refiner(folder: Path) -> Path:
-    """A StableDiffusionXLImg2ImgPipeline with the second text encoder alone and a score among the sizes."""
+    """Write a StableDiffusionXLImg2ImgPipeline with only the second text encoder and a score in the sizes."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 
     StableDiffusionXLImg2ImgPipeline(
@@ -159,7 +159,7 @@ _VOCABULARY = {token: index for index, token in enumerate([*_CHARACTERS, _BEGIN,
 
 
 def _tokenizer() -> Any:
-    """CLIP's, a token for each letter."""
+    """Return a CLIP tokenizer with a token per letter."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab=_VOCABULARY, merges=[], model_max_length=NUM_TOKENS)

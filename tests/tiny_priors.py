@@ -14,7 +14,7 @@ WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", ".", "bag", "coat", "ankle", "boo
 
 
 def tiny_vae() -> Any:
-    """An AutoencoderKL of IMAGE_SIZE, half of it a side in latents, by torch's generator."""
+    """Return an AutoencoderKL of IMAGE_SIZE, whose latents have half the side, from torch's generator."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -28,7 +28,7 @@ def tiny_vae() -> Any:
 
 
 def write_prior(folder: Path, *, dtype: torch.dtype = torch.float32, embed_dim: int = EMBED_DIM) -> Path:
-    """A StableDiffusionImageVariationPipeline of 16x16 images and 4x8x8 latents."""
+    """Write a StableDiffusionImageVariationPipeline of 16x16 images and 4x8x8 latents."""
     from diffusers import (
         DDIMScheduler,
         StableDiffusionImageVariationPipeline,
@@ -60,7 +60,7 @@ def write_prior(folder: Path, *, dtype: torch.dtype = torch.float32, embed_dim: 
                 projection_dim=embed_dim,
             )
         )
-        # Random projections hardly let the conditioning through; wider ones make it visible in 8 bits.
+        # Random projections nearly hide the conditioning; larger ones make it visible in 8 bits.
         torch.nn.init.normal_(encoder.visual_projection.weight, std=0.5)
         for name, weight in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_k" in name:
@@ -87,7 +87,7 @@ def write_prior(folder: Path, *, dtype: torch.dtype = torch.float32, embed_dim: 
 
 
 def write_clip(folder: Path, *, embed_dim: int = EMBED_DIM) -> Path:
-    """An open_clip folder: 24x24 images, a vocabulary of eleven words."""
+    """Write an open_clip folder: 24x24 images, a vocabulary of eleven words."""
     import open_clip
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -1,4 +1,4 @@
-"""A whole recipe of seconds: a tiny random teacher, the tiny priors, three classes of 16x16 images."""
+"""A complete recipe that runs in seconds: tiny random networks, three classes of 16x16 images."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.tiny_priors import CLASS_NAMES, IMAGE_SIZE, write_clip, write_prior
 
 
 def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
-    """The YAML file, with the files it names beside it; `sections` are merged over the tiny settings."""
+    """Write the recipe and the files it names; `sections` override the tiny settings."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The feed beside the loaders that research codes use, and what it costs the student's training."""
+"""Compare the feed with the loaders of research code, and measure how long training waits for it."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from bench.rows import Row
 
 
 def rows(images: int) -> Iterator[Row]:
-    """Speed, waiting, and memory up to a bank of so many images."""
+    """Yield rows of speed, waiting time, and memory up to a bank of `images` images."""
     from bench.feed import memory, speed, waiting
 
     yield from speed.rows()

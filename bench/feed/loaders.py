@@ -1,4 +1,4 @@
-"""Endless batches, float [BATCH, 3, H, W] in [0, 1], cropped and flipped: ours and its baselines'."""
+"""Endless batches of our feed and of its baselines: float [BATCH, 3, H, W] in [0, 1], cropped and flipped."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ _EXTENSIONS = {"raw": "npy", "jpeg": "jpg"}
 
 
 def opened(work: Workload, laid: Laid, kind: Literal["dali", "torch"]) -> Feed:
-    """Our feed of a workload on the CPU."""
+    """Open our feed of a workload on the CPU."""
     return open_feed(
         FeedConfig(kind=kind, threads=THREADS),
         laid.index,
@@ -35,13 +35,13 @@ def opened(work: Workload, laid: Laid, kind: Literal["dali", "torch"]) -> Feed:
 
 
 def fed(feed: Feed) -> Iterator[Tensor]:
-    """The images of our batches."""
+    """Yield the images of our batches."""
     sampler = Sampler(feed.index, batch_size=BATCH, seed=0)
     return (batch.images for batch in feed.batches(sampler, 0, ENDLESS))
 
 
 def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:
-    """Research codes' way: one file an image, Pillow, torchvision's transforms, two workers; with labels."""
+    """Yield images and labels as research code does: a file per image, Pillow, torchvision, two workers."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -65,7 +65,7 @@ def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def from_webdataset(work: Workload, laid: Laid) -> Iterator[Tensor]:
-    """DALI's own reader of the same tar, without the labels, which spares it the json."""
+    """Yield images from DALI's own reader of the same tar; it skips labels, so it never parses the JSON."""
     from nvidia.dali import pipeline_def
 
     pipeline = pipeline_def(_webdataset)(

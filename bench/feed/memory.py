@@ -1,4 +1,4 @@
-"""What memory the feed takes as its bank grows; measured in a process of its own."""
+"""Measure the feed's memory as its bank grows, in a separate process."""
 
 import gc
 import json
@@ -27,13 +27,13 @@ from engine.feed.sampler import Sampler
 
 SIDE, SHARD = 32, 10_000
 STEPS = 500
-"""Taken before each reading: caches and pools are full by then."""
+"""Steps before each reading, so that caches and pools are full."""
 _IN_MEMORY = 3 * SIDE**2 + 3 * 8
-"""Bytes an image of a bank of uint8 tensors: pixels, key, label, teacher's class."""
+"""Bytes per image of a bank held as uint8 tensors: pixels, key, label, teacher's class."""
 
 
 def rows(images: int) -> Iterator[Row]:
-    """RSS after STEPS steps on a bank of 10 000 images, and after as many when it has grown to `images`."""
+    """Yield the RSS after STEPS steps on a bank of 10 000 images, and after STEPS more on `images` images."""
     images = max(2 * SHARD, images // SHARD * SHARD)
     with TemporaryDirectory() as folder:
         spans = _first_shard(Path(folder))
@@ -79,13 +79,13 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.2 * needed:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, the bank takes {needed / 1e9:.1f}; set TMPDIR to a "
-            "larger disk, or take fewer --images"
+            f"{folder} has {free / 1e9:.1f} GB free, but the bank takes {needed / 1e9:.1f} GB; set TMPDIR to"
+            " a larger disk, or reduce --images"
         )
 
 
 def measure(folder: Path, images: int) -> tuple[int, int]:
-    """Bytes of RSS with one shard, and with all of them in the same feed."""
+    """Return the bytes of RSS with one shard, and with all shards in the same feed."""
     index = Index()
     feed = open_feed(
         FeedConfig(kind="dali"),

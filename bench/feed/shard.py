@@ -1,4 +1,4 @@
-"""Small banks to measure and test the feed on: the tars alone, as the bank lays them out."""
+"""Small shards to measure and test the feed: only the tars, laid out as in a bank."""
 
 import io
 import json
@@ -18,7 +18,7 @@ _BLOCK = 512
 
 
 def encoded(pixels: npt.NDArray[np.uint8], codec: str, **options: Any) -> bytes:
-    """The file of an image, uint8 [H, W, 3]; `options` are those of Pillow's encoder."""
+    """Encode an image, uint8 [H, W, 3], as a file; `options` go to Pillow's encoder."""
     file = io.BytesIO()
     if codec == "raw":
         np.save(file, pixels, allow_pickle=False)
@@ -36,17 +36,17 @@ def write_shard(
     first_key: int = 0,
     agrees: Sequence[bool] | None = None,
 ) -> Spans:
-    """A USTAR file of `KEY.npy` (or png, webp, jpg) and `KEY.json` for each image."""
-    offsets, place = [], 0
+    """Write a USTAR file with `KEY.npy` (or png, webp, jpg) and `KEY.json` for each image."""
+    offsets, position = [], 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, (file, label) in enumerate(zip(files, labels, strict=True), first_key):
-            offsets.append(place + _BLOCK)
+            offsets.append(position + _BLOCK)
             note = json.dumps({"label": int(label)}).encode()
             for suffix, content in ((SUFFIXES[codec], file), ("json", note)):
                 member = tarfile.TarInfo(f"{key:08d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-                place += _BLOCK + -(-len(content) // _BLOCK) * _BLOCK
+                position += _BLOCK + -(-len(content) // _BLOCK) * _BLOCK
     return Spans(
         path=path,
         offsets=np.array(offsets, np.int64),

@@ -1,4 +1,4 @@
-"""Images a second, from the files to torch tensors."""
+"""Measure images per second, from files to torch tensors."""
 
 import statistics
 import time
@@ -15,13 +15,13 @@ from bench.machine import describe
 from bench.rows import Row, commit
 
 UNTIMED, TIMED = 1.0, 2.0
-"""Seconds of a turn: at first what the loader has ahead is used up, and the others finish theirs."""
+"""Seconds of a turn. In the untimed part, a loader uses up its prefetched batches, and the others idle."""
 
 TURNS = 5
 
 
 def rows() -> Iterator[Row]:
-    """Each workload: ours by DALI and by torch beside the files, and beside DALI's own reader."""
+    """Yield for each workload: our DALI and torch feeds against files, and DALI against its own reader."""
     for work in WORKLOADS:
         with TemporaryDirectory() as folder:
             yield from _compared(work, _images_a_second(work, Path(folder)))
@@ -29,10 +29,10 @@ def rows() -> Iterator[Row]:
 
 def _images_a_second(work: Workload, folder: Path) -> dict[str, float]:
     laid = lay_out(work, folder)
-    kernels.retain_freed_memory()  # as a run on a CPU does
+    kernels.retain_freed_memory()  # like a run on a CPU
     with opened(work, laid, "torch") as by_torch, opened(work, laid, "dali") as by_dali:
         loaders: dict[str, Iterator[object]] = {
-            "files": from_files(work, laid),  # first: its workers are forked from a small process
+            "files": from_files(work, laid),  # first, so that its workers fork from a small process
             "torch": fed(by_torch),
             "dali": fed(by_dali),
             "webdataset": from_webdataset(work, laid),
@@ -42,15 +42,15 @@ def _images_a_second(work: Workload, folder: Path) -> dict[str, float]:
 
 
 def _turn(loader: Iterator[object]) -> float:
-    """Images a second of whole batches."""
-    _taken(loader, UNTIMED)
-    begin = time.perf_counter()
-    batches = _taken(loader, TIMED)
-    return BATCH * batches / (time.perf_counter() - begin)
+    """Return the images per second, counting whole batches."""
+    _take(loader, UNTIMED)
+    start = time.perf_counter()
+    batches = _take(loader, TIMED)
+    return BATCH * batches / (time.perf_counter() - start)
 
 
-def _taken(loader: Iterator[object], seconds: float) -> int:
-    """How many batches came before so many seconds were over."""
+def _take(loader: Iterator[object], seconds: float) -> int:
+    """Take batches for `seconds` and return how many came."""
     end, batches = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
         next(loader)

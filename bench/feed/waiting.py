@@ -1,4 +1,4 @@
-"""How much of the student's training a step waits for its batch."""
+"""Measure how much of a training step the student waits for its batch."""
 
 import statistics
 import time
@@ -25,12 +25,12 @@ WARM_UP, STEPS, ROUNDS = 3, 10, 3
 
 
 def rows() -> Iterator[Row]:
-    """WRN-40-2 -> WRN-16-1, batch 128, raw 32x32: ours beside the same student fed from PNG files."""
+    """Yield WRN-40-2 -> WRN-16-1, batch 128, raw 32x32: our feed against the same student on PNG files."""
     work = WORKLOADS[0]
     with TemporaryDirectory() as folder:
         laid = lay_out(work, Path(folder))
         files = _with_agreement(from_files(work, laid))
-        next(files)  # its workers are forked here, before there are threads
+        next(files)  # forks its workers, before this process has threads
         accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu")))
         teacher, student = pair(accelerator.device)
         distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
@@ -59,7 +59,7 @@ def _with_agreement(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Ite
 
 
 def _shares(loaders: dict[str, Iterator[FeedBatch]], distiller: Distiller) -> dict[str, float]:
-    """The median over ROUNDS, in turns, of the share of STEPS steps' time spent in `next`, in percent."""
+    """Return the percentage of STEPS steps spent in `next`: medians over ROUNDS, loaders alternating."""
     for loader in loaders.values():
         _waited(loader, distiller, WARM_UP)
     taken: dict[str, list[float]] = {name: [] for name in loaders}
@@ -72,8 +72,8 @@ def _shares(loaders: dict[str, Iterator[FeedBatch]], distiller: Distiller) -> di
 def _waited(loader: Iterator[FeedBatch], distiller: Distiller, steps: int) -> float:
     start, waited = time.perf_counter(), 0.0
     for _ in range(steps):
-        asked = time.perf_counter()
+        begin = time.perf_counter()
         batch = next(loader)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - begin
         distiller.train_step(batch)
     return 100 * waited / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The same random images as a bank's shard and as the class folders that research codes read."""
+"""Write the same random images as a shard of a bank and as the class folders that research code reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ CLASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """`files`: what the baseline reads; `codec`: of the bank. Both by Pillow, at its default quality."""
+    """`codec` of the bank and format of the baseline's `files`, both encoded by Pillow at default quality."""
 
     name: str
     side: int
@@ -60,9 +60,9 @@ def lay_out(work: Workload, folder: Path) -> Laid:
 
 
 def smooth(number: int, side: int) -> npt.NDArray[np.uint8]:
-    """Image `number`, uint8 [side, side, 3]: an eighth of the side in random values, and a little noise."""
-    draw = torch.Generator().manual_seed(number)
-    coarse = torch.rand(1, 3, side // 8, side // 8, generator=draw)
+    """Return image `number`, uint8 [side, side, 3]: upsampled random values 1/8 the side, plus some noise."""
+    generator = torch.Generator().manual_seed(number)
+    coarse = torch.rand(1, 3, side // 8, side // 8, generator=generator)
     image = F.interpolate(coarse, (side, side), mode="bicubic")[0] * 255
-    image += 4 * torch.randn(image.shape, generator=draw)
+    image += 4 * torch.randn(image.shape, generator=generator)
     return image.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()

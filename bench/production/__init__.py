@@ -1,7 +1,7 @@
-"""What asks foundation models, at production size: Stable Diffusion 1.5 and CLIP ViT-B/32, random weights.
+"""Augment and filter at production size: Stable Diffusion 1.5 and CLIP ViT-B/32 with random weights.
 
-For a GPU lent by the minute: every candidate is opened and measured within a time limit, and one that fails
-or takes too long is named and left out.
+Made for rented GPUs: every candidate is opened and measured within a time limit, and a candidate that fails
+or takes too long is reported and skipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,10 @@ Wanted = variations.Wanted
 
 
 def rows(stages: Sequence[str], wanted: Wanted, config: ComputeConfig, *, seconds: float) -> Iterator[Row]:
-    """`stages`: of JOBS; `seconds` limits the opening of each candidate, and each comparison in turns.
+    """Yield the rows of `stages`, names in JOBS.
 
-    Ours runs under what `engine` sets in its process, the baselines under cuDNN's flags as torch sets them.
+    `seconds` limits the opening of each candidate, and each comparison. Ours runs under the engine's process
+    settings, the baselines under torch's default cuDNN flags.
     """
     compute = resolve_compute(config)
     device = open_accelerator(compute).device

@@ -1,4 +1,4 @@
-"""Candidates that do the same work, at one batch size."""
+"""Candidates that do the same work at one batch size."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Make = Callable[[int], Tensor]
-"""Solver steps -> the result [B, ...]; the same for every candidate."""
+"""Solver steps -> the result [B, ...], equal for all candidates."""
 Open = Callable[[], Make]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """`open` loads, builds or wraps; what is compiled at the first call is compiled then."""
+    """One way to do the work. `open` loads, builds or wraps; lazy compilation happens at the first call."""
 
     open: Open
     dtype: str
@@ -20,7 +20,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The first of `theirs` is also what the results of ours are compared with."""
+    """Ours and the baselines at one batch size. Our results are compared with the first of `theirs`."""
 
     case: str
     shape: str
@@ -29,6 +29,6 @@ class Job:
     ours: Mapping[str, Candidate]
     theirs: Mapping[str, Candidate]
     flops: Callable[[int], float]
-    """Solver steps -> floating-point operations of one image."""
+    """Solver steps -> floating-point operations per image."""
     require_same: Callable[[str, Tensor, Tensor], None]
     """(name, our result, their result); raises DifferentWorkError."""

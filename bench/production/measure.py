@@ -1,4 +1,4 @@
-"""Measures jobs: each candidate opened, compared and timed within limits."""
+"""Open, compare and time the candidates of each job, within time limits."""
 
 import gc
 import sys
@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from bench.calls import as_published
-from bench.limited import limited
 from bench.machine import describe, gemm_ceiling
 from bench.production.job import Candidate, Job, Make
 from bench.rows import Row, commit
-from bench.timing import in_turns
+from bench.timing import in_turns, time_limit
 from export.spec import DTYPES
 
 
 def rows_of(jobs: Iterable[Job], device: torch.device, *, seconds: float) -> Iterator[Row]:
-    """`seconds` limits the opening of each candidate with its first call, and each comparison in turns."""
+    """Yield rows; `seconds` limits each candidate's opening with its first call, and each comparison."""
     for job in jobs:
         theirs = _opened(job, _as_published(job.theirs), None, seconds)
         if theirs:
@@ -45,17 +44,17 @@ def _as_published(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
 def _opened(
     job: Job, candidates: Mapping[str, Candidate], wanted: Tensor | None, seconds: float
 ) -> dict[str, Make]:
-    """Those that give `wanted` within the limit."""
+    """Open the candidates; return those whose first result matches `wanted` within the time limit."""
     opened = {}
     for name, candidate in candidates.items():
         try:
-            with limited(seconds):
+            with time_limit(seconds):
                 make = candidate.open()
                 result = make(job.steps[0])
             if wanted is not None:
                 job.require_same(f"{job.case}, {name}", result, wanted)
             opened[name] = make
-        except Exception as error:  # whatever it is, the other candidates go on
+        except Exception as error:  # of any kind: the other candidates still run
             _say_left_out(job, name, error)
     return opened
 
@@ -74,7 +73,7 @@ def _timed(
     }
     calls = {name: partial(make, steps) for name, make in (*theirs.items(), *ours.items())}
     try:
-        with limited(seconds):
+        with time_limit(seconds):
             flops = job.flops(steps)
             ms = in_turns(calls | {dtype: ceiling.call for dtype, ceiling in ceilings.items()}, device)
     except Exception as error:

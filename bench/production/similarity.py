@@ -1,4 +1,4 @@
-"""The CLIP filter of B sources and a variation of each; the baseline is given transformed tensors."""
+"""The CLIP filter on B sources with a variation each. The baseline gets images that are already tensors."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from bench.parity import require_close
 from bench.production.job import Candidate, Job, Make
 from bench.production.variations import Wanted
 from bench.production.ways import BASELINES, OURS, require_here
-from bench.published.similarity import PublishedSimilarity
+from bench.published.libraries import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import flops
 from bench.stages.filter import clip_of, preprocess_of
@@ -27,7 +27,7 @@ NETWORK = "ViT-B-32"
 
 
 def jobs(wanted: Wanted, options: RuntimeOptions) -> Iterator[Job]:
-    """One for each batch."""
+    """Yield a job per batch size."""
     network = open_clip_network(NETWORK, dtype=wanted.dtype, device=options.device)
     clip = clip_of(network.float(), options.device)
     network.to(wanted.dtype)
@@ -89,7 +89,7 @@ class _Compiled:
         self._encode = torch.compile(network.encode_image, mode=mode)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        return self._encode(pixels).clone()  # the next replay would overwrite it
+        return self._encode(pixels).clone()  # the next replay overwrites it
 
 
 def _flops_of_one(clip: ClipModel, batch: int, options: RuntimeOptions, _: int) -> float:

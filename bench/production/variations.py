@@ -1,6 +1,6 @@
-"""Augmentation: B variations of one source, from its uint8 pixels to theirs, with guidance.
+"""Augmentation with guidance: B variations of one source, uint8 pixels in and out.
 
-The baseline's images stay floats on the GPU; to bring them home as bytes is left to ours alone.
+The baseline's images stay floats on the GPU; only ours also pays for the transfer to the host as bytes.
 """
 
 import copy
@@ -41,7 +41,7 @@ PRIORS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 VAES = ("full", "taesd")
 GUIDANCE = 3.0
 LEAST_COSINE = 0.98
-"""Between images; random networks amplify what fp16 rounds."""
+"""Minimum cosine between images; random networks amplify the rounding of fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,19 @@ class Wanted:
     """What to measure."""
 
     prior: str
-    """Of PRIORS."""
+    """A name in PRIORS."""
     batches: Sequence[int]
-    """Variations, or images, at once."""
+    """Variations or images per batch."""
     steps: Sequence[int]
-    """Of the solver."""
+    """Numbers of solver steps."""
     ways: Sequence[str]
-    """Of `ways`."""
+    """Names in WAYS."""
     dtype: torch.dtype
-    """The baseline's."""
+    """Dtype of the baseline."""
 
 
 def jobs(wanted: Wanted, options: RuntimeOptions) -> Iterator[Job]:
-    """One for each VAE and batch."""
+    """Yield a job per VAE and batch size."""
     device, dtype = options.device, wanted.dtype
     pipeline = variation_pipeline(
         *PRIORS[wanted.prior], scheduler="DDIMScheduler", dtype=dtype, device=device
@@ -137,7 +137,7 @@ def _theirs(pipeline: Any, prior: DiffusionPrior, batch: int, *, compiled: bool)
 
 
 def _counter(prior: DiffusionPrior, options: RuntimeOptions) -> Callable[[int, int], float]:
-    """(batch, steps) -> floating-point operations of one image, whose source is embedded once a batch."""
+    """Return (batch, steps) -> floating-point operations per image; a batch embeds its source once."""
     plain = replace(options, runtime="torch", precision="bf16", compiled=False)
 
     @cache

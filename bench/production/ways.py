@@ -1,4 +1,4 @@
-"""The ways to run a network: what of ours and what of theirs belongs to each."""
+"""The ways to run a network, with our runtimes and the matching baseline of each."""
 
 from importlib import import_module
 from typing import Any
@@ -13,12 +13,12 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "compiled": {"torch fp16 compiled": {"runtime": "torch", "precision": "fp16", "compiled": True}},
     "tensorrt": {"tensorrt fp16": {"runtime": "tensorrt", "precision": "fp16", "compiled": False}},
 }
-"""The places of ours by name."""
+"""Our runtime options by name."""
 BASELINES = {"eager": "eager", "compiled": "torch.compile"}
 
 
 def require_here(options: RuntimeOptions) -> None:
-    """Raise RuntimeUnavailableError for TensorRT without a GPU or its package, before anything is built."""
+    """Raise RuntimeUnavailableError if TensorRT's GPU or package is missing, before anything is built."""
     if options.runtime == "tensorrt":
         from engine.runtime.tensorrt import require_gpu
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class StatisticsHook:
-    """After each forward pass of `layer`, `loss` compares its input with the running statistics."""
+    """A hook whose `loss` compares the layer's latest input with its running statistics."""
 
     loss: Tensor
 
@@ -22,5 +22,5 @@ class StatisticsHook:
 
 
 def attach(module: nn.Module) -> list[StatisticsHook]:
-    """One hook on every BatchNorm2d of `module`; nothing ever removes them."""
+    """Attach a hook to every BatchNorm2d of `module`; nothing ever removes them."""
     return [StatisticsHook(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -13,7 +13,7 @@ FeatureExtractor = Callable[[Tensor], Tensor]
 
 
 def augment(images: Tensor, pad: int = 4) -> Tensor:
-    """A random crop and flip of each image, one image after the other; differentiable."""
+    """Crop and flip each image at random, one image after the other; differentiable."""
     size = images.shape[-1]
     padded = F.pad(images, (pad, pad, pad, pad))
     cropped = []
@@ -25,7 +25,7 @@ def augment(images: Tensor, pad: int = 4) -> Tensor:
 
 
 class PublishedSynthesis:
-    """The generator's Adam steps on one batch; `hooks` are those on the teacher.
+    """The generator's Adam steps on one batch; `hooks` are attached to the teacher.
 
     teacher: images [B, 3, H, W] -> logits; student_map: images -> feature map [B, D, h, w];
     head: pooled features [4B, D] -> joint logits [4B, 4C]; z [B, latent]; labels int64 [B].
@@ -68,25 +68,25 @@ class PublishedSynthesis:
 class PublishedDistillation:
     """SGD steps of the student and its alignment head.
 
-    teacher_taps, student_taps: images -> (logits, feature map);
+    teacher, student: images -> (logits, feature map);
     align: (student map, (H, W)) -> a map of the teacher's shape.
     """
 
     def __init__(
         self,
-        teacher_taps: Callable[[Tensor], tuple[Tensor, Tensor]],
-        student_taps: Callable[[Tensor], tuple[Tensor, Tensor]],
+        teacher: Callable[[Tensor], tuple[Tensor, Tensor]],
+        student: Callable[[Tensor], tuple[Tensor, Tensor]],
         align: nn.Module,
         trained: list[nn.Parameter],
     ) -> None:
-        self.teacher_taps, self.student_taps, self.align = teacher_taps, student_taps, align
+        self.teacher, self.student, self.align = teacher, student, align
         self.optimizer = torch.optim.SGD(trained, 0.1, 0.9, weight_decay=1e-4)
 
     def step(self, images: Tensor, labels: Tensor) -> float:
         images = augment(images)
         with torch.no_grad():
-            teacher_logits, teacher_map = self.teacher_taps(images)
-        logits, student_map = self.student_taps(images)
+            teacher_logits, teacher_map = self.teacher(images)
+        logits, student_map = self.student(images)
         soft = F.kl_div(
             F.log_softmax(logits / 20, 1), F.softmax(teacher_logits / 20, 1), reduction="batchmean"
         )

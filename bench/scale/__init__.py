@@ -1,4 +1,4 @@
-"""How generation and distillation scale: over workers, over Ray, over shards, over devices."""
+"""How generation and distillation scale: over workers, on Ray, over shards, over processes."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,14 @@ from bench.rows import Row
 
 
 def rows() -> Iterator[Row]:
-    """Yield several workers against one, Ray against the pool, 200 shards against 20, a plan against its run,
-    a forked replacement against a new interpreter, and two processes of a student against one."""
-    from bench.scale import distillation, respawn, shards, workers
+    """Yield the rows of each comparison.
 
-    yield from workers.rows()
-    yield from shards.rows()
+    Several workers against one, Ray against the pool, 200 shards against 20, a plan against its run, a forked
+    replacement worker against a new interpreter, and a student in two processes against one.
+    """
+    from bench.scale import distillation, respawn, throughput
+
+    yield from throughput.over_workers()
+    yield from throughput.over_shards()
     yield from respawn.rows()
     yield from distillation.rows()

@@ -1,4 +1,4 @@
-"""A student trained by two processes beside the same one trained by one, with the same global batch."""
+"""Train a student in two processes and in one, with the same global batch."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 def rows() -> Iterator[Row]:
-    """The time of the steps, and how far the losses are apart, beside what another rounding alone does.
+    """Yield the time of the steps, and the difference of the losses against the effect of rounding alone.
 
     The kinks of a ReLU network amplify rounding; tests/engine/test_distributed.py compares a smooth student.
     """

@@ -1,4 +1,4 @@
-"""Generations by a crew, and when each of their shards was committed."""
+"""Run generations and record when each shard was committed."""
 
 import time
 from collections import defaultdict
@@ -27,7 +27,7 @@ Opener = Callable[[Job], AbstractContextManager[Crew[Any]]]
 
 @dataclass
 class Commits:
-    """An observer: the clock at each shard, and what its worker held then; by worker, in order."""
+    """An observer that records, by worker, the time of each shard and the worker's memory at that time."""
 
     times: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     rss: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -42,22 +42,22 @@ class Commits:
             self.images_a_shard = tally.rows / tally.made
 
     def close(self, tally: Tally) -> None:
-        """Nothing to end."""
+        """Do nothing: there is nothing to close."""
 
     def images_a_second(self) -> float:
-        """Once every worker is warm: from its first shard on, summed over the workers."""
+        """Return the pace of warm workers: measured from each one's first shard on, summed over workers."""
         paces = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
         return self.images_a_shard * sum(paces)
 
 
 def embedded(batch_size: int) -> Recipe:
-    """The embedded default with smaller shards and a thread a worker, resolved."""
+    """Return the default recipe with smaller shards and one thread per worker, resolved."""
     settings = {"synthesize.batch_size": batch_size, "compute.threads": 1, "compute.device": "cpu"}
     return resolve(load_recipe("fashion-mnist", settings))
 
 
 def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
-    """Makes so many shards into a temporary folder."""
+    """Generate `shards` shards into a temporary folder."""
     commits = Commits()
     with TemporaryDirectory() as folder:
         url = str(Path(folder) / "bank")
@@ -73,7 +73,10 @@ def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
 
 
 def slope(commits: Commits, skipped: int) -> float:
-    """Bytes a shard by which a worker's memory grows, after so many shards; least squares, over workers."""
+    """Return by how many bytes per shard a worker's memory grows after the first `skipped` shards.
+
+    A least-squares fit for each worker, averaged.
+    """
     return mean(_slope(values[skipped:]) for values in commits.rss.values() if len(values) > skipped + 1)
 
 

@@ -1,4 +1,4 @@
-"""How soon a killed worker's replacement has loaded and has made a shard, forked or as a new interpreter."""
+"""Measure how fast a killed worker is replaced, with a forked process or a new interpreter."""
 
 import time
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from engine.workers.job import Job
 from engine.workers.pool import PoolCrew
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
-"""Shards with little synthesis, so that most of the time is the start."""
+"""Shards with little synthesis, so that start-up dominates."""
 LONGEST = 120.0
-"""Seconds that any step takes; one that takes longer has failed."""
+"""Seconds after which a step has failed."""
 
 
 def rows() -> Iterator[Row]:
-    """Yield the seconds from the start of the replacement's process; the two ways take turns."""
+    """Yield the seconds from the start of the replacement's process; the two ways alternate."""
     recipe = embedded(BATCH)
     recipe = replace(recipe, synthesize=replace(recipe.synthesize, steps=STEPS, warmup_steps=1))
     found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -48,27 +48,27 @@ def _shape(recipe: Recipe) -> str:
 
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
-    """Return the seconds until a killed worker's replacement has loaded, and until it has made shard 0."""
+    """Return the seconds until a replacement has loaded its networks, and until it has made shard 0."""
     with PoolCrew(job, 1, forks=forks) as crew:
         crew.resize(1)
         _until(crew, Ready)
         crew.members[0].kill()
         _until(crew, Lost)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         crew.resize(1)
         _until(crew, Ready)
-        loaded = time.perf_counter() - begun
+        loaded = time.perf_counter() - start
         crew.give(crew.members[0], 0)
         _until(crew, Done)
-        return loaded, time.perf_counter() - begun
+        return loaded, time.perf_counter() - start
 
 
 def _until(crew: Crew, kind: type) -> None:
-    """Wait for an event of that kind. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
+    """Wait for an event of `kind`. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
     found: list[object] = []
-    last = time.monotonic() + LONGEST
+    deadline = time.monotonic() + LONGEST
     while not any(isinstance(what, kind) for what in found):
         found = [event.what for event in crew.wait(LONGEST)]
         failure = next((what for what in found if isinstance(what, Failed | Lost | Unable)), None)
-        if time.monotonic() > last or (failure and not isinstance(failure, kind)):
+        if time.monotonic() > deadline or (failure and not isinstance(failure, kind)):
             raise RuntimeError(f"expected {kind.__name__}, got {failure or f'nothing in {LONGEST:.0f} s'}")

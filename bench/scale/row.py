@@ -1,4 +1,4 @@
-"""A row of this bench: on the CPU, without a floor."""
+"""Build a row of this bench: on the CPU, without a floor."""
 
 import torch
 
@@ -17,7 +17,7 @@ def row(
     dtype: str,
     shape: str,
 ) -> Row:
-    """`ratio`: by default theirs / ours, for what is better when it is less."""
+    """Return a row. By default `ratio` is theirs / ours, for figures where less is better."""
     return Row(
         case=f"scale/{case}",
         baseline=baseline,
@@ -26,7 +26,7 @@ def row(
         unit=unit,
         ratio=theirs / max(abs(ours), 1e-12) if ratio is None else ratio,
         floor=None,
-        device=describe(torch.device("cpu")).rpartition(",")[0],  # the threads stand in the shape
+        device=describe(torch.device("cpu")).rpartition(",")[0],  # the shape names the threads
         dtype=dtype,
         shape=shape,
         commit=commit(),

@@ -1,4 +1,4 @@
-"""The first minute on a GPU: what it can do, what our steps need of it, and what might break only there."""
+"""The first minute on a GPU: its speed, what our steps need, and what might break only there."""
 
 from bench.smoke import ops, steps, unet
 from bench.smoke.probe import Check, Probe
@@ -17,4 +17,4 @@ CHECKS: dict[str, Check] = {
     "unet": unet.few,
     "unet-many": unet.many,
 }
-"""The most valuable first; each gives its figures without the others."""
+"""In order of value; each check runs without the others."""

@@ -1,4 +1,4 @@
-"""The ceilings of the device; the fused op's values against float64, and its speed in a graph."""
+"""Check the peak speeds of the device, the fused op's values against float64, and its speed in a graph."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ NODES = 1000
 SHAPES = ((100, 32, 32, 32), (200, 128, 8, 8), (256, 256, 56, 56))
 SHAPES_CPU = ((2, 16, 8, 8),)
 COMPARED = 10_000_000
-"""Shapes of fewer elements are compared with float64."""
+"""Only shapes with fewer elements are compared with float64."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 PASSES = 5  # forward 1R + 1W, backward 2R + 1W
 
 
 def ceilings(probe: Probe) -> Mapping[str, object]:
-    """Return the speeds of a copy and a matrix product, and the times of a graph node and an eager launch."""
+    """Return the speed of a copy and a matrix product, and the time of a graph node and an eager launch."""
     copy, product = copy_ceiling(probe.device), gemm_ceiling(probe.device, torch.bfloat16)
     few = torch.zeros(8, device=probe.device)
 
@@ -40,7 +40,7 @@ def ceilings(probe: Probe) -> Mapping[str, object]:
 
 
 def bn_stats_in_a_graph(probe: Probe) -> Mapping[str, object]:
-    """Return the time of forward and backward by shape and type; back to back, so small ones stay in L2."""
+    """Return the time of forward and backward by shape and dtype. Runs are back to back, so L2 stays warm."""
     found = {}
     for shape, dtype in itertools.product(SHAPES if probe.on_gpu else SHAPES_CPU, TOLERANCES):
         x, grad, layer = _inputs(shape, dtype, probe.device)
@@ -55,7 +55,7 @@ def bn_stats_in_a_graph(probe: Probe) -> Mapping[str, object]:
 def _inputs(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x and the gradient of y, channels_last; weight, bias, running mean and variance."""
+    """Return x and the gradient of y in channels_last, and [weight, bias, running mean, running variance]."""
     torch.manual_seed(0)
     x, grad = (
         torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -81,4 +81,4 @@ def _require_close(x: Tensor, grad: Tensor, layer: list[Tensor]) -> None:
     ):
         error = ((ours.double() - wanted).norm() / wanted.norm()).item()
         if not error < TOLERANCES[x.dtype]:
-            raise AssertionError(f"{list(x.shape)} {x.dtype}: {what} is {error:.1e} from float64")
+            raise AssertionError(f"{list(x.shape)} {x.dtype}: {what} differs from float64 by {error:.1e}")

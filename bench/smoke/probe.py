@@ -1,4 +1,4 @@
-"""What a check is given: the device, and how to time and count on it."""
+"""What a check gets: the device, with ways to time calls and count launches."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,16 +15,16 @@ LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
 
 
 class NeedsGpuError(Exception):
-    """Raised by a check that has nothing to do on a CPU."""
+    """Raised by a check that needs a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """On a CPU the checks take small sizes, to rehearse."""
+    """The device of a check. On a CPU, checks use small sizes, as a rehearsal."""
 
     accelerator: Accelerator
     out: Path
-    """The folder for what is too long for a line."""
+    """The folder for profiles and traces."""
 
     @property
     def device(self) -> torch.device:
@@ -39,7 +39,7 @@ class Probe:
             raise NeedsGpuError
 
     def ms(self, call: Call, repeats: int = 30) -> float:
-        """Return the mean time of `call`, back to back after two runs to warm up; on a CPU, of one run."""
+        """Return the mean ms of back-to-back calls after two warm-up runs; on a CPU, of a single call."""
         if not self.on_gpu:
             start = time.perf_counter()
             call()
@@ -56,11 +56,11 @@ class Probe:
         return start_event.elapsed_time(end_event) / repeats
 
     def as_graph(self, call: Call) -> Call:
-        """Return `call` as a CUDA graph; on a CPU as it is."""
+        """Return `call` as a CUDA graph; on a CPU, `call` itself."""
         return replayed(call) if self.on_gpu else call
 
     def launches(self, call: Call, name: str) -> int:
-        """Return how often one `call` launches something; the profile goes to NAME.prof."""
+        """Return how many launches one `call` makes; write its profile to NAME.prof."""
         with torch.profiler.profile() as profile:
             call()
             if self.on_gpu:
@@ -72,4 +72,4 @@ class Probe:
 
 
 Check = Callable[[Probe], Mapping[str, object]]
-"""Gives its figures by name; raises what it finds broken."""
+"""Returns figures by name; raises an exception if something is broken."""

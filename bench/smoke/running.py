@@ -1,4 +1,4 @@
-"""Runs checks one after the other; one that fails is named, and the others go on."""
+"""Run checks one after the other; a failure is reported, and the next check runs."""
 
 import gc
 import time
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import torch
 
-from bench.limited import limited
 from bench.smoke.probe import Check, NeedsGpuError, Probe
+from bench.timing import time_limit
 
 LONGEST_REASON = 250
 
 
 def run(checks: Mapping[str, Check], probe: Probe, *, seconds: float) -> list[str]:
-    """Print a line for each check, which has `seconds`; return the names of those that failed.
+    """Run each check for at most `seconds` and print a line for it; return the names of the failed checks.
 
     The traceback of a failure goes to NAME.trace.
     """
@@ -22,11 +22,11 @@ def run(checks: Mapping[str, Check], probe: Probe, *, seconds: float) -> list[st
     for name, check in checks.items():
         start = time.perf_counter()
         try:
-            with limited(seconds):
+            with time_limit(seconds):
                 line = f"OK   {name}: {_line(check(probe))}"
         except NeedsGpuError:
             line = f"SKIP {name}: needs a GPU"
-        except Exception as error:  # whatever it is, the other checks go on
+        except Exception as error:  # of any kind: the other checks still run
             failed.append(name)
             (probe.out / f"{name}.trace").write_text(traceback.format_exc(), encoding="utf-8")
             line = f"FAIL {name}: {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"

@@ -1,4 +1,4 @@
-"""The steps of synthesis and distillation: times, launches, graphs, and what makes the host wait."""
+"""Check the steps of synthesis and distillation: times, launches, graphs, and where the host waits."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ STEPS = 5
 
 
 def synthesis(probe: Probe) -> Mapping[str, object]:
-    """Return the milliseconds of the recorded step and the launches of the eager one, for each batch size."""
+    """Return the milliseconds of the captured step and the launches of the eager one, by batch size."""
     found: dict[str, object] = {}
     for size in SIZES if probe.on_gpu else SIZES_CPU:
         inversion, _ = synthesize.opened(probe.accelerator, size)
@@ -28,15 +28,15 @@ def synthesis(probe: Probe) -> Mapping[str, object]:
 
 
 def synthesis_at_once(probe: Probe) -> Mapping[str, object]:
-    """Return the milliseconds of a step for 1, 2 and 4 batches of SIZES[0], each in its own stream."""
+    """Return the milliseconds of a step with 1, 2 and 4 batches of SIZES[0], each in its own stream."""
     probe.require_gpu()
-    recorded = [synthesize.opened(probe.accelerator, SIZES[0])[0].step for _ in range(max(AT_ONCE))]
-    streams = [torch.cuda.Stream() for _ in recorded]
+    captured = [synthesize.opened(probe.accelerator, SIZES[0])[0].step for _ in range(max(AT_ONCE))]
+    streams = [torch.cuda.Stream() for _ in captured]
 
     def together(count: int) -> Call:
         def call() -> None:
             current = torch.cuda.current_stream()
-            for stream, step in zip(streams[:count], recorded, strict=False):
+            for stream, step in zip(streams[:count], captured, strict=False):
                 stream.wait_stream(current)
                 with torch.cuda.stream(stream):
                     for _ in range(STEPS):
@@ -56,9 +56,9 @@ def distillation(probe: Probe) -> Mapping[str, object]:
 
 
 def distillation_as_a_graph(probe: Probe) -> Mapping[str, object]:
-    """Return the milliseconds of a step without seeds, eager and as a graph.
+    """Return the milliseconds of a step without reseeding, eager and as a graph.
 
-    A graph cannot hold the reseeding around the student; these networks draw no random numbers.
+    A graph cannot contain the reseeding around the student; these networks use no random numbers.
     """
     step = distill.opened(probe.accelerator, _distilled(probe))
     with patch("engine.stages.distill.seeded", lambda *_: nullcontext()):
@@ -70,7 +70,7 @@ def _distilled(probe: Probe) -> int:
 
 
 def waits(probe: Probe) -> Mapping[str, object]:
-    """Return the lines of each step at which the host waits for the GPU."""
+    """Return the source lines of each step at which the host waits for the GPU."""
     probe.require_gpu()
     steps = {
         "synthesis": synthesize.opened(probe.accelerator)[0].step,

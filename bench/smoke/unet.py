@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's UNet with random weights: what autocast, layout, cuDNN's choice and a graph do."""
+"""Measure autocast, memory layout, cuDNN benchmarking and graphs on Stable Diffusion 1.5's UNet."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.calls import cudnn_flags
-from bench.random_networks import UNET_16M, UNET_SD_1_5, drawn, quickly
+from bench.random_networks import UNET_16M, UNET_SD_1_5, init_weights, uninitialized
 from bench.smoke.probe import Probe
 from export.float32 import exact_float32
 
@@ -55,12 +55,12 @@ def many(probe: Probe) -> Mapping[str, object]:
 
 
 def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
-    """Return the milliseconds of a pass and its distance to exact float32, for each way to run it."""
+    """Return the milliseconds of a pass and its relative error to exact float32, for each way to run it."""
     import diffusers
 
     config = UNET_SD_1_5 if probe.on_gpu else UNET_16M
-    with quickly(torch.float32, probe.device):
-        network = drawn(diffusers.UNet2DConditionModel(**config))
+    with uninitialized(torch.float32, probe.device):
+        network = init_weights(diffusers.UNet2DConditionModel(**config))
     dtype = torch.float16 if probe.on_gpu else torch.bfloat16
     half = copy.deepcopy(network).to(dtype)
     found: dict[str, object] = {"batch": batch}
@@ -79,7 +79,7 @@ def _ways_to_run(batch: int, probe: Probe) -> Mapping[str, object]:
 def _ways(
     network: Any, half: Any, inputs: Inputs, dtype: torch.dtype, probe: Probe
 ) -> Iterator[tuple[str, Pass, AbstractContextManager[None]]]:
-    """Yield a name, a pass, and cuDNN's flags to run it under."""
+    """Yield a name, a forward pass, and the cuDNN flags to run it under."""
     flags = partial(cudnn_flags, deterministic=False)
     network.to(memory_format=CHANNELS_LAST)
 

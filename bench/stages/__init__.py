@@ -1,4 +1,4 @@
-"""The loop's stages beside the same work as published, one module a stage."""
+"""Compare the loop's stages with the same work as published, one module per stage."""
 
 from bench.stages.measure import STAGES, rows
 

@@ -1,4 +1,4 @@
-"""Augmentation: the whole stage on S sources and K variations of each, uint8 images in and out."""
+"""Augmentation: the whole stage on S sources with K variations each, uint8 images in and out."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.images import from_pil, sources, to_pil
 from bench.parity import require_alike
-from bench.published.variations import PublishedVariations
+from bench.published.libraries import PublishedVariations
 from bench.random_networks import ENCODER_SMALL, UNET_16M, VAE_OF_4, variation_pipeline
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from engine.config.augment import AugmentConfig
@@ -27,7 +27,7 @@ EMBEDDED = "assets/fashion-mnist/image-variation"
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much work a case is; all variations are made in one micro-batch."""
+    """The amount of work in a case; all variations are made in one micro-batch."""
 
     sources: int
     variations: int
@@ -60,7 +60,7 @@ def cases(device: torch.device, _: int | None = None) -> list[Case]:
 
 
 def load_pipeline(folder: str) -> Any:
-    """A pipeline folder in float32, whatever its stored precision."""
+    """Load a pipeline folder in float32, regardless of its stored precision."""
     from diffusers import StableDiffusionImageVariationPipeline
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
@@ -79,12 +79,12 @@ def load_pipeline(folder: str) -> Any:
 
 
 def random_pipeline() -> Any:
-    """A UNet of 16 M weights on 32x32 latents of 128x128 images."""
+    """Build a pipeline with a UNet of 16 M weights, for 32x32 latents of 128x128 images."""
     return variation_pipeline(UNET_16M, VAE_OF_4, ENCODER_SMALL, scheduler="DPMSolverMultistepScheduler")
 
 
 def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
-    """`pipeline`, which has our solver, beside its networks in our runtime."""
+    """Compare `pipeline`, which uses our solver, with its networks in our runtime."""
     prior = prior_of(pipeline, device)
     batch = sources(size.sources, prior.image_shape[0], variations=size.variations)
     published = PublishedVariations(
@@ -119,7 +119,7 @@ def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
 def variations(
     prior: DiffusionPrior, size: Size, batch: ImageBatch, options: RuntimeOptions
 ) -> Callable[[], Tensor]:
-    """The stage with the prior open in `options`; each call makes the same images, uint8 [V, 3, H, W]."""
+    """Return the stage with the prior open in `options`; each call makes the same uint8 images [V, 3, H, W]."""
     opened = open_prior(prior, size.config(), options)
 
     def make() -> Tensor:
@@ -130,13 +130,13 @@ def variations(
 
 
 def noise(batch: ImageBatch, size: Size, latent_shape: tuple[int, int, int]) -> Tensor:
-    """What the stage starts from at seed 0."""
+    """Return the initial noise of the stage at seed 0."""
     pairs = [(key, copy) for key in batch.keys.tolist() for copy in range(size.variations)]
     return randn_per_image([derive_seed(0, "augment", *pair) for pair in pairs], latent_shape)
 
 
 def prior_of(pipeline: Any, device: torch.device) -> DiffusionPrior:
-    """A copy of the pipeline's networks as `load_prior` gives them."""
+    """Copy the pipeline's networks into the form that `load_prior` returns."""
     unet, vae, encoder = (
         copy.deepcopy(network).to(device).float().eval().requires_grad_(False)
         for network in (pipeline.unet, pipeline.vae, pipeline.image_encoder)

@@ -1,4 +1,4 @@
-"""What is measured: a piece of work as published, and as ours."""
+"""What is measured: a piece of work as published, and ours."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from engine.runtime.base import RuntimeOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What ours runs on: the accelerator of the stages that train, the options of the runtime."""
+    """What ours runs on: an accelerator for the stages that train, the options of the frozen networks' runtime."""
 
     accelerator: Accelerator
     options: RuntimeOptions
@@ -23,7 +23,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A call, how many steps or images it does, and what runtime runs it where that is a choice."""
+    """A call, the steps or images it does, and the runtime if there is a choice of runtimes."""
 
     call: Call
     amount: int
@@ -32,32 +32,32 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """Ours by the case's name in the rows; each does what every baseline does."""
+    """Our work by case name; each case does the same as every baseline."""
 
     work: Mapping[str, Work]
     flops: float
-    """Floating-point operations of one step, or one image."""
+    """Floating-point operations per step or image."""
     dtype: str
     shape: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`published` by the baseline's name; ours is opened only when these were measured alone.
+    """Published work by baseline name, and `open`, which opens ours after the baselines were measured alone.
 
-    `open` raises DifferentWorkError where ours does not compute what the published code computes.
+    `open` raises DifferentWorkError if ours does not compute what the published code computes.
     """
 
     published: Mapping[str, Work]
     open: Callable[[Machine], Ours]
     unit: Literal["ms", "img/s"]
-    """Of one step, or of images."""
+    """ms per step, or images per second."""
 
 
 def flops(call: Call) -> float:
-    """Floating-point operations of the matrix products and convolutions of a call on torch.
+    """Count the floating-point operations of matrix products and convolutions in a torch call.
 
-    Attention in one kernel, which the counter does not know on a CPU, is taken apart for the count.
+    Fused attention, which the counter does not support on a CPU, is decomposed for the count.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from bench.published.hooks import attach
 from bench.published.steps import PublishedDistillation
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from bench.stages.pair import CLASSES, SIZE, pair, tap
+from bench.stages.pair import CLASSES, SIZE, feature_forward, pair
 from bench.timing import Call
 from engine.config.distill import DistillConfig
 from engine.feed.feed import FeedBatch
@@ -26,10 +26,11 @@ def cases(device: torch.device, batch: int | None = None) -> list[Case]:
 
 def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
-    attach(teacher)  # the research codes' hooks stay on while the student trains
+    attach(teacher)  # research code leaves its hooks attached while the student trains
     align = AlignHead(64, 128).to(device)
     trained = [*student.train().parameters(), *align.parameters()]
-    step = PublishedDistillation(tap(teacher), tap(student), align, trained).step
+    forwards = feature_forward(teacher), feature_forward(student)
+    step = PublishedDistillation(*forwards, align, trained).step
     batch = _batch(device, size)
     return lambda: step(batch.images, batch.labels)
 
@@ -45,7 +46,7 @@ def _ours(size: int, machine: Machine) -> Ours:
 
 
 def opened(accelerator: Accelerator, size: int = BATCH) -> Call:
-    """Return a call that is a training step on the same batch."""
+    """Return a call that does a training step, always on the same batch."""
     teacher, student = pair(accelerator.device)
     distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
     distiller.set_training(True)

@@ -1,4 +1,4 @@
-"""The CLIP filter: cosines of V variations to their sources, each source embedded once."""
+"""The CLIP filter: cosines of V variations to their sources, with each source embedded once."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.images import noisy_copies, sources, to_pil
 from bench.parity import require_alike
-from bench.published.similarity import PublishedSimilarity
+from bench.published.libraries import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from engine.models.priors import ClipModel
@@ -26,7 +26,7 @@ EMBEDDED = "assets/fashion-mnist/open_clip"
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much work a case is; `batch` images are embedded at once."""
+    """The amount of work in a case; `batch` images are embedded at once."""
 
     sources: int
     variations: int
@@ -34,7 +34,7 @@ class Size:
 
     @property
     def images(self) -> int:
-        """All that are embedded."""
+        """The number of images to embed."""
         return self.sources * (1 + self.variations)
 
 
@@ -50,14 +50,14 @@ def cases(device: torch.device, _: int | None = None) -> list[Case]:
 
 
 def load_network(folder: str) -> Any:
-    """An open_clip folder."""
+    """Load an open_clip folder."""
     import open_clip
 
     return open_clip.create_model(f"local-dir:{resolve(folder, 'filter')}").eval().requires_grad_(False)
 
 
 def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
-    """open_clip's `network` beside its image tower in our runtime."""
+    """Compare open_clip's `network` with its image tower in our runtime."""
     clip = clip_of(network, device)
     batch = sources(size.sources, clip.size[0], variations=size.variations)
     varied = noisy_copies(batch, size.variations)
@@ -80,12 +80,12 @@ def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
         return lambda: similarities(batch, varied, opened, MicroBatch("filter", size.batch))
 
     def open_ours(machine: Machine) -> Ours:
-        judge = of_ours(machine.options)
+        ours = of_ours(machine.options)
         for baseline, call in calls.items():
-            require_alike(f"filter/{name}, {baseline}", judge()[None], call()[None])
+            require_alike(f"filter/{name}, {baseline}", ours()[None], call()[None])
         plain = replace(machine.options, runtime="torch", precision="fp32", compiled=False)
         return Ours(
-            work={f"filter/{name}": Work(call=judge, amount=size.images, runtime=machine.options.runtime)},
+            work={f"filter/{name}": Work(call=ours, amount=size.images, runtime=machine.options.runtime)},
             flops=flops(of_ours(plain)) / size.images,
             dtype=machine.options.precision,
             shape=f"{size.sources} x {size.variations}, batch {size.batch}",
@@ -96,25 +96,25 @@ def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
 
 
 def preprocess_of(network: Any) -> Any:
-    """The transform that open_clip gives beside a model, from PIL images."""
+    """Return open_clip's transform of PIL images for a model."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     return image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
 
 
 def clip_of(network: Any, device: torch.device) -> ClipModel:
-    """A copy of the network as `load_clip` gives it, with no runtime yet and no tokenizer."""
+    """Copy the network into the form that `load_clip` returns, without a runtime or a tokenizer."""
     settings = network.visual.preprocess_cfg
     size = settings["size"]
     own = copy.deepcopy(network).to(device)
 
-    def closed(_: object) -> Tensor:
+    def not_open(_: object) -> Tensor:
         raise AssertionError("open it in a runtime first")
 
     return ClipModel(
         network=own,
-        image_tower=closed,
-        tokenizer=closed,
+        image_tower=not_open,
+        tokenizer=not_open,
         size=(size, size) if isinstance(size, int) else tuple(size),
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),

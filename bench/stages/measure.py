@@ -1,4 +1,4 @@
-"""Measures the cases of the stages: each published call in turns with ours."""
+"""Measure the cases of the stages, alternating published calls with ours."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,19 +26,19 @@ STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
     "distill": distill.cases,
     "teacher": teacher.cases,
 }
-"""(device, batch or the stage's own) -> cases; those of `augment` and `filter` have sizes of their own."""
+"""(device, batch size or None for the default) -> cases. `augment` and `filter` have fixed sizes."""
 SHOWN: dict[str, Callable[[float], float]] = {"ms": lambda ms: ms, "img/s": lambda ms: 1000 / ms}
-"""What a row shows of the milliseconds of one step, or one image."""
+"""Converts milliseconds per step or image to a row's unit."""
 
 
 def rows(
     names: Sequence[str], config: ComputeConfig, *, seconds: float = 5.0, batch: int | None = None
 ) -> Iterator[Row]:
-    """Yield rows of the named stages, in the machine's default runtime or the one that `config` names.
+    """Yield rows of the named stages, in the runtime of `config` or the machine's default.
 
-    Each call is measured for `seconds`, with `batch` images at once if given. The published calls run under
-    cuDNN's flags as torch sets them, ours under those of `engine`. On a CPU they are also measured before, as
-    their users run them: later the process keeps its freed memory, as `engine` does.
+    Each call is measured for `seconds`, with `batch` images at once if given. Published calls run under
+    torch's default cuDNN flags, ours under the engine's. On a CPU, published calls are also measured before
+    the engine is opened, as their users run them: afterwards the process keeps freed memory.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     compute = resolve_compute(config)
@@ -52,7 +52,7 @@ def rows(
 
 
 def _ms_each(published: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, float]:
-    """Milliseconds of one step or image of each, measured by itself."""
+    """Return the milliseconds per step or image of each published call, measured alone."""
     return {
         name: milliseconds({name: work.call}, device, seconds=seconds)[name] / work.amount
         for name, work in published.items()

@@ -11,11 +11,11 @@ from engine.models.networks import wrn_16_1, wrn_40_2
 
 CLASSES, SIZE = 10, 32
 FEATURE = "network.relu"
-"""The feature map that distillation taps."""
+"""Path of the feature map that distillation uses."""
 
 
 def pair(device: torch.device) -> tuple[Classifier, Classifier]:
-    """WRN-40-2 and WRN-16-1 in eval mode, contiguous; the same weights at each call."""
+    """Return WRN-40-2 and WRN-16-1 in eval mode, contiguous, with the same weights at each call."""
     torch.manual_seed(0)
     networks = wrn_40_2(CLASSES), wrn_16_1(CLASSES)
     teacher, student = (
@@ -27,8 +27,8 @@ def pair(device: torch.device) -> tuple[Classifier, Classifier]:
     return teacher.to(device).eval(), student.to(device).eval()
 
 
-def tap(classifier: Classifier) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """images [B, 3, H, W] -> (logits, feature map)."""
+def feature_forward(classifier: Classifier) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function of images [B, 3, H, W] -> (logits, feature map)."""
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         logits, (feature,) = forward_with_features(classifier, images, [FEATURE])

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.published.hooks import attach
 from bench.published.steps import PublishedSynthesis
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from bench.stages.pair import CLASSES, SIZE, pair, tap
+from bench.stages.pair import CLASSES, SIZE, feature_forward, pair
 from bench.timing import Call
 from engine.config.synthesize import SynthesizeConfig
 from engine.models.generator import Generator
@@ -33,28 +33,28 @@ def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
     labels, z = _labels_and_z(device, size)
     head, generator = RotationHead(64, CLASSES).to(device), Generator(size=SIZE).to(device)
-    student_map = _second(tap(student))
+    student_map = _second(feature_forward(student))
     return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
 
 
 def _ours(size: int, machine: Machine) -> Ours:
-    """A step alone, and BATCH_STEPS of it with all that a batch has around them."""
+    """Return a single step, and a whole batch of BATCH_STEPS steps with its set-up and results."""
     inversion, batch = opened(machine.accelerator, size)
     return Ours(
         work={
             "synthesize/step": Work(call=inversion.step, amount=1),
             "synthesize/batch": Work(call=batch, amount=BATCH_STEPS),
         },
-        flops=flops(inversion.update),  # never replayed from a graph
+        flops=flops(inversion.update),  # never replayed from a CUDA graph
         dtype=machine.accelerator.mixed_precision.replace("no", "fp32"),
         shape=f"batch {size}",
     )
 
 
 def opened(accelerator: Accelerator, size: int = BATCH) -> tuple[Inversion, Call]:
-    """Return the inversion of `size` images, on a GPU captured, and a call that makes a whole batch."""
+    """Return an inversion of `size` images, captured on a GPU, and a call that makes a whole batch."""
     teacher, student = (
-        network.requires_grad_(False).to(memory_format=torch.channels_last)  # as a run assembles them
+        network.requires_grad_(False).to(memory_format=torch.channels_last)  # like a run does
         for network in pair(accelerator.device)
     )
     labels, z = _labels_and_z(accelerator.device, size)
@@ -84,5 +84,5 @@ def _labels_and_z(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
     return torch.arange(size, device=device) % CLASSES, torch.randn(size, 256).to(device)
 
 
-def _second(taps: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
-    return lambda images: taps(images)[1]
+def _second(forward: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
+    return lambda images: forward(images)[1]

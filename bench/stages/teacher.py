@@ -1,4 +1,4 @@
-"""The frozen teacher: WRN-40-2's logits and the feature map that distillation taps, at batch 128."""
+"""The frozen teacher: WRN-40-2's logits and the feature map that distillation uses, at batch 128."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.parity import require_alike
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from bench.stages.pair import FEATURE, SIZE, pair, tap
+from bench.stages.pair import FEATURE, SIZE, feature_forward, pair
 from engine.runtime.base import Executable, RuntimeOptions
 from engine.runtime.batching import batches
 from engine.runtime.networks import classifier_spec
@@ -22,7 +22,7 @@ def cases(device: torch.device, batch: int | None = None) -> list[Case]:
 
 
 def case(device: torch.device, batch: int) -> Case:
-    published = tap(pair(device)[0])
+    published = feature_forward(pair(device)[0])
     images = torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ def case(device: torch.device, batch: int) -> Case:
         return published(images)
 
     def open_ours(machine: Machine) -> Ours:
-        """In the default runtime, and in runtime torch, whose teacher is the engine's fused copy."""
+        """Open the teacher in the default runtime, and in runtime torch as the engine's fused copy."""
         runtime = machine.options.runtime
         opened_by = {
             "teacher/WRN-40-2": (opened(machine.options, batch), runtime),
@@ -40,7 +40,7 @@ def case(device: torch.device, batch: int) -> Case:
             require_same(name, forward, images, eager())
         return Ours(
             work={
-                name: Work(call=_calling(forward, images), amount=batch, runtime=by)
+                name: Work(call=_without_grad(forward, images), amount=batch, runtime=by)
                 for name, (forward, by) in opened_by.items()
             },
             flops=flops(eager) / batch,
@@ -69,14 +69,14 @@ def require_same(
     images: Tensor,
     theirs: tuple[Tensor, Tensor],
 ) -> None:
-    """Raises DifferentWorkError where logits or feature map are not those of the baseline."""
+    """Raise DifferentWorkError if the logits or the feature map differ from the baseline's."""
     with torch.no_grad():
         outputs = forward(images=images)
     require_alike(f"{name}, logits", outputs["logits"], theirs[0])
     require_alike(f"{name}, feature map", outputs[FEATURE], theirs[1])
 
 
-def _calling(forward: Executable, images: Tensor) -> Callable[[], object]:
+def _without_grad(forward: Executable, images: Tensor) -> Callable[[], object]:
     @torch.no_grad()
     def call() -> object:
         return forward(images=images)

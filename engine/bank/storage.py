@@ -16,8 +16,8 @@ from engine.atomic import replacing
 from engine.bank.fingerprint import DamagedError, Fingerprint
 from engine.bank.manifest import FOLDERS
 from engine.errors import UserError
+from export.disk import fsync
 from export.locks import exclusive, exclusive_if_free
-from export.sealed import fsync
 
 LOCK = ".lock"
 

@@ -23,7 +23,7 @@ from engine.recipes.load import load_recipe
 from engine.runtime.artifacts import ENGINE, Graph
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.open import open_graph
-from engine.training.run_record import sha256_of
+from export.hashed import sha256_of
 from export.spec import NetworkSpec
 
 

@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.models.factory import is_factory
 from engine.models.weight_index import weight_files
 from engine.paths import PROJECT_ROOT, resolve
-from engine.training.run_record import sha256_of
+from export.hashed import sha256_of
 
 CLASSIFIERS = ("teacher", "student")
 """Networks that are handed over in files of their own."""

@@ -1,11 +1,12 @@
 """The source files of a `package.module:factory`, hashed without importing it."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
+
+from export.hashed import sha256_of
 
 LIBRARIES = ("engine", "timm", "torchvision")
 
@@ -33,7 +34,7 @@ class Factory:
                 path = Path(spec.origin).resolve()
                 if not path.is_file():  # inside an archive
                     return cls(name=name, files={})
-                files[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+                files[str(path)] = sha256_of(path)
             search_path = spec.submodule_search_locations
         return cls(name=name, files=files)
 

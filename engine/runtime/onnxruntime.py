@@ -73,7 +73,7 @@ def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
 
     made_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
     digest = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
-    folder = options.store.beside(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder = options.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
         logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")

@@ -118,7 +118,8 @@ def open_graph(spec: NetworkSpec, given: Graph, options: RuntimeOptions) -> Exec
         spec,
         options.store.read(entry, artifacts.ENGINE),
         options.device,
-        compiled_file=options.store.beside(entry) / f"{torch.cuda.get_device_name(options.device)}.bin",
+        compiled_file=options.store.derived_folder(entry)
+        / f"{torch.cuda.get_device_name(options.device)}.bin",
         weights=given.path if options.tensorrt.refit == "stripped" else None,
         cuda_graph=options.cuda_graph,
     )

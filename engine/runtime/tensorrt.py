@@ -59,8 +59,7 @@ class TensorRtExecutable:
         cuda_graph: bool = False,
     ) -> None:
         require_gpu()
-        from export.tensorrt.contexts import Contexts
-        from export.tensorrt.loading import load_engine
+        from export.tensorrt.loading import Contexts, load_engine
 
         self._spec, self._device, self._compiled_file = spec, device, compiled_file
         with torch.cuda.device(device):

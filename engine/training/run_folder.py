@@ -11,7 +11,8 @@ from engine.config.recipe import CONFIG, Recipe, differences, to_yaml
 from engine.errors import UserError
 from engine.provenance import KEYS
 from engine.recipes.load import load_recipe
-from engine.training.run_record import RunRecord, sha256_of
+from engine.training.run_record import RunRecord
+from export.hashed import sha256_of
 from export.locks import exclusive_if_free
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """provenance.json: the files that a run was made with, by hash, next to its config.yaml."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +10,7 @@ from engine.atomic import replacing
 from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.factory import Factory, factories, read_factories
+from export.hashed import sha256_of
 
 FILE_NAME = "provenance.json"
 
@@ -81,9 +81,3 @@ class RunRecord:
     def write_student(self, folder: Path, file: Path) -> None:
         """The record with the hash of the student's file."""
         replace(self, student_sha256=sha256_of(file)).write(folder)
-
-
-def sha256_of(file: Path) -> str:
-    """As sha256sum prints it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

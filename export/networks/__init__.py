@@ -1,1 +1,1 @@
-"""The networks of the loop as specs, one module a network; images are RGB in [0, 1] at every door."""
+"""The specs of the loop's networks, one module per network. All images are RGB in [0, 1]."""

@@ -1,11 +1,10 @@
-"""A classifier, the teacher or a student, with the feature maps that distillation taps."""
+"""A classifier (the teacher or a student) with the feature maps that distillation uses."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from export.networks.axes import BATCHES, batch
-from export.spec import Input, NetworkSpec
+from export.spec import BATCHES, Input, NetworkSpec, batch
 
 
 def classifier_spec(
@@ -16,6 +15,6 @@ def classifier_spec(
     features: Sequence[str] = (),
     batches: tuple[int, int, int] = BATCHES,
 ) -> NetworkSpec:
-    """`classifier`: images [B, 3, H, W] in [0, 1] -> (logits [B, C], one map for each name in `features`)."""
+    """Return the spec of images [B, 3, H, W] in [0, 1] -> logits [B, C] and a map per name in `features`."""
     images = Input(name="images", shape=(batch(batches), 3, image_size, image_size), values="uniform")
     return NetworkSpec(name=name, module=classifier, inputs=(images,), outputs=("logits", *features))

@@ -1,12 +1,11 @@
-"""CLIP's image towers: open_clip's, which the filter asks, and transformers', which conditions the prior."""
+"""CLIP image towers: open_clip's, used by the filter, and transformers', which conditions the prior."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from export.networks.axes import BATCHES, batch
-from export.spec import Input, NetworkSpec
+from export.spec import BATCHES, Input, NetworkSpec, batch
 
 
 class _ImageTower(nn.Module):
@@ -39,7 +38,10 @@ def open_clip_spec(
     size: tuple[int, int],
     batches: tuple[int, int, int] = BATCHES,
 ) -> NetworkSpec:
-    """open_clip's `visual`: images [B, 3, *size] in [0, 1] -> embeddings [B, D], not normalised."""
+    """Return the spec of open_clip's `visual`.
+
+    Images [B, 3, *size] in [0, 1] -> embeddings [B, D], not normalized.
+    """
     return _spec("clip", _ImageTower(tower, mean, std), size, batches)
 
 
@@ -51,7 +53,7 @@ def clip_vision_spec(
     size: tuple[int, int],
     batches: tuple[int, int, int] = BATCHES,
 ) -> NetworkSpec:
-    """transformers' CLIPVisionModelWithProjection, with the same inputs and outputs."""
+    """Return the spec of a CLIPVisionModelWithProjection; inputs and outputs as in `open_clip_spec`."""
     return _spec("image_encoder", _VisionModel(model, mean, std), size, batches)
 
 

@@ -1,7 +1,7 @@
 """diffusers' UNet2DConditionModel: Stable Diffusion 1.x, 2.x, image variation and SDXL.
 
-Its sinusoids (of the timestep; in SDXL also of the image's sizes) are inputs, computed outside in float32: a
-runtime in bf16 would round their angles, which go up to 1000 radians, by several radians.
+The sinusoidal embeddings (of the timestep; in SDXL also of the image sizes) are inputs, computed outside in
+float32: a bf16 runtime would round their angles, which go up to 1000 radians, by several radians.
 """
 
 import copy
@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.networks.axes import BATCHES, batch, resolution
-from export.spec import Input, NetworkSpec
+from export.spec import BATCHES, Input, NetworkSpec, batch, resolution
 
 TIMESTEP = 500
-"""In the middle of the noise schedule."""
+"""A timestep in the middle of the noise schedule."""
 
 
 class _Denoiser(nn.Module):
-    """The UNet on the same weights, with sinusoids in the places of what they are taken of."""
+    """The UNet with shared weights, taking sinusoidal embeddings instead of the timestep."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -30,6 +29,8 @@ class _Denoiser(nn.Module):
 
 
 class _SizedDenoiser(_Denoiser):
+    """SDXL's UNet, which also takes the pooled text embedding with the embeddings of the image sizes."""
+
     def __init__(self, unet: Any) -> None:
         super().__init__(unet)
         self.unet.get_aug_embed = self._augment
@@ -49,9 +50,10 @@ def _as_given(sample: Tensor, timestep: Tensor) -> Tensor:
 
 
 def unet_spec(unet: Any, *, num_tokens: int, batches: tuple[int, int, int] = BATCHES) -> NetworkSpec:
-    """Latents [B, C, h, w], time_features [1, F], tokens [B, num_tokens, D] -> the prediction [B, C', h, w].
+    """Return the spec of a denoiser.
 
-    SDXL takes added_features [B, P], too.
+    Latents [B, C, h, w], time_features [1, F], tokens [B, num_tokens, D] -> prediction [B, C', h, w]. SDXL
+    also takes added_features [B, P].
     """
     config = unet.config
     size = config.sample_size
@@ -77,11 +79,11 @@ def unet_spec(unet: Any, *, num_tokens: int, batches: tuple[int, int, int] = BAT
 
 
 def time_features(unet: Any, timestep: Tensor) -> Tensor:
-    """The sinusoids of one timestep: float32 [1, F], on the timestep's device."""
+    """Return the sinusoidal embedding of one timestep, float32 [1, F] on the timestep's device."""
     return unet.time_proj(timestep.float().reshape(1))
 
 
 def added_features(unet: Any, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
-    """SDXL's pooled text embedding [B, D] beside the sinusoids of its sizes [B, 6]: float32 [B, P]."""
+    """Concatenate SDXL's text embedding [B, D] and the embeddings of its sizes [B, 6] to float32 [B, P]."""
     sinusoids = unet.add_time_proj(time_ids.float().flatten()).reshape(len(text_embeds), -1)
     return torch.cat([text_embeds, sinusoids], -1)

@@ -1,14 +1,13 @@
-"""The two halves of a diffusion prior's autoencoder: diffusers' AutoencoderKL, or AutoencoderTiny (TAESD).
+"""Encoder and decoder of a diffusion prior: diffusers' AutoencoderKL, or AutoencoderTiny (TAESD).
 
-Latents are scaled as the UNet takes them: an AutoencoderKL's posterior times `scaling_factor`.
+Latents are scaled as the UNet expects them: an AutoencoderKL's posterior times `scaling_factor`.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from export.networks.axes import BATCHES, batch, resolution
-from export.spec import Input, NetworkSpec
+from export.spec import BATCHES, Input, NetworkSpec, batch, resolution
 
 
 class _Encoder(nn.Module):
@@ -33,14 +32,14 @@ class _Decoder(nn.Module):
 
 
 def latent_factor(vae: Any) -> int:
-    """Pixels along one side of a latent's cell."""
+    """Return the number of pixels per latent cell along one side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def vae_encoder_spec(
     vae: Any, *, image_shape: tuple[int, int], batches: tuple[int, int, int] = BATCHES
 ) -> NetworkSpec:
-    """Images [B, 3, H, W] in [0, 1] -> the mode of their posterior, scaled [B, C, h, w]."""
+    """Return the spec of images [B, 3, H, W] in [0, 1] -> scaled mode of the posterior [B, C, h, w]."""
     height, width = (
         resolution(name, size, multiple=latent_factor(vae))
         for name, size in zip(("height", "width"), image_shape, strict=True)
@@ -54,7 +53,7 @@ def vae_encoder_spec(
 def vae_decoder_spec(
     vae: Any, *, latent_shape: tuple[int, int, int], batches: tuple[int, int, int] = BATCHES
 ) -> NetworkSpec:
-    """Scaled latents [B, C, h, w] -> images [B, 3, H, W], in [0, 1] but for overshoot."""
+    """Return the spec of scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], not clamped."""
     channels, *sides = latent_shape
     height, width = (resolution(name, size) for name, size in zip(("height", "width"), sides, strict=True))
     latents = Input(name="latents", shape=(batch(batches), channels, height, width))

@@ -1,4 +1,4 @@
-"""ONNX files may name other files to read weights from; only ones beside them are let through."""
+"""Check the external data of ONNX files: weights may come only from files in the graph's own folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from export.errors import ExportError
 
 
 def check_external_data(path: Path) -> None:
-    """Refuses a graph whose weights lie outside the folder of `path`, or beyond the end of their file.
+    """Reject a graph whose weights lie outside the folder of `path`, or beyond the end of their file.
 
-    Raises ExportError that names the graph, the tensor and the place it points to.
+    Raises ExportError that names the graph, the tensor and the location it points to.
     """
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # a damaged protobuf fails in a dozen ways
+    except Exception as error:  # a damaged protobuf raises many kinds of errors
         raise ExportError(f"{path} is not an ONNX graph ({type(error).__name__}); export it again") from error
     for tensor in _tensors(model):
         if uses_external_data(tensor):
@@ -37,9 +37,9 @@ def _check(tensor: onnx.TensorProto, path: Path) -> None:
     try:
         begin, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
     except ValueError:
-        raise ExportError(f"{where}, at no place in it; export the network again") from None
+        raise ExportError(f"{where}, at an invalid offset; export the network again") from None
     if begin < 0 or length < 0 or begin + length > file.stat().st_size:
-        raise ExportError(f"{where}, beyond its end; export the network again")
+        raise ExportError(f"{where}, beyond the end of that file; export the network again")
 
 
 def _is_link(folder: Path, parts: tuple[str, ...]) -> bool:
@@ -47,7 +47,7 @@ def _is_link(folder: Path, parts: tuple[str, ...]) -> bool:
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor, wherever the format may hold one: nodes' attributes, their graphs, functions, ..."""
+    """Yield every tensor of a message: in attributes of nodes, their subgraphs, functions, and so on."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -1,4 +1,4 @@
-"""torch.onnx's exporter with the axes of a spec, and one precision throughout."""
+"""Export a spec with torch.onnx: its dynamic axes, in one precision throughout."""
 
 import copy
 import io
@@ -15,24 +15,23 @@ from torch.onnx import OnnxExporterError, ONNXProgram
 
 from export.errors import ExportError
 from export.onnx.external import check_external_data
-from export.onnx.statistics import keep_statistics_in_fp32
-from export.onnx.widened import narrow_weights
+from export.onnx.statistics import keep_statistics_in_fp32, narrow_weights
 from export.spec import DTYPES, Axis, Input, NetworkSpec, Precision
 
 FILE = "model.onnx"
 OPSETS: dict[Precision, int] = {"fp32": 20, "fp16": 22, "bf16": 22}
-"""bf16 convolutions begin with 22. From 21 on a GroupNorm is one operator, which TensorRT takes as it is; in
-OpenVINO its InstanceNormalization of opset 20 runs faster, a UNet by a third."""
+"""Convolutions support bf16 from opset 22. From opset 21, a GroupNorm is one operator, which suits TensorRT.
+OpenVINO is faster with the InstanceNormalization of opset 20, by a third for a UNet."""
 ONE_FILE_BYTES = 1 << 30
-"""Weights above this go to a file of their own: one protobuf ends at 2 GB."""
+"""Larger weights go to a separate file, since a protobuf is limited to 2 GB."""
 
 
 def write_onnx(spec: NetworkSpec, precision: Precision, folder: Path) -> None:
-    """Writes `folder`/model.onnx, and model.onnx.data where the weights are large.
+    """Write `folder`/model.onnx, and model.onnx.data if the weights exceed ONE_FILE_BYTES.
 
-    Inputs and outputs are float32. Inside, weights and activations are of `precision`; the statistics of
-    normalizations and softmaxes are float32 whatever it is. Raises ExportError where the network cannot be
-    traced or its graph is not sound.
+    Inputs and outputs are float32. Inside, weights and activations have `precision`; the statistics of
+    normalizations and softmaxes are always float32. Raises ExportError if the network cannot be traced or
+    the exported graph is invalid.
     """
     module = _InPrecision(spec.module, DTYPES[precision]) if precision != "fp32" else spec.module
     program = _program(spec, module, OPSETS[precision])
@@ -46,11 +45,13 @@ def write_onnx(spec: NetworkSpec, precision: Precision, folder: Path) -> None:
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{spec.name}: the exported graph is not sound: {_first(error)}") from error
+        raise ExportError(
+            f"{spec.name}: the exported graph is invalid: {_first(error)}; use --runtime torch"
+        ) from error
 
 
 class _InPrecision(nn.Module):
-    """A copy of the module in `dtype`, float32 at its doors."""
+    """A copy of the module in `dtype` with float32 inputs and outputs."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class _InPrecision(nn.Module):
 
 
 def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A deep copy with its weights in `dtype`, which are all that it takes memory for."""
+    """Return a deep copy with its weights in `dtype`, without a second copy of the original weights."""
 
     def narrow(tensor: Tensor) -> Tensor:
         copied = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach().clone()
@@ -86,11 +87,11 @@ def _program(spec: NetworkSpec, module: nn.Module, opset: int) -> ONNXProgram:
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # the network may be anyone's, and the exporter raises what it likes
+        except Exception as error:  # any network's code may raise, and so may the exporter
             cause = error.__cause__ if isinstance(error, OnnxExporterError) and error.__cause__ else error
             raise ExportError(
                 f"{spec.name} cannot be exported ({type(cause).__name__}: {_first(cause)});"
-                " take --runtime torch"
+                " use --runtime torch"
             ) from error
     assert program is not None
     _check_axes(spec, program)
@@ -98,17 +99,17 @@ def _program(spec: NetworkSpec, module: nn.Module, opset: int) -> ONNXProgram:
 
 
 def _first(error: BaseException) -> str:
-    """The first paragraph of its message in one line."""
+    """Return the first paragraph of an error message as one line."""
     return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
 def _traced_size(axis: Axis) -> int:
-    """A size that no rule for sizes 0 and 1 applies to."""
+    """Return a size above 1 if the axis allows it: the exporter specializes on sizes 0 and 1."""
     return min(max(axis.min, 2 * axis.multiple), axis.max)
 
 
 def _names(given: Input) -> dict[int, str]:
-    """The axes that vary; the exporter finds for itself what holds between them."""
+    """Return the names of the axes that vary, by position; the exporter finds their constraints itself."""
     return {
         place: size.name
         for place, size in enumerate(given.shape)
@@ -117,23 +118,23 @@ def _names(given: Input) -> dict[int, str]:
 
 
 def _check_axes(spec: NetworkSpec, program: ONNXProgram) -> None:
-    """The exporter fixes an axis, or takes two for one, in silence where the network's code asks for them."""
+    """Raise ExportError if the exporter silently fixed an axis or merged two, as some code forces it to."""
     for given, value in zip(spec.inputs, program.model.graph.inputs, strict=True):
         for place, name in _names(given).items():
             assert value.shape is not None
             found = value.shape[place]
             if isinstance(found, int):
-                what = f"one {name} only ({found}): its code depends on it"
+                what = f"a single {name} ({found}), because its code depends on it"
             elif found.value != name:
-                what = f"{name} equal to {found.value} only: its code compares them"
+                what = f"{name} equal to {found.value}, because its code compares them"
             else:
                 continue
-            raise ExportError(f"{spec.name} runs with {what}; take --runtime torch")
+            raise ExportError(f"{spec.name} only runs with {what}; use --runtime torch")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own workings, and prints the graphs of what it fails to trace."""
+    """Silence the exporter, which warns about its internals and prints the graphs it fails to trace."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -146,7 +147,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_fast_paths() -> Iterator[None]:
-    """nn.MultiheadAttention's fast path is one opaque operator, which has no ONNX form."""
+    """Turn off the fast path of nn.MultiheadAttention, an opaque operator without an ONNX equivalent."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,7 +1,9 @@
-"""Normalizations and softmaxes of a half-precision graph, computed in float32.
+"""Fix the types inside half-precision graphs: statistics in float32, folded weights in half precision.
 
-The exporter writes them in the type of their input. A sum of squares over a group of activations leaves
-fp16's range long before the activations do, and bf16 has 8 bits to add them up with.
+The exporter computes normalizations and softmaxes in the type of their input. But a sum of squares over a
+group of activations overflows fp16 long before the activations do, and bf16 has only 8 bits of precision to
+accumulate it. Conversely, when the optimizer folds a BatchNorm into a convolution in bf16, NumPy's type
+promotion leaves the product in float32.
 """
 
 import onnx_ir as ir
@@ -19,14 +21,30 @@ STATISTICS = {
     "Softmax",
     "LogSoftmax",
 }
+FOLDED_INTO = {"Conv", "ConvTranspose", "Gemm"}
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 def keep_statistics_in_fp32(model: ir.Model) -> None:
-    """Casts to float32 before each node of STATISTICS and back to its input's type behind it, in place."""
+    """Cast to float32 before each node of STATISTICS and back to its input's type after it, in place."""
     for node in list(model.graph.all_nodes()):
         if node.domain == "" and node.op_type in STATISTICS:
             _widen(node)
+
+
+def narrow_weights(model: ir.Model) -> None:
+    """Cast float32 weights of half-precision convolutions and products to their input's type, in place."""
+    for node in model.graph.all_nodes():
+        if node.op_type not in FOLDED_INTO:
+            continue
+        half = node.inputs[0].dtype if node.inputs[0] is not None else None
+        if half not in HALVES:
+            continue
+        for value in node.inputs[1:]:
+            if value is not None and value.const_value is not None and value.dtype == ir.DataType.FLOAT:
+                narrow = value.const_value.numpy().astype(half.numpy())
+                value.const_value = ir.tensor(narrow, dtype=half, name=value.name)
+                value.dtype = half
 
 
 def _widen(node: ir.Node) -> None:

@@ -1,1 +1,1 @@
-"""ONNX graphs to TensorRT engines; the bindings are loaded where they are used."""
+"""Build TensorRT engines from ONNX graphs, and load them. Importing this package loads no bindings."""

@@ -1,6 +1,6 @@
 """The Python bindings of TensorRT: `tensorrt` of version 11 or newer, else `tensorrt_rtx`.
 
-Importing this module raises RuntimeUnavailableError where neither is installed.
+Importing this module raises RuntimeUnavailableError if neither is installed.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ else:
         except ImportError as error:
             raise RuntimeUnavailableError(
                 "tensorrt: neither tensorrt >= 11 nor tensorrt_rtx can be imported;"
-                " pip install 'dda-engine[trt]' or take another --runtime"
+                " pip install 'dda-engine[trt]' or choose another --runtime"
             ) from error
 
 IS_RTX = trt.__name__ == "tensorrt_rtx"
@@ -29,7 +29,7 @@ VERSION = f"{trt.__name__} {trt.__version__}"
 
 
 class _Errors(trt.ILogger):
-    """Keeps the latest error lines, to tell why a call gave nothing."""
+    """Keeps the latest error messages, because failed calls return None without a reason."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class _Errors(trt.ILogger):
             self.lines.append(" ".join(msg.split()))
 
     def take(self) -> str:
-        """The first error since the last call in one line, and forgets all."""
-        first = self.lines[0] if self.lines else "TensorRT gives no reason"
+        """Return the first error since the last call as one line, and clear all errors."""
+        first = self.lines[0] if self.lines else "TensorRT gave no reason"
         self.lines.clear()
         return first
 
 
 LOGGER = _Errors()
-"""The only one: TensorRT ignores every logger but the first of a process."""
+"""The only logger: TensorRT ignores all but the first logger of a process."""

@@ -1,4 +1,4 @@
-"""ONNX graphs to engines. Engines are strongly typed: the precision is that of the graph's tensors."""
+"""Build engines from ONNX graphs. Engines are strongly typed: the graph's tensors set the precision."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,17 +13,19 @@ from export.tensorrt.progress import OnProgress, reporting
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
-"""(min, opt, max) of each input by name."""
+"""(min, opt, max) shapes of each input by name."""
 
 
 def build_engine(
     onnx_path: Path, engine_path: Path, shapes: Shapes, options: BuildOptions, on_progress: OnProgress
 ) -> None:
-    """Writes the engine of a graph, whose external data must have been checked.
+    """Build the engine of a graph and write it to `engine_path`.
 
-    `on_progress` gets the phase of the build, the steps done and the number of steps. Ctrl-C ends the build
-    at its next step. Raises ExportError for what cannot be built, RuntimeUnavailableError where the GPU that
-    the build asks is why.
+    The graph's external data must have been checked. `on_progress` gets the phase of the build, the steps
+    done and the total. Ctrl-C ends the build at its next step.
+
+    Raises ExportError if the engine cannot be built; RuntimeUnavailableError, a subclass, if the build
+    depended on the current GPU.
     """
     targets.check(options)
     LOGGER.take()
@@ -33,7 +35,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, shapes, onnx_path))
     targets.set_targets(config, options)
-    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; the graph says float32
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, but float32 in the graph means float32
     if options.workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.refit == "stripped":
@@ -41,18 +43,18 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     with reporting(config, on_progress):
         engine = builder.build_serialized_network(network, config)
-    del parser  # it owns the weights that the network points to until the engine is built
+    del parser  # it owns the weights that the network points to, so it lives until here
     if engine is None:
-        kind = RuntimeUnavailableError if targets.asks_the_gpu(options) else ExportError
+        kind = RuntimeUnavailableError if targets.needs_gpu(options) else ExportError
         raise kind(
-            f"{onnx_path}: {VERSION} could not build an engine: {LOGGER.take()}; take another --runtime"
+            f"{onnx_path}: {VERSION} could not build an engine: {LOGGER.take()}; choose another --runtime"
         )
     with engine_path.open("wb") as file:
         file.write(engine)
 
 
 def engine_key_parts(shapes: Shapes, options: BuildOptions) -> dict[str, str]:
-    """What an engine depends on beside its graph, by names that can be given as the reason to rebuild."""
+    """Return what an engine depends on besides its graph, by names that log lines give as reasons."""
     targets.check(options)
     return {
         "builder": VERSION,
@@ -66,7 +68,7 @@ def engine_key_parts(shapes: Shapes, options: BuildOptions) -> dict[str, str]:
 
 
 def first_error(get_error: Callable[[int], trt.ParserError], num_errors: int) -> str:
-    """The node that a parser stumbled over, and why."""
+    """Describe the first error of a parser: the node and the reason."""
     if not num_errors:
         return LOGGER.take()
     error = get_error(0)
@@ -75,15 +77,15 @@ def first_error(get_error: Callable[[int], trt.ParserError], num_errors: int) ->
 
 
 def _parse(network: trt.INetworkDefinition, onnx_path: Path) -> trt.OnnxParser:
-    """Fills the network; the parser must live as long as the network is used."""
+    """Parse a graph into `network`. The parser must live as long as the network is used."""
     parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse_from_file(str(onnx_path)):
         error = first_error(parser.get_error, parser.num_errors)
-        raise ExportError(f"{onnx_path}: {VERSION} cannot take the graph: {error}; take another --runtime")
-    doors = [*_inputs(network), *(network.get_output(i) for i in range(network.num_outputs))]
-    for door in doors:
-        if door.dtype != trt.DataType.FLOAT:
-            raise ExportError(f"{onnx_path}: {door.name} is not float32; cast inside the graph")
+        raise ExportError(f"{onnx_path}: {VERSION} cannot parse the graph: {error}; choose another --runtime")
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for tensor in (*_inputs(network), *outputs):
+        if tensor.dtype != trt.DataType.FLOAT:
+            raise ExportError(f"{onnx_path}: {tensor.name} is not float32; cast inside the graph")
     return parser
 
 
@@ -93,13 +95,14 @@ def _profile(
     graph = {given.name: tuple(given.shape) for given in _inputs(network)}
     if graph.keys() != shapes.keys():
         raise ExportError(
-            f"{onnx_path}: its inputs are {', '.join(graph)}, but shapes are given for {', '.join(shapes)}"
+            f"{onnx_path}: the inputs are {', '.join(graph)}, but shapes has {', '.join(shapes)};"
+            " give a shape for each input"
         )
     profile = builder.create_optimization_profile()
     for name, (least, best, most) in shapes.items():
         if not _fits(graph[name], least, best, most):
-            sizes = f"from {least} over {best} to {most}"
-            raise ExportError(f"{onnx_path}: input {name} of shape {graph[name]} cannot range {sizes}")
+            sizes = f"min {least}, opt {best}, max {most}"
+            raise ExportError(f"{onnx_path}: input {name} has shape {graph[name]}, which cannot take {sizes}")
         profile.set_shape(name, least, best, most)
     return profile
 
@@ -109,7 +112,7 @@ def _inputs(network: trt.INetworkDefinition) -> list[trt.ITensor]:
 
 
 def _fits(graph: Shape, least: Shape, best: Shape, most: Shape) -> bool:
-    """Whether the sizes are in order, and fixed where the graph's are; -1 stands for any size."""
+    """Return whether the sizes ascend and equal the graph's fixed sizes; -1 in the graph means any size."""
     return len(graph) == len(least) == len(best) == len(most) and all(
         0 < low <= middle <= high and fixed in (-1, low) and (fixed == -1 or low == high)
         for fixed, low, middle, high in zip(graph, least, best, most, strict=True)

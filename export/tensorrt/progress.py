@@ -1,4 +1,4 @@
-"""The progress of a build, and its end by Ctrl-C."""
+"""Report the progress of a build and stop it on Ctrl-C."""
 
 import signal
 import threading
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from export.tensorrt.bindings import trt
 
 OnProgress = Callable[[str, int, int], None]
-"""Gets the name of a phase, the steps done and the number of steps; phases are nested."""
+"""Called with the name of a phase, the steps done and the total; phases may be nested."""
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Calls back, and ends the build where that fails: the bindings swallow exceptions."""
+    """Forwards progress to a callback; stops the build if that raises: the bindings swallow exceptions."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         super().__init__()
@@ -41,26 +41,26 @@ class _Monitor(trt.IProgressMonitor):
 
 @contextmanager
 def reporting(config: trt.IBuilderConfig, on_progress: OnProgress) -> Iterator[None]:
-    """Reports the steps of the build within, then raises what stopped it: Ctrl-C or a callback's error."""
+    """Report the steps of a build inside the block, then re-raise Ctrl-C or the callback's error."""
     monitor = _Monitor(on_progress)
     config.progress_monitor = monitor
-    with _interrupts_kept(monitor):
+    with _interrupt_deferred(monitor):
         yield
     if monitor.stop:
         raise monitor.stop
 
 
 @contextmanager
-def _interrupts_kept(monitor: _Monitor) -> Iterator[None]:
-    """Ctrl-C sets `stop`; raised in a callback, KeyboardInterrupt would be lost."""
+def _interrupt_deferred(monitor: _Monitor) -> Iterator[None]:
+    """Let Ctrl-C set `stop`: the bindings would swallow a KeyboardInterrupt raised in a callback."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def keep(*_: object) -> None:
+    def defer(*_: object) -> None:
         monitor.stop = KeyboardInterrupt()
 
-    before = signal.signal(signal.SIGINT, keep)
+    before = signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""The GPUs an engine is built for.
+"""Choose the GPUs that an engine is built for.
 
-TensorRT-RTX builds for a list of GPUs and needs none for it, but to make weights exchangeable. Classic
-TensorRT times kernels on the GPU at hand and builds for that one.
+TensorRT-RTX builds for a list of GPUs and needs a GPU only to make an engine refittable. Classic TensorRT
+times kernels on the current GPU and builds for that one only.
 """
 
 import torch
@@ -12,31 +12,31 @@ from export.tensorrt.options import BuildOptions
 
 
 def check(options: BuildOptions) -> None:
-    """Raises ExportError for what this TensorRT cannot build, here or at all."""
+    """Raise ExportError if this TensorRT cannot build with these options on this machine."""
     if not IS_RTX and options.compute_capabilities and not options.for_current_gpu:
-        raise ExportError(f"{VERSION} builds for the GPU at hand alone; leave compute_capabilities out")
+        raise ExportError(f"{VERSION} builds only for the current GPU; remove compute_capabilities")
     if torch.cuda.is_available():
         return
     if not IS_RTX:
         raise RuntimeUnavailableError(
-            f"{VERSION} builds on a machine with an NVIDIA GPU alone, and there is none here;"
-            " build there, or pip install tensorrt-rtx in its place"
+            f"{VERSION} needs an NVIDIA GPU to build, and this machine has none;"
+            " build on a machine with one, or pip install tensorrt-rtx instead"
         )
-    if asks_the_gpu(options):
+    if needs_gpu(options):
         option = "compute_capabilities=current" if options.for_current_gpu else f"refit={options.refit}"
         raise RuntimeUnavailableError(
-            f"{VERSION} needs an NVIDIA GPU to build with {option}, and there is none here;"
-            f" build on a machine with one, or without {option}"
+            f"{VERSION} needs an NVIDIA GPU to build with {option}, and this machine has none;"
+            f" build on a machine with one, or remove {option}"
         )
 
 
-def asks_the_gpu(options: BuildOptions) -> bool:
-    """Whether the build depends on the GPU at hand."""
+def needs_gpu(options: BuildOptions) -> bool:
+    """Return whether the build needs a GPU."""
     return not IS_RTX or options.for_current_gpu or options.refit != "no"
 
 
 def set_targets(config: trt.IBuilderConfig, options: BuildOptions) -> None:
-    """Tells the builder the GPUs. Raises RuntimeUnavailableError where it does not take the one at hand."""
+    """Pass the target GPUs to the builder. Raises RuntimeUnavailableError if it rejects the current GPU."""
     if not (IS_RTX and options.compute_capabilities):
         return
     config.num_compute_capabilities = len(options.compute_capabilities)
@@ -54,14 +54,14 @@ def _target(capability: str) -> trt.ComputeCapability:
     }
     if capability not in known:
         raise ExportError(
-            f"{VERSION} cannot build for compute capability {capability}; it knows {', '.join(known)};"
-            " for other GPUs take classic TensorRT or --runtime torch"
+            f"{VERSION} cannot build for compute capability {capability}, only for {', '.join(known)};"
+            " for other GPUs use classic TensorRT or --runtime torch"
         )
     return known[capability]
 
 
 def device(options: BuildOptions) -> str:
-    """The GPU that an engine is bound to; "any" of its targets where it is bound to none."""
+    """Return the GPU that an engine is bound to, or "any" if it runs on all of its targets."""
     if IS_RTX and not options.for_current_gpu:
         return "any"
     return torch.cuda.get_device_name()

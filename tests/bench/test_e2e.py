@@ -1,4 +1,4 @@
-"""The arms of the end-to-end bench: their recipes, the seconds they are given, and what is reported."""
+"""The arms of the end-to-end bench: their recipes, their time budgets, and the report."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ SUMMARY = Summary(
 
 
 @pytest.mark.parametrize("name", e2e.ARMS)
-def test_arms_are_the_default_recipe_with_parts_taken_out(name: str) -> None:
+def test_arms_are_the_default_recipe_without_some_parts(name: str) -> None:
     default, arm = load_recipe("fashion-mnist"), load_recipe("fashion-mnist", e2e.ARMS[name])
     assert arm.synthesize == default.synthesize
     assert arm.distill == default.distill
@@ -50,7 +50,7 @@ def test_arms_are_the_default_recipe_with_parts_taken_out(name: str) -> None:
 
 @pytest.mark.parametrize("arm", ["synthesis", "diffusion+clip+class"])
 @pytest.mark.parametrize("seconds", [120.0, 900.0])
-def test_an_arm_is_given_its_seconds_half_for_images(arm: str, seconds: float) -> None:
+def test_an_arm_spends_half_its_seconds_on_images(arm: str, seconds: float) -> None:
     recipe = load_recipe(
         "fashion-mnist", {"synthesize.warmup_steps": 30, "synthesize.steps": 10, **e2e.ARMS[arm]}
     )
@@ -72,7 +72,7 @@ def test_an_arm_is_given_its_seconds_half_for_images(arm: str, seconds: float) -
     assert schedule.rounds == recipe.schedule.rounds
 
 
-def test_no_time_left_still_gives_a_schedule() -> None:
+def test_a_schedule_exists_even_without_time() -> None:
     costs = e2e.Costs(synthesize=1, augment=1, filter=1, step=1, fixed=60)
     assert e2e.allot(load_recipe("fashion-mnist"), costs, 5.0).total_batches == 1
 
@@ -95,11 +95,11 @@ def test_rows_are_ratios_to_the_first_arm(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_arm_and_a_used_folder_are_refused(
+def test_an_unknown_arm_and_a_used_folder_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command, ["e2e", "--arms", "magic"]) == 2
-    assert "--arms: no 'magic'; there are synthesis" in capsys.readouterr().err
+    assert "--arms has 'magic'; choose from synthesis" in capsys.readouterr().err
     (tmp_path / "x").touch()
     assert main(command, ["e2e", "--out", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err

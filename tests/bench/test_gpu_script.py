@@ -1,4 +1,4 @@
-"""bench/gpu.sh with a Python that only pretends: its parts, their limits, the archive and the summary."""
+"""bench/gpu.sh with a fake Python: its parts, their limits, the archive and the summary."""
 
 import os
 import shutil
@@ -25,15 +25,15 @@ esac
 """
 
 CLOCK = """
-unset SECONDS  # an ordinary variable from here on
+unset SECONDS  # makes it an ordinary variable
 SECONDS=0
 timeout() { command timeout "$@"; local code=$?; SECONDS=$((SECONDS + 299)); return "$code"; }
 """
-"""Each part takes 299 seconds by this clock, however long it takes."""
+"""A clock by which every part takes 299 seconds."""
 
 
 class Rehearsal:
-    """A copy of the script in a folder of its own."""
+    """A copy of the script in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / "out"
@@ -60,7 +60,7 @@ class Rehearsal:
         )
 
     def parts(self) -> dict[str, str]:
-        """Result by name."""
+        """Return the result of each part by name."""
         lines = (self.out / "summary.txt").read_text().splitlines()
         table = [line.split(maxsplit=3) for line in lines if line[12:17].strip().isdigit()]
         return {line[0]: line[3] for line in table}
@@ -71,7 +71,7 @@ def rehearsal(tmp_path: Path) -> Rehearsal:
     return Rehearsal(tmp_path)
 
 
-def test_all_parts_their_results_and_what_comes_back(rehearsal: Rehearsal) -> None:
+def test_all_parts_report_and_the_archive_has_their_results(rehearsal: Rehearsal) -> None:
     done = rehearsal.run()
     assert done.returncode == 1, "kernels failed"
     assert list(rehearsal.parts().items()) == [
@@ -86,10 +86,10 @@ def test_all_parts_their_results_and_what_comes_back(rehearsal: Rehearsal) -> No
     with tarfile.open(rehearsal.out / "results.tar.gz") as archive:
         assert {"results/parts.txt", "results/smoke.log", "results/run.json"} < set(archive.getnames())
         log = archive.getmember("results/smoke.log")
-        assert log.size == 1_000_000, "the end of a flood"
+        assert log.size == 1_000_000, "only the end of a long log"
 
 
-def test_what_a_cpu_cannot_do_is_skipped_by_name(rehearsal: Rehearsal) -> None:
+def test_parts_that_need_a_gpu_are_skipped_by_name(rehearsal: Rehearsal) -> None:
     assert rehearsal.run(PARTS="compiled frozen").returncode == 0
     assert rehearsal.parts() == {
         "setup": "passed",
@@ -98,7 +98,7 @@ def test_what_a_cpu_cannot_do_is_skipped_by_name(rehearsal: Rehearsal) -> None:
     }
 
 
-def test_the_summary_is_bounded_printed_last_and_says_what_is_missing(rehearsal: Rehearsal) -> None:
+def test_the_summary_is_bounded_printed_last_and_lists_missing_packages(rehearsal: Rehearsal) -> None:
     done = rehearsal.run(PARTS="kernels smoke stages production")
     summary = (rehearsal.out / "summary.txt").read_text()
     assert done.stdout.endswith(summary)
@@ -113,13 +113,13 @@ def test_the_summary_is_bounded_printed_last_and_says_what_is_missing(rehearsal:
     assert "OK   check-" in summary
 
 
-def test_shards_that_differ_with_overlap_fail(rehearsal: Rehearsal) -> None:
+def test_shards_that_depend_on_overlap_fail(rehearsal: Rehearsal) -> None:
     assert rehearsal.run(PARTS="generate").returncode == 0
     assert rehearsal.run(PARTS="generate", DIFFERENT="1").returncode == 1
     assert "the shards differ with overlap off (<) and on (>)" in (rehearsal.out / "summary.txt").read_text()
 
 
-def test_a_part_ends_at_the_deadline_and_the_next_is_not_begun(rehearsal: Rehearsal) -> None:
+def test_a_part_ends_at_the_deadline_and_the_next_does_not_start(rehearsal: Rehearsal) -> None:
     clock = rehearsal.folder / "clock.sh"
     clock.write_text(CLOCK)
     done = rehearsal.run(PARTS="stages run", SECONDS_IN_ALL="300", STAGES_SECONDS="600", BASH_ENV=str(clock))
@@ -134,4 +134,4 @@ def test_without_a_gpu_or_with_an_unknown_part_nothing_runs(rehearsal: Rehearsal
     assert "torch sees no GPU here" in (rehearsal.out / "summary.txt").read_text()
     unknown = rehearsal.run(PARTS="magic")
     assert unknown.returncode == 2
-    assert "PARTS: no 'magic'" in unknown.stderr
+    assert "PARTS has 'magic'" in unknown.stderr

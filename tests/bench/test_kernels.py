@@ -1,4 +1,4 @@
-"""The kernel bench on small shapes, its table and its files."""
+"""The kernel bench on small shapes: its table and its files."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "KD_SHAPES", ((8, 10),))
     monkeypatch.setattr(kernels, "CROP_SHAPES", ((4, 8, 8, 3),))
     monkeypatch.setattr(kernels, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes its time
+    monkeypatch.setattr(kernels, "_compiled", lambda layer: layer)  # inductor takes long
     monkeypatch.setattr(kernels, "copy_ceiling", lambda _: Ceiling(lambda: None, 1e7))
     monkeypatch.setattr(
         kernels,
@@ -30,9 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_ends_the_process_leaves_the_rows_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_keeps_the_rows_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the end")
 
@@ -71,6 +69,6 @@ def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_stage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command, ["stages", "--stage", "magic"]) == 2
     assert (
-        "--stage: no 'magic'; there are synthesize, augment, filter, distill, teacher"
+        "--stage has 'magic'; choose from synthesize, augment, filter, distill, teacher"
         in capsys.readouterr().err
     )

@@ -1,4 +1,4 @@
-"""The production bench on tiny networks, its limits, and what it leaves out."""
+"""The production bench on tiny networks: rows, time limits, and skipped candidates."""
 
 import sys
 import time
@@ -13,14 +13,13 @@ import torch
 
 from bench import production, random_networks
 from bench.__main__ import command
-from bench.limited import limited
 from bench.machine import Ceiling
 from bench.parity import require_alike
 from bench.production import measure, similarity, variations, ways
 from bench.production.job import Candidate, Job
 from bench.rows import Row
 from bench.stages.filter import load_network
-from bench.timing import in_turns
+from bench.timing import in_turns, time_limit
 from engine.cli.main import main
 from engine.config.compute import ComputeConfig
 from export.errors import RuntimeUnavailableError
@@ -111,7 +110,7 @@ def _slow() -> Any:
     time.sleep(5)
 
 
-def test_what_fails_is_slow_or_wrong_is_left_out_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_slow_or_wrong_candidate_is_reported_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     def candidates() -> Iterator[tuple[str, Candidate]]:
         yield "failing", Candidate(open=_failing, dtype="fp32")
         yield "slow", Candidate(open=_slow, dtype="fp32")
@@ -126,7 +125,7 @@ def test_what_fails_is_slow_or_wrong_is_left_out_aloud(capsys: pytest.CaptureFix
     assert "x, batch 2, wrong: left out: x, wrong: cosine -1.0" in said
 
 
-def test_ours_runs_under_the_flags_of_the_process_and_the_baseline_under_those_of_torch(
+def test_ours_runs_under_the_process_flags_and_the_baseline_under_torchs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
@@ -148,7 +147,7 @@ def test_ours_runs_under_the_flags_of_the_process_and_the_baseline_under_those_o
     assert seen == {"ours": {True}, "theirs": {False}}
 
 
-def test_tensorrt_without_its_package_is_refused_before_anything_is_exported(
+def test_tensorrt_without_its_package_fails_before_any_export(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -167,10 +166,10 @@ def test_without_a_baseline_nothing_is_measured(capsys: pytest.CaptureFixture[st
     assert "x, batch 2, theirs: left out: no memory" in capsys.readouterr().err
 
 
-def test_a_limit_ends_with_its_block() -> None:
-    with pytest.raises(TimeoutError, match=r"more than 0 s"), limited(0.05):
+def test_a_time_limit_ends_with_its_block() -> None:
+    with pytest.raises(TimeoutError, match=r"more than 0 s"), time_limit(0.05):
         time.sleep(5)
-    with limited(0.05):
+    with time_limit(0.05):
         pass
     time.sleep(0.1)
 
@@ -181,7 +180,7 @@ def test_medians_of_single_runs_after_one_to_warm_up() -> None:
     assert 1 <= ms["naps"] < 400
 
 
-def test_ways_name_the_places_of_ours() -> None:
+def test_ways_name_our_runtime_options() -> None:
     assert set(ways.BASELINES) < set(ways.OURS) == set(production.WAYS)
     assert set(random_networks.UNET_SD_1_5) == {"sample_size", "cross_attention_dim", "attention_head_dim"}
     assert "ViT-B-32" in open_clip.list_models()
@@ -190,13 +189,13 @@ def test_ways_name_the_places_of_ours() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches", "1,x"], "--batches: give whole numbers above 0"),
-        (["--steps", "0"], "--steps: give whole numbers above 0"),
-        (["--ways", "magic"], "--ways: no 'magic'; there are eager, compiled, tensorrt"),
-        (["--stage", "distill"], "--stage: no 'distill'; there are augment, filter"),
+        (["--batches", "1,x"], "--batches is '1,x'; use comma-separated integers"),
+        (["--steps", "0"], "--steps is '0'; use comma-separated integers"),
+        (["--ways", "magic"], "--ways has 'magic'; choose from eager, compiled, tensorrt"),
+        (["--stage", "distill"], "--stage has 'distill'; choose from augment, filter"),
     ],
 )
-def test_options_that_do_not_fit(
+def test_invalid_options_are_rejected(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command, ["production", "--device", "cpu", *arguments]) == 2

@@ -1,4 +1,4 @@
-"""The baselines do the work that they stand for."""
+"""The baselines do the work that they represent."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from engine.stages.adversary import RotationHead
 from kernels.bn_stats.reference import bn_stats_reference
 
 
-def test_the_hook_measures_what_bn_stats_does() -> None:
+def test_the_hook_measures_the_same_as_bn_stats() -> None:
     layer, x = nn.BatchNorm2d(3).eval(), torch.randn(4, 3, 5, 5)
     (hook,) = attach(nn.Sequential(layer))
     layer(x)
@@ -34,7 +34,7 @@ def test_augment_crops_and_flips_each_image() -> None:
     assert len(made) > 20
 
 
-def test_a_synthesis_step_lowers_the_loss_that_it_takes() -> None:
+def test_a_synthesis_step_lowers_its_loss() -> None:
     torch.manual_seed(0)
     teacher, student = wrn_16_1(4).eval(), wrn_16_1(4).eval()
 

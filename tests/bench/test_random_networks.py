@@ -1,4 +1,4 @@
-"""Random networks of a given size, and the folders of them."""
+"""Random networks of a given size, and their folders."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from bench import full_size
 from bench.__main__ import command
-from bench.random_networks import drawn, open_clip_network, quickly, tiny_autoencoder
+from bench.random_networks import init_weights, open_clip_network, tiny_autoencoder, uninitialized
 from engine.cli.main import main
 from engine.models.loading import load_classifier
 from engine.models.priors import load_clip, load_prior
@@ -22,7 +22,7 @@ TINY_CLIP = "tiny-for-the-bench"
 
 @pytest.fixture
 def tiny_clip(tmp_path: Path) -> str:
-    """The name of an architecture of open_clip."""
+    """Register a tiny open_clip architecture; return its name."""
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
@@ -33,11 +33,11 @@ def tiny_clip(tmp_path: Path) -> str:
     return TINY_CLIP
 
 
-def test_weights_have_the_variance_of_their_fan_in_and_norms_are_plain() -> None:
-    with quickly(torch.float16, "cpu"):
+def test_weights_have_variance_1_over_fan_in_and_norms_are_identities() -> None:
+    with uninitialized(torch.float16, "cpu"):
         network = nn.Sequential(nn.Conv2d(64, 32, 3), nn.BatchNorm2d(32), nn.Linear(4096, 4096))
     assert torch.get_default_dtype() == torch.float32
-    drawn(network)
+    init_weights(network)
     conv, norm, linear = network
     assert conv.weight.dtype == linear.weight.dtype == torch.float16
     assert conv.weight.float().std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.03)
@@ -46,13 +46,13 @@ def test_weights_have_the_variance_of_their_fan_in_and_norms_are_plain() -> None
     assert (norm.running_var == 1).all()
     assert not conv.bias.any()
     assert not any(weight.requires_grad for weight in network.parameters())
-    again = drawn(nn.Linear(4096, 4096).half())
-    assert torch.equal(again.weight, drawn(nn.Linear(4096, 4096).half()).weight)
-    assert not torch.equal(again.weight, drawn(nn.Linear(4096, 4096).half(), seed=1).weight)
+    again = init_weights(nn.Linear(4096, 4096).half())
+    assert torch.equal(again.weight, init_weights(nn.Linear(4096, 4096).half()).weight)
+    assert not torch.equal(again.weight, init_weights(nn.Linear(4096, 4096).half(), seed=1).weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_they_compute_is_finite_and_depends_on_the_input(dtype: torch.dtype, tiny_clip: str) -> None:
+def test_outputs_are_finite_and_depend_on_the_input(dtype: torch.dtype, tiny_clip: str) -> None:
     clip = open_clip_network(tiny_clip, dtype=dtype)
     embeddings = clip.encode_image(torch.rand(2, 3, 24, 24).to(dtype))
     images = tiny_autoencoder(dtype=dtype).decode(torch.randn(2, 4, 4, 4).to(dtype)).sample
@@ -68,7 +68,7 @@ def test_positions_of_the_encoder_are_counted() -> None:
     assert ids.flatten().tolist() == list(range(5))
 
 
-def test_full_size_folders_load_as_the_real_ones_do(
+def test_full_size_folders_load_like_real_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(full_size, "UNET_SD_1_5", tiny_networks.UNET)

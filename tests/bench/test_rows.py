@@ -1,4 +1,4 @@
-"""The commit and the driver of a row on machines that show neither."""
+"""The commit and the driver of a row, also on machines that show neither."""
 
 import shutil
 import subprocess
@@ -21,14 +21,14 @@ def test_the_commit_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert rows.commit() == (own.stdout.strip() or "unknown")
 
 
-def test_a_commit_in_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "abc1234")
     assert rows.commit() == "abc1234"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder that is searched for programs."""
+    """Return the only folder on PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(rows, "PROC_DRIVER", tmp_path / "version")
     return tmp_path
@@ -40,14 +40,14 @@ def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows.commit() == "unknown"
 
 
-def test_the_driver_is_the_kernel_modules(folder: Path) -> None:
+def test_the_driver_version_comes_from_the_kernel_module(folder: Path) -> None:
     (folder / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module  580.95.05  Release Build\n"
     )
     assert rows._driver() == "580.95.05"
 
 
-def test_else_the_driver_is_what_nvidia_smi_says(folder: Path) -> None:
+def test_otherwise_the_driver_version_comes_from_nvidia_smi(folder: Path) -> None:
     assert rows._driver() == "absent"
     (folder / "nvidia-smi").write_text(SMI)
     (folder / "nvidia-smi").chmod(0o755)

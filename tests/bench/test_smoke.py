@@ -1,4 +1,4 @@
-"""The smoke checks: each alone, and wrong values are found."""
+"""The smoke checks run one by one, and they find wrong values."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def probe(tmp_path: Path) -> smoke.Probe:
     return smoke.Probe(accelerator=open_accelerator(resolve_compute(config)), out=tmp_path)
 
 
-def test_a_check_that_fails_is_named_and_the_others_go_on(
+def test_a_failed_check_is_named_and_the_others_run(
     probe: smoke.Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(_: object) -> dict[str, object]:
@@ -47,7 +47,7 @@ def test_a_wrong_gradient_is_found(probe: smoke.Probe, monkeypatch: pytest.Monke
         return y, loss, 1.1 * grad
 
     monkeypatch.setattr(ops, "_forward_backward", wrong)
-    with pytest.raises(AssertionError, match=r"torch.float32: gradient is 1.0e-01 from float64"):
+    with pytest.raises(AssertionError, match=r"torch.float32: gradient differs from float64 by 1.0e-01"):
         ops.bn_stats_in_a_graph(probe)
 
 
@@ -57,7 +57,7 @@ def test_a_step_of_synthesis_is_timed_and_profiled(probe: smoke.Probe) -> None:
     assert "aten::convolution" in (probe.out / f"synthesis-{size}.prof").read_text()
 
 
-def test_the_command_runs_the_checks_named_and_ends_with_their_result(
+def test_the_command_runs_the_named_checks_and_returns_their_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["smoke", "--device", "cpu", "--out", str(tmp_path / "new"), "--checks", "bn_stats,waits"]
@@ -67,6 +67,6 @@ def test_the_command_runs_the_checks_named_and_ends_with_their_result(
     assert "SKIP waits" in printed
     monkeypatch.setitem(smoke.CHECKS, "bn_stats", lambda _: 1 / 0)
     assert main(command, arguments) == 2
-    assert "smoke: failed: bn_stats; their traces are in" in capsys.readouterr().err
+    assert "smoke checks failed: bn_stats; see the traces in" in capsys.readouterr().err
     assert main(command, [*arguments[:-1], "magic"]) == 2
-    assert "--checks: no 'magic'; there are ceilings, bn_stats" in capsys.readouterr().err
+    assert "--checks has 'magic'; choose from ceilings, bn_stats" in capsys.readouterr().err

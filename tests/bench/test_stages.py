@@ -1,4 +1,4 @@
-"""The stage bench on tiny networks: both sides do the same work, and rows say what was measured."""
+"""The stage bench on tiny networks: both sides do the same work, and rows are correct."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from bench import images as bench_images
 from bench.machine import Ceiling
 from bench.parity import DifferentWorkError, require_alike, require_close
-from bench.published.similarity import PublishedSimilarity
-from bench.published.variations import PublishedVariations
-from bench.random_networks import drawn
+from bench.published.libraries import PublishedSimilarity, PublishedVariations
+from bench.random_networks import init_weights
 from bench.stages import augment, distill, filter, measure, synthesize, teacher
 from bench.stages.case import Case, Ours, Work, flops
 from engine.config.compute import ComputeConfig
@@ -23,7 +22,7 @@ from tests.tiny_priors import write_clip
 CPU = torch.device("cpu")
 
 
-def test_sources_and_their_copies_are_what_the_stages_take() -> None:
+def test_sources_and_their_copies_are_valid_batches() -> None:
     of = bench_images.sources(3, 8, variations=2)
     copies = bench_images.noisy_copies(of, 2)
     assert of.keys.tolist() == [0, 3, 6]
@@ -49,12 +48,12 @@ def test_variations_of_both_sides_are_the_same_images() -> None:
     assert len(published.one_by_one(given)) == 6
 
 
-def test_an_augment_case_of_a_wrong_prior_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_augment_case_with_a_wrong_prior_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = augment.prior_of
 
     def wrong(pipeline: object, device: torch.device) -> object:
         prior = right(pipeline, device)
-        drawn(prior.unet, seed=1)
+        init_weights(prior.unet, seed=1)
         return prior
 
     monkeypatch.setattr(augment, "prior_of", wrong)
@@ -83,7 +82,7 @@ def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 images by us in 4 ms, by them in 16 ms; 1e6 operations an image, which the ceiling does in 2 ms."""
+    """8 images take us 4 ms and them 16 ms; an image has 1e6 operations, 2 ms at the ceiling."""
     times = {"case": 4.0, "theirs": 16.0, "gemm": 2.0}
     monkeypatch.setattr(
         measure, "milliseconds", lambda calls, *_, **__: {name: times[name] for name in calls}
@@ -98,7 +97,7 @@ def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> No
         assert row.ratio == pytest.approx(4)
 
 
-def test_the_published_calls_run_under_the_flags_that_torch_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_calls_run_under_torchs_default_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
     seen: dict[str, set[bool]] = {"ours": set(), "theirs": set()}
@@ -113,7 +112,7 @@ def test_the_published_calls_run_under_the_flags_that_torch_sets(monkeypatch: py
 
 
 @pytest.mark.parametrize("stage", [distill, synthesize])
-def test_a_step_of_as_many_images_as_wanted(stage: Any) -> None:
+def test_a_step_has_the_requested_batch_size(stage: Any) -> None:
     opened = []
     for size in (1, 3):
         (case,) = stage.cases(CPU, size)
@@ -129,7 +128,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip"))
 
 
-def test_similarities_of_the_baseline_are_cosines_of_normalised_embeddings(clip_folder: Path) -> None:
+def test_similarities_of_the_baseline_are_cosines_of_normalized_embeddings(clip_folder: Path) -> None:
     network = filter.load_network(str(clip_folder))
     of = bench_images.sources(3, 24, variations=2)
     copies = bench_images.noisy_copies(of, 2)
@@ -165,7 +164,7 @@ def test_a_filter_case(clip_folder: Path) -> None:
     assert ours.flops == pytest.approx(2 * 9 * 3 * 64 * 16 + tokens + 2 * 16 * 16)
 
 
-def test_a_teacher_case_gives_logits_and_the_feature_map() -> None:
+def test_a_teacher_case_compares_logits_and_the_feature_map() -> None:
     case = teacher.case(CPU, 4)
     ours = case.open(tiny_networks.machine())
     assert list(ours.work) == ["teacher/WRN-40-2", "teacher/WRN-40-2, fused copy"]
@@ -192,7 +191,7 @@ def test_close_is_by_value() -> None:
         require_close("x", torch.tensor([0.5, 0.53]), torch.tensor([0.5, 0.5]))
 
 
-def test_alike_is_each_row_whatever_offset_and_scale() -> None:
+def test_similarity_is_per_row_and_ignores_offset_and_scale() -> None:
     theirs = torch.rand(3, 10)
     require_alike("x", 255 * theirs + 3, theirs)
     ours = theirs.clone()

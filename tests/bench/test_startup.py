@@ -1,4 +1,4 @@
-"""What a command without a network takes, against importing torch and against the first export."""
+"""The start-up bench against importing torch and against a first export."""
 
 from collections.abc import Sequence
 from subprocess import CalledProcessError
@@ -14,12 +14,12 @@ SECONDS = {
     "-c import torch": [6.0, 8.0, 1.0],
     "-m export": [30.0, 5.0, 3.0, 4.0],
 }
-"""Of each command in turn: three rounds, and the first export before them."""
+"""Fake seconds of each command: three rounds, with the first export before them."""
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The arguments of each command that ran, which only pretends to take its seconds."""
+    """Replace commands by a fake clock; return the arguments of each command that would run."""
     calls: list[list[str]] = []
     left = {command: iter(seconds) for command, seconds in SECONDS.items()}
 
@@ -44,7 +44,7 @@ def test_rows_are_medians_against_their_baselines_and_a_bare_interpreter(ran: li
     assert len(ran) == sum(map(len, SECONDS.values()))
 
 
-def test_commands_take_turns_and_the_exports_share_a_folder(ran: list[list[str]]) -> None:
+def test_commands_alternate_and_the_exports_share_a_folder(ran: list[list[str]]) -> None:
     list(startup.rows())
     *_, exported = ran
     assert exported[:3] == ["-m", "export", "--out"]

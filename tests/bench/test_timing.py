@@ -1,4 +1,4 @@
-"""What is measured: medians in turns, cold caches outside the time taken, cuDNN's flags of each side."""
+"""Timing: alternating medians, cold caches outside the measured time, cuDNN flags of each side."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def test_medians_in_turns() -> None:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the GPU is given to do, in order; each call takes it a minute, and so does overwriting its L2."""
+    """Record the work of a fake GPU in order; each call takes a minute, and so does overwriting its L2."""
     given: list[str] = []
 
     class Event:
@@ -51,7 +51,7 @@ def test_the_cache_is_overwritten_before_each_run_and_not_timed(
     assert events.count("evict") == (3 + 2 + 5 if cold else 0), "to time it, to warm up, in five rounds"
 
 
-def test_what_is_overwritten_is_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_overwritten_memory_is_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(L2_cache_size=1000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     evict = timing._evictor.__wrapped__(torch.device("cpu"))
@@ -84,7 +84,7 @@ def _fail() -> None:
 
 
 @pytest.mark.parametrize("call", [cudnn_flags, _fail])
-def test_a_baseline_runs_under_the_flags_that_torch_sets(
+def test_a_baseline_runs_under_torchs_default_flags(
     call: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -1,4 +1,4 @@
-"""Which packages are missing on a machine, found through what the installed ones need."""
+"""Missing packages are found through the requirements of the installed ones."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def install(site: Path, name: str, version: str, *needs: str) -> None:
     )
 
 
-def test_what_is_needed_over_others_is_named_once(site: Path) -> None:
+def test_an_indirect_requirement_is_named_once(site: Path) -> None:
     install(site, "tests-a", "1.0", "tests-b>=2", "tests-absent; python_version >= '3'", "tests-old<2")
     install(site, "tests-b", "2.5", "Tests_Absent", "tests-a", "never; python_version < '3'")
     install(site, "tests-old", "2.0")
@@ -35,7 +35,7 @@ def test_what_is_needed_over_others_is_named_once(site: Path) -> None:
     ]
 
 
-def test_an_extra_is_followed_only_if_it_is_asked_for(site: Path) -> None:
+def test_an_extra_is_followed_only_if_requested(site: Path) -> None:
     install(site, "tests-a", "1.0", "tests-absent; extra == 'more'")
     assert not list(wheels.missing(["tests-a"]))
     assert list(wheels.missing(["tests-a", "tests-a[more]"])) == ["no tests-absent, which tests-a needs"]
@@ -47,7 +47,7 @@ def test_the_roots_are_the_projects_requirements_and_the_wheels() -> None:
     assert "openvino" not in names
 
 
-def test_roots_for_other_machines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_for_other_machines_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/gpu-requirements.txt").write_text("# wheels\nw-here==1\nw-old; python_version < '3'\n")
     here, elsewhere = "here; python_version >= '3'", "elsewhere; sys_platform == 'none'"

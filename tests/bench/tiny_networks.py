@@ -1,4 +1,4 @@
-"""Sizes of networks that a test can afford, in the words of bench.random_networks."""
+"""Configurations of tiny networks for bench.random_networks."""
 
 from typing import Any
 
@@ -41,11 +41,11 @@ ENCODER: dict[str, Any] = {
 
 
 def pipeline(scheduler: str = "DPMSolverMultistepScheduler") -> Any:
-    """Of 16x16 images and 4x8x8 latents."""
+    """Return a pipeline of 16x16 images and 4x8x8 latents."""
     return variation_pipeline(UNET, VAE, ENCODER, scheduler=scheduler)
 
 
 def machine(**changes: object) -> Machine:
-    """The CPU in float32 by torch, but for `changes` of the options."""
+    """Return runtime torch in float32 on the CPU, with these `changes`."""
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch", threads=torch.get_num_threads())
     return Machine(accelerator=open_accelerator(resolve_compute(config)), options=torch_place(**changes))

@@ -106,7 +106,7 @@ def turned(module: Block) -> None:
 
 
 @pytest.mark.parametrize("change", [one_ulp, minus_zero, statistic, dtype, turned], ids=lambda c: c.__name__)
-def test_weights_and_buffers_change_the_weights_alone(change: Callable[[Block], None]) -> None:
+def test_weights_and_buffers_change_only_the_weights(change: Callable[[Block], None]) -> None:
     module = block()
     change(module)
     assert changed_parts(parts(block()), parts(module)) == {"weights"}
@@ -166,7 +166,7 @@ def test_an_attribute_changes_the_network(name: str) -> None:
     assert changed <= {"network", "code"}, "a module of another kind brings its own code"
 
 
-def test_attributes_are_told_apart() -> None:
+def test_attributes_are_distinguished() -> None:
     assert len({parts(with_attribute(name))["network"] for name in ATTRIBUTES}) == len(ATTRIBUTES)
 
 
@@ -178,7 +178,7 @@ def test_another_class_with_equal_weights_is_another_network() -> None:
     assert changed_parts(parts(block()), parts(block(Other))) == {"network"}
 
 
-def test_a_layer_used_twice_is_seen_in_both_places() -> None:
+def test_a_layer_used_twice_counts_in_both_places() -> None:
     layer = nn.Linear(4, 4)
     once, twice = nn.Sequential(layer, nn.ReLU()), nn.Sequential(layer, nn.ReLU(), layer)
     assert {"network", "weights"} <= changed_parts(parts(once), parts(twice))
@@ -208,15 +208,15 @@ INPUTS: dict[str, tuple[Input, ...]] = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_names_and_fixed_sizes_change_the_inputs_alone(name: str) -> None:
+def test_names_and_fixed_sizes_change_only_the_inputs(name: str) -> None:
     assert changed_parts(parts(block()), parts(block(), inputs=INPUTS[name])) == {"inputs"}
 
 
-def test_inputs_are_told_apart() -> None:
+def test_inputs_are_distinguished() -> None:
     assert len({parts(block(), inputs=inputs)["inputs"] for inputs in INPUTS.values()}) == len(INPUTS)
 
 
-def test_outputs_change_the_outputs_alone() -> None:
+def test_outputs_change_only_the_outputs() -> None:
     for outputs in (("z",), ("y", "z")):
         assert changed_parts(parts(block()), parts(block(), outputs=outputs)) == {"outputs"}
 
@@ -226,11 +226,11 @@ def test_outputs_change_the_outputs_alone() -> None:
     [axis(least=2), axis(tuned=3), axis(most=64), Axis(name="batch", min=2, opt=4, max=8, multiple=2)],
     ids=["min", "opt", "max", "multiple"],
 )
-def test_between_which_sizes_an_axis_varies_does_not_matter(other: Axis) -> None:
+def test_the_limits_of_an_axis_do_not_matter(other: Axis) -> None:
     assert parts(block(), inputs=(Input(name="x", shape=(other, 4)),)) == parts(block())
 
 
-def test_what_examples_are_drawn_from_does_not_matter() -> None:
+def test_the_distribution_of_examples_does_not_matter() -> None:
     (door,) = spec(block()).inputs
     assert parts(block(), inputs=(replace(door, values="uniform"),)) == parts(block())
 
@@ -244,7 +244,7 @@ def test_another_version_of_the_exporter_is_named(monkeypatch: pytest.MonkeyPatc
     assert changed_parts(before, parts(block())) == {"exporter"}
 
 
-def test_another_version_of_the_network_s_library_changes_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_networks_library_changes_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     def network() -> nn.Module:

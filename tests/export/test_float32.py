@@ -1,4 +1,4 @@
-"""What torch is told about float32 products, and that it is told so for no longer than it should be."""
+"""Exact float32: torch's settings inside the block, and their restoration afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -68,7 +68,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE.keys())
-def test_nothing_is_rounded_inside_and_all_is_as_before_afterwards(before: Callable[[], Any]) -> None:
+def test_nothing_is_rounded_inside_and_settings_are_restored_afterwards(before: Callable[[], Any]) -> None:
     before()
     found = settings()
     with exact_float32():
@@ -81,8 +81,8 @@ def test_nothing_is_rounded_inside_and_all_is_as_before_afterwards(before: Calla
 
 
 @pytest.mark.parametrize("before", ["torch's own", "high", "medium", "no TF32"])
-def test_who_reads_the_older_settings_inside_gets_the_same_answer(before: str) -> None:
-    """Such as `cudnn.flags`, which raises if the two sets disagree."""
+def test_the_older_settings_read_the_same_inside(before: str) -> None:
+    """`cudnn.flags` reads them and raises if the two sets disagree."""
     BEFORE[before]()
     with exact_float32():
         inside = settings()
@@ -91,7 +91,7 @@ def test_who_reads_the_older_settings_inside_gets_the_same_answer(before: str) -
     assert (inside["older conv"], inside["older matmul"], inside["older cublas"]) == (False, "highest", False)
 
 
-def test_an_error_inside_puts_them_back() -> None:
+def test_an_error_inside_restores_the_settings() -> None:
     found = settings()
     inside = []
 
@@ -106,7 +106,7 @@ def test_an_error_inside_puts_them_back() -> None:
     assert settings() == found
 
 
-def test_the_last_of_two_threads_to_leave_puts_them_back() -> None:
+def test_the_last_of_two_threads_to_leave_restores_the_settings() -> None:
     """The first enters, the second enters, the first leaves."""
     found = settings()
     first, second = ExitStack(), ExitStack()
@@ -119,7 +119,7 @@ def test_the_last_of_two_threads_to_leave_puts_them_back() -> None:
     assert settings() == found
 
 
-def test_a_process_that_asked_for_it_keeps_it() -> None:
+def test_exact_float32_stays_for_the_rest_of_the_process() -> None:
     found = settings()
     use_exact_float32()
     inside = settings()
@@ -133,7 +133,7 @@ def test_a_process_that_asked_for_it_keeps_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["conv", "matmul"])
-def test_the_reference_on_a_gpu_has_all_bits(kind: str) -> None:
+def test_the_reference_on_a_gpu_is_exact(kind: str) -> None:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     layer = nn.Conv2d(256, 64, 3) if kind == "conv" else nn.Linear(2048, 64)

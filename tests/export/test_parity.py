@@ -57,7 +57,7 @@ def test_large_values_do_not_overflow() -> None:
     assert parity(wanted / 2, wanted).relative_error == pytest.approx(0.5, rel=1e-6)
 
 
-def test_the_cosine_is_that_of_the_worst_sample() -> None:
+def test_the_cosine_comes_from_the_worst_sample() -> None:
     given = WANTED.clone()
     given[1] *= -1
     assert parity(given).cosine == pytest.approx(-1)
@@ -89,7 +89,7 @@ def test_numbers_that_are_not_finite_never_pass(bad: float, side: str, output: s
     assert str(found) == "numbers that are not finite"
 
 
-def test_a_zero_reference_is_matched_by_zero_alone() -> None:
+def test_only_zero_matches_a_zero_reference() -> None:
     zero = torch.zeros(2, 3)
     assert parity(zero, zero).passes
     found = parity(zero + 1e-30, zero)
@@ -119,14 +119,14 @@ def test_the_tolerance_is_the_largest_error_that_passes(precision: Precision) ->
     assert not parity(WANTED * (1 + 1.01 * edge), WANTED, precision).passes
 
 
-def test_the_line_names_the_error_and_what_was_allowed() -> None:
+def test_the_line_names_the_error_and_the_tolerance() -> None:
     found = Parity(finite=True, relative_error=0.12345, cosine=0.9, precision="fp16")
     assert str(found) == "relative error 1.2e-01 (at most 2e-02)"
 
 
 def strict(text: str) -> object:
     def refuse(name: str) -> object:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
 

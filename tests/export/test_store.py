@@ -49,7 +49,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def content(folder: Path) -> set[str]:
-    """The names of the entries, whole or not."""
+    """Return the names of the entries, complete or not."""
     return {path.name for path in folder.iterdir()} - {".locks", ".beside"}
 
 
@@ -90,14 +90,14 @@ def test_a_rebuild_says_what_changed_since_the_newest(folder: Path, caplog: pyte
     assert log_lines(caplog) == [
         "unet: building tensorrt fp16 for the first time",
         "unet: building onnx fp16 for the first time",
-        "unet: weights changed, building tensorrt fp16 anew",
-        "unet: shapes and device changed, building tensorrt fp16 anew",
+        "unet: weights changed, building tensorrt fp16 again",
+        "unet: shapes and device changed, building tensorrt fp16 again",
     ]
 
 
 @pytest.mark.parametrize("name", ["engine", "weights.data"])
 @pytest.mark.parametrize("at", [0, -1])
-def test_one_altered_byte_is_refused(folder: Path, name: str, at: int) -> None:
+def test_one_altered_byte_is_rejected(folder: Path, name: str, at: int) -> None:
     with Store(folder) as store:
         entry = store.get(key(), writes(**{"engine": b"plan", "weights.data": bytes(9000)}))
         flip(entry / name, at)
@@ -105,35 +105,35 @@ def test_one_altered_byte_is_refused(folder: Path, name: str, at: int) -> None:
             with pytest.raises(ExportError) as refused:
                 use()
             assert str(refused.value) == (
-                f"{entry / name} was altered; delete the folder {entry} to have it built anew"
+                f"{entry / name} was altered; delete the folder {entry} to have it rebuilt"
             )
         with pytest.raises(ExportError, match="was altered"):
             store.read(entry, name)
 
 
-def alter_hash(card: dict[str, Any]) -> None:
-    card["files"]["engine"]["sha256"] = "0" * 64
+def alter_hash(entry: dict[str, Any]) -> None:
+    entry["files"]["engine"]["sha256"] = "0" * 64
 
 
-def alter_size(card: dict[str, Any]) -> None:
-    card["files"]["engine"]["bytes"] += 1
+def alter_size(entry: dict[str, Any]) -> None:
+    entry["files"]["engine"]["bytes"] += 1
 
 
-def alter_key(card: dict[str, Any]) -> None:
-    card["key"]["parts"]["weights"] = "other"
+def alter_key(entry: dict[str, Any]) -> None:
+    entry["key"]["parts"]["weights"] = "other"
 
 
-def drop_files(card: dict[str, Any]) -> None:
-    del card["files"]
+def drop_files(entry: dict[str, Any]) -> None:
+    del entry["files"]
 
 
 @pytest.mark.parametrize("alter", [alter_hash, alter_size, alter_key, drop_files])
-def test_an_altered_card_is_refused(folder: Path, alter: Callable[[dict[str, Any]], None]) -> None:
+def test_an_altered_entry_file_is_rejected(folder: Path, alter: Callable[[dict[str, Any]], None]) -> None:
     with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
-        card = json.loads((entry / "entry.json").read_text())
-        alter(card)
-        (entry / "entry.json").write_text(json.dumps(card))
+        content = json.loads((entry / "entry.json").read_text())
+        alter(content)
+        (entry / "entry.json").write_text(json.dumps(content))
         with pytest.raises(ExportError, match="delete the folder"):
             store.find(key())
 
@@ -162,7 +162,7 @@ def replace_by_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["engine", "entry.json"])
 @pytest.mark.parametrize("spoil", [remove, add, truncate, link, replace_by_folder])
-def test_a_folder_that_is_not_as_built_is_refused(
+def test_a_folder_that_differs_from_the_build_is_rejected(
     folder: Path, name: str, spoil: Callable[[Path], None]
 ) -> None:
     with Store(folder) as store:
@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_as_built_is_refused(
             store.find(key())
 
 
-def test_a_link_in_place_of_an_entry_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_link_instead_of_an_entry_is_rejected(folder: Path, tmp_path: Path) -> None:
     with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         entry.rename(tmp_path / "elsewhere")
@@ -180,7 +180,7 @@ def test_a_link_in_place_of_an_entry_is_refused(folder: Path, tmp_path: Path) ->
             store.find(key())
 
 
-def test_an_entry_deleted_as_told_is_built_anew(folder: Path) -> None:
+def test_a_deleted_entry_is_rebuilt(folder: Path) -> None:
     with Store(folder) as store:
         entry = store.get(key(), writes(engine=b"plan"))
         flip(entry / "engine", 0)
@@ -212,7 +212,7 @@ def build_in_another_process(folder: Path, lines: Any) -> None:
         lines.put(store.read(store.get(key(), writes(engine=b"second")), "engine"))
 
 
-def test_of_two_processes_one_builds_and_the_other_waits_for_it(folder: Path) -> None:
+def test_one_of_two_processes_builds_while_the_other_waits(folder: Path) -> None:
     lines = SPAWN.Queue()
     other = SPAWN.Process(target=build_in_another_process, args=(folder, lines))
 
@@ -237,7 +237,7 @@ def build_half(folder: Path, half_built: Any) -> None:
     Store(folder).get(key(), build)
 
 
-def test_what_a_killed_builder_left_is_not_taken_and_goes(folder: Path) -> None:
+def test_leftovers_of_a_killed_builder_are_ignored_and_removed(folder: Path) -> None:
     half_built = SPAWN.Event()
     builder = SPAWN.Process(target=build_half, args=(folder, half_built))
     builder.start()
@@ -259,14 +259,16 @@ def test_what_a_killed_builder_left_is_not_taken_and_goes(folder: Path) -> None:
 
 
 def fill(folder: Path, *weights: str) -> None:
-    """Entries of 10 kB in this order of use, in use by nobody."""
+    """Build entries of 10 kB each, in this order of last use, and release them."""
     with Store(folder) as store:
         for age, one in enumerate(weights):
             entry = store.get(key(one), writes(engine=bytes(10_000)))
             os.utime(entry / "entry.json", (age, age))
 
 
-def test_the_least_recently_used_entries_go_first(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_least_recently_used_entries_are_removed_first(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     record_info(caplog)
     fill(folder, "a", "b", "c")
     with Store(folder) as store:
@@ -280,7 +282,7 @@ def test_the_least_recently_used_entries_go_first(folder: Path, caplog: pytest.L
     ]
 
 
-def test_no_entry_in_use_goes(folder: Path) -> None:
+def test_no_entry_in_use_is_removed(folder: Path) -> None:
     fill(folder, "a", "b")
     with Store(folder) as user, Store(folder, max_bytes=1) as store:
         user.find(key("a"))
@@ -293,11 +295,11 @@ def test_no_entry_in_use_goes(folder: Path) -> None:
         assert content(folder) == {key("c").name}
 
 
-def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path) -> None:
+def test_derived_files_count_and_are_removed_with_their_entry(folder: Path) -> None:
     fill(folder, "a", "b")
     with Store(folder) as store:
-        kept = store.beside(store.get(key("b"), forbidden)) / "kernels"
-        (store.beside(store.get(key("a"), forbidden)) / "deep").mkdir()
+        kept = store.derived_folder(store.get(key("b"), forbidden)) / "kernels"
+        (store.derived_folder(store.get(key("a"), forbidden)) / "deep").mkdir()
         (folder / ".beside" / key("a").name / "deep" / "kernels").write_bytes(bytes(50_000))
         kept.write_bytes(b"small")
     os.utime(folder / key("a").name / "entry.json", (0, 0))
@@ -308,11 +310,11 @@ def test_what_is_beside_an_entry_counts_and_goes_with_it(folder: Path) -> None:
     assert {path.name for path in (folder / ".beside").iterdir()} == {key("b").name}
 
 
-def test_what_is_beside_an_entry_that_was_deleted_goes_first(folder: Path) -> None:
+def test_derived_files_without_an_entry_are_removed_first(folder: Path) -> None:
     fill(folder, "a", "b")
     with Store(folder) as store:
         entry = store.get(key("a"), forbidden)
-        (store.beside(entry) / "kernels").write_bytes(bytes(50_000))
+        (store.derived_folder(entry) / "kernels").write_bytes(bytes(50_000))
         shutil.rmtree(entry)
     with Store(folder, max_bytes=32_000) as store:
         store.get(key("b"), forbidden)

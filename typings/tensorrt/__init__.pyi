@@ -1,5 +1,5 @@
-# What we use of the Python bindings of TensorRT >= 11 and TensorRT-RTX, which ship no types.
-# A test holds it against the installed bindings.
+# The parts that we use of the Python bindings of TensorRT >= 11 and TensorRT-RTX, which ship no types.
+# A test compares this stub with the installed bindings.
 
 import enum
 from collections.abc import Sequence

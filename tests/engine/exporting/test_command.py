@@ -18,7 +18,7 @@ from engine.cli.main import main
 from engine.exporting import networks
 from engine.exporting.command import command
 from engine.hardware import native_precision
-from export.onnx.widened import narrow_weights
+from export.onnx.statistics import narrow_weights
 from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe
 
@@ -202,8 +202,8 @@ def test_a_touched_weight_builds_that_network_anew_and_says_why(
     finally:
         weights.write_bytes(before)
     said = "\n".join(log_lines(caplog))
-    assert "teacher: weights changed, building onnx fp16 anew" in said
-    assert "teacher: graph changed, building tensorrt fp16 anew" in said
+    assert "teacher: weights changed, building onnx fp16 again" in said
+    assert "teacher: graph changed, building tensorrt fp16 again" in said
     assert said.count("building") == 2, "the others are taken from the folder"
 
 

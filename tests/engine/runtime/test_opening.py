@@ -11,9 +11,8 @@ from engine.runtime.base import RuntimeOptions
 from engine.runtime.open import open_runtime
 from export import parity
 from export.errors import ExportError, RuntimeUnavailableError
-from export.networks.axes import batch
 from export.parity import compare, reference
-from export.spec import Input, NetworkSpec
+from export.spec import Input, NetworkSpec, batch
 from export.store import Store
 from tests.logs import log_lines, record_info
 from tests.places import torch_place

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime.openvino import core, expand_small_maps
-from export.networks.axes import batch
 from export.onnx import FILE, write_onnx
-from export.spec import Input, NetworkSpec
+from export.spec import Input, NetworkSpec, batch
 
 CHANNELS, ROWS = 12, 3
 

@@ -15,7 +15,7 @@ DATA = f"{FILE}.data"
 
 
 def tensor(location: str = DATA, name: str = "weights", **entries: object) -> TensorProto:
-    """[6], to be read from a file."""
+    """Return a tensor [6] whose values lie in another file."""
     proto = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=VALUES.shape)
     proto.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location, **entries}.items():
@@ -26,7 +26,7 @@ def tensor(location: str = DATA, name: str = "weights", **entries: object) -> Te
 def model(
     nodes: list[onnx.NodeProto] | None = None, functions: tuple[onnx.FunctionProto, ...] = ()
 ) -> onnx.ModelProto:
-    """y [6] = x [6] * weights, where no other nodes are given."""
+    """Return a graph of y [6] = x [6] * weights, or of the given nodes."""
     nodes = nodes or [helper.make_node("Mul", ["x", "weights"], ["y"])]
     door, exit_ = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [6]) for name in "xy")
     graph = helper.make_graph(nodes, "graph", [door], [exit_])
@@ -61,7 +61,7 @@ def refusal(path: Path) -> str:
     [({}, VALUES), ({"offset": 0, "length": 24}, VALUES), ({"offset": 8, "length": 16}, VALUES[2:])],
     ids=["whole file", "all of it", "the end of it"],
 )
-def test_weights_beside_the_graph_are_let_through(
+def test_weights_next_to_the_graph_are_accepted(
     tmp_path: Path, entries: dict[str, int], values: np.ndarray
 ) -> None:
     weights = tensor(**entries)
@@ -75,13 +75,13 @@ def test_weights_beside_the_graph_are_let_through(
         assert (y == values).all()
 
 
-def test_weights_in_a_folder_below_are_let_through(tmp_path: Path) -> None:
+def test_weights_in_a_subfolder_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / DATA).write_bytes(VALUES.tobytes())
     check_external_data(written(with_weights(tensor(f"below/{DATA}", length=24)), tmp_path))
 
 
-def test_weights_inside_the_graph_are_let_through(tmp_path: Path) -> None:
+def test_weights_inside_the_graph_are_accepted(tmp_path: Path) -> None:
     check_external_data(written(with_weights(onnx.numpy_helper.from_array(VALUES, "weights")), tmp_path))
 
 
@@ -124,7 +124,7 @@ def nothing(_: Path) -> None:
         "nowhere",
     ],
 )
-def test_weights_outside_the_folder_are_refused(
+def test_weights_outside_the_folder_are_rejected(
     tmp_path: Path, location: str, prepare: Callable[[Path], None]
 ) -> None:
     (tmp_path / "secret").write_bytes(VALUES.tobytes())
@@ -139,7 +139,7 @@ def test_weights_outside_the_folder_are_refused(
 
 
 @pytest.mark.parametrize("location", ["gone", ".", "below"], ids=["no file", "the folder", "a folder"])
-def test_missing_weights_are_refused(tmp_path: Path, location: str) -> None:
+def test_missing_weights_are_rejected(tmp_path: Path, location: str) -> None:
     (tmp_path / "below").mkdir()
     assert "which is missing" in refusal(written(with_weights(tensor(location)), tmp_path))
 
@@ -158,10 +158,10 @@ def test_missing_weights_are_refused(tmp_path: Path, location: str) -> None:
     ],
     ids=str,
 )
-def test_places_that_are_not_in_the_file_are_refused(tmp_path: Path, entries: dict[str, object]) -> None:
+def test_locations_outside_the_file_are_rejected(tmp_path: Path, entries: dict[str, object]) -> None:
     line = refusal(written(with_weights(tensor(**entries)), tmp_path))
     assert f"the weights `weights` point to '{DATA}'" in line
-    assert "beyond its end" in line or "at no place in it" in line
+    assert "beyond the end of that file" in line or "at an invalid offset" in line
 
 
 def constant(**attribute: object) -> onnx.NodeProto:
@@ -266,7 +266,7 @@ HIDDEN = [
 
 
 @pytest.mark.parametrize("hide", HIDDEN, ids=lambda hide: hide.__name__)
-def test_a_tensor_is_found_wherever_the_format_holds_one(
+def test_a_tensor_is_found_anywhere_in_the_format(
     tmp_path: Path, hide: Callable[[TensorProto], onnx.ModelProto]
 ) -> None:
     check_external_data(written(hide(tensor(name="hidden")), tmp_path))

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper
 
 OPSET = 22
-"""The first whose convolutions take bfloat16."""
+"""The first opset whose convolutions support bfloat16."""
 TYPES = {
     torch.float16: TensorProto.FLOAT16,
     torch.bfloat16: TensorProto.BFLOAT16,
@@ -18,7 +18,7 @@ SHAPES = {"x": ((1, 3, 8, 8), (2, 3, 16, 16), (4, 3, 32, 32))}
 
 
 def convolution(*, seed: int = 0, size: int = 3, dtype: torch.dtype = torch.float16) -> onnx.ModelProto:
-    """x [B, 3, H, W] -> y [B, 8, H, W]: a convolution and ReLU in `dtype` between float32 doors."""
+    """Return x [B, 3, H, W] -> y [B, 8, H, W]: a convolution and ReLU in `dtype`; x and y are float32."""
     draw = torch.Generator().manual_seed(seed)
     values = torch.randn((CHANNELS, 3, size, size), generator=draw).to(dtype)
     raw = values.view(torch.uint8).numpy().tobytes()

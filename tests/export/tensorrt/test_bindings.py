@@ -12,7 +12,7 @@ STUB = Path(__file__).parents[3] / "typings" / "tensorrt" / "__init__.pyi"
 
 
 def declared(body: list[ast.stmt], path: str = "") -> Iterator[tuple[str, ast.stmt]]:
-    """Each name of the stub as a dotted path, with its declaration."""
+    """Return each name of the stub as a dotted path, with its declaration."""
     for one in body:
         if isinstance(one, ast.ClassDef | ast.FunctionDef):
             yield f"{path}{one.name}", one
@@ -38,18 +38,18 @@ def test_the_installed_bindings_have_what_the_stub_declares(path: str) -> None:
 
 
 def signatures(doc: str) -> list[list[str]]:
-    """The parameters' names of each overload in a docstring of pybind11."""
+    """Return the parameter names of each overload in a pybind11 docstring."""
     lines = re.findall(r"^(?:\d+\. )?\w+\((self: .*)\) -> .*$", doc, re.MULTILINE)
     return [re.findall(r"(?:^|, )(\w+): ", line) for line in lines]
 
 
-def test_signatures_are_read_off_docstrings() -> None:
+def test_signatures_are_parsed_from_docstrings() -> None:
     doc = "1. f(self: m.A, x: tuple, y: m.B = <B.C: 0>) -> bool\n2. f(self: m.A, z: list[m.D]) -> None"
     assert signatures(doc) == [["self", "x", "y"], ["self", "z"]]
 
 
 def loaded(folder: Path, modules: dict[str, str]) -> str:
-    """What a new process takes where only `modules` can be imported, with these versions."""
+    """Return what a new process loads if only `modules` can be imported, with these versions."""
     logger = "class ILogger:\n    class Severity: pass\n    def __init__(self): pass\n"
     for name, version in modules.items():
         (folder / f"{name}.py").write_text(f"__version__ = {version!r}\n{logger}")
@@ -79,11 +79,11 @@ except RuntimeUnavailableError as error:
         (
             {"tensorrt": "10.13.2"},
             "tensorrt: neither tensorrt >= 11 nor tensorrt_rtx can be imported;"
-            " pip install 'dda-engine[trt]' or take another --runtime",
+            " pip install 'dda-engine[trt]' or choose another --runtime",
         ),
     ],
 )
-def test_the_newer_of_what_is_installed_is_taken(tmp_path: Path, modules: dict[str, str], line: str) -> None:
+def test_the_newer_installed_package_is_used(tmp_path: Path, modules: dict[str, str], line: str) -> None:
     assert loaded(tmp_path, modules) == line
 
 
@@ -97,4 +97,4 @@ def test_the_log_keeps_the_first_error_in_one_line() -> None:
     LOGGER.log(severity.ERROR, "first\n  line")
     LOGGER.log(severity.INTERNAL_ERROR, "second")
     assert LOGGER.take() == "first line"
-    assert LOGGER.take() == "TensorRT gives no reason"
+    assert LOGGER.take() == "TensorRT gave no reason"

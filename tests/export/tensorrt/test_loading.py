@@ -15,24 +15,24 @@ from export.tensorrt.builder import build_engine
 from export.tensorrt.loading import diagnosis, load_engine
 
 
-def test_every_diagnosis_has_words() -> None:
+def test_every_diagnosis_has_a_description() -> None:
     assert set(loading.DIAGNOSES) == set(trt.EngineInvalidityDiagnostics.__members__)
 
 
-def test_a_diagnosis_tells_all_the_reasons() -> None:
+def test_a_diagnosis_lists_all_reasons() -> None:
     flags = trt.EngineInvalidityDiagnostics
     assert diagnosis(flags.UNSUPPORTED_CC.value) == "the engine was not built for this compute capability"
     both = flags.OLD_CUDA_DRIVER.value | flags.INSUFFICIENT_GPU_MEMORY.value
     assert diagnosis(both) == "the CUDA driver is too old and it has too little memory"
 
 
-def test_without_a_diagnosis_the_log_is_told() -> None:
+def test_without_a_diagnosis_the_log_gives_the_reason() -> None:
     LOGGER.take()
     LOGGER.log(trt.ILogger.Severity.ERROR, "no driver")
     assert diagnosis(0) == "no driver"
 
 
-def test_what_is_no_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_not_an_engine_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_gpu", lambda: "a GPU")
     with pytest.raises(
         RuntimeUnavailableError, match="cannot run the engine on a GPU: the file is not an engine"
@@ -42,7 +42,9 @@ def test_what_is_no_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
-def test_an_engine_for_other_gpus_is_refused_in_words(tmp_path: Path, capability: tuple[int, int]) -> None:
+def test_an_engine_for_other_gpus_is_rejected_with_the_reason(
+    tmp_path: Path, capability: tuple[int, int]
+) -> None:
     if torch.cuda.get_device_capability() != capability:
         pytest.skip(f"needs compute capability {capability}")
     path = saved(convolution(), tmp_path)
@@ -52,7 +54,7 @@ def test_an_engine_for_other_gpus_is_refused_in_words(tmp_path: Path, capability
 
 
 @pytest.mark.gpu
-def test_a_stripped_engine_takes_the_weights_of_its_graph_and_no_others(tmp_path: Path) -> None:
+def test_a_stripped_engine_accepts_only_the_weights_of_its_graph(tmp_path: Path) -> None:
     path = saved(convolution(), tmp_path)
     build_engine(path, tmp_path / FILE, SHAPES, BuildOptions(refit="stripped"), lambda *_: None)
     engine = (tmp_path / FILE).read_bytes()

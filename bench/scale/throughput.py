@@ -1,0 +1,70 @@
+"""Throughput and memory of generation: over workers, on Ray, and over many shards."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from statistics import median
+
+from bench.rows import Row
+from bench.scale.generation import Commits, Opener, embedded, generation, slope
+from bench.scale.row import row
+from engine.hardware import available_cores
+from engine.workers.plan import sample
+from engine.workers.pool import PoolCrew
+from engine.workers.ray_cluster import LOCAL, RayCluster
+from engine.workers.ray_crew import RayCrew
+
+BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
+SMALL_BATCH, FEW, MANY = 8, 20, 200
+
+
+def over_workers() -> Iterator[Row]:
+    """Yield one worker per core against one worker, and Ray against the pool.
+
+    Candidates alternate, because the machine's speed drifts; every worker has one thread.
+    """
+    recipe, workers = embedded(BATCH), available_cores()
+    ways: dict[str, tuple[Opener, int]] = {
+        "one": (lambda job: PoolCrew(job, 1), 1),
+        "pool": (lambda job: PoolCrew(job, workers), workers),
+    }
+    with RayCluster(LOCAL, cpus=workers) as cluster:
+        ways["ray"] = (lambda job: RayCrew(job, cluster, workers, print), workers)
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, (open_crew, count) in ways.items():
+                made = generation(recipe, open_crew, SHARDS_A_WORKER * count)
+                found[name].append(made.images_a_second())
+    pace = {name: median(values) for name, values in found.items()}
+    shape = f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 thread a worker"
+    dtype = recipe.compute.runtime_precision
+    for case, baseline, ours, theirs in (
+        (f"{workers} workers", "one worker on one core", pace["pool"], pace["one"]),
+        (f"{workers} workers, ray local", "the pool", pace["ray"], pace["pool"]),
+    ):
+        yield row(case, baseline, ours, theirs, "img/s", ratio=ours / theirs, dtype=dtype, shape=shape)
+
+
+def over_shards() -> Iterator[Row]:
+    """Yield MANY small shards of one worker against the first FEW, and the plan of FEW against their time."""
+    recipe = embedded(SMALL_BATCH)
+    planned = sample(recipe, print).wall_seconds(FEW, 1)
+    start = time.perf_counter()
+    generation(recipe, lambda job: PoolCrew(job, 1), FEW)
+    taken = time.perf_counter() - start
+    made = generation(recipe, lambda job: PoolCrew(job, 1), MANY)
+    shape = f"{SMALL_BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
+    same = partial(row, dtype=recipe.compute.runtime_precision, shape=shape)
+    few, many = (1000 * seconds_an_image(made, count) for count in (FEW, MANY))
+    yield same(f"{MANY} shards", f"the first {FEW} of them", many, few, "ms an image")
+    early, late = (made.rss["worker 1"][count - 1] / 2**20 for count in (FEW, MANY))
+    yield same(f"memory after {MANY} shards", f"after {FEW}", late, early, "MiB of RSS")
+    pixels = made.images_a_shard * 3 * recipe.teacher.image_size**2 / 1024
+    yield same("memory, slope", "the pixels of a shard", slope(made, FEW) / 1024, pixels, "KiB a shard")
+    yield same(f"plan of {FEW} shards", "as it was", planned, taken, "s", ratio=planned / taken)
+
+
+def seconds_an_image(made: Commits, shards: int) -> float:
+    """Return the time per image of the only worker up to shard number `shards`, without the first shard."""
+    (times,) = made.times.values()
+    return (times[shards - 1] - times[0]) / (shards - 1) / made.images_a_shard
