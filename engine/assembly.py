@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.lanes import Lane, one_lane, threads_of
+from engine.generation.overlap import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
 from engine.models.inverting import require_invertible

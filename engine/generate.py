@@ -17,7 +17,7 @@ from engine.auto_batch.auto import has_auto_batch
 from engine.cli import main
 from engine.compute import available_cores
 from engine.errors import UserError
-from engine.monitor.flags import add_monitor_flags, monitor_options
+from engine.generation.monitor.open import add_monitor_flags, monitor_options
 from engine.preparing import parsed, settled_to_make
 from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe
 from engine.short_flags import add_short_flags
@@ -25,7 +25,7 @@ from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
-    from engine.workers.workforce import Workforce
+    from engine.generation.generate_bank import Workforce
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
         raise UserError("--out BANK is missing; give the folder or URL of the bank")
     try:
         with _workforce(recipe, options) as (settled, workforce):
-            from engine.shards import generate
+            from engine.generation.generate_bank import generate
 
             line = generate(
                 settled,
@@ -127,7 +127,7 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 @contextmanager
 def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
     """The workers asked for, and the recipe as settled where they are."""
-    from engine.workers.workforce import Workforce
+    from engine.generation.generate_bank import Workforce
 
     if options.resume and recipe.compute.threads is None:
         recipe = with_threads_of_bank(recipe, options.out)
@@ -135,7 +135,7 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
         workers = options.workers or _local_workers(recipe)
         yield settled_to_make(_shared(recipe, workers)), Workforce(workers=workers, retries=options.retries)
         return
-    from engine.workers.ray_cluster import RayCluster
+    from engine.generation.workers.ray import RayCluster
 
     needed = (options.workers or 1) * (recipe.compute.threads or 1)
     with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
@@ -163,7 +163,7 @@ def _shared(recipe: Recipe, workers: int) -> Recipe:
 
 
 def _print_status(options: Namespace) -> None:
-    from engine.monitor.status import status
+    from engine.generation.monitor.status import status
 
     print(status(options.status))
 
@@ -172,8 +172,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if options.ray:
         raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
-    from engine.workers.plan import sample
-    from engine.workers.plan_table import plan_table
+    from engine.generation.cost_plan import plan_table, sample
 
     settled = settled_to_make(_shared(recipe, options.workers or _local_workers(recipe)))
     out = console()

@@ -23,7 +23,7 @@ from engine.compute import open_accelerator
 from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.curves import Curves
 from engine.datasets.config import check_test_set
-from engine.generation import Generation
+from engine.generation.shard_generator import Generation
 from engine.models.frozen import frozen
 from engine.models.loading import require_feature
 from engine.progress import Progress

@@ -11,8 +11,7 @@ from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
 from bench.torchrun import distill, losses
-from engine.shards import generate
-from engine.workers.workforce import Workforce
+from engine.generation.generate_bank import Workforce, generate
 
 STEPS, BATCH = 50, 64
 SETTINGS = {

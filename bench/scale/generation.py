@@ -11,15 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.bank.writer import BankWriter
+from engine.generation.messages import Job
+from engine.generation.monitor.progress import Tally
+from engine.generation.workers.coordinator import Coordinator
+from engine.generation.workers.pool import Crew
+from engine.generation.workers.retry_queue import ShardQueue
+from engine.generation.workers.signals import Requests
 from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import Recipe, load_recipe
-from engine.workers.coordinator import Coordinator
-from engine.workers.crew import Crew
-from engine.workers.job import Job
-from engine.workers.queue import ShardQueue
-from engine.workers.signals import Requests
-from engine.workers.tally import Tally
 
 Opener = Callable[[Job], AbstractContextManager[Crew[Any]]]
 

@@ -11,12 +11,11 @@ from tempfile import TemporaryDirectory
 from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
+from engine.generation.messages import Done, Failed, Job, Lost, Ready, Unable
+from engine.generation.workers.pool import Crew
+from engine.generation.workers.processes import PoolCrew
 from engine.provenance import bank_header
 from engine.recipe import Recipe
-from engine.workers.crew import Crew
-from engine.workers.events import Done, Failed, Lost, Ready, Unable
-from engine.workers.job import Job
-from engine.workers.pool import PoolCrew
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
 """Shards with little synthesis, so that most of the time is the start."""

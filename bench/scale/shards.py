@@ -7,8 +7,8 @@ from functools import partial
 from bench.rows import Row
 from bench.scale.generation import Commits, embedded, generation, slope
 from bench.scale.row import row
-from engine.workers.plan import sample
-from engine.workers.pool import PoolCrew
+from engine.generation.cost_plan import sample
+from engine.generation.workers.processes import PoolCrew
 
 BATCH, FEW, MANY = 8, 20, 200
 

@@ -7,9 +7,8 @@ from bench.rows import Row
 from bench.scale.generation import Opener, embedded, generation
 from bench.scale.row import row
 from engine.compute import available_cores
-from engine.workers.pool import PoolCrew
-from engine.workers.ray_cluster import LOCAL, RayCluster
-from engine.workers.ray_crew import RayCrew
+from engine.generation.workers.processes import PoolCrew
+from engine.generation.workers.ray import LOCAL, RayCluster, RayCrew
 
 BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
 

@@ -12,7 +12,7 @@ from engine.auto_batch.auto import with_default_batches
 from engine.auto_batch.host_memory import HostMemory
 from engine.auto_batch.search import Reading, best, candidates
 from engine.auto_batch.timing import Timing
-from engine.lanes import Step, lanes, threads_of
+from engine.generation.overlap import Step, lanes, threads_of
 from engine.provenance import weights_of
 from engine.recipe import Recipe
 

@@ -11,7 +11,7 @@ from engine.assembly import Assembly, assemble
 from engine.auto_batch.search import Reading
 from engine.batch import ImageBatch
 from engine.compute import open_accelerator
-from engine.lanes import Step, lanes, threads_of, torch_threads
+from engine.generation.overlap import Step, lanes, threads_of, torch_threads
 from engine.micro_batch import MicroBatch
 from engine.recipe import Recipe
 from engine.stages.augment import augment

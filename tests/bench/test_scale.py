@@ -7,13 +7,12 @@ import pytest
 from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
 from bench.scale.shards import seconds_an_image
+from engine.generation.messages import Job, Lost, Ready
+from engine.generation.workers.in_process import HereCrew
+from engine.generation.workers.processes import PoolCrew
 from engine.preparing import settled_here
 from engine.provenance import bank_header
 from engine.recipe import load_recipe
-from engine.workers.events import Lost, Ready
-from engine.workers.here import HereCrew
-from engine.workers.job import Job
-from engine.workers.pool import PoolCrew
 from tests.tiny_recipe import write_recipe
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.generation import greyed
+from engine.generation.shard_generator import greyed
 
 
 def test_grey_is_the_rounded_luma_and_stays_what_it_is() -> None:

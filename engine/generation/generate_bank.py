@@ -1,0 +1,102 @@
+"""Generate a bank shard by shard, by one worker or many."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from engine.bank.names import MANIFEST, shard_name
+from engine.bank.storage import absolute, open_storage
+from engine.bank.writer import BankWriter, require_new
+from engine.coverage import MORE_SHARDS, coverage_warning
+from engine.errors import FailedShardsError
+from engine.generation.messages import Job
+from engine.generation.monitor.console import View
+from engine.generation.monitor.open import open_observers
+from engine.generation.monitor.progress import Tally
+from engine.generation.workers.coordinator import Coordinator
+from engine.generation.workers.pool import Crew
+from engine.generation.workers.ray import RayCluster
+from engine.generation.workers.retry_queue import ShardQueue
+from engine.generation.workers.signals import requests
+from engine.provenance import bank_header
+from engine.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workforce:
+    """What the command line says of workers."""
+
+    workers: int | None
+    """None, on a cluster alone: as many as it has places for."""
+    retries: int
+    """Further tries of a shard that failed, or whose worker died."""
+    cluster: RayCluster | None = None
+    """Where they are, unless on this machine."""
+
+    def open(self, job: Job, say: Callable[[str], None]) -> Crew[Any]:
+        """The crew, without its members. One worker of this machine works in this process."""
+        if self.cluster is not None:
+            from engine.generation.workers.ray import RayCrew
+
+            return RayCrew(job, self.cluster, self.workers, say)
+        assert self.workers is not None
+        if self.workers == 1:
+            from engine.generation.workers.in_process import HereCrew
+
+            return HereCrew(job, say)
+        from engine.generation.workers.processes import PoolCrew
+
+        return PoolCrew(job, self.workers)
+
+
+def generate(
+    recipe: Recipe,
+    url: str,
+    shards: int,
+    *,
+    resume: bool,
+    workforce: Workforce,
+    watched: Mapping[str, Any],
+) -> str:
+    """Makes those of the shards 0 to `shards` - 1 that the bank at `url` does not have; says what there is.
+
+    `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
+    can mend and FailedShardsError, once all others are committed, for the shards that were given up.
+    """
+    view = View()
+    view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
+    if warning := coverage_warning(recipe, shards, MORE_SHARDS):
+        view.say(warning)
+    if not resume:
+        require_new(url)
+    job = Job(recipe=recipe, url=absolute(url), header=bank_header(recipe))
+    tally = Tally(target=shards, found=0)
+    with ExitStack() as stack:
+        observers = stack.enter_context(open_observers(tally, url, view, **watched))
+        asked = stack.enter_context(requests())
+        crew = stack.enter_context(workforce.open(job, view.say))
+        coordinator = Coordinator(crew, tally, asked, observers=observers, say=view.say)
+        is_new = open_storage(url).size(MANIFEST) is None
+        if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
+            return f"{url}: ended before its first shard"
+        with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
+            missing = [number for number in range(shards) if number not in bank.committed]
+            tally.begin(found=shards - len(missing))
+            coordinator.run(bank, ShardQueue(missing, workforce.retries))
+            images = sum(entry.images for entry in bank.committed.values())
+    return _ending(url, tally, images)
+
+
+def _ending(url: str, tally: Tally, images: int) -> str:
+    """Raises FailedShardsError."""
+    warning = tally.agreements.warning
+    line = f"{url}: {tally.made} shards made, {tally.found} found sound; {images} images"
+    if tally.failed:
+        named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(tally.failed.items())]
+        raise FailedShardsError(
+            f"{line}; {len(named)} shards failed: {'; '.join(named)}; --resume tries them again"
+        )
+    if tally.left:
+        line = f"{line}; {tally.left} are left, --resume makes them"
+    return f"warning: {warning}\n{line}" if warning else line
