@@ -1,6 +1,6 @@
 """The networks of a run, loaded once and shared by its stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.generation.overlap import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.frozen import Frozen, frozen
 from engine.models.inverting import require_invertible
@@ -44,8 +43,6 @@ class Assembly(Pair):
     prior: OpenPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None  # float32 [C, D], for augment.class_condition text
-    lanes: tuple[Lane, ...]
-    """The steps that may run side by side; the networks of each are open for its threads."""
 
 
 def assemble_pair(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> Pair:
@@ -61,14 +58,15 @@ def assemble(
     recipe: Recipe,
     accelerator: Accelerator,
     say: Callable[[str], None],
-    lanes: tuple[Lane, ...] | None = None,
+    threads: Mapping[str, int] | None = None,
 ) -> Assembly:
-    """As `assemble_pair`, with the priors of the recipe opened in their runtime; `lanes`: by default one."""
+    """As `assemble_pair`, with the priors of the recipe opened in their runtime.
+
+    `threads`: CPU threads by stage, by default `compute.threads` for each."""
     device = accelerator.device
-    lanes = lanes or one_lane(recipe.compute)
     place = open_place(recipe.compute, recipe.tensorrt, device, say)
-    for_augment = replace(place, threads=threads_of(lanes, "augment"))
-    for_filter = replace(place, threads=threads_of(lanes, "filter"))
+    for_augment = replace(place, threads=threads["augment"]) if threads else place
+    for_filter = replace(place, threads=threads["filter"]) if threads else place
     pair = _pair(recipe, accelerator, for_filter)
     require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn, say)
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
@@ -86,7 +84,6 @@ def assemble(
         prior=open_prior(prior, recipe.augment, for_augment) if prior is not None else None,
         clip=open_clip(clip, recipe.filter.images_at_once, for_filter) if clip is not None else None,
         class_tokens=tokens,
-        lanes=lanes,
     )
 
 

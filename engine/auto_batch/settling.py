@@ -12,11 +12,10 @@ from engine.auto_batch.auto import with_default_batches
 from engine.auto_batch.host_memory import HostMemory
 from engine.auto_batch.search import Reading, best, candidates
 from engine.auto_batch.timing import Timing
-from engine.generation.overlap import Step, lanes, threads_of
+from engine.generation.overlap import lanes, thread_counts
+from engine.generation.stages import STAGES, Stage
 from engine.provenance import weights_of
 from engine.recipe import Recipe
-
-STAGES: tuple[Step, ...] = ("augment", "filter")
 
 
 def settled_batches(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
@@ -26,7 +25,7 @@ def settled_batches(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     Where nothing is augmented, `auto` is the default. Raises as `assemble` does, and OutOfMemoryError where
     memory does not hold one image.
     """
-    unsettled = [stage for stage in STAGES if getattr(recipe, stage).micro_batch == "auto"]
+    unsettled = [stage.name for stage in STAGES if _is_auto(recipe, stage)]
     recipe = with_default_batches(recipe)
     if not unsettled or recipe.augment.method == "none":
         return recipe
@@ -44,11 +43,15 @@ def settled_batches(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     return recipe
 
 
-def _with(recipe: Recipe, stage: Step, size: int) -> Recipe:
+def _is_auto(recipe: Recipe, stage: Stage) -> bool:
+    return stage.has_micro_batch and getattr(recipe, stage.name).micro_batch == "auto"
+
+
+def _with(recipe: Recipe, stage: str, size: int) -> Recipe:
     return replace(recipe, **{stage: replace(getattr(recipe, stage), micro_batch=size)})
 
 
-def _measured(recipe: Recipe, stage: Step, timing: Timing) -> Reading:
+def _measured(recipe: Recipe, stage: str, timing: Timing) -> Reading:
     """A GPU says when its memory ends; the host's must not."""
     on_gpu = recipe.compute.device == "cuda"
     sizes = candidates(recipe.compute, _most(recipe))
@@ -62,14 +65,14 @@ def _most(recipe: Recipe) -> int:
     return recipe.synthesize.batch_size * recipe.augment.variations
 
 
-def _question(recipe: Recipe, stage: Step, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _question(recipe: Recipe, stage: str, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What decides the answer."""
     compute, config = recipe.compute, recipe.augment
     on_gpu = compute.device == "cuda"
     return {
         "stage": stage,
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "threads": threads_of(lanes(recipe), stage),
+        "threads": thread_counts(lanes(recipe))[stage],
         "runtime": [compute.runtime, compute.runtime_precision, compute.precision, compute.compile],
         "networks": {name: [fact["name"], fact["sha256"]] for name, fact in networks.items()},
         "image_size": recipe.teacher.image_size,

@@ -11,11 +11,11 @@ from engine.assembly import Assembly, assemble
 from engine.auto_batch.search import Reading
 from engine.batch import ImageBatch
 from engine.compute import open_accelerator
-from engine.generation.overlap import Step, lanes, threads_of, torch_threads
+from engine.generation.overlap import lanes, thread_counts, torch_threads
 from engine.micro_batch import MicroBatch
 from engine.recipe import Recipe
 from engine.stages.augment import augment
-from engine.stages.filter import judge
+from engine.stages.filter import filter_variations
 
 REPEATS, SECONDS = 2, 1.0
 """Timed runs, at least so many and so long in all; the fastest counts. One more goes before them."""
@@ -28,10 +28,10 @@ class Timing:
     def __init__(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         self._say = say
         self._accelerator = open_accelerator(recipe.compute)
-        self._lanes = lanes(recipe)
+        self._threads = thread_counts(lanes(recipe))
         self._parts: Assembly | None = None
 
-    def measure(self, recipe: Recipe, stage: Step) -> Reading:
+    def measure(self, recipe: Recipe, stage: str) -> Reading:
         """The reading of "augment" or "filter" with its micro-batch, or with what memory holds of it.
 
         Raises OutOfMemoryError where it does not hold one image.
@@ -39,7 +39,7 @@ class Timing:
         parts, size = self.opened(recipe), getattr(recipe, stage).images_at_once
         micro_batch = MicroBatch(stage, size, say=lambda _: None)
         run = self._augment if stage == "augment" else self._filter
-        with torch_threads(threads_of(self._lanes, stage)):
+        with torch_threads(self._threads[stage]):
             run(recipe, parts, micro_batch, size)
             held, seconds = micro_batch.size, list[float]()
             while len(seconds) < REPEATS or sum(seconds) < SECONDS:
@@ -58,7 +58,7 @@ class Timing:
         compute = recipe.compute
         if self._parts is None or compute.compile or compute.runtime in BUILT_FOR_A_SIZE:
             self.close()
-            self._parts = assemble(recipe, self._accelerator, self._say, self._lanes)
+            self._parts = assemble(recipe, self._accelerator, self._say, self._threads)
         return self._parts
 
     def _augment(self, recipe: Recipe, parts: Assembly, micro_batch: MicroBatch, size: int) -> None:
@@ -82,7 +82,9 @@ class Timing:
         rows = torch.arange(size) // recipe.augment.variations
         variations = replace(sources[rows], keys=torch.arange(size), parents=sources.keys[rows])
         device = self._accelerator.device
-        judge(sources, variations, parts.clip, parts.ask_teacher, recipe.filter, device, micro_batch)
+        filter_variations(
+            sources, variations, parts.clip, parts.ask_teacher, recipe.filter, device, micro_batch
+        )
 
 
 def _noise(recipe: Recipe, count: int) -> ImageBatch:

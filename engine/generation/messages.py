@@ -102,7 +102,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The same for all workers of a bank; it can be sent between processes and loads no torch."""
+    """What a worker needs to know of the bank, the same for all its workers."""
 
     recipe: Recipe
     """Resolved: the same settings on every machine."""
@@ -113,6 +113,8 @@ class Job:
 
     @property
     def depth(self) -> int:
-        """Shards that a worker has under way at once: one for each of three lanes, and one that waits."""
-        several_lanes = self.recipe.compute.overlap and self.recipe.augment.method != "none"
-        return 4 if several_lanes else 1
+        """Shards that a worker has at once: with overlap one for each stage, and one that waits."""
+        from engine.generation.overlap import has_overlap
+        from engine.generation.stages import STAGES
+
+        return len(STAGES) + 1 if has_overlap(self.recipe) else 1

@@ -1,80 +1,141 @@
-"""Which stages run side by side, on how many CPU threads, and the threads that run them."""
+"""Overlap the stages of consecutive shards: divide stages and CPU threads into lanes, one thread a lane."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from engine.compute import ComputeConfig
+from engine.generation.stages import STAGES, Stage
 from engine.recipe import Recipe
 
 Item = TypeVar("Item")
-Stage = Callable[[Any], Any]
+Run = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """Stages that run one after the other, at the same time as those of the other lanes."""
+
+    stages: tuple[Stage, ...]
+    threads: int
+
+
+def one_lane(compute: ComputeConfig) -> tuple[Lane, ...]:
+    """Return one lane of all stages, each on all threads of a resolved configuration."""
+    assert compute.threads is not None
+    return (Lane(stages=STAGES, threads=compute.threads),)
+
+
+def has_overlap(recipe: Recipe) -> bool:
+    """Return whether stages of a resolved recipe run at the same time: if set, and if there are several."""
+    return bool(recipe.compute.overlap) and sum(stage.total(recipe) > 0 for stage in STAGES) > 1
+
+
+def lanes(recipe: Recipe) -> tuple[Lane, ...]:
+    """Return the lanes of a resolved recipe whose shards are made independently.
+
+    On a CPU their threads sum to `compute.threads`: a light stage gets one, or shares the lane before it if
+    there are fewer threads than stages; the other lanes share the rest. On a GPU threads only launch kernels,
+    so each lane has all of them.
+    """
+    compute = recipe.compute
+    if not has_overlap(recipe):
+        return one_lane(compute)
+    threads = compute.threads
+    assert threads is not None
+    if compute.device == "cuda":
+        return tuple(Lane(stages=(stage,), threads=threads) for stage in STAGES)
+    groups = _groups(threads)
+    light = sum(_is_light(group) for group in groups)
+    rest, heavy = threads - light, len(groups) - light
+    shares = iter([rest * (place + 1) // heavy - rest * place // heavy for place in range(heavy)])
+    return tuple(Lane(stages=group, threads=1 if _is_light(group) else next(shares)) for group in groups)
+
+
+def _groups(threads: int) -> list[tuple[Stage, ...]]:
+    """Return one group for each stage; with fewer threads than stages, light ones join the group before."""
+    groups: list[tuple[Stage, ...]] = []
+    for stage in STAGES:
+        if groups and stage.is_light and threads < len(STAGES):
+            groups[-1] += (stage,)
+        else:
+            groups.append((stage,))
+    return groups
+
+
+def _is_light(stages: tuple[Stage, ...]) -> bool:
+    return all(stage.is_light for stage in stages)
+
+
+def thread_counts(lanes: tuple[Lane, ...]) -> dict[str, int]:
+    """Return the CPU threads of each stage, by its name."""
+    return {stage.name: lane.threads for lane in lanes for stage in lane.stages}
 
 
 @dataclass(frozen=True)
 class _Task(Generic[Item]):
     item: Item
     value: Any
-    """What the stages so far made of it; the Exception that one raised."""
+    """Result of the runs so far, or the exception that one raised."""
 
 
 @dataclass(frozen=True)
 class _End:
     error: BaseException | None = None
-    """What ended the pipeline, where that was no lack of items."""
+    """Error that ended the pipeline; None at the end of the items."""
 
 
-def pipelined(
+def overlapped(
     items: Iterator[Item],
-    stages: Sequence[Stage],
+    runs: Sequence[Run],
     *,
     around: Callable[[], AbstractContextManager[None]],
     stopping: threading.Event,
 ) -> Generator[tuple[Item, Any], None, None]:
-    """(item, what the stages, one after the other, made of it), in the order of `items`, which may block.
+    """Yield (item, result of all `runs` in turn), in the order of `items`, which may block.
 
-    An Exception of a stage takes the place of its result and spares the item the later stages. At most
-    len(stages) + 1 items are on their way, those that wait for a stage and the one the caller has included.
-    Each thread works inside an `around()`. Raises what `items` or `around` raises, after the items before it.
+    Each run has a thread, inside an `around()`. If a run raises an Exception, that is the item's result, and
+    later runs skip the item. At most len(runs) + 1 items are in memory, including those that wait for a run
+    and the one that the caller has. Raises what `items` or `around` raises, after the items before it.
 
-    Closed early, it sets `stopping`, for stages to look at, and waits for the stages at work. It does not
-    wait for `items`: the thread that asks it ends as soon as it answers.
+    Closing it early sets `stopping`, which the runs may check, and waits for them. It does not wait for
+    `items`: the thread that reads it ends with the next item.
     """
-    pipeline = _Pipeline(items, stages, around, stopping)
+    overlap = _Overlap(items, runs, around, stopping)
     try:
-        yield from pipeline.results()
+        yield from overlap.results()
     finally:
-        pipeline.close()
+        overlap.close()
 
 
-class _Pipeline(Generic[Item]):
+class _Overlap(Generic[Item]):
     def __init__(
         self,
         items: Iterator[Item],
-        stages: Sequence[Stage],
+        runs: Sequence[Run],
         around: Callable[[], AbstractContextManager[None]],
         stopping: threading.Event,
     ) -> None:
         self._around, self._stopping = around, stopping
-        self._room = threading.Semaphore(len(stages) + 1)
-        self._queues: list[SimpleQueue[_Task[Item] | _End]] = [SimpleQueue() for _ in range(len(stages) + 1)]
+        self._room = threading.Semaphore(len(runs) + 1)
+        self._queues: list[SimpleQueue[_Task[Item] | _End]] = [SimpleQueue() for _ in range(len(runs) + 1)]
         self._workers = [
-            threading.Thread(target=self._work, args=(stage, place), name=f"stage-{place}", daemon=True)
-            for place, stage in enumerate(stages)
+            threading.Thread(target=self._work, args=(run, index), name=f"stage-{index}", daemon=True)
+            for index, run in enumerate(runs)
         ]
-        asker = threading.Thread(target=self._ask, args=(items,), name="stage-items", daemon=True)
-        for thread in (*self._workers, asker):
+        reader = threading.Thread(target=self._read, args=(items,), name="stage-items", daemon=True)
+        for thread in (*self._workers, reader):
             thread.start()
 
     def results(self) -> Iterator[tuple[Item, Any]]:
         while not isinstance(task := self._queues[-1].get(), _End):
             yield task.item, task.value
-            del task  # nothing is held while the next one is waited for
+            del task  # hold nothing while waiting for the next one
             self._room.release()
         if task.error is not None:
             raise task.error
@@ -87,7 +148,7 @@ class _Pipeline(Generic[Item]):
         for worker in self._workers:
             worker.join()
 
-    def _ask(self, items: Iterator[Item]) -> None:
+    def _read(self, items: Iterator[Item]) -> None:
         first, end = self._queues[0], _End()
         self._room.acquire()
         try:
@@ -102,88 +163,47 @@ class _Pipeline(Generic[Item]):
             end = _End(error)
         first.put(end)
 
-    def _work(self, stage: Stage, place: int) -> None:
-        inbox, outbox = self._queues[place : place + 2]
+    def _work(self, run: Run, index: int) -> None:
+        inbox, outbox = self._queues[index : index + 2]
         try:
             with self._around():
-                while self._pass_on(stage, inbox, outbox):
+                while self._pass_on(run, inbox, outbox):
                     pass
         except BaseException as error:
             outbox.put(_End(error))
 
     def _pass_on(
         self,
-        stage: Stage,
+        run: Run,
         inbox: "SimpleQueue[_Task[Item] | _End]",
         outbox: "SimpleQueue[_Task[Item] | _End]",
     ) -> bool:
-        """One item, of which the thread holds nothing afterwards; False at the end."""
+        """Run one item and drop every reference to it. Return False at the end."""
         task = inbox.get()
         if isinstance(task, _End):
             outbox.put(task)
             return False
         skipped = isinstance(task.value, Exception) or self._stopping.is_set()
-        outbox.put(task if skipped else _advanced(stage, task))
+        outbox.put(task if skipped else _advanced(run, task))
         return True
 
 
-def _advanced(stage: Stage, task: _Task[Item]) -> _Task[Item]:
-    """No frame in the traceback of an exception may refer to the result: that cycle would hold images."""
+def _advanced(run: Run, task: _Task[Item]) -> _Task[Item]:
+    """Return the task after `run`.
+
+    No frame in the traceback of an exception may refer to the result: that cycle would keep images alive.
+    """
     try:
-        return replace(task, value=stage(task.value))
+        return replace(task, value=run(task.value))
     except Exception as error:
         return replace(task, value=error)
 
 
-Step = Literal["synthesize", "augment", "filter"]
-STEPS: tuple[Step, ...] = ("synthesize", "augment", "filter")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lane:
-    """Steps that run one after the other, beside those of the other lanes."""
-
-    steps: tuple[Step, ...]
-    threads: int
-
-
-def one_lane(compute: ComputeConfig) -> tuple[Lane, ...]:
-    """All steps one after the other, each on all threads of a settled configuration."""
-    assert compute.threads is not None
-    return (Lane(steps=STEPS, threads=compute.threads),)
-
-
-def lanes(recipe: Recipe) -> tuple[Lane, ...]:
-    """Those of a settled recipe whose shards are made independently.
-
-    On a CPU their threads sum to `compute.threads`: the filter, which does least, gets one, or shares that of
-    augment where there are two in all; the rest is halved. On a GPU threads only launch; each lane has all.
-    """
-    compute = recipe.compute
-    if not compute.overlap or recipe.augment.method == "none":
-        return one_lane(compute)
-    threads = compute.threads
-    assert threads is not None
-    if compute.device == "cuda":
-        return tuple(Lane(steps=(step,), threads=threads) for step in STEPS)
-    if threads == 2:
-        return Lane(steps=("synthesize",), threads=1), Lane(steps=("augment", "filter"), threads=1)
-    for_synthesis = (threads - 1) // 2
-    shares = for_synthesis, threads - 1 - for_synthesis, 1
-    return tuple(Lane(steps=(step,), threads=share) for step, share in zip(STEPS, shares, strict=True))
-
-
-def threads_of(lanes: tuple[Lane, ...], step: Step) -> int:
-    """The CPU threads that `step` runs on."""
-    return next(lane.threads for lane in lanes if step in lane.steps)
-
-
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """torch computes on `count` threads what the calling thread asks of it inside; other threads keep theirs.
+    """Set the calling thread's intra-op thread count to `count` inside the block.
 
-    A thread takes the last count that any thread has set when it is first asked for its own, so it is asked
-    here before it is set.
+    On its first query a thread adopts the last count that any thread has set, so query before setting.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -195,9 +215,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, what the calling thread launches inside runs on a stream of its own, and is done at the end.
+    """On a GPU, run what the calling thread launches inside on its own stream, and wait for it at the end.
 
-    It waits for what the default stream has been given so far, such as the loading of weights.
+    The stream first waits for the work already on the default stream, such as loading weights.
     """
     if device.type != "cuda":
         yield

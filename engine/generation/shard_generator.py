@@ -1,86 +1,24 @@
-"""One shard's images: a synthesis batch, its variations, and what the filter keeps of them."""
+"""Make the batches of shards: run the stages one after the other, or overlap those of consecutive batches."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from engine.assembly import Assembly
-from engine.bank.rows import Rows
-from engine.batch import ImageBatch
-from engine.errors import OutOfMemoryError
-from engine.generation.overlap import (
-    Lane,
-    Step,
-    own_stream,
-    pipelined,
-    threads_of,
-    torch_threads,
-)
-from engine.micro_batch import MicroBatch, is_out_of_memory
-from engine.models.classifier import LUMA
+from engine.generation.overlap import Lane, one_lane, overlapped, own_stream, thread_counts, torch_threads
+from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
+from engine.micro_batch import MicroBatch
 from engine.progress import Progress
 from engine.recipe import Recipe
-from engine.stages.augment import augment
-from engine.stages.filter import Verdict, classify, judge
 from engine.stages.synthesize import Adversary, Synthesizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a synthesis batch became."""
-
-    sources: ImageBatch
-    source_top1: Tensor  # int64 [S], the teacher's class
-    source_confidence: Tensor  # float32 [S], its probability
-    variations: ImageBatch | None  # None where nothing is augmented
-    verdict: Verdict | None
-
-    def rows(self) -> Rows:
-        """Everything known of each image, in ascending order of the keys."""
-        count = len(self.sources)
-        columns = {
-            "keys": self.sources.keys,
-            "labels": self.sources.labels,
-            "parents": self.sources.parents,
-            "seeds": self.sources.seeds,
-            "similarity": torch.full((count,), torch.nan),
-            "passes_clip": torch.ones(count, dtype=torch.bool),
-            "kept": torch.ones(count, dtype=torch.bool),
-            "teacher_top1": self.source_top1,
-            "confidence": self.source_confidence,
-        }
-        if self.variations is not None and self.verdict is not None:
-            for name in columns:
-                owner = self.verdict if hasattr(self.verdict, name) else self.variations
-                columns[name] = torch.cat([columns[name], getattr(owner, name)])
-        order = columns["keys"].argsort()
-        return Rows(**{name: column[order].numpy() for name, column in columns.items()})
-
-    def kept_images(self) -> np.ndarray:
-        """uint8 [K, H, W, 3] of the rows that are kept, in their order."""
-        keys, images = self.sources.keys, self.sources.images
-        if self.variations is not None and self.verdict is not None:
-            kept = self.variations[self.verdict.kept]
-            keys, images = torch.cat([keys, kept.keys]), torch.cat([images, kept.images])
-        return images[keys.argsort()].permute(0, 2, 3, 1).contiguous().numpy()
-
-
-class _StoppedError(Exception):
-    """Nobody waits for the shard any more."""
-
-
-class Generation:
-    """The stages from the teacher to a shard. `synthesizer` is the whole state.
-
-    Each network has one stage that runs it, so that stages of different shards may run side by side.
-    """
+class ShardGenerator:
+    """The stages from the teacher to a shard. `synthesizer` is the whole state."""
 
     def __init__(
         self,
@@ -89,9 +27,11 @@ class Generation:
         accelerator: Accelerator,
         progress: Progress,
         say: Callable[[str], None] | None = None,
+        lanes: tuple[Lane, ...] | None = None,
     ) -> None:
-        """`say` gets a line where memory runs out, by default `progress` does."""
-        self.recipe, self.parts, self.accelerator, self.progress = recipe, parts, accelerator, progress
+        """`say` gets a line if memory runs out, by default `progress` does; `lanes`: by default one."""
+        self.recipe, self.progress = recipe, progress
+        self.lanes = lanes or one_lane(recipe.compute)
         self.synthesizer = Synthesizer(
             parts.teacher,
             recipe.synthesize,
@@ -103,164 +43,74 @@ class Generation:
             views=recipe.synthesis_views,
         )
         say = say or progress.say
-        self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)
-        self.filter_batch = MicroBatch("filter", recipe.filter.images_at_once, say)
-        self._stopping = threading.Event()
+        self.context = StageContext(
+            recipe=recipe,
+            networks=parts,
+            accelerator=accelerator,
+            synthesizer=self.synthesizer,
+            micro_batches={
+                stage.name: MicroBatch(stage.name, getattr(recipe, stage.name).images_at_once, say)
+                for stage in STAGES
+                if stage.has_micro_batch
+            },
+            stopping=threading.Event(),
+        )
+        self._threads = thread_counts(self.lanes)
 
     def announce(self, batches: int) -> None:
-        """Tells the progress bars of so many batches to come."""
-        sources = batches * self.recipe.synthesize.batch_size
-        self.progress.announce("synthesize", total=sources, unit="images")
-        if self.parts.prior is not None:
-            variations = sources * self.recipe.augment.variations
-            self.progress.announce("augment", total=variations, unit="images")
-            self.progress.announce("filter", total=variations, unit="images")
+        """Announce `batches` more batches to the progress bars."""
+        for stage in STAGES:
+            if total := batches * stage.total(self.recipe):
+                self.progress.announce(stage.name, total=total, unit="images")
 
-    def make(self, index: int, adversary: Adversary | None = None, *, independent: bool = False) -> Made:
-        """Batch number `index`; `independent`: a function of (seed, index) whatever batches went before."""
-        return self._filtered(self._augmented(self._sources(index, adversary, independent)))
+    def make(
+        self, index: int, adversary: Adversary | None = None, *, independent: bool = False
+    ) -> GeneratedBatch:
+        """Make batch `index`; `independent`: as a function of (seed, index), whatever was made before."""
+        request = Request(index=index, adversary=adversary, independent=independent)
+        batch: GeneratedBatch = self._run(STAGES, request)
+        return batch
 
-    def made(self, numbers: Iterator[int]) -> Generator[tuple[int, Made | Exception], None, None]:
-        """The batches of `numbers`, made independently, in that order; each is the same whenever it is made.
+    def generate(
+        self, numbers: Iterator[int]
+    ) -> Generator[tuple[int, GeneratedBatch | Exception], None, None]:
+        """Yield (number, its independently made batch or the exception that it raised), in order.
 
-        What a batch raises stands in its place. Where `parts` has several lanes, they work side by side, each
-        in a thread, on consecutive batches, of which at most one more than lanes are in memory; `numbers` may
-        block and is asked by another thread, see `pipelined`.
+        Several lanes work at the same time, each in a thread, on consecutive batches, of which at most one
+        more than lanes are in memory. `numbers` may block and is read by another thread, see `overlapped`.
         """
-        lanes = self.parts.lanes
-        if len(lanes) == 1:
+        if len(self.lanes) == 1:
             for number in numbers:
-                yield number, _attempted(self._lane(lanes[0]), number)
+                yield number, _attempt(self._lane(self.lanes[0]), number)
             return
-        around = partial(own_stream, self.accelerator.device)
-        stages = [self._lane(lane) for lane in lanes]
+        around = partial(own_stream, self.context.accelerator.device)
+        runs = [self._lane(lane) for lane in self.lanes]
         threads = torch.get_num_threads()
         try:
-            yield from pipelined(numbers, stages, around=around, stopping=self._stopping)
+            yield from overlapped(numbers, runs, around=around, stopping=self.context.stopping)
         finally:
-            self._stopping.clear()
+            self.context.stopping.clear()
             torch.set_num_threads(threads)  # what later threads begin with is the last count set in any
 
     def _lane(self, lane: Lane) -> Callable[[Any], Any]:
-        """The steps of a lane, one after the other, as one function."""
-        steps: dict[Step, Callable[[Any], Any]] = {
-            "synthesize": lambda number: self._sources(number, None, independent=True),
-            "augment": self._augmented,
-            "filter": self._filtered,
-        }
+        """Return the stages of a lane, one after the other, as one function; the first gets a number."""
 
         def run(value: Any) -> Any:
-            for step in lane.steps:
-                value = steps[step](value)
-            return value
+            return self._run(lane.stages, Request(index=value) if lane.stages[0] is STAGES[0] else value)
 
         return run
 
-    def _sources(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
-        try:
-            with torch_threads(threads_of(self.parts.lanes, "synthesize")):
-                return self._synthesize(index, adversary, independent)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            size = self.recipe.synthesize.batch_size
-            raise OutOfMemoryError(
-                f"synthesize: out of memory with {size} images at once; give a lower synthesize.batch_size "
-                "(it is not halved by itself, as a batch of another size makes other images)"
-            ) from error
-
-    def _augmented(self, sources: ImageBatch) -> tuple[ImageBatch, ImageBatch | None]:
-        """The sources and their variations."""
-        if self.parts.prior is None:
-            return sources, None
-        with torch_threads(threads_of(self.parts.lanes, "augment")):
-            return sources, self._augment(sources)
-
-    def _filtered(self, found: tuple[ImageBatch, ImageBatch | None]) -> Made:
-        sources, variations = found
-        ask, device = self.parts.ask_teacher, self.accelerator.device
-        with torch_threads(threads_of(self.parts.lanes, "filter")):
-            top1, confidence = classify(sources.images, ask, self.filter_batch, device)
-            return Made(
-                sources=sources,
-                source_top1=top1,
-                source_confidence=confidence,
-                variations=variations,
-                verdict=None if variations is None else self._judge(sources, variations),
-            )
-
-    def _require_wanted(self) -> None:
-        if self._stopping.is_set():
-            raise _StoppedError
-
-    def _synthesize(self, index: int, adversary: Adversary | None, independent: bool) -> ImageBatch:
-        config = self.recipe.synthesize
-        steps = config.steps + (config.warmup_steps if self.synthesizer.needs_warmup else 0)
-        taken = 0
-        with self.progress.stage("synthesize", total=config.batch_size, unit="images") as stage:
-
-            def on_step(count: int) -> None:
-                nonlocal taken
-                self._require_wanted()
-                shown = config.batch_size * taken // steps
-                taken += count
-                stage.advance(config.batch_size * taken // steps - shown)
-
-            return self.synthesizer.batch(
-                index,
-                key_stride=self.recipe.augment.variations + 1,
-                adversary=adversary,
-                independent=independent,
-                on_step=on_step,
-            )
-
-    def _augment(self, sources: ImageBatch) -> ImageBatch:
-        config, parts = self.recipe.augment, self.parts
-        assert parts.prior is not None
-        made = []
-        with self.progress.stage("augment", total=len(sources) * config.variations, unit="images") as stage:
-            for batch in augment(
-                sources,
-                parts.prior,
-                config,
-                seed=self.recipe.seed,
-                class_tokens=parts.class_tokens,
-                device=self.accelerator.device,
-                micro_batch=self.augment_batch,
-            ):
-                self._require_wanted()
-                if self.recipe.teacher.in_channels == 1:
-                    batch = replace(batch, images=greyed(batch.images))
-                made.append(batch)
-                stage.advance(len(batch))
-        return ImageBatch.cat(made)
-
-    def _judge(self, sources: ImageBatch, variations: ImageBatch) -> Verdict:
-        with self.progress.stage("filter", total=len(variations), unit="images") as stage:
-            verdict = judge(
-                sources,
-                variations,
-                self.parts.clip,
-                self.parts.ask_teacher,
-                self.recipe.filter,
-                self.accelerator.device,
-                self.filter_batch,
-                self.recipe.compute.runtime_precision,
-            )
-            stage.advance(len(variations))
-            stage.note(f"kept {verdict.kept.double().mean():.0%}")
-        return verdict
+    def _run(self, stages: tuple[Stage, ...], value: Any) -> Any:
+        for stage in stages:
+            total = stage.total(self.recipe)
+            track = partial(self.progress.stage, stage.name, total=total, unit="images")
+            with torch_threads(self._threads[stage.name]):
+                value = stage.run(self.context, value, track)
+        return value
 
 
-def _attempted(function: Callable[[int], Made], number: int) -> Made | Exception:
+def _attempt(function: Callable[[int], GeneratedBatch], number: int) -> GeneratedBatch | Exception:
     try:
         return function(number)
     except Exception as error:
         return error
-
-
-def greyed(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W]: the luma of RGB images uint8 [B, 3, H, W], rounded, in three equal channels."""
-    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-    luma = (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
-    return luma.expand_as(images).contiguous()

@@ -8,7 +8,7 @@ import torch
 
 from engine.batch import ImageBatch
 from engine.report.grid import save_grid
-from engine.stages.filter import Verdict
+from engine.stages.filter import FilterResult
 
 ROWS, COLUMNS = 20, 10
 
@@ -19,7 +19,7 @@ class Examples:
     def __init__(self) -> None:
         self._rows: list[dict[str, torch.Tensor]] = []
 
-    def add(self, sources: ImageBatch, variations: ImageBatch, verdict: Verdict) -> None:
+    def add(self, sources: ImageBatch, variations: ImageBatch, result: FilterResult) -> None:
         """Takes from this batch a first source of each class until there are ROWS rows."""
         classes = sorted(set(sources.labels.tolist()))
         for label in classes:
@@ -32,8 +32,8 @@ class Examples:
                     "source": sources.images[source].clone(),
                     "label": sources.labels[source].clone(),
                     "variations": variations.images[mine],
-                    "similarity": verdict.similarity[mine],
-                    "kept": verdict.kept[mine],
+                    "similarity": result.similarity[mine],
+                    "kept": result.kept[mine],
                 }
             )
 

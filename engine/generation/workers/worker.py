@@ -15,8 +15,9 @@ from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
 from engine.generation.messages import Done, Failed, Job
-from engine.generation.overlap import lanes
-from engine.generation.shard_generator import Generation, Made
+from engine.generation.overlap import lanes, thread_counts
+from engine.generation.shard_generator import ShardGenerator
+from engine.generation.stages import GeneratedBatch
 from engine.progress import Progress
 from engine.provenance import weights_of
 from export.errors import ExportError
@@ -37,33 +38,34 @@ class Worker:
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
-        parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
+        overlap = lanes(job.recipe)
+        parts = assemble(job.recipe, accelerator, say, thread_counts(overlap))
         self._progress = Progress(quiet=True)
-        self._generation = Generation(job.recipe, parts, accelerator, self._progress, say)
+        self._generator = ShardGenerator(job.recipe, parts, accelerator, self._progress, say, overlap)
         self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
         """The shards of these numbers in their order; `numbers` may block, and ends the work when it ends."""
-        with closing(self._generation.made(numbers)) as results:
-            for number, made in results:
-                if isinstance(made, Exception):
-                    yield failed(number, made)
+        with closing(self._generator.generate(numbers)) as results:
+            for number, batch in results:
+                if isinstance(batch, Exception):
+                    yield failed(number, batch)
                     continue
                 try:
-                    yield self._written(number, made)
+                    yield self._written(number, batch)
                 except Exception as error:
                     yield failed(number, error)
 
-    def _written(self, number: int, made: Made) -> Done:
-        rows = made.rows()
-        entry = write_shard(self._job.url, number, rows, made.kept_images(), self._job.header)
-        verdict = made.verdict
+    def _written(self, number: int, batch: GeneratedBatch) -> Done:
+        rows = batch.rows()
+        entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
+        result = batch.result
         seconds, images = self._since_told()
         return Done(
             number=number,
             entry=entry,
-            variations=0 if verdict is None else len(verdict.kept),
-            accepted=0 if verdict is None else int(verdict.kept.sum()),
+            variations=0 if result is None else len(result.kept),
+            accepted=0 if result is None else int(result.kept.sum()),
             seconds=seconds,
             images=images,
             rss=rss(),

@@ -1,4 +1,4 @@
-"""Which steps run side by side, and the threads of each."""
+"""Which stages overlap, and the threads of each."""
 
 import threading
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from engine.generation.overlap import (
-    STEPS,
     lanes,
     one_lane,
     own_stream,
-    threads_of,
+    thread_counts,
     torch_threads,
 )
+from engine.generation.stages import STAGES
 from engine.recipe import load_recipe
 from tests.tiny_recipe import write_recipe
 
@@ -23,7 +23,7 @@ TASKS = Path("/proc/self/task")
 def lanes_of(folder: Path, **settings: object) -> list[tuple[tuple[str, ...], int]]:
     compute = {f"compute.{name}": value for name, value in settings.items()}
     found = lanes(load_recipe(str(write_recipe(folder)), compute))
-    return [(lane.steps, lane.threads) for lane in found]
+    return [(tuple(stage.name for stage in lane.stages), lane.threads) for lane in found]
 
 
 @pytest.mark.parametrize(
@@ -41,20 +41,20 @@ def test_on_a_cpu_the_lanes_share_the_threads_out(threads: int, expected: object
     assert sum(share for _, share in found) == threads
 
 
-def test_on_a_gpu_each_step_has_a_lane(tmp_path: Path) -> None:
+def test_on_a_gpu_each_stage_has_a_lane(tmp_path: Path) -> None:
     found = lanes_of(tmp_path, overlap=True, threads=2, device="cuda")
-    assert found == [((step,), 2) for step in STEPS]
+    assert found == [((stage.name,), 2) for stage in STAGES]
 
 
 def test_without_overlap_there_is_one_lane(tmp_path: Path) -> None:
-    assert lanes_of(tmp_path, overlap=False, threads=8) == [(STEPS, 8)]
+    assert lanes_of(tmp_path, overlap=False, threads=8) == [(tuple(stage.name for stage in STAGES), 8)]
 
 
 def test_without_variations_there_is_nothing_to_overlap(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, augment={"method": "none", "class_condition": "none", "guidance_scale": 1})
     recipe = load_recipe(str(path), {"compute.overlap": True, "compute.threads": 8})
     assert lanes(recipe) == one_lane(recipe.compute)
-    assert threads_of(lanes(recipe), "filter") == 8
+    assert thread_counts(lanes(recipe))["filter"] == 8
 
 
 def busy_threads(count: int) -> int:

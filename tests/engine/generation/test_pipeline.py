@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.generation.overlap import pipelined
+from engine.generation.overlap import overlapped
 
 SECONDS = 20.0
 
@@ -19,7 +19,7 @@ SECONDS = 20.0
 def start(
     items: Iterator[Any], *stages: Callable[[Any], Any], around: Any = nullcontext
 ) -> Generator[tuple[Any, Any], None, None]:
-    return pipelined(items, stages, around=around, stopping=threading.Event())
+    return overlapped(items, stages, around=around, stopping=threading.Event())
 
 
 def stage_threads() -> list[threading.Thread]:
@@ -164,7 +164,7 @@ def test_closed_early_it_stops_the_stages_and_takes_no_further_item() -> None:
         stopped.append(item)
         raise RuntimeError("nobody reads this")
 
-    pipeline = pipelined(items(), [until_stopped], around=nullcontext, stopping=stopping)
+    pipeline = overlapped(items(), [until_stopped], around=nullcontext, stopping=stopping)
     assert next(pipeline) == (0, 0)
     wait_until(lambda: len(asked) == 2)
     pipeline.close()

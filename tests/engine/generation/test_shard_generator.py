@@ -14,33 +14,34 @@ import torch
 from engine.assembly import assemble
 from engine.compute import native_precision, open_accelerator, resolved
 from engine.errors import NonFiniteError, OutOfMemoryError
-from engine.generation.overlap import lanes
-from engine.generation.shard_generator import Generation, Made
+from engine.generation.overlap import lanes, thread_counts
+from engine.generation.shard_generator import ShardGenerator
+from engine.generation.stages import GeneratedBatch
 from engine.progress import Progress
 from engine.recipe import load_recipe
+from engine.stages.filter import filter_variations
 from tests.tiny_recipe import write_recipe
 
 
-def generation(path: Path, **settings: Any) -> Generation:
+def generation(path: Path, **settings: Any) -> ShardGenerator:
     overlapped = {"compute.overlap": True, "compute.threads": 2}
     overrides = overlapped | {key.replace("__", "."): value for key, value in settings.items()}
     recipe = load_recipe(str(path), overrides)
     recipe = replace(recipe, compute=resolved(recipe.compute))
     accelerator, progress = open_accelerator(recipe.compute), Progress(quiet=True)
-    return Generation(
-        recipe, assemble(recipe, accelerator, progress.say, lanes(recipe)), accelerator, progress
-    )
+    parts = assemble(recipe, accelerator, progress.say, thread_counts(lanes(recipe)))
+    return ShardGenerator(recipe, parts, accelerator, progress, lanes=lanes(recipe))
 
 
-def digest(made: Made | Exception) -> str:
-    assert isinstance(made, Made), made
+def digest(made: GeneratedBatch | Exception) -> str:
+    assert isinstance(made, GeneratedBatch), made
     rows = made.rows()
     parts = [getattr(rows, name).tobytes() for name in type(rows).__slots__]
     return hashlib.sha256(b"".join([*parts, made.kept_images().tobytes()])).hexdigest()
 
 
-def digests(generation: Generation, numbers: Sequence[int]) -> dict[int, str]:
-    return {number: digest(made) for number, made in generation.made(iter(numbers))}
+def digests(generation: ShardGenerator, numbers: Sequence[int]) -> dict[int, str]:
+    return {number: digest(made) for number, made in generation.generate(iter(numbers))}
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -50,7 +51,7 @@ def test_bytes_depend_on_the_number_alone(start: str, threads: int, tmp_path: Pa
     warmup = {"warmup_steps": 0 if start == "reinit" else 1}
     path = write_recipe(tmp_path, synthesize={"start": start, **warmup})
     overlapped = generation(path, compute__threads=threads)
-    assert len(overlapped.parts.lanes) == threads
+    assert len(overlapped.lanes) == threads
     found = digests(overlapped, range(6))
     assert len(set(found.values())) == 6
     assert digests(overlapped, range(6)) == found
@@ -73,7 +74,7 @@ def test_the_same_in_openvino(recipe: Path) -> None:
 def test_one_lane_gives_the_same_interface(recipe: Path) -> None:
     serial = generation(recipe, compute__overlap=False)
     threads = threading.active_count()
-    found = serial.made(iter([2, 0]))
+    found = serial.generate(iter([2, 0]))
     number, made = next(found)
     assert (number, threading.active_count()) == (2, threads)
     assert digest(made) == digest(serial.make(2, independent=True))
@@ -108,8 +109,8 @@ def test_a_stage_that_fails_is_the_result_of_its_shard_and_no_other(
     elif failing == "augment":
         monkeypatch.setattr("engine.stages.augment.sample", fail_on(2, augment_sample()))
     else:
-        monkeypatch.setattr("engine.generation.shard_generator.judge", fail_on(1, judge()))
-    results = dict(found.made(iter([1, 2, 3])))
+        monkeypatch.setattr("engine.generation.stages.filter_variations", fail_on(1, filter_variations))
+    results = dict(found.generate(iter([1, 2, 3])))
     assert isinstance(results[1], NonFiniteError)
     assert {number: digest(results[number]) for number in (2, 3)} == expected
 
@@ -120,17 +121,11 @@ def augment_sample() -> Any:
     return sample
 
 
-def judge() -> Any:
-    from engine.stages.filter import judge
-
-    return judge
-
-
 def test_closing_early_ends_the_threads_and_the_next_run_is_whole(recipe: Path) -> None:
     found = generation(recipe, synthesize__steps=4)
     expected = digests(found, range(3))
     before = threading.active_count()
-    results = found.made(iter(range(100)))
+    results = found.generate(iter(range(100)))
     next(results)
     assert threading.active_count() > before
     results.close()
@@ -142,8 +137,9 @@ def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
     """The images, and what is known of them, are those of the size that memory holds."""
     expected = digests(generation(recipe, augment__micro_batch=4, filter__micro_batch=3), [1, 2])
     found, said = generation(recipe, augment__micro_batch=16, filter__micro_batch=6), list[str]()
-    found.augment_batch._say = found.filter_batch._say = said.append
-    prior, ask = found.parts.prior, found.parts.ask_teacher
+    for micro_batch in found.context.micro_batches.values():
+        micro_batch._say = said.append
+    prior, ask = found.context.networks.prior, found.context.networks.ask_teacher
     assert prior is not None
 
     def decode(latents: torch.Tensor) -> Any:
@@ -152,8 +148,9 @@ def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
     def classify(images: torch.Tensor) -> Any:
         return limited(3, len(images)) or ask(images)
 
-    limits = replace(found.parts, prior=replace(prior, vae_decoder=decode), ask_teacher=classify)
-    found.parts = limits
+    networks = found.context.networks
+    limits = replace(networks, prior=replace(prior, vae_decoder=decode), ask_teacher=classify)
+    found.context = replace(found.context, networks=limits)
     assert digests(found, [1, 2]) == expected
     assert [line.split(";")[0] for line in said] == [
         "augment: out of memory with 16 images at once, going on with 8",
@@ -173,7 +170,7 @@ def test_synthesis_out_of_memory_names_its_batch_size(
 ) -> None:
     found = generation(recipe, compute__overlap=overlap)
     monkeypatch.setattr(found.synthesizer, "_invert", lambda *_: limited(0, 6))
-    ((_, error),) = found.made(iter([0]))
+    ((_, error),) = found.generate(iter([0]))
     assert isinstance(error, OutOfMemoryError)
     assert str(error).startswith(
         "synthesize: out of memory with 6 images at once; give a lower synthesize.batch_size"
@@ -188,24 +185,24 @@ def weight_storages() -> set[int]:
 def test_lanes_copy_no_weights(recipe: Path) -> None:
     found = generation(recipe, compute__threads=3)
     before = weight_storages()
-    results = found.made(iter(range(4)))
+    results = found.generate(iter(range(4)))
     for _ in range(3):
         next(results)  # all stages are at work
         assert weight_storages() <= before
     results.close()
-    teacher = {value.data_ptr() for value in found.parts.teacher.parameters()}
+    teacher = {value.data_ptr() for value in found.context.networks.teacher.parameters()}
     assert teacher < before
 
 
 def test_everything_made_is_on_the_cpu_and_whole(recipe: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for _, made in generation(recipe, compute__device=device).made(iter(range(2))):
-        assert isinstance(made, Made)
+    for _, made in generation(recipe, compute__device=device).generate(iter(range(2))):
+        assert isinstance(made, GeneratedBatch)
         assert made.variations is not None
-        assert made.verdict is not None
+        assert made.result is not None
         tensors = [
             *(getattr(batch, name) for batch in (made.sources, made.variations) for name in batch.__slots__),
-            *vars(made.verdict).values(),
+            *vars(made.result).values(),
             made.source_top1,
             made.source_confidence,
         ]
