@@ -11,19 +11,17 @@ from jsonargparse import ArgumentParser
 from engine import ranks
 from engine.auto_batch.auto import with_default_batches
 from engine.bank.storage import absolute
+from engine.config.decides import sections
 from engine.ending import main
 from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
-from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
+from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe, name_of
 from engine.report.table import results_table
 from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
-
-OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
-"""What of a bank's recipe has no say once the images are there."""
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -110,8 +108,9 @@ def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, 
 
 
 def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a bank's recipe decides of a student that is trained on the bank."""
-    taken = {name: value for name, value in recipe.items() if name not in (*OF_MACHINE_SECTIONS, *OF_IMAGES)}
+    """Return the part of a bank's recipe that decides a student trained on the bank."""
+    training = sections(Recipe, "student")
+    taken = {name: value for name, value in recipe.items() if name in training}
     return {**taken, "teacher": {**recipe["teacher"], "weights": None}}  # compared by hash
 
 

@@ -1,9 +1,10 @@
 """What a run is measured on. The loop itself reads no dataset."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from engine.config.decides import decides
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ class EvaluateConfig:
 
     dataset: Literal["fashion-mnist", "none"] = "none"
     """Name of the test set; none leaves the accuracies null."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=decides("execution"))
     """Folder of the dataset's files; null tries the usual places."""
 
 

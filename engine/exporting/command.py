@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from engine.auto_batch.auto import with_default_batches
 from engine.compute import settled
+from engine.config.decides import settings
 from engine.errors import UserError
 from engine.exporting.report import record as record_proofs
 from engine.exporting.stamp import Exported, Stamp
@@ -17,10 +18,9 @@ from engine.exporting.table import report_table
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
-from engine.recipe import Recipe, gives_recipe, parse
+from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe, parse
 from engine.run_folder import (
     BANK,
-    OF_MACHINE,
     by_hash,
     own_settings,
     require_agreement,
@@ -41,8 +41,12 @@ GROUPS = {
 DEFAULT = "teacher,clip,unet,vae"
 PARTS = {"teacher": TEACHER, "clip": CLIP, "unet": PRIOR, "vae_encoder": PRIOR, "vae_decoder": PRIOR}
 """What a run's record calls the weights of a network."""
-FREE = (*OF_MACHINE, "feed.", "augment.micro_batch:", "filter.micro_batch:", "evaluate.root:")
-"""How settings begin that may be other than the run's: they say how to compute."""
+FREE = tuple(
+    f"{key}:"
+    for key, effects in settings(Recipe).items()
+    if "execution" in effects or key.partition(".")[0] in OF_MACHINE_SECTIONS
+)
+"""Prefixes, in `differences`, of the settings that may differ from the run's: they say how to compute."""
 
 
 def command(arguments: Sequence[str]) -> None:
