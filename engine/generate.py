@@ -25,7 +25,7 @@ from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
 
 if TYPE_CHECKING:
-    from engine.generation.generate_bank import Workforce
+    from engine.generation.generate_bank import WorkerOptions
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -107,7 +107,7 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
     if not options.out:
         raise UserError("--out BANK is missing; give the folder or URL of the bank")
     try:
-        with _workforce(recipe, options) as (settled, workforce):
+        with _worker_options(recipe, options) as (settled, worker_options):
             from engine.generation.generate_bank import generate
 
             line = generate(
@@ -115,7 +115,7 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
                 options.out,
                 options.shards,
                 resume=options.resume,
-                workforce=workforce,
+                worker_options=worker_options,
                 watched=monitor_options(options),
             )
     except KeyboardInterrupt:
@@ -125,15 +125,18 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 
 
 @contextmanager
-def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
+def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, WorkerOptions]]":
     """The workers asked for, and the recipe as settled where they are."""
-    from engine.generation.generate_bank import Workforce
+    from engine.generation.generate_bank import WorkerOptions
 
     if options.resume and recipe.compute.threads is None:
         recipe = with_threads_of_bank(recipe, options.out)
     if not options.ray:
         workers = options.workers or _local_workers(recipe)
-        yield settled_to_make(_shared(recipe, workers)), Workforce(workers=workers, retries=options.retries)
+        yield (
+            settled_to_make(_shared(recipe, workers)),
+            WorkerOptions(workers=workers, retries=options.retries),
+        )
         return
     from engine.generation.workers.ray import RayCluster
 
@@ -143,7 +146,7 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
         settled = cluster.run(settled_to_make, threaded, on_gpu=recipe.compute.device == "cuda")
         if has_auto_batch(threaded):
             print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
-        yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
+        yield settled, WorkerOptions(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
 def _local_workers(recipe: Recipe) -> int:

@@ -12,8 +12,8 @@ from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
 from engine.generation.messages import Done, Failed, Job, Lost, Ready, Unable
-from engine.generation.workers.pool import Crew
-from engine.generation.workers.processes import PoolCrew
+from engine.generation.workers.pool import WorkerPool
+from engine.generation.workers.processes import ProcessPool
 from engine.provenance import bank_header
 from engine.recipe import Recipe
 
@@ -48,26 +48,26 @@ def _shape(recipe: Recipe) -> str:
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
     """Return the seconds until a killed worker's replacement has loaded, and until it has made shard 0."""
-    with PoolCrew(job, 1, forks=forks) as crew:
-        crew.resize(1)
-        _until(crew, Ready)
-        crew.members[0].kill()
-        _until(crew, Lost)
+    with ProcessPool(job, 1, forks=forks) as pool:
+        pool.resize(1)
+        _until(pool, Ready)
+        pool.workers[0].kill()
+        _until(pool, Lost)
         begun = time.perf_counter()
-        crew.resize(1)
-        _until(crew, Ready)
+        pool.resize(1)
+        _until(pool, Ready)
         loaded = time.perf_counter() - begun
-        crew.give(crew.members[0], 0)
-        _until(crew, Done)
+        pool.give(pool.workers[0], 0)
+        _until(pool, Done)
         return loaded, time.perf_counter() - begun
 
 
-def _until(crew: Crew, kind: type) -> None:
+def _until(pool: WorkerPool, kind: type) -> None:
     """Wait for an event of that kind. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
     found: list[object] = []
     last = time.monotonic() + LONGEST
     while not any(isinstance(what, kind) for what in found):
-        found = [event.what for event in crew.wait(LONGEST)]
+        found = [event.what for event in pool.wait(LONGEST)]
         failure = next((what for what in found if isinstance(what, Failed | Lost | Unable)), None)
         if time.monotonic() > last or (failure and not isinstance(failure, kind)):
             raise RuntimeError(f"expected {kind.__name__}, got {failure or f'nothing in {LONGEST:.0f} s'}")

@@ -8,7 +8,7 @@ from bench.rows import Row
 from bench.scale.generation import Commits, embedded, generation, slope
 from bench.scale.row import row
 from engine.generation.cost_plan import sample
-from engine.generation.workers.processes import PoolCrew
+from engine.generation.workers.processes import ProcessPool
 
 BATCH, FEW, MANY = 8, 20, 200
 
@@ -18,9 +18,9 @@ def rows() -> Iterator[Row]:
     recipe = embedded(BATCH)
     planned = sample(recipe, print).wall_seconds(FEW, 1)
     begun = time.perf_counter()
-    generation(recipe, lambda job: PoolCrew(job, 1), FEW)
+    generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - begun
-    made = generation(recipe, lambda job: PoolCrew(job, 1), MANY)
+    made = generation(recipe, lambda job: ProcessPool(job, 1), MANY)
     shape = f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
     same = partial(row, dtype=recipe.compute.runtime_precision, shape=shape)
     few, many = (1000 * seconds_an_image(made, count) for count in (FEW, MANY))

@@ -7,8 +7,8 @@ from bench.rows import Row
 from bench.scale.generation import Opener, embedded, generation
 from bench.scale.row import row
 from engine.compute import available_cores
-from engine.generation.workers.processes import PoolCrew
-from engine.generation.workers.ray import LOCAL, RayCluster, RayCrew
+from engine.generation.workers.processes import ProcessPool
+from engine.generation.workers.ray import LOCAL, RayCluster, RayPool
 
 BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
 
@@ -17,11 +17,11 @@ def rows() -> Iterator[Row]:
     """In turns, as the machine's speed drifts; every worker has one thread."""
     recipe, workers = embedded(BATCH), available_cores()
     ways: dict[str, tuple[Opener, int]] = {
-        "one": (lambda job: PoolCrew(job, 1), 1),
-        "pool": (lambda job: PoolCrew(job, workers), workers),
+        "one": (lambda job: ProcessPool(job, 1), 1),
+        "pool": (lambda job: ProcessPool(job, workers), workers),
     }
     with RayCluster(LOCAL, cpus=workers) as cluster:
-        ways["ray"] = (lambda job: RayCrew(job, cluster, workers, print), workers)
+        ways["ray"] = (lambda job: RayPool(job, cluster, workers, print), workers)
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, (open_crew, count) in ways.items():

@@ -13,9 +13,9 @@ from engine.errors import FailedShardsError
 from engine.generation.messages import Job
 from engine.generation.monitor.console import View
 from engine.generation.monitor.open import open_observers
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers.coordinator import Coordinator
-from engine.generation.workers.pool import Crew
+from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.ray import RayCluster
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import requests
@@ -24,7 +24,7 @@ from engine.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workforce:
+class WorkerOptions:
     """What the command line says of workers."""
 
     workers: int | None
@@ -34,20 +34,20 @@ class Workforce:
     cluster: RayCluster | None = None
     """Where they are, unless on this machine."""
 
-    def open(self, job: Job, say: Callable[[str], None]) -> Crew[Any]:
-        """The crew, without its members. One worker of this machine works in this process."""
+    def open(self, job: Job, say: Callable[[str], None]) -> WorkerPool[Any]:
+        """The pool, without its workers. One worker of this machine works in this process."""
         if self.cluster is not None:
-            from engine.generation.workers.ray import RayCrew
+            from engine.generation.workers.ray import RayPool
 
-            return RayCrew(job, self.cluster, self.workers, say)
+            return RayPool(job, self.cluster, self.workers, say)
         assert self.workers is not None
         if self.workers == 1:
-            from engine.generation.workers.in_process import HereCrew
+            from engine.generation.workers.in_process import InProcessPool
 
-            return HereCrew(job, say)
-        from engine.generation.workers.processes import PoolCrew
+            return InProcessPool(job, say)
+        from engine.generation.workers.processes import ProcessPool
 
-        return PoolCrew(job, self.workers)
+        return ProcessPool(job, self.workers)
 
 
 def generate(
@@ -56,7 +56,7 @@ def generate(
     shards: int,
     *,
     resume: bool,
-    workforce: Workforce,
+    worker_options: WorkerOptions,
     watched: Mapping[str, Any],
 ) -> str:
     """Makes those of the shards 0 to `shards` - 1 that the bank at `url` does not have; says what there is.
@@ -71,32 +71,32 @@ def generate(
     if not resume:
         require_new(url)
     job = Job(recipe=recipe, url=absolute(url), header=bank_header(recipe))
-    tally = Tally(target=shards, found=0)
+    stats = GenerationStats(target=shards, found=0)
     with ExitStack() as stack:
-        observers = stack.enter_context(open_observers(tally, url, view, **watched))
+        observers = stack.enter_context(open_observers(stats, url, view, **watched))
         asked = stack.enter_context(requests())
-        crew = stack.enter_context(workforce.open(job, view.say))
-        coordinator = Coordinator(crew, tally, asked, observers=observers, say=view.say)
+        pool = stack.enter_context(worker_options.open(job, view.say))
+        coordinator = Coordinator(pool, stats, asked, observers=observers, say=view.say)
         is_new = open_storage(url).size(MANIFEST) is None
         if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
             return f"{url}: ended before its first shard"
         with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
-            tally.begin(found=shards - len(missing))
-            coordinator.run(bank, ShardQueue(missing, workforce.retries))
+            stats.begin(found=shards - len(missing))
+            coordinator.run(bank, ShardQueue(missing, worker_options.retries))
             images = sum(entry.images for entry in bank.committed.values())
-    return _ending(url, tally, images)
+    return _ending(url, stats, images)
 
 
-def _ending(url: str, tally: Tally, images: int) -> str:
+def _ending(url: str, stats: GenerationStats, images: int) -> str:
     """Raises FailedShardsError."""
-    warning = tally.agreements.warning
-    line = f"{url}: {tally.made} shards made, {tally.found} found sound; {images} images"
-    if tally.failed:
-        named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(tally.failed.items())]
+    warning = stats.agreements.warning
+    line = f"{url}: {stats.made} shards made, {stats.found} found sound; {images} images"
+    if stats.failed:
+        named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(stats.failed.items())]
         raise FailedShardsError(
             f"{line}; {len(named)} shards failed: {'; '.join(named)}; --resume tries them again"
         )
-    if tally.left:
-        line = f"{line}; {tally.left} are left, --resume makes them"
+    if stats.left:
+        line = f"{line}; {stats.left} are left, --resume makes them"
     return f"warning: {warning}\n{line}" if warning else line

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.generation.monitor.format import counted, one_line, percent, rate
-from engine.generation.monitor.progress import Tally, WorkerTally
+from engine.generation.monitor.progress import GenerationStats, WorkerStats
 from engine.progress import clock
 from engine.terminal import console
 
@@ -28,28 +28,28 @@ class Headline:
     time: str
 
     @classmethod
-    def of(cls, tally: Tally, *, ended: bool) -> "Headline":
-        pace = [f"{rate(tally.rate)} images/s"] if tally.made else []
-        pace += [] if tally.acceptance is None else [f"kept {percent(tally.acceptance)}"]
+    def of(cls, stats: GenerationStats, *, ended: bool) -> "Headline":
+        pace = [f"{rate(stats.rate)} images/s"] if stats.made else []
+        pace += [] if stats.acceptance is None else [f"kept {percent(stats.acceptance)}"]
         counts = {
-            counted(tally.retries, "retry", "retries"): tally.retries,
-            counted(tally.workers_lost, "worker", "workers") + " lost": tally.workers_lost,
-            counted(len(tally.failed), "shard", "shards") + " failed": tally.failed,
-            "draining": tally.draining and not ended,
+            counted(stats.retries, "retry", "retries"): stats.retries,
+            counted(stats.workers_lost, "worker", "workers") + " lost": stats.workers_lost,
+            counted(len(stats.failed), "shard", "shards") + " failed": stats.failed,
+            "draining": stats.draining and not ended,
         }
         trouble = [text for text, there in counts.items() if there]
-        return cls(f"{tally.committed:,}/{tally.target:,} shards", pace, trouble, _time(tally, ended))
+        return cls(f"{stats.committed:,}/{stats.target:,} shards", pace, trouble, _time(stats, ended))
 
     def __str__(self) -> str:
         return ", ".join([self.shards, *self.pace, *self.trouble, self.time])
 
 
-def _time(tally: Tally, ended: bool) -> str:
-    if tally.left == 0:
-        return f"done in {clock(tally.elapsed)}"
+def _time(stats: GenerationStats, ended: bool) -> str:
+    if stats.left == 0:
+        return f"done in {clock(stats.elapsed)}"
     if ended:
-        return f"stopped after {clock(tally.elapsed)}"
-    return f"{clock(tally.elapsed)} so far" if tally.remaining is None else f"{clock(tally.remaining)} left"
+        return f"stopped after {clock(stats.elapsed)}"
+    return f"{clock(stats.elapsed)} so far" if stats.remaining is None else f"{clock(stats.remaining)} left"
 
 
 WORKERS = 12
@@ -60,23 +60,23 @@ ERRORS = 3
 FAILED = 10
 
 
-def picture(tally: Tally, now: float, *, height: int, ended: bool) -> RenderableType:
+def picture(stats: GenerationStats, now: float, *, height: int, ended: bool) -> RenderableType:
     """`now`: what time.monotonic() says; `height`: lines of the terminal; the workers get what is left."""
     lines = max(3, min(WORKERS, height - OTHER_LINES))
-    tables = [table for table in (_stages(tally), _workers(tally, now, lines)) if table.row_count]
-    parts = [*_head(tally, ended), *_errors(tally)]
+    tables = [table for table in (_stages(stats), _workers(stats, now, lines)) if table.row_count]
+    parts = [*_head(stats, ended), *_errors(stats)]
     if tables:
         parts += ["", Columns(tables, padding=(1, 6))]
     return Group(*parts)
 
 
-def _head(tally: Tally, ended: bool) -> Iterator[RenderableType]:
-    line = Headline.of(tally, ended=ended)
+def _head(stats: GenerationStats, ended: bool) -> Iterator[RenderableType]:
+    line = Headline.of(stats, ended=ended)
     row = Table.grid(padding=(0, 2), expand=True)
     row.add_column(no_wrap=True)
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
-    bar = ProgressBar(total=max(tally.target, 1), completed=tally.committed)
+    bar = ProgressBar(total=max(stats.target, 1), completed=stats.committed)
     row.add_row(Text(line.shards, "bold"), bar, Text(line.time, "cyan"))
     yield row
     if line.pace or line.trouble:
@@ -84,29 +84,29 @@ def _head(tally: Tally, ended: bool) -> Iterator[RenderableType]:
         yield Text("   ").join(parts)
 
 
-def _errors(tally: Tally) -> Iterator[RenderableType]:
-    for reason, count in tally.errors.most_common(ERRORS):
+def _errors(stats: GenerationStats) -> Iterator[RenderableType]:
+    for reason, count in stats.errors.most_common(ERRORS):
         yield Text(f"{count:,} x {one_line(reason)}", "yellow", no_wrap=True, overflow="ellipsis")
-    if tally.failed:
-        numbers = sorted(tally.failed)
+    if stats.failed:
+        numbers = sorted(stats.failed)
         rest = len(numbers) - FAILED
         shown = ", ".join(map(str, numbers[:FAILED])) + (f" and {rest:,} more" if rest > 0 else "")
         yield Text(f"failed shards: {shown}", "red")
 
 
-def _stages(tally: Tally) -> Table:
+def _stages(stats: GenerationStats) -> Table:
     table = _table("stage", "images", "images/s a worker", "time")
-    whole = sum(stage.seconds for stage in tally.stages.values())
-    for name, stage in tally.stages.items():
+    whole = sum(stage.seconds for stage in stats.stages.values())
+    for name, stage in stats.stages.items():
         share = f"{100 * stage.seconds / max(whole, 1e-9):.0f} %"
         table.add_row(Text(name), f"{stage.images:,}", rate(stage.rate()), share)
     return table
 
 
-def _workers(tally: Tally, now: float, lines: int) -> Table:
+def _workers(stats: GenerationStats, now: float, lines: int) -> Table:
     """The busiest ones, and one line for all others."""
     table = _table("worker", "shards", "images/s", "memory", "")
-    ranked = sorted(tally.workers.items(), key=lambda it: (not it[1].alive, -it[1].images))
+    ranked = sorted(stats.workers.items(), key=lambda it: (not it[1].alive, -it[1].images))
     for name, worker in ranked[:lines]:
         state = "" if worker.alive else "lost" if worker.lost else "ended"
         cells = _cells(worker.shards, worker.rate(now), worker.rss)
@@ -117,7 +117,7 @@ def _workers(tally: Tally, now: float, lines: int) -> Table:
     return table
 
 
-def _sums(workers: list[WorkerTally], now: float) -> list[str]:
+def _sums(workers: list[WorkerStats], now: float) -> list[str]:
     alive = [worker for worker in workers if worker.alive]
     return _cells(
         sum(worker.shards for worker in workers),
@@ -156,29 +156,29 @@ class View:
         """One line above the picture."""
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def update(self, tally: Tally) -> None:
+    def update(self, stats: GenerationStats) -> None:
         if not self._animated:
-            self._line(tally)
+            self._line(stats)
         elif self._live is None:
             self._live = Live(
-                get_renderable=lambda: self._picture(tally), console=self._console, refresh_per_second=2
+                get_renderable=lambda: self._picture(stats), console=self._console, refresh_per_second=2
             )
             self._live.start()
 
-    def close(self, tally: Tally) -> None:
+    def close(self, stats: GenerationStats) -> None:
         self._ended = True
         if self._live is not None:
             self._live.stop()
         elif self._line_of:
-            self.say(str(Headline.of(tally, ended=True)))
+            self.say(str(Headline.of(stats, ended=True)))
 
-    def _picture(self, tally: Tally) -> RenderableType:
+    def _picture(self, stats: GenerationStats) -> RenderableType:
         """Called by the thread that draws."""
-        return picture(tally.copy(), monotonic(), height=self._console.height, ended=self._ended)
+        return picture(stats.copy(), monotonic(), height=self._console.height, ended=self._ended)
 
-    def _line(self, tally: Tally) -> None:
+    def _line(self, stats: GenerationStats) -> None:
         """Only where there is news."""
-        line = Headline.of(tally, ended=False)
+        line = Headline.of(stats, ended=False)
         news = f"{line.shards} {line.trouble}"
         if news != self._line_of and monotonic() >= self._line_at + EVERY:
             self.say(str(line))

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 
 
 class Observer(Protocol):
     """Shows a generation to someone."""
 
-    def update(self, tally: Tally) -> None:
+    def update(self, stats: GenerationStats) -> None:
         """After every event, and about once a second where none comes; the first is the beginning."""
 
-    def close(self, tally: Tally) -> None:
+    def close(self, stats: GenerationStats) -> None:
         """The generation has ended, well or not: the last word, where there was a first, and all is freed."""
 
 
@@ -24,13 +24,13 @@ class Guarded:
         self._observer, self._name, self._say = observer, name, say
         self._failed = False
 
-    def update(self, tally: Tally) -> None:
+    def update(self, stats: GenerationStats) -> None:
         with self._forgiving():
-            self._observer.update(tally)
+            self._observer.update(stats)
 
-    def close(self, tally: Tally) -> None:
+    def close(self, stats: GenerationStats) -> None:
         with self._forgiving():
-            self._observer.close(tally)
+            self._observer.close(stats)
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from engine.bank.storage import open_storage
 from engine.generation.monitor.console import View
 from engine.generation.monitor.observer import Guarded, Observer
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.scalars import tensorboard as tensorboard_scalars
 from engine.generation.monitor.scalars import wandb as wandb_scalars
 from engine.generation.monitor.status_file import StatusFile
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def open_observers(
-    tally: Tally,
+    stats: GenerationStats,
     url: str,
     view: View,
     *,
@@ -28,7 +28,7 @@ def open_observers(
     tensorboard: str | None = None,
     wandb: str | None = None,
 ) -> Iterator[list[Observer]]:
-    """Those for the bank at `url`, `view` included; all are closed with the `tally` as it is at the end.
+    """Those for the bank at `url`, `view` included; all are closed with the `stats` as it is at the end.
 
     Touches nothing at `url` before the first update, so it may be opened before the bank is. Raises UserError
     for a port, folder or project that cannot be had.
@@ -38,7 +38,7 @@ def open_observers(
 
         def add(observer: Observer, name: str) -> None:
             observers.append(Guarded(observer, name, view.say))
-            closing.callback(observers[-1].close, tally)
+            closing.callback(observers[-1].close, stats)
 
         if tensorboard is not None:
             add(tensorboard_scalars(tensorboard), f"--tensorboard {tensorboard}")
@@ -52,7 +52,7 @@ def open_observers(
             view.say(f"metrics: http://{metrics_host}:{metrics.port}/metrics")
         add(StatusFile(open_storage(url)), "the bank's status")
         observers.append(view)
-        closing.callback(view.close, tally)
+        closing.callback(view.close, stats)
         yield observers
 
 

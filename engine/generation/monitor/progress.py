@@ -9,7 +9,7 @@ from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, U
 
 
 @dataclass(kw_only=True)
-class WorkerTally:
+class WorkerStats:
     """Of one worker, which may be dead by now."""
 
     since: float
@@ -31,7 +31,7 @@ class WorkerTally:
 
 
 @dataclass(kw_only=True)
-class StageTally:
+class StageStats:
     """Of one stage, over all workers and shards."""
 
     images: int = 0
@@ -44,7 +44,7 @@ class StageTally:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class GenerationStats:
     """Counts of this command unless said otherwise; `take` every event, a Done once it is committed."""
 
     target: int
@@ -69,8 +69,8 @@ class Tally:
     """Reasons of all failures and losses, those that were mended by another try too."""
     failed: dict[int, str] = field(default_factory=dict)
     """Shards given up, with the last reason."""
-    stages: dict[str, StageTally] = field(default_factory=dict)
-    workers: dict[str, WorkerTally] = field(default_factory=dict)
+    stages: dict[str, StageStats] = field(default_factory=dict)
+    workers: dict[str, WorkerStats] = field(default_factory=dict)
     draining: bool = False
 
     def begin(self, found: int) -> None:
@@ -78,7 +78,7 @@ class Tally:
         self.found, self.started = found, time.monotonic()
 
     def take(self, event: Event) -> None:
-        worker = self.workers.setdefault(event.worker, WorkerTally(since=time.monotonic()))
+        worker = self.workers.setdefault(event.worker, WorkerStats(since=time.monotonic()))
         match event.what:
             case Done() as done:
                 self._done(done, worker)
@@ -96,7 +96,7 @@ class Tally:
                 worker.alive = False
                 self.errors[unable.reason] += 1
 
-    def copy(self) -> "Tally":
+    def copy(self) -> "GenerationStats":
         """What another thread may walk through while this one is counted on."""
         return replace(
             self,
@@ -106,7 +106,7 @@ class Tally:
             workers=self.workers.copy(),
         )
 
-    def _done(self, done: Done, worker: WorkerTally) -> None:
+    def _done(self, done: Done, worker: WorkerStats) -> None:
         worker.shards += 1
         worker.images += done.entry.rows
         worker.rss = done.rss
@@ -117,7 +117,7 @@ class Tally:
         self.accepted += done.accepted
         self.agreements += done.agreements
         for name, seconds in done.seconds.items():
-            stage = self.stages.setdefault(name, StageTally())
+            stage = self.stages.setdefault(name, StageStats())
             stage.seconds += seconds
             stage.images += done.images.get(name, 0)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from engine.curves import Curves
 from engine.errors import UserError
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 
 
 class Scalars:
@@ -14,13 +14,13 @@ class Scalars:
         self._log, self._finish = log, finish
         self._step = 0
 
-    def update(self, tally: Tally) -> None:
-        if tally.made and tally.committed != self._step:
-            self._step = tally.committed
-            self._log(_values(tally), self._step)
+    def update(self, stats: GenerationStats) -> None:
+        if stats.made and stats.committed != self._step:
+            self._step = stats.committed
+            self._log(_values(stats), self._step)
 
-    def close(self, tally: Tally) -> None:
-        self.update(tally)
+    def close(self, stats: GenerationStats) -> None:
+        self.update(stats)
         self._finish()
 
 
@@ -56,15 +56,15 @@ def wandb(project: str, bank: str) -> Scalars:
     return Scalars(lambda values, step: run.log(dict(values), step=step), run.finish)
 
 
-def _values(tally: Tally) -> dict[str, float]:
+def _values(stats: GenerationStats) -> dict[str, float]:
     values = {
-        "images per second": tally.rate,
-        "images kept": tally.images,
-        "retries": tally.retries,
-        "workers": sum(worker.alive for worker in tally.workers.values()),
-        "failed shards": len(tally.failed),
+        "images per second": stats.rate,
+        "images kept": stats.images,
+        "retries": stats.retries,
+        "workers": sum(worker.alive for worker in stats.workers.values()),
+        "failed shards": len(stats.failed),
     }
-    if tally.acceptance is not None:
-        values["acceptance"] = tally.acceptance
-    stages = {f"images per second of a worker/{name}": it.rate() for name, it in tally.stages.items()}
+    if stats.acceptance is not None:
+        values["acceptance"] = stats.acceptance
+    stages = {f"images per second of a worker/{name}": it.rate() for name, it in stats.stages.items()}
     return values | stages

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from engine.bank.names import STATUS
 from engine.bank.storage import Storage
 from engine.generation.monitor.format import one_line
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 
 RUNNING, DRAINING, DONE, FAILED_SHARDS, STOPPED = "running", "draining", "done", "failed shards", "stopped"
 ERRORS = 10
@@ -50,25 +50,25 @@ class Record:
     """What is wrong with the images, None if nothing is known to be."""
 
     @classmethod
-    def of(cls, tally: Tally, *, ended: bool) -> "Record":
+    def of(cls, stats: GenerationStats, *, ended: bool) -> "Record":
         now = time.time()
         clock = time.monotonic()
         return cls(
-            state=_state(tally, ended),
-            target=tally.target,
-            found=tally.found,
-            made=tally.made,
-            failed={str(number): one_line(reason) for number, reason in sorted(tally.failed.items())},
-            errors={one_line(reason): count for reason, count in tally.errors.most_common(ERRORS)},
-            rows=tally.rows,
-            images=tally.images,
-            acceptance=tally.acceptance,
-            retries=tally.retries,
-            workers_alive=sum(worker.alive for worker in tally.workers.values()),
-            workers_lost=tally.workers_lost,
+            state=_state(stats, ended),
+            target=stats.target,
+            found=stats.found,
+            made=stats.made,
+            failed={str(number): one_line(reason) for number, reason in sorted(stats.failed.items())},
+            errors={one_line(reason): count for reason, count in stats.errors.most_common(ERRORS)},
+            rows=stats.rows,
+            images=stats.images,
+            acceptance=stats.acceptance,
+            retries=stats.retries,
+            workers_alive=sum(worker.alive for worker in stats.workers.values()),
+            workers_lost=stats.workers_lost,
             stages={
                 name: asdict(stage) | {"images_per_second": stage.rate()}
-                for name, stage in tally.stages.items()
+                for name, stage in stats.stages.items()
             },
             workers={
                 name: {
@@ -79,15 +79,15 @@ class Record:
                     "rss_bytes": worker.rss,
                     "alive": worker.alive,
                 }
-                for name, worker in tally.workers.items()
+                for name, worker in stats.workers.items()
             },
-            images_per_second=tally.rate,
-            remaining_seconds=tally.remaining,
-            started=now - tally.elapsed,
+            images_per_second=stats.rate,
+            remaining_seconds=stats.remaining,
+            started=now - stats.elapsed,
             updated=now,
             host=socket.gethostname(),
             pid=os.getpid(),
-            warning=tally.agreements.warning,
+            warning=stats.agreements.warning,
         )
 
     @property
@@ -116,12 +116,12 @@ class Record:
         return record
 
 
-def _state(tally: Tally, ended: bool) -> str:
+def _state(stats: GenerationStats, ended: bool) -> str:
     if not ended:
-        return DRAINING if tally.draining else RUNNING
-    if tally.left:
+        return DRAINING if stats.draining else RUNNING
+    if stats.left:
         return STOPPED
-    return FAILED_SHARDS if tally.failed else DONE
+    return FAILED_SHARDS if stats.failed else DONE
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -143,16 +143,16 @@ class StatusFile:
         self._storage = storage
         self._written: float | None = None
 
-    def update(self, tally: Tally) -> None:
+    def update(self, stats: GenerationStats) -> None:
         if self._written is None or monotonic() >= self._written + EVERY:
-            self._write(tally, ended=False)
+            self._write(stats, ended=False)
 
-    def close(self, tally: Tally) -> None:
+    def close(self, stats: GenerationStats) -> None:
         if self._written is not None:
-            self._write(tally, ended=True)
+            self._write(stats, ended=True)
 
-    def _write(self, tally: Tally, *, ended: bool) -> None:
+    def _write(self, stats: GenerationStats, *, ended: bool) -> None:
         try:
-            self._storage.write(STATUS, Record.of(tally, ended=ended).to_json())
+            self._storage.write(STATUS, Record.of(stats, ended=ended).to_json())
         finally:
             self._written = monotonic()

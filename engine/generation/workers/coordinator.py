@@ -1,4 +1,4 @@
-"""Gives the shards of a bank to a crew and commits what it makes, whatever happens to its workers."""
+"""Gives the shards of a bank to a pool and commits what it makes, whatever happens to its workers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from engine.bank.names import shard_name
 from engine.bank.writer import BankWriter
 from engine.generation.messages import Done, Event, Failed, Lost, Said, Unable
 from engine.generation.monitor.observer import Observer
-from engine.generation.monitor.progress import Tally
-from engine.generation.workers.pool import Crew
+from engine.generation.monitor.progress import GenerationStats
+from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
 
@@ -21,14 +21,14 @@ class Coordinator:
 
     def __init__(
         self,
-        crew: Crew[Any],
-        tally: Tally,
+        pool: WorkerPool[Any],
+        stats: GenerationStats,
         requests: Requests,
         *,
         observers: Sequence[Observer],
         say: Callable[[str], None],
     ) -> None:
-        self.crew, self.tally, self.requests = crew, tally, requests
+        self.pool, self.stats, self.requests = pool, stats, requests
         self.observers, self.say = observers, say
         self._has_warned = False
 
@@ -37,11 +37,11 @@ class Coordinator:
 
         Raises UserError where none can.
         """
-        while not any(member.ready for member in self.crew.members):
+        while not any(worker.ready for worker in self.pool.workers):
             if self.requests.drain:
                 return False
-            self.crew.resize(min(self._wanted_workers(), self.tally.target))
-            self._hear(TICK)
+            self.pool.resize(min(self._wanted_workers(), self.stats.target))
+            self._receive(TICK)
         return True
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
@@ -51,23 +51,23 @@ class Coordinator:
             outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
             if self.requests.abandon or not outstanding:
                 return
-            self.crew.resize(min(self._wanted_workers(), outstanding))
+            self.pool.resize(min(self._wanted_workers(), outstanding))
             self._give(queue)
-            events = self._hear(min(TICK, queue.pause or TICK))
+            events = self._receive(min(TICK, queue.pause or TICK))
             self._put_back(events, queue)
             self._give(queue)  # before the disk is waited for
             self._commit(bank, events)
 
     def _show(self) -> None:
-        self.tally.draining = self.requests.drain
+        self.stats.draining = self.requests.drain
         for observer in self.observers:
-            observer.update(self.tally)
+            observer.update(self.stats)
 
     def _under_way(self) -> int:
-        return sum(len(member.under_way) for member in self.crew.members)
+        return sum(len(worker.under_way) for worker in self.pool.workers)
 
     def _wanted_workers(self) -> int:
-        return self.requests.workers(self.crew.capacity)
+        return self.requests.workers(self.pool.capacity)
 
     def _give(self, queue: ShardQueue) -> None:
         """Workers get a shard beyond their first only while there is one for each of the others, too.
@@ -75,17 +75,17 @@ class Coordinator:
         A shard that has failed is made alone: what it does to its worker is done to no other.
         """
         while not self.requests.drain and queue.pause == 0:
-            member, alone = self.crew.freest, queue.next_has_failed
-            if member is None or (member.under_way and (alone or len(queue) < len(self.crew.members))):
+            worker, alone = self.pool.freest, queue.next_has_failed
+            if worker is None or (worker.under_way and (alone or len(queue) < len(self.pool.workers))):
                 return
-            self.crew.give(member, queue.take(), alone=alone)
+            self.pool.give(worker, queue.take(), alone=alone)
 
-    def _hear(self, seconds: float) -> list[Event]:
+    def _receive(self, seconds: float) -> list[Event]:
         """What happened, counted but for shards that are done: those count once they are committed."""
-        events = self.crew.wait(seconds)
+        events = self.pool.wait(seconds)
         for event in events:
             if not isinstance(event.what, Done):
-                self.tally.take(event)
+                self.stats.take(event)
             match event.what:
                 case Said(text=text):
                     self.say(text)
@@ -98,12 +98,12 @@ class Coordinator:
         bank.enter({event.what.number: event.what.entry for event in events if isinstance(event.what, Done)})
         for event in events:
             if isinstance(event.what, Done):
-                self.tally.take(event)
+                self.stats.take(event)
         self._warn()
 
     def _warn(self) -> None:
         """As soon as there are enough images to know that they are none of their labels, and once."""
-        if not self._has_warned and (warning := self.tally.agreements.warning):
+        if not self._has_warned and (warning := self.stats.agreements.warning):
             self.say(f"warning: {warning}")
             self._has_warned = True
 
@@ -122,10 +122,10 @@ class Coordinator:
 
     def _again(self, number: int, reason: str, queue: ShardQueue) -> None:
         if queue.failed(number):
-            self.tally.retries += 1
+            self.stats.retries += 1
         else:
             self._give_up(number, reason)
 
     def _give_up(self, number: int, reason: str) -> None:
-        self.tally.failed[number] = reason
+        self.stats.failed[number] = reason
         self.say(f"shard {shard_name(number)} is given up: {reason}")

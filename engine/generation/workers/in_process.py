@@ -1,4 +1,4 @@
-"""A crew of one: the worker runs in this process, between the coordinator's calls."""
+"""A pool of one: the worker runs in this process, between the coordinator's calls."""
 
 import socket
 import time
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
 from engine.generation.messages import Event, Job, Left, Ready
-from engine.generation.workers.pool import Crew, Member
+from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.worker import Worker
 
 
-class _Here(Member):
+class _InProcessWorker(WorkerHandle):
     def __init__(self, name: str, job: Job, say: Callable[[str], None]) -> None:
         super().__init__(name, job.depth)
         begun = time.perf_counter()
         worker = Worker(job, say)
-        self.news: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
+        self.events: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
         self._numbers: SimpleQueue[int | None] = SimpleQueue()
         self._reports = worker.run(iter(self._numbers.get, None))
 
@@ -33,7 +33,7 @@ class _Here(Member):
         return Event(self.name, next(self._reports, Left()))
 
 
-class HereCrew(Crew[_Here]):
+class InProcessPool(WorkerPool[_InProcessWorker]):
     """`say` gets a line for each graph or engine that is built."""
 
     capacity = 1
@@ -46,14 +46,14 @@ class HereCrew(Crew[_Here]):
         """One at most: a second would hold its own copy of the networks and not make anything sooner."""
         super().resize(min(size, 1))
 
-    def start(self, name: str) -> _Here:
-        return _Here(name, self._job, self._say)
+    def start(self, name: str) -> _InProcessWorker:
+        return _InProcessWorker(name, self._job, self._say)
 
-    def collect(self, seconds: float) -> Iterable[tuple[_Here, Event]]:
-        for member in list(self.members):
-            if member.news:
-                yield member, member.news.pop()
-            elif member.under_way or member.leaving:
-                yield member, member.next_report()
+    def collect(self, seconds: float) -> Iterable[tuple[_InProcessWorker, Event]]:
+        for worker in list(self.workers):
+            if worker.events:
+                yield worker, worker.events.pop()
+            elif worker.under_way or worker.leaving:
+                yield worker, worker.next_report()
             else:
                 time.sleep(seconds)

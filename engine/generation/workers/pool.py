@@ -20,7 +20,7 @@ FAILURES = 2
 """Shards in a row that a worker may fail before another takes its place: its device or disk may be broken."""
 
 
-class Member(ABC):
+class WorkerHandle(ABC):
     """One worker, wherever it runs."""
 
     def __init__(self, name: str, depth: int) -> None:
@@ -53,21 +53,21 @@ class Member(ABC):
     def kill(self) -> None:
         """Ends it at once; what it was making is lost. Does not wait."""
 
-    def bury(self) -> None:  # noqa: B027
+    def join(self) -> None:  # noqa: B027
         """Waits until it has ended, once it was killed."""
 
 
-M = TypeVar("M", bound=Member)
+M = TypeVar("M", bound=WorkerHandle)
 
 
-class Crew(ABC, Generic[M]):
+class WorkerPool(ABC, Generic[M]):
     """Workers whose number follows `resize`; `wait` puts new ones in the places of the dead.
 
     Leaving the context ends all of them at once, those that work, too.
     """
 
     def __init__(self) -> None:
-        self.members: list[M] = []
+        self.workers: list[M] = []
         self._has_loaded = False
         self._bad_starts = 0
         self._next_start = 0.0
@@ -78,12 +78,12 @@ class Crew(ABC, Generic[M]):
 
     def __exit__(self, *_: object) -> None:
         with _uninterrupted():
-            for member in self.members:
-                member.kill()
-            for member in self.members:
-                member.bury()
+            for worker in self.workers:
+                worker.kill()
+            for worker in self.workers:
+                worker.join()
             self.close()
-        self.members = []
+        self.workers = []
 
     @property
     @abstractmethod
@@ -103,26 +103,26 @@ class Crew(ABC, Generic[M]):
 
     def resize(self, size: int) -> None:
         """Starts, or dismisses, as many workers as it takes to have `size`."""
-        staying = [member for member in self.members if not member.leaving]
+        staying = [worker for worker in self.workers if not worker.leaving]
         if time.monotonic() >= self._next_start:
             for _ in range(size - len(staying)):
                 self._started += 1
-                self.members.append(self.start(f"worker {self._started}"))
-        idle_first = sorted(staying, key=lambda member: (len(member.under_way), member.ready))
-        for member in idle_first[: max(0, len(staying) - size)]:
-            self._dismiss(member)
+                self.workers.append(self.start(f"worker {self._started}"))
+        idle_first = sorted(staying, key=lambda worker: (len(worker.under_way), worker.ready))
+        for worker in idle_first[: max(0, len(staying) - size)]:
+            self._dismiss(worker)
 
     @property
     def freest(self) -> M | None:
-        """The member with the fewest shards of those that have room for another; None where none has."""
-        free = [member for member in self.members if member.room > 0]
-        return min(free, key=lambda member: len(member.under_way), default=None)
+        """The worker with the fewest shards of those that have room for another; None where none has."""
+        free = [worker for worker in self.workers if worker.room > 0]
+        return min(free, key=lambda worker: len(worker.under_way), default=None)
 
-    def give(self, member: M, number: int, *, alone: bool = False) -> None:
+    def give(self, worker: M, number: int, *, alone: bool = False) -> None:
         """One more shard to make, `alone` or beside those that it has and will get."""
-        member.under_way.append(number)
-        member.alone = alone
-        member.send(number)
+        worker.under_way.append(number)
+        worker.alone = alone
+        worker.send(number)
 
     def wait(self, seconds: float) -> list[Event]:
         """What happened within `seconds`, which is waited for only where nothing has.
@@ -130,42 +130,42 @@ class Crew(ABC, Generic[M]):
         Raises UserError where no worker can load its networks.
         """
         events = []
-        for member, event in self.collect(seconds):
-            if member in self.members:
-                self._take(member, event)
+        for worker, event in self.collect(seconds):
+            if worker in self.workers:
+                self._take(worker, event)
                 events.append(event)
         return events
 
-    def _take(self, member: M, event: Event) -> None:
+    def _take(self, worker: M, event: Event) -> None:
         match event.what:
             case Ready():
-                member.ready, self._has_loaded = True, True
+                worker.ready, self._has_loaded = True, True
                 self._bad_starts = 0
             case Done(number=number):
-                self._has_ended(member, number, failures=0)
+                self._has_ended(worker, number, failures=0)
             case Failed(number=number, final=final):
-                self._has_ended(member, number, failures=member.failures + (not final))
+                self._has_ended(worker, number, failures=worker.failures + (not final))
             case Left():
-                self.members.remove(member)
+                self.workers.remove(worker)
             case Lost(reason=reason):
-                self.members.remove(member)
-                if not member.ready:
+                self.workers.remove(worker)
+                if not worker.ready:
                     self._bad_start(reason, said=False)
             case Unable(reason=reason):
-                self.members.remove(member)
-                member.kill()
-                member.bury()
+                self.workers.remove(worker)
+                worker.kill()
+                worker.join()
                 self._bad_start(reason, said=True)
 
-    def _has_ended(self, member: M, number: int, failures: int) -> None:
-        member.under_way.remove(number)
-        member.alone, member.failures = False, failures
-        if failures >= FAILURES and not member.leaving:
-            self._dismiss(member)
+    def _has_ended(self, worker: M, number: int, failures: int) -> None:
+        worker.under_way.remove(number)
+        worker.alone, worker.failures = False, failures
+        if failures >= FAILURES and not worker.leaving:
+            self._dismiss(worker)
 
-    def _dismiss(self, member: M) -> None:
-        member.leaving = True
-        member.dismiss()
+    def _dismiss(self, worker: M) -> None:
+        worker.leaving = True
+        worker.dismiss()
 
     def _bad_start(self, reason: str, *, said: bool) -> None:
         """Counts a worker that ended while it loaded; `said`: it gave the reason itself, as others would.
@@ -175,7 +175,7 @@ class Crew(ABC, Generic[M]):
         self._bad_starts += 1
         self._next_start = time.monotonic() + min(FIRST_PAUSE * 2 ** (self._bad_starts - 1), LONGEST_PAUSE)
         first = 1 if said else FIRST_DEATHS
-        hope = any(member.ready or not self._has_loaded for member in self.members)
+        hope = any(worker.ready or not self._has_loaded for worker in self.workers)
         if hope or self._bad_starts < (LATER_DEATHS if self._has_loaded else first):
             return
         if said:

@@ -1,4 +1,4 @@
-"""A crew of processes on this machine, each with its own cores and, where there are GPUs, one of them."""
+"""A pool of processes on this machine, each with its own cores and, where there are GPUs, one of them."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from typing import Self
 
 from engine.generation.messages import Event, Job, Left, Lost
 from engine.generation.workers.fork_server import ForkServer, can_fork
-from engine.generation.workers.pool import Crew, Member
+from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.preload import names_for
 from engine.generation.workers.worker_process import Launched, Place, Spawned
 
 
-class _Process(Member):
+class _ProcessWorker(WorkerHandle):
     def __init__(self, name: str, job: Job, place: Place, launched: Launched) -> None:
         super().__init__(name, job.depth)
         self.place, self.launched = place, launched
 
     def send(self, number: int | None) -> None:
-        with suppress(OSError):  # it has ended, as `news` will find
+        with suppress(OSError):  # it has ended, as `events` will find
             self.launched.pipe.send(number)
 
     def dismiss(self) -> None:
@@ -30,10 +30,10 @@ class _Process(Member):
     def kill(self) -> None:
         self.launched.kill()
 
-    def bury(self) -> None:
+    def join(self) -> None:
         self.launched.join()
 
-    def news(self) -> Iterable[Event]:
+    def events(self) -> Iterable[Event]:
         """What it has said; after the last word of a dead one, that it is dead."""
         try:
             for report in self.launched.reports():
@@ -57,7 +57,7 @@ def _cause(code: int | None) -> str:
     return f"worker ended with exit code {code}"
 
 
-class PoolCrew(Crew[_Process]):
+class ProcessPool(WorkerPool[_ProcessWorker]):
     """`capacity` is the number asked for."""
 
     def __init__(self, job: Job, workers: int, *, forks: bool | None = None) -> None:
@@ -75,9 +75,9 @@ class PoolCrew(Crew[_Process]):
     def capacity(self) -> int:
         return self._capacity
 
-    def start(self, name: str) -> _Process:
+    def start(self, name: str) -> _ProcessWorker:
         place = self._free_place()
-        return _Process(name, self._job, place, self._launched(name, place))
+        return _ProcessWorker(name, self._job, place, self._launched(name, place))
 
     def _launched(self, name: str, place: Place) -> Launched:
         if not self._forks:
@@ -100,15 +100,15 @@ class PoolCrew(Crew[_Process]):
         if self._server is not None:
             self._server.kill()
 
-    def collect(self, seconds: float) -> Iterable[tuple[_Process, Event]]:
-        wait([member.launched.pipe for member in self.members], timeout=seconds)
-        for member in list(self.members):
-            for event in member.news():
-                yield member, event
+    def collect(self, seconds: float) -> Iterable[tuple[_ProcessWorker, Event]]:
+        wait([worker.launched.pipe for worker in self.workers], timeout=seconds)
+        for worker in list(self.workers):
+            for event in worker.events():
+                yield worker, event
 
     def _free_place(self) -> Place:
         """The GPU with the fewest workers; cores of its own, as long as there are any."""
-        taken = [member.place for member in self.members]
+        taken = [worker.place for worker in self.workers]
         cores = [group for group in self._cores if group not in [place.cores for place in taken]]
         users = Counter(place.gpu for place in taken)
         gpu = min(self._gpus, key=lambda each: users[each], default=None)

@@ -25,7 +25,7 @@ from engine.generation.messages import (
     Said,
     Unable,
 )
-from engine.generation.workers.pool import Crew, Member
+from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.recipe import Recipe
 
 LOCAL = "local"
@@ -156,7 +156,7 @@ LOOK_EVERY = 5.0
 """Seconds between two looks at the nodes of the cluster."""
 
 
-class _Actor(Member):
+class _RayActor(WorkerHandle):
     def __init__(self, name: str, job: Job, cluster: RayCluster, needs: Needs) -> None:
         super().__init__(name, job.depth)
         self._cluster = cluster
@@ -172,7 +172,7 @@ class _Actor(Member):
     def kill(self) -> None:
         self._cluster.kill(self._actor)
 
-    def news(self, call: Any) -> Iterable[Event]:
+    def events(self, call: Any) -> Iterable[Event]:
         """Of a call that has ended."""
         if call not in self.calls:
             return
@@ -186,7 +186,7 @@ class _Actor(Member):
             yield from (Event(self.name, report) for report in outcome)
 
 
-class RayCrew(Crew[_Actor]):
+class RayPool(WorkerPool[_RayActor]):
     """As many actors as asked for, or (None) as a cluster that grows and shrinks has places for."""
 
     def __init__(
@@ -209,19 +209,19 @@ class RayCrew(Crew[_Actor]):
             self._slots, self._looked = self._cluster.slots(self._needs), time.monotonic()
         return max(1, self._slots)
 
-    def start(self, name: str) -> _Actor:
-        return _Actor(name, self._job, self._cluster, self._needs)
+    def start(self, name: str) -> _RayActor:
+        return _RayActor(name, self._job, self._cluster, self._needs)
 
-    def collect(self, seconds: float) -> Iterable[tuple[_Actor, Event]]:
-        for member in [each for each in self.members if each.leaving and not each.calls]:
-            member.kill()
-            yield member, Event(member.name, Left())
-        callers = {call: member for member in self.members for call in member.calls}
+    def collect(self, seconds: float) -> Iterable[tuple[_RayActor, Event]]:
+        for worker in [each for each in self.workers if each.leaving and not each.calls]:
+            worker.kill()
+            yield worker, Event(worker.name, Left())
+        callers = {call: worker for worker in self.workers for call in worker.calls}
         if not callers:
             time.sleep(seconds)
             return
         for call in self._cluster.done(list(callers), seconds):
-            for event in callers[call].news(call):
+            for event in callers[call].events(call):
                 yield callers[call], event
 
 

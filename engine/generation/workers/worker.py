@@ -42,7 +42,7 @@ class Worker:
         parts = assemble(job.recipe, accelerator, say, thread_counts(overlap))
         self._progress = Progress(quiet=True)
         self._generator = ShardGenerator(job.recipe, parts, accelerator, self._progress, say, overlap)
-        self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
+        self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
         """The shards of these numbers in their order; `numbers` may block, and ends the work when it ends."""
@@ -60,7 +60,7 @@ class Worker:
         rows = batch.rows()
         entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
         result = batch.result
-        seconds, images = self._since_told()
+        seconds, images = self._since_last_shard()
         return Done(
             number=number,
             entry=entry,
@@ -72,10 +72,10 @@ class Worker:
             agreements=Agreements.of(rows),
         )
 
-    def _since_told(self) -> tuple[dict[str, float], dict[str, int]]:
+    def _since_last_shard(self) -> tuple[dict[str, float], dict[str, int]]:
         """Seconds and images of each stage since the last shard."""
-        before, now = self._told, (dict(self._progress.seconds), dict(self._progress.counts))
-        self._told = now
+        before, now = self._reported, (dict(self._progress.seconds), dict(self._progress.counts))
+        self._reported = now
         seconds = {name: total - before[0].get(name, 0.0) for name, total in now[0].items()}
         return seconds, dict(Counter(now[1]) - Counter(before[1]))
 

@@ -1,4 +1,4 @@
-"""The verdicts against written-out rules, and the mean distance against the double loop."""
+"""Filter results against written-out rules, and the mean distance against the double loop."""
 
 import math
 from typing import Any

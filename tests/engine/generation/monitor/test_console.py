@@ -10,8 +10,8 @@ from rich.console import Console
 from engine.generation.messages import Event, Left
 from engine.generation.monitor import console
 from engine.generation.monitor.console import View, picture
-from engine.generation.monitor.progress import Tally, WorkerTally
-from tests.engine.generation.monitor.tallies import at_work, done
+from engine.generation.monitor.progress import GenerationStats, WorkerStats
+from tests.engine.generation.monitor.example_stats import at_work, done
 
 
 @pytest.fixture
@@ -24,25 +24,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_without_a_terminal_a_line_where_there_is_news_and_ten_seconds_are_over(clock: list[float]) -> None:
     out = io.StringIO()
-    tally = Tally(target=3, found=0)
+    stats = GenerationStats(target=3, found=0)
     shown = View(Console(file=out))
     for second in range(40):
         if second in (2, 15, 17):
-            tally.take(Event("a", done(second)))
+            stats.take(Event("a", done(second)))
         clock[0] = 1000.0 + second
         before = out.getvalue()
-        shown.update(tally)
+        shown.update(stats)
         assert (out.getvalue() != before) == (second in (0, 10, 20)), second
-    shown.close(tally)
+    shown.close(stats)
     lines = out.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == ["0/3 shards", "1/3 shards", "3/3 shards", "3/3 shards"]
 
 
 def test_the_lines_say_what_matters() -> None:
     out = io.StringIO()
-    tally, shown = at_work(), View(Console(file=out))
-    shown.update(tally)
-    shown.close(tally)
+    stats, shown = at_work(), View(Console(file=out))
+    shown.update(stats)
+    shown.close(stats)
     during, end = out.getvalue().splitlines()
     common = "7/10 shards, 2.4 images/s, kept 56 %, 1 retry, 1 worker lost, 1 shard failed"
     assert during == f"{common}, 1:40 left"
@@ -53,11 +53,13 @@ def test_a_view_that_was_never_updated_says_nothing_at_the_end() -> None:
     out = io.StringIO()
     shown = View(Console(file=out))
     shown.say("[a] line")
-    shown.close(Tally(target=1, found=0))
+    shown.close(GenerationStats(target=1, found=0))
     assert out.getvalue() == "[a] line\n"
 
 
-def _drawn(tally: Tally, *, width: int = 120, height: int = 40, no_color: bool = False) -> list[str]:
+def _drawn(
+    stats: GenerationStats, *, width: int = 120, height: int = 40, no_color: bool = False
+) -> list[str]:
     console = Console(
         file=io.StringIO(),
         record=True,
@@ -67,7 +69,7 @@ def _drawn(tally: Tally, *, width: int = 120, height: int = 40, no_color: bool =
         color_system="standard",
         no_color=no_color,
     )
-    console.print(picture(tally, time.monotonic(), height=height, ended=False))
+    console.print(picture(stats, time.monotonic(), height=height, ended=False))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -93,23 +95,23 @@ def test_the_picture_without_colour_shows_what_is_left_as_nothing() -> None:
 
 
 def test_a_dismissed_worker_is_not_a_lost_one() -> None:
-    tally = at_work()
-    tally.take(Event("a", Left()))
-    workers = [line[46:].split() for line in _drawn(tally)[7:9]]
+    stats = at_work()
+    stats.take(Event("a", Left()))
+    workers = [line[46:].split() for line in _drawn(stats)[7:9]]
     assert [worker[-1] for worker in workers] == ["ended", "lost"]
-    assert "   1 worker lost   " in _drawn(tally)[1]
+    assert "   1 worker lost   " in _drawn(stats)[1]
 
 
-def _many_workers(count: int) -> Tally:
-    tally = at_work()
+def _many_workers(count: int) -> GenerationStats:
+    stats = at_work()
     since = time.monotonic() - 10
-    tally.workers = {
-        f"w{number}": WorkerTally(since=since, shards=number, images=10 * number, rss=2 * 10**9)
+    stats.workers = {
+        f"w{number}": WorkerStats(since=since, shards=number, images=10 * number, rss=2 * 10**9)
         for number in range(count)
     }
-    tally.errors.update({f"reason {number}": 1 for number in range(9)})
-    tally.failed = dict.fromkeys(range(25), "no")
-    return tally
+    stats.errors.update({f"reason {number}": 1 for number in range(9)})
+    stats.failed = dict.fromkeys(range(25), "no")
+    return stats
 
 
 def test_the_busiest_workers_and_one_line_for_the_rest() -> None:
@@ -133,14 +135,14 @@ def test_on_a_terminal_it_draws_itself_and_lines_stand_above(capsys: pytest.Capt
     console = Console(
         file=io.StringIO(), width=100, height=40, force_terminal=True, _environ={"TERM": "xterm"}
     )
-    tally, shown = at_work(), View(console)
-    shown.update(tally)
+    stats, shown = at_work(), View(console)
+    shown.update(stats)
     assert _until(console, "7/10 shards")
     shown.say("[worker a] a line")
-    tally.take(Event("a", done(8)))
-    shown.update(tally)
+    stats.take(Event("a", done(8)))
+    shown.update(stats)
     assert _until(console, "8/10 shards")
-    shown.close(tally)
+    shown.close(stats)
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert written.index("[worker a] a line") < written.index("8/10 shards")
     assert "stopped after 1:4" in written.replace("\x1b[0m", "")

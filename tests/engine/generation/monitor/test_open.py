@@ -18,10 +18,10 @@ from engine.errors import UserError
 from engine.generation.monitor.console import View
 from engine.generation.monitor.observer import Guarded
 from engine.generation.monitor.open import LOOPBACK, add_monitor_flags, open_observers
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.status_file import Record
 from tests.engine.bank import tiny
-from tests.engine.generation.monitor.tallies import at_work
+from tests.engine.generation.monitor.example_stats import at_work
 
 
 def _view() -> tuple[View, io.StringIO]:
@@ -30,24 +30,24 @@ def _view() -> tuple[View, io.StringIO]:
 
 
 def test_all_are_closed_with_the_tally_as_it_is_at_the_end(tmp_path: Path) -> None:
-    tally = at_work()
+    stats = at_work()
     view, out = _view()
-    with open_observers(tally, str(tmp_path), view) as observers:
+    with open_observers(stats, str(tmp_path), view) as observers:
         for observer in observers:
-            observer.update(tally)
-        tally.target, tally.failed = 7, {}
+            observer.update(stats)
+        stats.target, stats.failed = 7, {}
     assert Record.from_json((tmp_path / STATUS).read_bytes()).state == "done"
     assert [", done in" in line for line in out.getvalue().splitlines()] == [False, True]
 
 
 def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path) -> None:
-    tally = at_work()
+    stats = at_work()
     view, out = _view()
 
     def generate() -> None:
-        with open_observers(tally, str(tmp_path), view) as observers:
+        with open_observers(stats, str(tmp_path), view) as observers:
             for observer in observers:
-                observer.update(tally)
+                observer.update(stats)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -60,7 +60,7 @@ def test_a_bank_that_is_not_ours_keeps_its_writers_status(tmp_path: Path) -> Non
     """An error before the first update, as of a bank that another process writes."""
     (tmp_path / STATUS).write_text("another's")
     view, out = _view()
-    with pytest.raises(UserError), open_observers(Tally(target=1, found=0), str(tmp_path), view):
+    with pytest.raises(UserError), open_observers(GenerationStats(target=1, found=0), str(tmp_path), view):
         raise UserError("in use")
     assert (tmp_path / STATUS).read_text() == "another's"
     assert out.getvalue() == ""
@@ -80,12 +80,12 @@ def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
 
     monkeypatch.setattr(LocalStorage, "write", failing)
     monkeypatch.setattr("engine.generation.monitor.status_file.EVERY", 0.0)
-    tally = at_work()
+    stats = at_work()
     view, out = _view()
-    with open_observers(tally, str(tmp_path), view) as observers:
+    with open_observers(stats, str(tmp_path), view) as observers:
         for _ in range(3):
             for observer in observers:
-                observer.update(tally)
+                observer.update(stats)
         assert not (tmp_path / STATUS).exists()
         full = False
     assert (tmp_path / STATUS).exists()
@@ -108,20 +108,20 @@ def test_after_a_failing_write_the_next_try_is_five_seconds_off(
     now = 50.0
     monkeypatch.setattr(LocalStorage, "write", failing)
     monkeypatch.setattr("engine.generation.monitor.status_file.monotonic", lambda: now)
-    tally = at_work()
-    with open_observers(tally, str(tmp_path), _view()[0]) as observers:
+    stats = at_work()
+    with open_observers(stats, str(tmp_path), _view()[0]) as observers:
         for second in range(11):
             now = 50.0 + second
-            observers[0].update(tally)
+            observers[0].update(stats)
         assert len(tries) == 3
 
 
 class Broken:
-    def update(self, tally: Tally) -> None:
-        raise RuntimeError(f"update {tally.target}")
+    def update(self, stats: GenerationStats) -> None:
+        raise RuntimeError(f"update {stats.target}")
 
-    def close(self, tally: Tally) -> None:
-        raise RuntimeError(f"close {tally.target}")
+    def close(self, stats: GenerationStats) -> None:
+        raise RuntimeError(f"close {stats.target}")
 
 
 def test_the_first_failure_of_an_observer_is_said_and_none_is_raised() -> None:
@@ -135,12 +135,12 @@ def test_the_first_failure_of_an_observer_is_said_and_none_is_raised() -> None:
 
 def test_everything_at_once_and_the_port_is_free_afterwards(tmp_path: Path) -> None:
     view, out = _view()
-    tally, events = at_work(), tmp_path / "events"
+    stats, events = at_work(), tmp_path / "events"
     with open_observers(
-        tally, str(tmp_path / "bank"), view, metrics_port=0, tensorboard=str(events)
+        stats, str(tmp_path / "bank"), view, metrics_port=0, tensorboard=str(events)
     ) as observers:
         for observer in observers:
-            observer.update(tally)
+            observer.update(stats)
         url = out.getvalue().splitlines()[0].removeprefix("metrics: ")
         with urlopen(url, timeout=10) as answer:
             assert b"dda_shards_committed_total 2.0" in answer.read()
@@ -154,7 +154,9 @@ def test_a_port_in_use_leaves_no_bank(tmp_path: Path) -> None:
         port = taken.address[1]
         with (
             pytest.raises(UserError, match=f"--metrics-port {port}"),
-            open_observers(Tally(target=1, found=0), str(tmp_path / "bank"), _view()[0], metrics_port=port),
+            open_observers(
+                GenerationStats(target=1, found=0), str(tmp_path / "bank"), _view()[0], metrics_port=port
+            ),
         ):
             pass
     assert not (tmp_path / "bank").exists()

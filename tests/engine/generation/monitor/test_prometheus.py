@@ -11,16 +11,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import UserError
 from engine.generation.messages import Event
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.prometheus import Metrics
-from tests.engine.generation.monitor.tallies import at_work, done
+from tests.engine.generation.monitor.example_stats import at_work, done
 
 
 @pytest.fixture
 def metrics() -> Iterator[Metrics]:
     server = Metrics("127.0.0.1", 0)
     yield server
-    server.close(Tally(target=1, found=0))
+    server.close(GenerationStats(target=1, found=0))
 
 
 def _scraped(metrics: Metrics) -> tuple[dict[str, float], dict[str, str]]:
@@ -69,9 +69,9 @@ def test_what_is_scraped(metrics: Metrics) -> None:
 
 
 def test_a_scrape_sees_the_tally_as_it_is_then(metrics: Metrics) -> None:
-    tally = at_work()
-    metrics.update(tally)
-    tally.take(Event("c", done(8)))
+    stats = at_work()
+    metrics.update(stats)
+    stats.take(Event("c", done(8)))
     samples, _ = _scraped(metrics)
     assert samples["dda_shards_committed_total"] == 3
     assert samples["dda_worker_up c"] == 1
@@ -79,7 +79,7 @@ def test_a_scrape_sees_the_tally_as_it_is_then(metrics: Metrics) -> None:
 
 def test_before_the_first_update_and_the_first_shard(metrics: Metrics) -> None:
     assert _scraped(metrics) == ({}, {})
-    metrics.update(Tally(target=3, found=0))
+    metrics.update(GenerationStats(target=3, found=0))
     samples, _ = _scraped(metrics)
     assert samples["dda_shards_committed_total"] == 0
     assert "dda_remaining_seconds" not in samples
@@ -99,7 +99,7 @@ def test_ports_and_hosts_that_are_none(host: str, port: int) -> None:
 
 def test_the_port_is_free_afterwards() -> None:
     one = Metrics("127.0.0.1", 0)
-    one.close(Tally(target=1, found=0))
+    one.close(GenerationStats(target=1, found=0))
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", one.port))

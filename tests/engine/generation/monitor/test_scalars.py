@@ -13,9 +13,9 @@ import pytest
 
 from engine.errors import UserError
 from engine.generation.messages import Event
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.scalars import Scalars, tensorboard, wandb
-from tests.engine.generation.monitor.tallies import at_work, done
+from tests.engine.generation.monitor.example_stats import at_work, done
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,11 +24,11 @@ def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars = tensorboard(str(tmp_path))
-    tally = at_work()
-    scalars.update(tally)
-    scalars.update(tally)
-    tally.take(Event("a", done(8)))
-    scalars.close(tally)
+    stats = at_work()
+    scalars.update(stats)
+    scalars.update(stats)
+    stats.take(Event("a", done(8)))
+    scalars.close(stats)
     read = EventAccumulator(str(tmp_path)).Reload()
     curves = {tag: [(it.step, it.value) for it in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     assert [step for step, _ in curves["images per second"]] == [7, 8]
@@ -48,9 +48,9 @@ def test_a_bank_where_nothing_is_made_has_no_curve() -> None:
     logged: list[int] = []
     ended: list[bool] = []
     scalars = Scalars(lambda _, step: logged.append(step), lambda: ended.append(True))
-    tally = Tally(target=3, found=3)
-    scalars.update(tally)
-    scalars.close(tally)
+    stats = GenerationStats(target=3, found=3)
+    scalars.update(stats)
+    scalars.close(stats)
     assert (logged, ended) == ([], [True])
 
 
@@ -85,13 +85,13 @@ def _run(program: str, folder: Path, **environment: str) -> "subprocess.Complete
 OFFLINE = """
 from engine.generation.monitor.scalars import wandb
 from engine.generation.messages import Event
-from tests.engine.generation.monitor.tallies import at_work, done
+from tests.engine.generation.monitor.example_stats import at_work, done
 
-scalars, tally = wandb("project", "s3://bucket/bank"), at_work()
-scalars.update(tally)
-tally.take(Event("a", done(8)))
-scalars.update(tally)
-scalars.close(tally)
+scalars, stats = wandb("project", "s3://bucket/bank"), at_work()
+scalars.update(stats)
+stats.take(Event("a", done(8)))
+scalars.update(stats)
+scalars.close(stats)
 """
 
 

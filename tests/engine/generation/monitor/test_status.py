@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.generation.monitor.status import status
 from engine.generation.monitor.status_file import Record
 from tests.engine.bank import tiny
-from tests.engine.generation.monitor.tallies import at_work
+from tests.engine.generation.monitor.example_stats import at_work
 
 
 def _leave(url: str, *, ended: bool = False, age: float = 0.0, **changes: Any) -> Record:

@@ -14,15 +14,15 @@ from engine.bank.storage import open_storage
 from engine.bank.verify import verify
 from engine.bank.writer import require_new
 from engine.generation.monitor import status_file
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.status_file import Record, StatusFile
 from tests.engine.bank import tiny
-from tests.engine.generation.monitor.tallies import at_work
+from tests.engine.generation.monitor.example_stats import at_work
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    tally = at_work()
-    StatusFile(open_storage(str(tmp_path))).update(tally)
+    stats = at_work()
+    StatusFile(open_storage(str(tmp_path))).update(stats)
     read = json.loads((tmp_path / STATUS).read_bytes())
     assert read.pop("updated") == pytest.approx(time.time(), abs=10)
     assert read.pop("started") == pytest.approx(time.time() - 100, abs=10)
@@ -67,11 +67,11 @@ ENDS = [
 
 @pytest.mark.parametrize(("changes", "state"), ENDS)
 def test_the_state_at_the_end(changes: dict, state: str, tmp_path: Path) -> None:
-    file, tally = StatusFile(open_storage(str(tmp_path))), at_work(**changes)
-    file.update(tally)
+    file, stats = StatusFile(open_storage(str(tmp_path))), at_work(**changes)
+    file.update(stats)
     during = Record.from_json((tmp_path / STATUS).read_bytes())
-    assert during.state == ("draining" if tally.draining else "running")
-    file.close(tally)
+    assert during.state == ("draining" if stats.draining else "running")
+    file.close(stats)
     assert Record.from_json((tmp_path / STATUS).read_bytes()).state == state
 
 
@@ -80,19 +80,19 @@ def test_it_is_written_every_five_seconds_and_at_the_end(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(status_file, "monotonic", lambda: now)
-    file, tally = StatusFile(open_storage(str(tmp_path))), Tally(target=9, found=0)
+    file, stats = StatusFile(open_storage(str(tmp_path))), GenerationStats(target=9, found=0)
     seen = []
     for second in range(12):
-        now, tally.found = 100.0 + second, second
-        file.update(tally)
+        now, stats.found = 100.0 + second, second
+        file.update(stats)
         seen.append(json.loads((tmp_path / STATUS).read_bytes())["found"])
-    file.close(tally)
+    file.close(stats)
     assert seen == [0] * 5 + [5] * 5 + [10] * 2
     assert json.loads((tmp_path / STATUS).read_bytes())["found"] == 11
 
 
 def test_without_an_update_the_bank_is_not_touched(tmp_path: Path) -> None:
-    StatusFile(open_storage(str(tmp_path / "bank"))).close(Tally(target=1, found=0))
+    StatusFile(open_storage(str(tmp_path / "bank"))).close(GenerationStats(target=1, found=0))
     assert not (tmp_path / "bank").exists()
 
 

@@ -1,4 +1,4 @@
-"""Failures, deaths and starts that no worker survives, by a crew that does what a script says."""
+"""Failures, deaths and starts that no worker survives, by a pool that does what a script says."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,16 +10,17 @@ from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
 from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Said, Unable
-from engine.generation.monitor.progress import Tally
-from engine.generation.workers import pool, retry_queue
+from engine.generation.monitor.progress import GenerationStats
+from engine.generation.workers import pool as pool_module
+from engine.generation.workers import retry_queue
 from engine.generation.workers.coordinator import Coordinator
-from engine.generation.workers.pool import Crew, Member
+from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
 from tests.engine.bank import tiny
 
 
-class Scripted(Member):
+class Scripted(WorkerHandle):
     def __init__(self, name: str) -> None:
         super().__init__(name, depth=2)
 
@@ -33,7 +34,7 @@ class Scripted(Member):
         pass
 
 
-class ScriptedCrew(Crew[Scripted]):
+class ScriptedCrew(WorkerPool[Scripted]):
     """Writes real shards into a real folder; what `script` has for a shard, or a worker, happens first.
 
     The worker `broken` fails whatever it is given.
@@ -51,26 +52,26 @@ class ScriptedCrew(Crew[Scripted]):
     def start(self, name: str) -> Scripted:
         return Scripted(name)
 
-    def give(self, member: Scripted, number: int, *, alone: bool = False) -> None:
-        self.given.append((member.name, number))
-        super().give(member, number, alone=alone)
+    def give(self, worker: Scripted, number: int, *, alone: bool = False) -> None:
+        self.given.append((worker.name, number))
+        super().give(worker, number, alone=alone)
 
     def collect(self, seconds: float) -> Iterable[tuple[Scripted, Event]]:  # noqa: ARG002
-        for member in list(self.members):
-            for what in self._of(member):
-                yield member, Event(member.name, what)
+        for worker in list(self.workers):
+            for what in self._of(worker):
+                yield worker, Event(worker.name, what)
 
-    def _of(self, member: Scripted) -> list[Any]:
-        if not member.ready:
-            return [self.script.get(member.name, [Ready("here", 1.0)]).pop(0)]
-        if not member.under_way:
-            return [Left()] if member.leaving else []
-        number = member.under_way[0]
-        if member.name == self.broken:
+    def _of(self, worker: Scripted) -> list[Any]:
+        if not worker.ready:
+            return [self.script.get(worker.name, [Ready("here", 1.0)]).pop(0)]
+        if not worker.under_way:
+            return [Left()] if worker.leaving else []
+        number = worker.under_way[0]
+        if worker.name == self.broken:
             return [failure(number)]
         if self.script.get(number):
             what = self.script[number].pop(0)
-            return [Lost(tuple(member.under_way), what) if isinstance(what, str) else what]
+            return [Lost(tuple(worker.under_way), what) if isinstance(what, str) else what]
         rows, images = tiny.shard(number)
         entry = write_shard(self.url, number, rows, images, tiny.header())
         counts: dict[str, Any] = {"variations": 8, "accepted": 4, "seconds": {}, "images": {}, "rss": 1}
@@ -80,7 +81,7 @@ class ScriptedCrew(Crew[Scripted]):
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry_queue, "FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(pool, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(pool_module, "LONGEST_PAUSE", 0.0)
 
 
 def failure(number: int, *, final: bool = False) -> Failed:
@@ -95,49 +96,49 @@ def run(
     retries: int = 2,
     capacity: int = 2,
     broken: str = "",
-) -> tuple[Tally, ScriptedCrew, list[str]]:
+) -> tuple[GenerationStats, ScriptedCrew, list[str]]:
     said: list[str] = []
-    tally = Tally(target=shards, found=0)
+    stats = GenerationStats(target=shards, found=0)
     with ScriptedCrew(str(folder), capacity, script, broken) as workers:
-        coordinator = Coordinator(workers, tally, Requests(), observers=[], say=said.append)
+        coordinator = Coordinator(workers, stats, Requests(), observers=[], say=said.append)
         with BankWriter.open(str(folder), tiny.header(), resume=False, say=said.append) as bank:
             coordinator.run(bank, ShardQueue(range(shards), retries))
-    return tally, workers, said
+    return stats, workers, said
 
 
 def test_all_shards_are_committed_and_the_workers_are_let_go_as_the_work_ends(tmp_path: Path) -> None:
-    tally, workers, _ = run(tmp_path, {}, shards=10, capacity=3)
+    stats, workers, _ = run(tmp_path, {}, shards=10, capacity=3)
     assert BankReader.open(str(tmp_path)).numbers == list(range(10))
-    assert (tally.made, tally.left, tally.accepted, tally.failed) == (10, 0, 40, {})
-    assert [worker.alive for worker in tally.workers.values()].count(True) == 1
+    assert (stats.made, stats.left, stats.accepted, stats.failed) == (10, 0, 40, {})
+    assert [worker.alive for worker in stats.workers.values()].count(True) == 1
     assert {worker for worker, _ in workers.given} == {"worker 1", "worker 2", "worker 3"}
 
 
 def test_shards_that_fail_are_tried_again_and_counted(tmp_path: Path) -> None:
-    tally, _, _ = run(tmp_path, {1: [failure(1), failure(1)]})
-    assert (tally.made, tally.retries, tally.errors["disk full"], tally.failed) == (4, 2, 2, {})
+    stats, _, _ = run(tmp_path, {1: [failure(1), failure(1)]})
+    assert (stats.made, stats.retries, stats.errors["disk full"], stats.failed) == (4, 2, 2, {})
 
 
 def test_shards_that_go_on_failing_are_given_up_and_named_and_the_others_made(tmp_path: Path) -> None:
-    tally, _, said = run(tmp_path, {1: [failure(1)] * 3, 2: [failure(2, final=True)]})
-    assert tally.failed == {1: "disk full", 2: "disk full"}
-    assert (tally.made, tally.retries, tally.left) == (2, 2, 0)
+    stats, _, said = run(tmp_path, {1: [failure(1)] * 3, 2: [failure(2, final=True)]})
+    assert stats.failed == {1: "disk full", 2: "disk full"}
+    assert (stats.made, stats.retries, stats.left) == (2, 2, 0)
     assert said == ["shard 00002 is given up: disk full", "shard 00001 is given up: disk full"]
     assert BankReader.open(str(tmp_path)).numbers == [0, 3]
 
 
 def test_the_shards_of_the_dead_go_to_others_and_a_new_worker_comes(tmp_path: Path) -> None:
-    tally, workers, said = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
-    assert (tally.made, tally.workers_lost) == (8, 1)
-    assert not tally.workers["worker 1"].alive
+    stats, workers, said = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
+    assert (stats.made, stats.workers_lost) == (8, 1)
+    assert not stats.workers["worker 1"].alive
     assert said == ["worker 1: killed by SIGKILL"]
     assert "worker 3" in {worker for worker, _ in workers.given}
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
-    tally, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=1, capacity=1)
-    assert tally.failed == {0: "killed by SIGKILL"}
-    assert (tally.workers_lost, tally.retries) == (4, 3)
+    stats, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=1, capacity=1)
+    assert stats.failed == {0: "killed by SIGKILL"}
+    assert (stats.workers_lost, stats.retries) == (4, 3)
 
 
 def test_what_a_worker_says_is_said(tmp_path: Path) -> None:
@@ -156,23 +157,23 @@ def test_workers_that_cannot_load_are_said_and_done_without(first: str, tmp_path
     """Whoever speaks first; the replacements cannot load either, on a node where a file is missing."""
     script = {f"worker {number}": [Unable("no such file")] for number in range(3, 99)}
     script[first] = [Unable("no such file")]
-    tally, _, said = run(tmp_path, script, shards=30)
-    assert (tally.made, tally.failed) == (30, {})
+    stats, _, said = run(tmp_path, script, shards=30)
+    assert (stats.made, stats.failed) == (30, {})
     assert said[0] == f"{first}: no such file"
 
 
 def test_a_worker_that_fails_whatever_it_is_given_is_replaced(tmp_path: Path) -> None:
-    tally, _, _ = run(tmp_path, {}, shards=40, broken="worker 1")
-    assert (tally.made, tally.failed) == (40, {})
-    assert tally.workers["worker 1"].shards == 0
-    assert not tally.workers["worker 1"].alive
+    stats, _, _ = run(tmp_path, {}, shards=40, broken="worker 1")
+    assert (stats.made, stats.failed) == (40, {})
+    assert stats.workers["worker 1"].shards == 0
+    assert not stats.workers["worker 1"].alive
 
 
 def test_a_shard_that_kills_its_workers_takes_no_other_along(tmp_path: Path) -> None:
     """The worker has two under way when it dies the first time."""
-    tally, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=6, capacity=1)
-    assert tally.failed == {0: "killed by SIGKILL"}
-    assert tally.made == 5
+    stats, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=6, capacity=1)
+    assert stats.failed == {0: "killed by SIGKILL"}
+    assert stats.made == 5
 
 
 def test_workers_that_die_while_they_load_end_it_after_three(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from engine.generation.workers.fork_server import (
     can_fork,
 )
 from engine.generation.workers.preload import QUIET, names_for
-from engine.generation.workers.processes import PoolCrew
+from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.worker_process import Place
 from engine.preparing import settled_here
 from engine.provenance import bank_header
@@ -50,17 +50,17 @@ def job(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]
 
 
 @pytest.fixture(scope="module")
-def crew(job: Job) -> Iterator[PoolCrew]:
-    with PoolCrew(job, 1) as crew:
-        yield crew
+def pool(job: Job) -> Iterator[ProcessPool]:
+    with ProcessPool(job, 1) as pool:
+        yield pool
 
 
 @pytest.fixture
-def worker(crew: PoolCrew) -> psutil.Process:
+def worker(pool: ProcessPool) -> psutil.Process:
     """The only one, once it has loaded its networks."""
-    crew.resize(1)
-    until(crew, lambda _: crew.members[0].ready)
-    (child,) = server_of(crew).children()
+    pool.resize(1)
+    until(pool, lambda _: pool.workers[0].ready)
+    (child,) = server_of(pool).children()
     return child
 
 
@@ -71,37 +71,37 @@ def facts(worker: psutil.Process) -> dict[str, Any]:  # noqa: ARG001
     return found
 
 
-def until(crew: PoolCrew, happened: Callable[[list[Event]], bool]) -> list[Event]:
+def until(pool: ProcessPool, happened: Callable[[list[Event]], bool]) -> list[Event]:
     """All events from now until `happened`, asked with them."""
     events: list[Event] = []
     last = time.monotonic() + 60
     while not happened(events):
         assert time.monotonic() < last, events
-        events += crew.wait(0.1)
+        events += pool.wait(0.1)
     return events
 
 
-def server_of(crew: PoolCrew) -> psutil.Process:
-    assert crew._server is not None
-    return psutil.Process(crew._server._process.pid)
+def server_of(pool: ProcessPool) -> psutil.Process:
+    assert pool._server is not None
+    return psutil.Process(pool._server._process.pid)
 
 
 def test_a_worker_is_forked_with_everything_imported(
-    crew: PoolCrew, worker: psutil.Process, facts: dict[str, Any]
+    pool: ProcessPool, worker: psutil.Process, facts: dict[str, Any]
 ) -> None:
-    assert facts["parent"] == server_of(crew).pid
+    assert facts["parent"] == server_of(pool).pid
     assert facts["imported"] == list(HEAVY)
-    assert worker.name() == crew.members[0].name
-    assert server_of(crew).name() == NAME
+    assert worker.name() == pool.workers[0].name
+    assert server_of(pool).name() == NAME
 
 
-def test_the_server_runs_no_thread(crew: PoolCrew, worker: psutil.Process) -> None:
+def test_the_server_runs_no_thread(pool: ProcessPool, worker: psutil.Process) -> None:
     assert worker.num_threads() > 1
-    assert server_of(crew).num_threads() == 1
+    assert server_of(pool).num_threads() == 1
 
 
-def test_a_worker_computes_on_its_threads_and_its_cores(crew: PoolCrew, facts: dict[str, Any]) -> None:
-    groups = crew._cores or [tuple(sorted(os.sched_getaffinity(0)))]
+def test_a_worker_computes_on_its_threads_and_its_cores(pool: ProcessPool, facts: dict[str, Any]) -> None:
+    groups = pool._cores or [tuple(sorted(os.sched_getaffinity(0)))]
     assert facts["cores"] == list(groups[0])
     assert (facts["threads"], facts["team"]) == (THREADS, THREADS)
     assert not facts["cuda"]
@@ -115,53 +115,53 @@ def test_a_worker_has_the_environment_of_the_command(facts: dict[str, Any]) -> N
 
 
 def test_signals_to_the_group_leave_the_server_and_its_workers(
-    crew: PoolCrew, worker: psutil.Process
+    pool: ProcessPool, worker: psutil.Process
 ) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        server_of(crew).send_signal(number)
+        server_of(pool).send_signal(number)
         worker.send_signal(number)
-    assert crew.wait(0.5) == []
-    assert server_of(crew).is_running()
+    assert pool.wait(0.5) == []
+    assert server_of(pool).is_running()
 
 
-def test_a_killed_worker_is_replaced_by_the_same_server(crew: PoolCrew, worker: psutil.Process) -> None:
-    server = server_of(crew)
+def test_a_killed_worker_is_replaced_by_the_same_server(pool: ProcessPool, worker: psutil.Process) -> None:
+    server = server_of(pool)
     worker.kill()
-    events = until(crew, bool)
+    events = until(pool, bool)
     assert [event.what for event in events] == [Lost((), "worker killed by SIGKILL (out of memory?)")]
-    crew.resize(1)
-    until(crew, lambda events: any(isinstance(event.what, Ready) for event in events))
-    assert server_of(crew) == server
-    assert [child.name() for child in server.children()] == [crew.members[0].name]
+    pool.resize(1)
+    until(pool, lambda events: any(isinstance(event.what, Ready) for event in events))
+    assert server_of(pool) == server
+    assert [child.name() for child in server.children()] == [pool.workers[0].name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_workers_survive_the_end_of_the_server_and_a_new_one_replaces_them(
-    number: signal.Signals, crew: PoolCrew, worker: psutil.Process
+    number: signal.Signals, pool: ProcessPool, worker: psutil.Process
 ) -> None:
-    assert crew._server is not None
-    assert crew._server._socket.gettimeout() == ANSWER_SECONDS
-    crew._server._socket.settimeout(0.5)
-    server_of(crew).send_signal(number)
-    assert crew.wait(0.5) == []
+    assert pool._server is not None
+    assert pool._server._socket.gettimeout() == ANSWER_SECONDS
+    pool._server._socket.settimeout(0.5)
+    server_of(pool).send_signal(number)
+    assert pool.wait(0.5) == []
     assert worker.is_running()
     worker.kill()
-    events = until(crew, bool)
+    events = until(pool, bool)
     assert [event.what for event in events] == [
         Lost((), "worker ended, and so had the process that forked it")
     ]
-    crew.resize(1)
-    until(crew, lambda events: any(isinstance(event.what, Ready) for event in events))
-    assert server_of(crew).children()
+    pool.resize(1)
+    until(pool, lambda events: any(isinstance(event.what, Ready) for event in events))
+    assert server_of(pool).children()
 
 
 def test_a_crew_may_end_and_be_told_to_end_while_the_server_imports(job: Job) -> None:
-    with PoolCrew(job, 2) as crew:
-        server = server_of(crew)
+    with ProcessPool(job, 2) as pool:
+        server = server_of(pool)
         for number in (signal.SIGINT, signal.SIGTERM):
             server.send_signal(number)
-        crew.resize(2)
-        assert crew.wait(0.2) == []
+        pool.resize(2)
+        assert pool.wait(0.2) == []
     assert not server.is_running()
 
 
@@ -169,10 +169,10 @@ def test_a_process_forked_by_a_worker_holds_up_no_end(job: Job) -> None:
     teacher = replace(job.recipe.teacher, name="tests.engine.generation.workers.spy:forking_teacher")
     forking = replace(job, recipe=replace(job.recipe, teacher=teacher))
     with ExitStack() as afterwards:
-        with PoolCrew(forking, 1) as crew:
-            crew.resize(1)
-            until(crew, lambda _: crew.members[0].ready)
-            (worker,) = server_of(crew).children()
+        with ProcessPool(forking, 1) as pool:
+            pool.resize(1)
+            until(pool, lambda _: pool.workers[0].ready)
+            (worker,) = server_of(pool).children()
             (sleeping,) = worker.children()
             afterwards.callback(sleeping.kill)
         assert not worker.is_running()
@@ -221,18 +221,18 @@ def test_the_kill_of_a_worker_that_cannot_be_forked_leaves_the_server(job: Job) 
 def test_workers_are_not_forked_if_openmp_would_bind_them(
     name: str, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert PoolCrew(job, 1)._forks
+    assert ProcessPool(job, 1)._forks
     monkeypatch.setenv(name, "true")
-    assert not PoolCrew(job, 1)._forks
+    assert not ProcessPool(job, 1)._forks
 
 
 def test_a_crew_forks_outside_its_context_too(job: Job) -> None:
-    crew = PoolCrew(job, 1)
-    member = crew.start("worker 1")
-    assert isinstance(member.launched, Forked)
-    member.kill()
-    member.bury()
-    crew.close()
+    pool = ProcessPool(job, 1)
+    worker = pool.start("worker 1")
+    assert isinstance(worker.launched, Forked)
+    worker.kill()
+    worker.join()
+    pool.close()
 
 
 COUNTING = """
@@ -274,9 +274,9 @@ def test_a_worker_on_a_gpu_is_a_new_interpreter_if_an_import_has_initialised_cud
 
 @pytest.mark.slow
 def test_a_worker_may_be_a_new_interpreter(job: Job) -> None:
-    with PoolCrew(job, 1, forks=False) as crew:
-        crew.resize(1)
-        until(crew, lambda _: crew.members[0].ready)
-        crew.members[0].kill()
-        (event,) = until(crew, bool)
+    with ProcessPool(job, 1, forks=False) as pool:
+        pool.resize(1)
+        until(pool, lambda _: pool.workers[0].ready)
+        pool.workers[0].kill()
+        (event,) = until(pool, bool)
         assert event.what == Lost((), "worker killed by SIGKILL (out of memory?)")

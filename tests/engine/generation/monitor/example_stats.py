@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.bank.manifest import ShardEntry
 from engine.generation.messages import Done, Event, Failed, Lost, Ready
-from engine.generation.monitor.progress import Tally
+from engine.generation.monitor.progress import GenerationStats
 
 
 def done(number: int, *, rows: int = 120, images: int = 72, seconds: float = 2.0) -> Done:
@@ -21,18 +21,18 @@ def done(number: int, *, rows: int = 120, images: int = 72, seconds: float = 2.0
     )
 
 
-def at_work(**changes: Any) -> Tally:
+def at_work(**changes: Any) -> GenerationStats:
     """5 of 10 shards found, 2 made by two workers in 100 s, one of them dead; one shard failed for good."""
-    tally = Tally(target=10, found=5, started=time.monotonic() - 100)
+    stats = GenerationStats(target=10, found=5, started=time.monotonic() - 100)
     for worker in ("a", "b"):
-        tally.take(Event(worker, Ready("here", 1.0)))
-        tally.workers[worker].since -= 100
-    tally.take(Event("a", done(5)))
-    tally.take(Event("b", done(6)))
-    tally.take(Event("a", Failed(number=7, reason="out of\nmemory [b]", final=False, trace="")))
-    tally.take(Event("a", Failed(number=7, reason="out of\nmemory [b]", final=True, trace="")))
-    tally.take(Event("b", Lost((8,), "signal 9")))
-    tally.retries, tally.failed = 1, {7: "out of\nmemory [b]"}
+        stats.take(Event(worker, Ready("here", 1.0)))
+        stats.workers[worker].since -= 100
+    stats.take(Event("a", done(5)))
+    stats.take(Event("b", done(6)))
+    stats.take(Event("a", Failed(number=7, reason="out of\nmemory [b]", final=False, trace="")))
+    stats.take(Event("a", Failed(number=7, reason="out of\nmemory [b]", final=True, trace="")))
+    stats.take(Event("b", Lost((8,), "signal 9")))
+    stats.retries, stats.failed = 1, {7: "out of\nmemory [b]"}
     for name, value in changes.items():
-        setattr(tally, name, value)
-    return tally
+        setattr(stats, name, value)
+    return stats
