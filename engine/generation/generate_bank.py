@@ -25,17 +25,17 @@ from engine.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What the command line says of workers."""
+    """Which workers make the shards, as the command line says."""
 
     workers: int | None
-    """None, on a cluster alone: as many as it has places for."""
+    """Number of workers; None, only with a cluster: as many as fit."""
     retries: int
-    """Further tries of a shard that failed, or whose worker died."""
+    """Number of retries of a shard that failed or whose worker died."""
     cluster: RayCluster | None = None
-    """Where they are, unless on this machine."""
+    """The Ray cluster that runs them; None: this machine."""
 
     def open(self, job: Job, say: Callable[[str], None]) -> WorkerPool[Any]:
-        """The pool, without its workers. One worker of this machine works in this process."""
+        """Return the pool, empty. A single worker of this machine runs in this process."""
         if self.cluster is not None:
             from engine.generation.workers.ray import RayPool
 
@@ -59,10 +59,10 @@ def generate(
     worker_options: WorkerOptions,
     watched: Mapping[str, Any],
 ) -> str:
-    """Makes those of the shards 0 to `shards` - 1 that the bank at `url` does not have; says what there is.
+    """Make the shards 0 to `shards` - 1 that the bank at `url` does not have. Return a summary line.
 
     `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
-    can mend and FailedShardsError, once all others are committed, for the shards that were given up.
+    can fix and FailedShardsError for shards that were given up, once all others are committed.
     """
     view = View()
     view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")

@@ -1,4 +1,4 @@
-"""What every observer offers the coordinator, and the rule that watching never ends what is watched."""
+"""The interface of observers, and a wrapper that keeps their errors from ending the generation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,17 +8,17 @@ from engine.generation.monitor.progress import GenerationStats
 
 
 class Observer(Protocol):
-    """Shows a generation to someone."""
+    """Shows the state of a generation."""
 
     def update(self, stats: GenerationStats) -> None:
-        """After every event, and about once a second where none comes; the first is the beginning."""
+        """Called at the start, after every event, and about twice a second if there are none."""
 
     def close(self, stats: GenerationStats) -> None:
-        """The generation has ended, well or not: the last word, where there was a first, and all is freed."""
+        """Called at the end, after a failure as well: show the last state, if any, and free everything."""
 
 
 class Guarded:
-    """An observer of which the first failure is said, and none ends the generation."""
+    """Wraps an observer: log its first error, never propagate it."""
 
     def __init__(self, observer: Observer, name: str, say: Callable[[str], None]) -> None:
         self._observer, self._name, self._say = observer, name, say

@@ -1,4 +1,4 @@
-"""What is known of a generation under way; what shows it to someone only reads this."""
+"""Statistics of a running generation, which the observers read."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Gives the shards of a bank to a pool and commits what it makes, whatever happens to its workers."""
+"""Give the shards of a bank to a worker pool and commit them, whatever happens to the workers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
 
 TICK = 0.5
-"""Seconds after which signals and observers are looked after where nothing happens."""
+"""Seconds between two looks at signals and observers if there are no events."""
 
 
 class Coordinator:
-    """The only one who commits; a shard whose worker died, or that failed, is tried again."""
+    """The only one that commits. A shard that failed, or whose worker died, is tried again."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Coordinator:
         self._has_warned = False
 
     def await_worker(self) -> bool:
-        """Returns once a worker has loaded its networks, or (False) the user asks for an end.
+        """Wait until a worker has loaded its networks. Return False if the user asks for an end first.
 
-        Raises UserError where none can.
+        Raises UserError if no worker can load.
         """
         while not any(worker.ready for worker in self.pool.workers):
             if self.requests.drain:
@@ -45,7 +45,7 @@ class Coordinator:
         return True
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
-        """Until every shard of the queue is committed or given up, or the user asks for an end."""
+        """Run until every shard of the queue is committed or given up, or the user asks for an end."""
         while True:
             self._show()
             outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
@@ -70,9 +70,9 @@ class Coordinator:
         return self.requests.workers(self.pool.capacity)
 
     def _give(self, queue: ShardQueue) -> None:
-        """Workers get a shard beyond their first only while there is one for each of the others, too.
+        """Give a worker a second shard only while there is one for each of the others.
 
-        A shard that has failed is made alone: what it does to its worker is done to no other.
+        A shard that has failed gets a worker of its own, so that it cannot take other shards down.
         """
         while not self.requests.drain and queue.pause == 0:
             worker, alone = self.pool.freest, queue.next_has_failed
@@ -81,7 +81,7 @@ class Coordinator:
             self.pool.give(worker, queue.take(), alone=alone)
 
     def _receive(self, seconds: float) -> list[Event]:
-        """What happened, counted but for shards that are done: those count once they are committed."""
+        """Return the events, all counted except finished shards, which count once they are committed."""
         events = self.pool.wait(seconds)
         for event in events:
             if not isinstance(event.what, Done):
@@ -94,7 +94,7 @@ class Coordinator:
         return events
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
-        """By one manifest for all; a shard counts once it is in there."""
+        """Commit finished shards with one manifest; a shard counts once it is in there."""
         bank.enter({event.what.number: event.what.entry for event in events if isinstance(event.what, Done)})
         for event in events:
             if isinstance(event.what, Done):
@@ -102,7 +102,7 @@ class Coordinator:
         self._warn()
 
     def _warn(self) -> None:
-        """As soon as there are enough images to know that they are none of their labels, and once."""
+        """Warn once, as soon as enough images show that the teacher does not agree with their labels."""
         if not self._has_warned and (warning := self.stats.agreements.warning):
             self.say(f"warning: {warning}")
             self._has_warned = True

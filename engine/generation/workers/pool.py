@@ -1,4 +1,4 @@
-"""Workers as the coordinator sees them: who has room, what happened, and who takes the place of the dead."""
+"""The base of all worker pools: handles of workers, their events, and replacements for those that died."""
 
 import signal
 import threading
@@ -12,62 +12,62 @@ from engine.errors import UserError
 from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Unable
 
 FIRST_DEATHS, LATER_DEATHS = 3, 20
-"""Workers in a row that may end while they load and no other is at work, before one ever has loaded and once
-one has."""
+"""Limit of workers in a row that end while loading, with no other at work: before any worker has loaded,
+and afterwards."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-"""Seconds before a worker takes the place of one that ended while it loaded, doubled each time."""
+"""Seconds before replacing a worker that ended while loading, doubled each time."""
 FAILURES = 2
-"""Shards in a row that a worker may fail before another takes its place: its device or disk may be broken."""
+"""Shards in a row that a worker may fail before it is replaced: its device or disk may be broken."""
 
 
 class WorkerHandle(ABC):
-    """One worker, wherever it runs."""
+    """The coordinator's handle of one worker."""
 
     def __init__(self, name: str, depth: int) -> None:
         self.name, self.depth = name, depth
         self.ready = False
         self.leaving = False
-        """Gets no more shards, and ends once it has none."""
+        """Whether it gets no more shards and ends after those that it has."""
         self.under_way: list[int] = []
         self.alone = False
-        """Has a shard that no other may be beside, as it may be what its last worker died of."""
+        """Whether it may have no second shard, as the one that it has may have killed its last worker."""
         self.failures = 0
-        """Shards that it failed since the last one that it made."""
+        """Shards that it failed since its last success."""
 
     @property
     def room(self) -> int:
-        """How many shards it can be given."""
+        """Number of further shards that it can take."""
         if not self.ready or self.leaving or self.alone:
             return 0
         return self.depth - len(self.under_way)
 
     @abstractmethod
     def send(self, number: int) -> None:
-        """One more shard to make."""
+        """Send it one more shard to make."""
 
     @abstractmethod
     def dismiss(self) -> None:
-        """Lets it end after the shards that it has."""
+        """Let it end after the shards that it has."""
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends it at once; what it was making is lost. Does not wait."""
+        """End it at once, without waiting; the shards under way are lost."""
 
     def join(self) -> None:  # noqa: B027
-        """Waits until it has ended, once it was killed."""
+        """Wait until it has ended, after `kill`."""
 
 
-M = TypeVar("M", bound=WorkerHandle)
+Handle = TypeVar("Handle", bound=WorkerHandle)
 
 
-class WorkerPool(ABC, Generic[M]):
-    """Workers whose number follows `resize`; `wait` puts new ones in the places of the dead.
+class WorkerPool(ABC, Generic[Handle]):
+    """Workers, as many as the last `resize` asked for; the next one replaces those that died.
 
-    Leaving the context ends all of them at once, those that work, too.
+    Leaving the context ends all of them at once, including busy ones.
     """
 
     def __init__(self) -> None:
-        self.workers: list[M] = []
+        self.workers: list[Handle] = []
         self._has_loaded = False
         self._bad_starts = 0
         self._next_start = 0.0
@@ -88,21 +88,21 @@ class WorkerPool(ABC, Generic[M]):
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Workers that there is a place for; it may change."""
+        """Number of workers that there is room for; it may change."""
 
     @abstractmethod
-    def start(self, name: str) -> M:
-        """A new worker, which will say that it is ready."""
+    def start(self, name: str) -> Handle:
+        """Start a worker, which will report `Ready`."""
 
     def close(self) -> None:  # noqa: B027
         """End what starts workers, once all of them have ended."""
 
     @abstractmethod
-    def collect(self, seconds: float) -> Iterable[tuple[M, Event]]:
-        """What happened, as soon as something has or after `seconds`."""
+    def collect(self, seconds: float) -> Iterable[tuple[Handle, Event]]:
+        """Return the next events as soon as there are any, or nothing after `seconds`."""
 
     def resize(self, size: int) -> None:
-        """Starts, or dismisses, as many workers as it takes to have `size`."""
+        """Start or dismiss workers until there are `size`."""
         staying = [worker for worker in self.workers if not worker.leaving]
         if time.monotonic() >= self._next_start:
             for _ in range(size - len(staying)):
@@ -113,21 +113,21 @@ class WorkerPool(ABC, Generic[M]):
             self._dismiss(worker)
 
     @property
-    def freest(self) -> M | None:
-        """The worker with the fewest shards of those that have room for another; None where none has."""
+    def freest(self) -> Handle | None:
+        """The worker with the fewest shards among those with room for another; None if no worker has room."""
         free = [worker for worker in self.workers if worker.room > 0]
         return min(free, key=lambda worker: len(worker.under_way), default=None)
 
-    def give(self, worker: M, number: int, *, alone: bool = False) -> None:
-        """One more shard to make, `alone` or beside those that it has and will get."""
+    def give(self, worker: Handle, number: int, *, alone: bool = False) -> None:
+        """Give the worker one more shard; `alone`: it gets no other until this one is done."""
         worker.under_way.append(number)
         worker.alone = alone
         worker.send(number)
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened within `seconds`, which is waited for only where nothing has.
+        """Return the events, after at most `seconds` if there are none.
 
-        Raises UserError where no worker can load its networks.
+        Raises UserError if no worker can load its networks.
         """
         events = []
         for worker, event in self.collect(seconds):
@@ -136,7 +136,7 @@ class WorkerPool(ABC, Generic[M]):
                 events.append(event)
         return events
 
-    def _take(self, worker: M, event: Event) -> None:
+    def _take(self, worker: Handle, event: Event) -> None:
         match event.what:
             case Ready():
                 worker.ready, self._has_loaded = True, True
@@ -157,20 +157,20 @@ class WorkerPool(ABC, Generic[M]):
                 worker.join()
                 self._bad_start(reason, said=True)
 
-    def _has_ended(self, worker: M, number: int, failures: int) -> None:
+    def _has_ended(self, worker: Handle, number: int, failures: int) -> None:
         worker.under_way.remove(number)
         worker.alone, worker.failures = False, failures
         if failures >= FAILURES and not worker.leaving:
             self._dismiss(worker)
 
-    def _dismiss(self, worker: M) -> None:
+    def _dismiss(self, worker: Handle) -> None:
         worker.leaving = True
         worker.dismiss()
 
     def _bad_start(self, reason: str, *, said: bool) -> None:
-        """Counts a worker that ended while it loaded; `said`: it gave the reason itself, as others would.
+        """Count a worker that ended while loading; `said`: it reported the reason itself, as others would.
 
-        Raises UserError where no other can be hoped for.
+        Raises UserError if no other worker is likely to load.
         """
         self._bad_starts += 1
         self._next_start = time.monotonic() + min(FIRST_PAUSE * 2 ** (self._bad_starts - 1), LONGEST_PAUSE)
@@ -188,7 +188,7 @@ class WorkerPool(ABC, Generic[M]):
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C would leave workers behind that ignore it."""
+    """Ignore SIGINT: a second Ctrl-C would leave workers behind, which ignore it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

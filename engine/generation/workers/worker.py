@@ -1,4 +1,4 @@
-"""A worker: loads the networks once, then makes one shard after another."""
+"""The worker: load the networks once, then make one shard after another."""
 
 import os
 import resource
@@ -23,13 +23,13 @@ from engine.provenance import weights_of
 from export.errors import ExportError
 
 FINAL = (UserError, ExportError, NonFiniteError)
-"""These come again however often a shard is tried."""
+"""Errors that come again however often a shard is tried."""
 ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
-"""These say all that there is to say; others are defects."""
+"""Errors whose message is enough; others are defects and keep their traceback."""
 
 
 class Worker:
-    """Makes shards of a job's bank and puts their files there; the coordinator commits them.
+    """Makes the shards of a job and writes their files to the bank; the coordinator commits them.
 
     `say` gets a line for each graph or engine that is built, and where memory runs out. Raises UserError or
     ExportError for what cannot be loaded.
@@ -38,14 +38,14 @@ class Worker:
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
-        overlap = lanes(job.recipe)
-        parts = assemble(job.recipe, accelerator, say, thread_counts(overlap))
+        own_lanes = lanes(job.recipe)
+        parts = assemble(job.recipe, accelerator, say, thread_counts(own_lanes))
         self._progress = Progress(quiet=True)
-        self._generator = ShardGenerator(job.recipe, parts, accelerator, self._progress, say, overlap)
+        self._generator = ShardGenerator(job.recipe, parts, accelerator, self._progress, say, own_lanes)
         self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
-        """The shards of these numbers in their order; `numbers` may block, and ends the work when it ends."""
+        """Make the shards of `numbers`, in order. `numbers` may block; the work ends with it."""
         with closing(self._generator.generate(numbers)) as results:
             for number, batch in results:
                 if isinstance(batch, Exception):
@@ -73,7 +73,7 @@ class Worker:
         )
 
     def _since_last_shard(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Seconds and images of each stage since the last shard."""
+        """Return seconds and images of each stage since the last shard."""
         before, now = self._reported, (dict(self._progress.seconds), dict(self._progress.counts))
         self._reported = now
         seconds = {name: total - before[0].get(name, 0.0) for name, total in now[0].items()}
@@ -81,7 +81,7 @@ class Worker:
 
 
 def failed(number: int, error: Exception) -> Failed:
-    """The report of a shard that `error` ended."""
+    """Return the report of a shard that `error` ended."""
     expected = isinstance(error, ONE_LINE)
     return Failed(
         number=number,
@@ -92,13 +92,13 @@ def failed(number: int, error: Exception) -> Failed:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, with its kind where that says more."""
+    """Return an exception's message on one line, with its type if it is a defect."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ONE_LINE) else f"{type(error).__name__}: {text}"
 
 
 def rss() -> int:
-    """Bytes of memory that this process holds."""
+    """Return the resident memory of this process in bytes."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -106,7 +106,7 @@ def rss() -> int:
 
 
 def require_weights(job: Job) -> None:
-    """Raises UserError where this machine's weights are not those that the coordinator found on its own."""
+    """Raise UserError if this machine's weights differ from the coordinator's."""
     difference = first_difference(job.header.facts, weights_of(job.recipe))
     if difference:
         raise UserError(f"this machine has other weights than the bank: {difference}; copy those of the bank")
