@@ -189,8 +189,8 @@ def serve() -> None:
     import open_clip  # noqa: F401
     import transformers  # noqa: F401
 
-    from engine import distill, distillation, generate, run  # noqa: F401
     from engine.generation import generate_bank  # noqa: F401
+    from engine.training import from_banks  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import nvidia.dali.fn  # noqa: F401

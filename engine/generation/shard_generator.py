@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from engine.assembly import Assembly
 from engine.generation.overlap import Lane, one_lane, overlapped, own_stream, thread_counts, torch_threads
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
-from engine.micro_batch import MicroBatch
 from engine.progress import Progress
 from engine.recipe import Recipe
+from engine.stages.micro_batch import MicroBatch
 from engine.stages.synthesize import Adversary, Synthesizer
 
 

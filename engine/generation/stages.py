@@ -17,13 +17,13 @@ from torch import Tensor
 from engine import progress
 from engine.assembly import Assembly
 from engine.bank.rows import Rows
-from engine.batch import ImageBatch
 from engine.errors import OutOfMemoryError
-from engine.micro_batch import MicroBatch, is_out_of_memory
 from engine.models.classifier import LUMA
 from engine.recipe import Recipe
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
+from engine.stages.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.synthesize import Adversary, Synthesizer
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.atomic import replacing
 from engine.errors import UserError
-from engine.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)

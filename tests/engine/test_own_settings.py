@@ -18,8 +18,8 @@ from engine.evaluate import evaluate_run
 from engine.preparing import settled_here
 from engine.provenance import bank_header, weights_of
 from engine.recipe import Recipe, differences, load_recipe
-from engine.run_folder import OF_MACHINE, commit_config
-from engine.run_record import FILE_NAME, RunRecord
+from engine.training.run_folder import OF_MACHINE, commit_config
+from engine.training.run_record import FILE_NAME, RunRecord
 from tests.tiny_recipe import write_recipe
 
 Seen = list[tuple[Recipe, Any]]
@@ -54,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen: Seen = []
     for place in (
         "engine.loop.run",
-        "engine.distillation.distill",
+        "engine.training.from_banks.distill",
         "engine.generation.generate_bank.generate",
     ):
         monkeypatch.setattr(place, spy(seen))

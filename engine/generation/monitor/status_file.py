@@ -10,7 +10,7 @@ from time import monotonic
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from engine.bank.names import STATUS
+from engine.bank.manifest import STATUS
 from engine.bank.storage import Storage
 from engine.generation.monitor.format import one_line
 from engine.generation.monitor.progress import GenerationStats

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.bank.names import shard_name
+from engine.bank.manifest import shard_name
 from engine.bank.writer import BankWriter
 from engine.generation.messages import Done, Event, Failed, Lost, Said, Unable
 from engine.generation.monitor.observer import Observer

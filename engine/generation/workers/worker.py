@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.assembly import assemble
 from engine.bank.agreement import Agreements
-from engine.bank.settings import first_difference
+from engine.bank.manifest import first_difference
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError

@@ -9,7 +9,7 @@ from engine.config.decides import sections, settings
 from engine.exporting.command import FREE
 from engine.provenance import DECIDING, DECIDING_COMPUTE
 from engine.recipe import OF_MACHINE_SECTIONS, Recipe, parse
-from engine.run_folder import OF_MACHINE, without_machine
+from engine.training.run_folder import OF_MACHINE, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
 IMAGES = {*NUMBERS, "device", "runtime", "onnx_provider", "threads", "overlap"}

@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from engine.bank.names import STATUS
+from engine.bank.manifest import STATUS
 from engine.bank.storage import LocalStorage
 from engine.errors import UserError
 from engine.generation.monitor.console import View
