@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
 KILLS ?= 1000
-RAY_TESTS := tests/engine/workers
+RAY_TESTS := tests/engine/generation/workers
 OUT ?= runs/fashion-mnist-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := .venv/bin
@@ -24,7 +24,7 @@ test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 pr
 	$(BIN)/python -m pytest -m ray $(or $(ARGS),$(RAY_TESTS))
 
 chaos: $(STAMP)  ## Kill commands and workers KILLS=1000 times; CHAOS_SEED=N repeats a run
-	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py tests/engine/workers/test_ways.py $(ARGS)
+	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py tests/engine/generation/workers/test_ways.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

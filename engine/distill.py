@@ -12,7 +12,8 @@ from engine.bank.storage import absolute
 from engine.cli.arguments import CommandLine, add_short_flags
 from engine.cli.main import main_on_ranks
 from engine.cli.resolve import resolve
-from engine.config.recipe import OF_MACHINE_SECTIONS
+from engine.config.decides import sections
+from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.terminal import console
@@ -26,9 +27,6 @@ from engine.training.run_folder import (
 )
 from engine.training.run_record import RunRecord
 from engine.training.summary import results_table
-
-OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
-"""What of a bank's recipe has no say once the images are there."""
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -105,8 +103,9 @@ def _recipe_of_bank(url: str) -> dict[str, Any]:
 
 
 def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a bank's recipe decides of a student that is trained on the bank."""
-    taken = {name: value for name, value in recipe.items() if name not in (*OF_MACHINE_SECTIONS, *OF_IMAGES)}
+    """Return the part of a bank's recipe that decides a student trained on the bank."""
+    training = sections(Recipe, "student")
+    taken = {name: value for name, value in recipe.items() if name in training}
     return {**taken, "teacher": {**recipe["teacher"], "weights": None}}  # compared by hash
 
 

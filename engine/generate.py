@@ -18,12 +18,12 @@ from engine.cli.main import main
 from engine.cli.resolve import resolve, threads_of_bank
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.errors import UserError
+from engine.generation.monitor.open import add_monitor_flags, monitor_options
 from engine.hardware import available_cores
-from engine.monitor.flags import add_monitor_flags, monitor_options
 from engine.terminal import console
 
 if TYPE_CHECKING:
-    from engine.workers.workforce import Workforce
+    from engine.generation.generate_bank import WorkerOptions
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -103,15 +103,15 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
     if not options.out:
         raise UserError("--out BANK is missing; give the folder or URL of the bank")
     try:
-        with _workforce(recipe, options) as (resolved, workforce):
-            from engine.shards import generate
+        with _worker_options(recipe, options) as (resolved, worker_options):
+            from engine.generation.generate_bank import generate
 
             line = generate(
                 resolved,
                 options.out,
                 options.shards,
                 resume=options.resume,
-                workforce=workforce,
+                worker_options=worker_options,
                 watched=monitor_options(options),
             )
     except KeyboardInterrupt:
@@ -121,18 +121,18 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
 
 
 @contextmanager
-def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Workforce]]":
-    """The workers asked for, and the recipe as resolved where they run."""
-    from engine.workers.workforce import Workforce
+def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, WorkerOptions]]":
+    """Yield the recipe as resolved where the workers run, and the options of the workers."""
+    from engine.generation.generate_bank import WorkerOptions
 
     if options.resume and recipe.compute.threads is None:
         threads = threads_of_bank(options.out)
         recipe = replace(recipe, compute=replace(recipe.compute, threads=threads))
     if not options.ray:
         workers = options.workers or _local_workers(recipe)
-        yield _resolved(recipe, workers), Workforce(workers=workers, retries=options.retries)
+        yield _resolved(recipe, workers), WorkerOptions(workers=workers, retries=options.retries)
         return
-    from engine.workers.ray_cluster import RayCluster
+    from engine.generation.workers.ray import RayCluster
 
     needed = (options.workers or 1) * (recipe.compute.threads or 1)
     with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
@@ -142,7 +142,7 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
             print(
                 f"augment: batches of {resolved.augment.micro_batch}, filter: {resolved.filter.micro_batch}"
             )
-        yield resolved, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
+        yield resolved, WorkerOptions(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
 def _local_workers(recipe: Recipe) -> int:
@@ -162,7 +162,7 @@ def _resolved(recipe: Recipe, workers: int) -> Recipe:
 
 
 def _print_status(options: Namespace) -> None:
-    from engine.monitor.status import status
+    from engine.generation.monitor.status import status
 
     print(status(options.status))
 
@@ -171,8 +171,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if options.ray:
         raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
-    from engine.workers.plan import sample
-    from engine.workers.plan_table import plan_table
+    from engine.generation.cost_plan import plan_table, sample
 
     resolved = _resolved(recipe, options.workers or _local_workers(recipe))
     out = console()

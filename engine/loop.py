@@ -20,7 +20,7 @@ from engine.config.schedule import Synthesis, Training
 from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.datasets.test_set import check_test_set
 from engine.distributed import open_accelerator
-from engine.generation import Generation
+from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
 from engine.progress import Progress
@@ -111,7 +111,7 @@ class Loop:
         self.recipe, self.parts, self.accelerator = recipe, parts, accelerator
         self.progress, self.scalars, self.bank = progress, scalars, bank
         self.reader = reader
-        self.generation = Generation(recipe, parts, accelerator, progress)
+        self.generator = ShardGenerator(recipe, parts, accelerator, progress)
         header = reader.header
         self.training = StudentTraining(
             recipe, parts, accelerator, progress, scalars, codec=header.codec, channels=header.channels
@@ -139,7 +139,7 @@ class Loop:
 
     def announce(self) -> None:
         """Tells the progress bars how much is left."""
-        self.generation.announce(self.recipe.schedule.total_batches - self.batches)
+        self.generator.announce(self.recipe.schedule.total_batches - self.batches)
         self.training.announce()
 
     def do(self, work: Synthesis | Training) -> None:
@@ -153,18 +153,18 @@ class Loop:
         """Makes the numbered batch and commits it to the bank."""
         trained = [self.parts.student, *([self.rotation.head] if self.rotation else [])]
         with _without_gradients(trained):
-            made = self.generation.make(batch, self._adversary())
-        rows = made.rows()
-        self.bank.commit(batch, rows, made.kept_images())
+            generated = self.generator.make(batch, self._adversary())
+        rows = generated.rows()
+        self.bank.commit(batch, rows, generated.kept_images())
         self.reader.refresh()
         self._feed(batch)
         self._warn(Agreements.of(rows))
-        if made.variations is None or made.verdict is None:
+        if generated.variations is None or generated.result is None:
             return
-        self.examples.add(made.sources, made.variations, made.verdict)
-        self.scalars.add_scalar("filter/acceptance_rate", made.verdict.kept.double().mean(), batch)
-        self.scalars.add_scalar("filter/label_agreement", made.verdict.label_agreement, batch)
-        self.scalars.add_scalar("filter/kept_label_agreement", made.verdict.kept_label_agreement, batch)
+        self.examples.add(generated.sources, generated.variations, generated.result)
+        self.scalars.add_scalar("filter/acceptance_rate", generated.result.kept.double().mean(), batch)
+        self.scalars.add_scalar("filter/label_agreement", generated.result.label_agreement, batch)
+        self.scalars.add_scalar("filter/kept_label_agreement", generated.result.kept_label_agreement, batch)
 
     def _warn(self, agreements: Agreements) -> None:
         """As soon as there are enough images to know that they are none of their labels, and once."""
@@ -215,7 +215,7 @@ class Loop:
             "batches": self.batches,
             "shards": snapshot(self.reader, range(self.batches)),
             "training": self.training.state_dict(),
-            "synthesizer": self.generation.synthesizer.state_dict(),
+            "synthesizer": self.generator.synthesizer.state_dict(),
             "rotation": None if self.rotation is None else self.rotation.state_dict(),
             "examples": self.examples.state_dict(),
             "seconds": dict(self.progress.seconds),
@@ -233,7 +233,7 @@ class Loop:
         for batch in range(done):
             self._feed(batch)
         self.training.load_state_dict(state["training"])
-        self.generation.synthesizer.load_state_dict(state["synthesizer"])
+        self.generator.synthesizer.load_state_dict(state["synthesizer"])
         if self.rotation is not None:
             self.rotation.load_state_dict(state["rotation"])
         self.examples.load_state_dict(state["examples"])

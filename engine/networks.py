@@ -1,5 +1,6 @@
 """The networks of a recipe: loaded once, described for export, and the frozen ones open in a runtime."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from engine.config.compute import Runtime
 from engine.config.recipe import Recipe
-from engine.lanes import Lane, one_lane, threads_of
 from engine.models.classifier import Classifier
 from engine.models.inverting import require_invertible
 from engine.models.latent_diffusion import LatentDiffusion
@@ -59,8 +59,6 @@ class OpenNetworks(OpenPair):
     clip: ClipModel | None
     class_tokens: Tensor | None
     """float32 [C, D], for augment.class_condition text."""
-    lanes: tuple[Lane, ...]
-    """Steps that may overlap; each network is open for the threads of its lane."""
 
 
 def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
@@ -127,16 +125,17 @@ def open(
     recipe: Recipe,
     loaded: LoadedNetworks,
     accelerator: Accelerator,
-    lanes: tuple[Lane, ...] | None = None,
+    threads: Mapping[str, int] | None = None,
 ) -> OpenNetworks:
-    """Open teacher, prior and CLIP in the runtime of a resolved recipe; `lanes`: by default one.
+    """Open teacher, prior and CLIP in the runtime of a resolved recipe.
+
+    `threads`: CPU threads by stage, by default `compute.threads` for each.
 
     Raises ExportError if the runtime cannot run one of them.
     """
-    lanes = lanes or one_lane(recipe.compute)
     options = runtime_options(recipe.compute, recipe.tensorrt, accelerator.device)
-    for_augment = replace(options, threads=threads_of(lanes, "augment"))
-    for_filter = replace(options, threads=threads_of(lanes, "filter"))
+    for_augment = replace(options, threads=threads["augment"]) if threads else options
+    for_filter = replace(options, threads=threads["filter"]) if threads else options
     prior, clip = loaded.prior, loaded.clip
     return OpenNetworks(
         teacher=loaded.teacher,
@@ -147,7 +146,6 @@ def open(
         if clip is None
         else open_clip(clip, spec("clip", recipe, clip, options.runtime), for_filter),
         class_tokens=loaded.class_tokens,
-        lanes=lanes,
     )
 
 

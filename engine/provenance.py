@@ -12,6 +12,7 @@ import yaml
 
 from engine.bank.manifest import Header
 from engine.bank.merge import recipes_of
+from engine.config.decides import sections, settings
 from engine.config.filter import LOCAL_DIR
 from engine.config.recipe import Recipe
 from engine.config.storage import stored_channels
@@ -20,18 +21,14 @@ from engine.models.weight_index import weight_files
 from engine.paths import resolve
 from export.hashed import sha256_of
 
-DECIDING = ("seed", "class_names", "teacher", "synthesize", "augment", "filter", "storage")
-DECIDING_COMPUTE = (
-    "device",
-    "precision",
-    "runtime",
-    "runtime_precision",
-    "onnx_provider",
-    "threads",
-    "overlap",
-    "kernels",
-    "compile",
+DECIDING = sections(Recipe, "images")
+"""Fields of the recipe, most of them sections, that the settings hash of a bank covers."""
+DECIDING_COMPUTE = tuple(
+    key.removeprefix("compute.")
+    for key, effects in settings(Recipe).items()
+    if key.startswith("compute.") and "images" in effects
 )
+"""What it covers of the section compute."""
 NOT_STATED = "not stated in its files"
 
 TEACHER, PRIOR, CLIP = "teacher", "diffusion prior", "CLIP"

@@ -189,6 +189,7 @@ def serve() -> None:
     import open_clip  # noqa: F401
     import transformers  # noqa: F401
 
+    from engine.generation import generate_bank  # noqa: F401
     from engine.training import from_banks  # noqa: F401
 
     with contextlib.suppress(ImportError):

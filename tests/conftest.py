@@ -22,7 +22,7 @@ from tests.commands import CommandServer, command_server
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it where a kernel is defined
 
-RAY_TESTS = Path(__file__).parent / "engine/workers"
+RAY_TESTS = Path(__file__).parent / "engine/generation/workers"
 POISONED_PACKAGES = {"engine", "export", "kernels"}
 CHAOS_KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
 CHAOS_SEED = int(os.environ.setdefault("CHAOS_SEED", f"{date.today():%Y%m%d}"))  # one for all processes

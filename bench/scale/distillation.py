@@ -11,8 +11,7 @@ from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
 from bench.torchrun import distill, losses
-from engine.shards import generate
-from engine.workers.workforce import Workforce
+from engine.generation.generate_bank import WorkerOptions, generate
 
 STEPS, BATCH = 50, 64
 SETTINGS = {
@@ -34,7 +33,14 @@ def rows() -> Iterator[Row]:
     """
     with TemporaryDirectory() as folder:
         bank = str(Path(folder) / "bank")
-        generate(embedded(32), bank, 2, resume=False, workforce=Workforce(workers=1, retries=0), watched={})
+        generate(
+            embedded(32),
+            bank,
+            2,
+            resume=False,
+            worker_options=WorkerOptions(workers=1, retries=0),
+            watched={},
+        )
         ways = {"one": (1, 1), "two threads": (1, 2), "two processes": (2, 1)}
         for name, (processes, threads) in ways.items():
             distill(bank, Path(folder) / name, SETTINGS, processes=processes, threads=threads)

@@ -13,16 +13,16 @@ from typing import Any
 from engine.bank.writer import BankWriter
 from engine.cli.resolve import resolve
 from engine.config.recipe import Recipe
+from engine.generation.messages import Job
+from engine.generation.monitor.progress import GenerationStats
+from engine.generation.workers.coordinator import Coordinator
+from engine.generation.workers.pool import WorkerPool
+from engine.generation.workers.retry_queue import ShardQueue
+from engine.generation.workers.signals import Requests
 from engine.provenance import bank_header
 from engine.recipes.load import load_recipe
-from engine.workers.coordinator import Coordinator
-from engine.workers.crew import Crew
-from engine.workers.job import Job
-from engine.workers.queue import ShardQueue
-from engine.workers.signals import Requests
-from engine.workers.tally import Tally
 
-Opener = Callable[[Job], AbstractContextManager[Crew[Any]]]
+Opener = Callable[[Job], AbstractContextManager[WorkerPool[Any]]]
 
 
 @dataclass
@@ -33,15 +33,15 @@ class Commits:
     rss: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     images_a_shard: float = 0.0
 
-    def update(self, tally: Tally) -> None:
-        for name, worker in tally.workers.items():
+    def update(self, stats: GenerationStats) -> None:
+        for name, worker in stats.workers.items():
             if worker.shards > len(self.times[name]):
                 self.times[name].append(time.perf_counter())
                 self.rss[name].append(worker.rss)
-        if tally.made:
-            self.images_a_shard = tally.rows / tally.made
+        if stats.made:
+            self.images_a_shard = stats.rows / stats.made
 
-    def close(self, tally: Tally) -> None:
+    def close(self, stats: GenerationStats) -> None:
         """Do nothing: there is nothing to close."""
 
     def images_a_second(self) -> float:
@@ -62,13 +62,13 @@ def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
     with TemporaryDirectory() as folder:
         url = str(Path(folder) / "bank")
         job = Job(recipe=recipe, url=url, header=bank_header(recipe))
-        tally = Tally(target=shards, found=0)
-        with open_crew(job) as crew:
-            coordinator = Coordinator(crew, tally, Requests(), observers=[commits], say=print)
+        stats = GenerationStats(target=shards, found=0)
+        with open_crew(job) as pool:
+            coordinator = Coordinator(pool, stats, Requests(), observers=[commits], say=print)
             coordinator.await_worker()
             with BankWriter.open(url, job.header, resume=False, say=print) as bank:
                 coordinator.run(bank, ShardQueue(range(shards), retries=0))
-        assert not tally.failed, tally.failed
+        assert not stats.failed, stats.failed
     return commits
 
 

@@ -12,11 +12,10 @@ from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
 from engine.config.recipe import Recipe
+from engine.generation.messages import Done, Failed, Job, Lost, Ready, Unable
+from engine.generation.workers.pool import WorkerPool
+from engine.generation.workers.processes import ProcessPool
 from engine.provenance import bank_header
-from engine.workers.crew import Crew
-from engine.workers.events import Done, Failed, Lost, Ready, Unable
-from engine.workers.job import Job
-from engine.workers.pool import PoolCrew
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
 """Shards with little synthesis, so that start-up dominates."""
@@ -48,27 +47,27 @@ def _shape(recipe: Recipe) -> str:
 
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:
-    """Return the seconds until a replacement has loaded its networks, and until it has made shard 0."""
-    with PoolCrew(job, 1, forks=forks) as crew:
-        crew.resize(1)
-        _until(crew, Ready)
-        crew.members[0].kill()
-        _until(crew, Lost)
+    """Return the seconds until a killed worker's replacement has loaded, and until it has made shard 0."""
+    with ProcessPool(job, 1, forks=forks) as pool:
+        pool.resize(1)
+        _until(pool, Ready)
+        pool.workers[0].kill()
+        _until(pool, Lost)
         start = time.perf_counter()
-        crew.resize(1)
-        _until(crew, Ready)
+        pool.resize(1)
+        _until(pool, Ready)
         loaded = time.perf_counter() - start
-        crew.give(crew.members[0], 0)
-        _until(crew, Done)
+        pool.give(pool.workers[0], 0)
+        _until(pool, Done)
         return loaded, time.perf_counter() - start
 
 
-def _until(crew: Crew, kind: type) -> None:
-    """Wait for an event of `kind`. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
+def _until(pool: WorkerPool, kind: type) -> None:
+    """Wait for an event of that kind. Raises RuntimeError if the worker fails, or after LONGEST seconds."""
     found: list[object] = []
     deadline = time.monotonic() + LONGEST
     while not any(isinstance(what, kind) for what in found):
-        found = [event.what for event in crew.wait(LONGEST)]
+        found = [event.what for event in pool.wait(LONGEST)]
         failure = next((what for what in found if isinstance(what, Failed | Lost | Unable)), None)
         if time.monotonic() > deadline or (failure and not isinstance(failure, kind)):
             raise RuntimeError(f"expected {kind.__name__}, got {failure or f'nothing in {LONGEST:.0f} s'}")

@@ -8,11 +8,10 @@ from statistics import median
 from bench.rows import Row
 from bench.scale.generation import Commits, Opener, embedded, generation, slope
 from bench.scale.row import row
+from engine.generation.cost_plan import sample
+from engine.generation.workers.processes import ProcessPool
+from engine.generation.workers.ray import LOCAL, RayCluster, RayPool
 from engine.hardware import available_cores
-from engine.workers.plan import sample
-from engine.workers.pool import PoolCrew
-from engine.workers.ray_cluster import LOCAL, RayCluster
-from engine.workers.ray_crew import RayCrew
 
 BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
 SMALL_BATCH, FEW, MANY = 8, 20, 200
@@ -25,11 +24,11 @@ def over_workers() -> Iterator[Row]:
     """
     recipe, workers = embedded(BATCH), available_cores()
     ways: dict[str, tuple[Opener, int]] = {
-        "one": (lambda job: PoolCrew(job, 1), 1),
-        "pool": (lambda job: PoolCrew(job, workers), workers),
+        "one": (lambda job: ProcessPool(job, 1), 1),
+        "pool": (lambda job: ProcessPool(job, workers), workers),
     }
     with RayCluster(LOCAL, cpus=workers) as cluster:
-        ways["ray"] = (lambda job: RayCrew(job, cluster, workers, print), workers)
+        ways["ray"] = (lambda job: RayPool(job, cluster, workers, print), workers)
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, (open_crew, count) in ways.items():
@@ -50,9 +49,9 @@ def over_shards() -> Iterator[Row]:
     recipe = embedded(SMALL_BATCH)
     planned = sample(recipe, print).wall_seconds(FEW, 1)
     start = time.perf_counter()
-    generation(recipe, lambda job: PoolCrew(job, 1), FEW)
+    generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - start
-    made = generation(recipe, lambda job: PoolCrew(job, 1), MANY)
+    made = generation(recipe, lambda job: ProcessPool(job, 1), MANY)
     shape = f"{SMALL_BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
     same = partial(row, dtype=recipe.compute.runtime_precision, shape=shape)
     few, many = (1000 * seconds_an_image(made, count) for count in (FEW, MANY))

@@ -15,11 +15,11 @@ from engine import networks
 from engine.config.compute import ComputeConfig
 from engine.config.recipe import Recipe
 from engine.distributed import open_accelerator
-from engine.lanes import Step, lanes, threads_of, torch_threads
+from engine.generation.overlap import lanes, thread_counts, torch_threads
 from engine.networks import LoadedNetworks, OpenNetworks
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
-from engine.stages.filter import judge
+from engine.stages.filter import filter_variations
 from engine.stages.micro_batch import MicroBatch
 
 WORTH_IT = 1.05
@@ -121,11 +121,11 @@ class Timing:
 
     def __init__(self, recipe: Recipe) -> None:
         self._accelerator = open_accelerator(recipe.compute)
-        self._lanes = lanes(recipe)
+        self._threads = thread_counts(lanes(recipe))
         self._loaded: LoadedNetworks | None = None
         self._opened: OpenNetworks | None = None
 
-    def measure(self, recipe: Recipe, stage: Step) -> Reading:
+    def measure(self, recipe: Recipe, stage: str) -> Reading:
         """Return the reading of "augment" or "filter" at its micro-batch, or at the part that fits in memory.
 
         Raises OutOfMemoryError if not even one image fits.
@@ -133,7 +133,7 @@ class Timing:
         opened, size = self.opened(recipe), getattr(recipe, stage).images_at_once
         micro_batch = MicroBatch(stage, size, say=lambda _: None)
         run = self._augment if stage == "augment" else self._filter
-        with torch_threads(threads_of(self._lanes, stage)):
+        with torch_threads(self._threads[stage]):
             run(recipe, opened, micro_batch, size)
             held, seconds = micro_batch.size, list[float]()
             while len(seconds) < REPEATS or sum(seconds) < SECONDS:
@@ -157,7 +157,7 @@ class Timing:
             if self._loaded is None:
                 self._loaded = networks.load(recipe, device)
             self._place_prior(device)
-            self._opened = networks.open(recipe, self._loaded, self._accelerator, self._lanes)
+            self._opened = networks.open(recipe, self._loaded, self._accelerator, self._threads)
             if compute.runtime != "torch":  # a run frees the prior's modules once they are open
                 self._place_prior(torch.device("cpu"))
                 clear_device_cache(garbage_collection=True)
@@ -189,7 +189,9 @@ class Timing:
         rows = torch.arange(size) // recipe.augment.variations
         variations = replace(sources[rows], keys=torch.arange(size), parents=sources.keys[rows])
         device = self._accelerator.device
-        judge(sources, variations, opened.clip, opened.teacher_forward, recipe.filter, device, micro_batch)
+        filter_variations(
+            sources, variations, opened.clip, opened.teacher_forward, recipe.filter, device, micro_batch
+        )
 
 
 def _noise(recipe: Recipe, count: int) -> ImageBatch:

@@ -14,13 +14,12 @@ import torch
 
 from engine.auto_batch.measure import HostMemory, Reading, Timing, best, candidates
 from engine.config.recipe import Recipe, with_default_batches
-from engine.lanes import Step, lanes, threads_of
+from engine.generation.overlap import lanes, thread_counts
+from engine.generation.stages import STAGES, Stage
 from engine.provenance import weights_of
 from export.disk import full_disk
 
 logger = logging.getLogger(__name__)
-
-STAGES: tuple[Step, ...] = ("augment", "filter")
 
 
 def settled_batches(recipe: Recipe) -> Recipe:
@@ -31,7 +30,7 @@ def settled_batches(recipe: Recipe) -> Recipe:
 
     Raises as `engine.networks.load` and `open` do, and OutOfMemoryError if not even one image fits in memory.
     """
-    unsettled = [stage for stage in STAGES if getattr(recipe, stage).micro_batch == "auto"]
+    unsettled = [stage.name for stage in STAGES if _is_auto(recipe, stage)]
     recipe = with_default_batches(recipe)
     if not unsettled or recipe.augment.method == "none":
         return recipe
@@ -49,11 +48,15 @@ def settled_batches(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _with(recipe: Recipe, stage: Step, size: int) -> Recipe:
+def _is_auto(recipe: Recipe, stage: Stage) -> bool:
+    return stage.has_micro_batch and getattr(recipe, stage.name).micro_batch == "auto"
+
+
+def _with(recipe: Recipe, stage: str, size: int) -> Recipe:
     return replace(recipe, **{stage: replace(getattr(recipe, stage), micro_batch=size)})
 
 
-def _measured(recipe: Recipe, stage: Step, timing: Timing) -> Reading:
+def _measured(recipe: Recipe, stage: str, timing: Timing) -> Reading:
     """Find the best size; a GPU reports that its memory is full, but the host kills the process."""
     on_gpu = recipe.compute.device == "cuda"
     sizes = candidates(recipe.compute, _most(recipe))
@@ -67,14 +70,14 @@ def _most(recipe: Recipe) -> int:
     return recipe.synthesize.batch_size * recipe.augment.variations
 
 
-def _question(recipe: Recipe, stage: Step, weights: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _question(recipe: Recipe, stage: str, weights: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return everything that decides the answer."""
     compute, config = recipe.compute, recipe.augment
     on_gpu = compute.device == "cuda"
     return {
         "stage": stage,
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "threads": threads_of(lanes(recipe), stage),
+        "threads": thread_counts(lanes(recipe))[stage],
         "runtime": [compute.runtime, compute.runtime_precision, compute.precision, compute.compile],
         "networks": {name: [fact["name"], fact["sha256"]] for name, fact in weights.items()},
         "image_size": recipe.teacher.image_size,

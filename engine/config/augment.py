@@ -1,8 +1,9 @@
 """Settings of the augment stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.config.decides import decides
 from engine.errors import UserError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,7 +39,7 @@ class AugmentConfig:
     """1 starts from pure noise; below, from the source's latent with that much noise."""
     class_condition: Literal["none", "text"] = "none"
     """`text` adds the class name's CLIP embedding as a second token beside the source's."""
-    micro_batch: int | Literal["auto"] = 32
+    micro_batch: int | Literal["auto"] = field(default=32, metadata=decides("images", "execution"))
     """Variations made at once; auto: as many as are fastest, measured once before images are made."""
 
     @property

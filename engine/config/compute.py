@@ -1,10 +1,11 @@
 """Where a run computes and in which precision."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from engine.config.decides import decides
 from engine.errors import UserError
 
 Runtime = Literal["torch", "openvino", "onnxruntime", "tensorrt"]
@@ -15,32 +16,42 @@ RuntimePrecision = Literal["fp32", "bf16", "fp16"]
 class ComputeConfig:
     """Device, precision and threads. `auto` is settled where the run starts and recorded with it."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=decides("images", "execution"))
     """Where the networks run; auto takes the GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto", metadata=decides("images", "numbers", "execution")
+    )
     """Type of the matrix products of training; auto takes bf16 where the hardware has it. On a GPU fp32 is
     not rounded to TF32."""
-    runtime: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
+    runtime: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = field(
+        default="auto", metadata=decides("images", "execution")
+    )
     """What runs the frozen networks (the prior's, CLIP's image tower, the teacher where no gradient passes
     through it); auto takes openvino on a CPU that has it, torch elsewhere."""
-    runtime_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    runtime_precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto", metadata=decides("images", "numbers", "execution")
+    )
     """Type of their matrix products; auto takes fp16 in tensorrt and in onnxruntime on a GPU, fp32 in
     onnxruntime on a CPU, else `precision`. A network that it does not hold is run in a safer one."""
-    onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = field(
+        default="auto", metadata=decides("images", "execution")
+    )
     """Execution provider of runtime onnxruntime; auto takes that of the device."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=decides("images", "numbers", "execution"))
     """Runtime torch: by inductor, which takes a minute to compile."""
     engines: str = ""
     """Folder that keeps graphs and engines, such as --out of python -m export; by default
     $ENGINE_CACHE, else ~/.cache/dda-engine."""
     engines_gb: float = 20.0
     """Size of that folder above which the least recently used are removed, in GB."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=decides("images", "execution"))
     """CPU threads of torch in each process; null keeps its own choice, 1 where torchrun starts several."""
-    overlap: bool | Literal["auto"] = "auto"
+    overlap: bool | Literal["auto"] = field(default="auto", metadata=decides("images", "execution"))
     """engine.generate: synthesis, augmentation and filter of consecutive shards side by side; on a CPU they
     share `threads` out. auto does so on a GPU, unless `compile` is set."""
-    kernels: Literal["fused", "torch"] = "fused"
+    kernels: Literal["fused", "torch"] = field(
+        default="fused", metadata=decides("images", "numbers", "execution")
+    )
     """The project's own kernels, or plain torch in their places, for comparison."""
     cuda_graphs: bool = True
     """On a GPU: record the synthesis step and replay it, instead of launching each kernel."""

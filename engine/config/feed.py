@@ -1,8 +1,9 @@
 """How the student is fed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.config.decides import decides
 from engine.errors import UserError
 
 
@@ -12,11 +13,11 @@ class FeedConfig:
 
     kind: Literal["auto", "dali", "torch"] = "auto"
     """dali: NVIDIA DALI; torch: a DataLoader; auto: dali where it is installed."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata=decides("student"))
     """Type of the images that the feed gives."""
     threads: int = 2
     """Threads of DALI, or worker processes of the DataLoader, that decode."""
-    newest: float = 0.0
+    newest: float = field(default=0.0, metadata=decides("student"))
     """Share of each batch that is drawn from the shards of the newest round; the rest is drawn from all."""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """Settings of the filter stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.config.decides import decides
 from engine.errors import UserError
 
 LOCAL_DIR = "local-dir:"
@@ -27,7 +28,7 @@ class FilterConfig:
     """Also ask that the teacher's top-1 is the label."""
     min_confidence: float = 0.0
     """Least teacher probability of its top-1; read by the class gate."""
-    micro_batch: int | Literal["auto"] = 256
+    micro_batch: int | Literal["auto"] = field(default=256, metadata=decides("images", "execution"))
     """Images embedded or classified at once; auto: as many as are fastest, measured once before images are
     made."""
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from engine.config.augment import AugmentConfig
 from engine.config.classifier import ClassifierConfig
 from engine.config.compute import ComputeConfig
+from engine.config.decides import decides, sections
 from engine.config.distill import DistillConfig
 from engine.config.evaluate import EvaluateConfig
 from engine.config.feed import FeedConfig
@@ -25,8 +26,6 @@ from engine.errors import UserError
 CONFIG = "config.yaml"
 """Name, in a run's folder, of the recipe it was made with."""
 
-OF_MACHINE_SECTIONS = ("compute", "tensorrt", "feed")
-"""Sections of a bank's recipe that a later command settles for itself."""
 LARGEST_RATIO = 1_000_000
 """Of two classes' weights."""
 
@@ -35,35 +34,35 @@ LARGEST_RATIO = 1_000_000
 class Recipe:
     """Everything that decides a run's result."""
 
-    name: str
+    name: str = field(metadata=decides())
     """Name of the recipe, and of the run's folder; the file's name unless given."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=decides("images"))
     """Seed of every random draw."""
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = field(metadata=decides("images", "student"))
     """Name of each class, in the order of the teacher's logits."""
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = field(default=ComputeConfig(), metadata=decides("execution"))
     """Device, precision and threads"""
-    tensorrt: TensorRtConfig = TensorRtConfig()
+    tensorrt: TensorRtConfig = field(default=TensorRtConfig(), metadata=decides("execution"))
     """How TensorRT's engines are built"""
-    teacher: ClassifierConfig
+    teacher: ClassifierConfig = field(metadata=decides("images", "student"))
     """The trained classifier to distill from"""
-    student: ClassifierConfig
+    student: ClassifierConfig = field(metadata=decides("student"))
     """The classifier to train"""
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig = field(default=ScheduleConfig(), metadata=decides("student"))
     """How much of each kind of work"""
-    synthesize: SynthesizeConfig
+    synthesize: SynthesizeConfig = field(metadata=decides("images"))
     """Images from the teacher alone"""
-    augment: AugmentConfig
+    augment: AugmentConfig = field(metadata=decides("images"))
     """Variations of the synthesized images by a diffusion prior"""
-    filter: FilterConfig
+    filter: FilterConfig = field(metadata=decides("images"))
     """Which variations are kept"""
-    storage: StorageConfig = StorageConfig()
+    storage: StorageConfig = field(default=StorageConfig(), metadata=decides("images"))
     """The files of the bank's images"""
-    feed: FeedConfig = FeedConfig()
+    feed: FeedConfig = field(default=FeedConfig(), metadata=decides("execution"))
     """From the files to the student"""
-    distill: DistillConfig
+    distill: DistillConfig = field(metadata=decides("student"))
     """Training of the student on the bank"""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateConfig = field(default=EvaluateConfig(), metadata=decides("student"))
     """The test set"""
 
     def __post_init__(self) -> None:
@@ -92,9 +91,9 @@ class Recipe:
                 f" got {self.teacher.image_size}"
             )
         self._check_views()
-        for field in ("weights", "weights_key"):
-            if (given := getattr(self.student, field)) is not None:
-                raise UserError(f"student.{field} is {given}; a student starts from random weights, set null")
+        for name in ("weights", "weights_key"):
+            if (given := getattr(self.student, name)) is not None:
+                raise UserError(f"student.{name} is {given}; a student starts from random weights, set null")
         self._check_class_weights()
         if self.augment.class_condition == "text" and not self.filter.model:
             raise UserError(
@@ -156,6 +155,10 @@ class Recipe:
                 raise UserError(
                     f"{section}.crop_padding is {padding}, but teacher.image_size is {size}; set it lower"
                 )
+
+
+OF_MACHINE_SECTIONS = sections(Recipe, "execution")
+"""Sections of a bank's recipe that a later command resolves for itself."""
 
 
 def with_default_batches(recipe: Recipe) -> Recipe:

@@ -12,19 +12,13 @@ from jsonargparse import ArgumentParser
 from engine.atomic import replacing
 from engine.cli.arguments import CommandLine, add_short_flags
 from engine.cli.resolve import resolve_compute
-from engine.config.recipe import Recipe, with_default_batches
+from engine.config.decides import settings
+from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe, with_default_batches
 from engine.errors import UserError
 from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
-from engine.training.run_folder import (
-    BANK,
-    OF_MACHINE,
-    by_hash,
-    own_settings,
-    require_agreement,
-    require_student,
-)
+from engine.training.run_folder import BANK, by_hash, own_settings, require_agreement, require_student
 from engine.training.run_record import RunRecord
 
 
@@ -89,8 +83,12 @@ GROUPS = {
 DEFAULT = "teacher,clip,unet,vae"
 PARTS = {"teacher": TEACHER, "clip": CLIP, "unet": PRIOR, "vae_encoder": PRIOR, "vae_decoder": PRIOR}
 """What a run's record calls the weights of a network."""
-FREE = (*OF_MACHINE, "feed.", "augment.micro_batch:", "filter.micro_batch:", "evaluate.root:")
-"""How settings begin that may be other than the run's: they say how to compute."""
+FREE = tuple(
+    f"{key}:"
+    for key, effects in settings(Recipe).items()
+    if "execution" in effects or key.partition(".")[0] in OF_MACHINE_SECTIONS
+)
+"""Prefixes, in `differences`, of the settings that may differ from the run's: they say how to compute."""
 
 
 def command(arguments: Sequence[str]) -> None:

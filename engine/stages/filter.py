@@ -17,7 +17,7 @@ from engine.stages.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class FilterResult:
     """What was found out about each of V variations, kept or not; on the CPU."""
 
     labels: Tensor  # int64 [V], of the source
@@ -38,7 +38,7 @@ class Verdict:
         return _mean((self.teacher_top1 == self.labels)[self.kept])
 
 
-def judge(
+def filter_variations(
     sources: ImageBatch,
     variations: ImageBatch,
     clip: ClipModel | None,
@@ -47,7 +47,7 @@ def judge(
     device: torch.device,
     micro_batch: MicroBatch | None = None,
     precision: str = "fp32",
-) -> Verdict:
+) -> FilterResult:
     """Judges variations against their parents in `sources`; each source is embedded once.
 
     A variation passes CLIP where its cosine is >= omega, or >= the `quantile` of this batch's cosines; with
@@ -68,7 +68,7 @@ def judge(
     kept = passes_clip
     if config.class_gate:
         kept = kept & (top1 == variations.labels) & (confidence >= config.min_confidence)
-    return Verdict(
+    return FilterResult(
         labels=variations.labels,
         similarity=similarity,
         passes_clip=passes_clip,

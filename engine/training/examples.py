@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.atomic import replacing
 from engine.stages.batch import ImageBatch
-from engine.stages.filter import Verdict
+from engine.stages.filter import FilterResult
 
 CELL = 96  # pixels; smaller images are enlarged by a whole factor up to about this side
 FRAME, GAP, CAPTION, MARGIN, FONT_SIZE = 4, 10, 18, 14, 12
@@ -86,7 +86,7 @@ class Examples:
     def __init__(self) -> None:
         self._rows: list[dict[str, torch.Tensor]] = []
 
-    def add(self, sources: ImageBatch, variations: ImageBatch, verdict: Verdict) -> None:
+    def add(self, sources: ImageBatch, variations: ImageBatch, result: FilterResult) -> None:
         """Takes from this batch a first source of each class until there are ROWS rows."""
         classes = sorted(set(sources.labels.tolist()))
         for label in classes:
@@ -99,8 +99,8 @@ class Examples:
                     "source": sources.images[source].clone(),
                     "label": sources.labels[source].clone(),
                     "variations": variations.images[mine],
-                    "similarity": verdict.similarity[mine],
-                    "kept": verdict.kept[mine],
+                    "similarity": result.similarity[mine],
+                    "kept": result.kept[mine],
                 }
             )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
-from engine.config.recipe import CONFIG, Recipe, differences, to_yaml
+from engine.config.decides import settings
+from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe, differences, to_yaml
 from engine.errors import UserError
 from engine.provenance import KEYS
 from engine.recipes.load import load_recipe
@@ -25,10 +26,12 @@ STUDENT = "student.safetensors"
 VARIATIONS = "variations.png"
 LOCK = ".lock"
 
-OF_MACHINE = ("compute.", "tensorrt.", "feed.kind:", "feed.threads:")
-"""How the settings begin that say where and how to compute, not what."""
-OF_NUMBERS = ("precision", "runtime_precision", "kernels", "compile")
-"""Of compute: what decides the numbers on any machine."""
+OF_MACHINE = tuple(
+    f"{key}:"
+    for key, effects in settings(Recipe).items()
+    if "execution" in effects and key.partition(".")[0] in OF_MACHINE_SECTIONS
+)
+"""Prefixes, in `differences`, of the settings that say how and where to compute."""
 
 
 def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] = ()) -> None:
@@ -70,13 +73,19 @@ def run_to_resume(out: str, *, resume: bool) -> Path | None:
     return folder if resume and (folder / CONFIG).is_file() else None
 
 
-def without_machine(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that say where to compute, which another machine settles for itself."""
-    kept = {name: value for name, value in settings.items() if name != "tensorrt"}
-    compute, feed = settings.get("compute", {}), settings.get("feed", {})
-    kept["compute"] = {name: compute[name] for name in OF_NUMBERS if name in compute}
-    kept["feed"] = {name: value for name, value in feed.items() if name not in ("kind", "threads")}
+def without_machine(given: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those that say where to compute, which another machine resolves for itself."""
+    kept = dict(given)
+    for section in OF_MACHINE_SECTIONS:
+        names = {key.removeprefix(f"{section}.") for key in _portable() if key.startswith(f"{section}.")}
+        kept[section] = {name: value for name, value in given.get(section, {}).items() if name in names}
     return kept
+
+
+def _portable() -> list[str]:
+    """Return the settings that mean the same on any machine."""
+    known = settings(Recipe).items()
+    return [key for key, effects in known if "execution" not in effects or "numbers" in effects]
 
 
 def by_hash(folder: Path) -> tuple[str, ...]:

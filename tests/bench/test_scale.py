@@ -8,12 +8,11 @@ from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
 from bench.scale.throughput import seconds_an_image
 from engine.cli.resolve import resolve
+from engine.generation.messages import Job, Lost, Ready
+from engine.generation.workers.in_process import InProcessPool
+from engine.generation.workers.processes import ProcessPool
 from engine.provenance import bank_header
 from engine.recipes.load import load_recipe
-from engine.workers.events import Lost, Ready
-from engine.workers.here import HereCrew
-from engine.workers.job import Job
-from engine.workers.pool import PoolCrew
 from tests.tiny_recipe import write_recipe
 
 
@@ -40,7 +39,7 @@ def test_seconds_an_image_ignore_the_first_shard() -> None:
 
 def test_every_shard_of_a_generation_is_recorded(tmp_path: Path) -> None:
     recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
-    made = generation(recipe, lambda job: HereCrew(job, print), 3)
+    made = generation(recipe, lambda job: InProcessPool(job, print), 3)
     assert [len(times) for times in made.times.values()] == [3]
     assert made.images_a_shard == 24
     assert all(held > 50e6 for held in made.rss["worker 1"])
@@ -49,12 +48,12 @@ def test_every_shard_of_a_generation_is_recorded(tmp_path: Path) -> None:
 def test_a_respawn_that_cannot_load_its_networks_ends_the_bench(tmp_path: Path) -> None:
     recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
     job = Job(recipe=recipe, url=str(tmp_path / "bank"), header=bank_header(recipe))
-    with PoolCrew(job, 1) as crew:
-        crew.resize(1)
-        respawn._until(crew, Ready)
+    with ProcessPool(job, 1) as pool:
+        pool.resize(1)
+        respawn._until(pool, Ready)
         (tmp_path / "teacher.safetensors").unlink()
-        crew.members[0].kill()
-        respawn._until(crew, Lost)
-        crew.resize(1)
+        pool.workers[0].kill()
+        respawn._until(pool, Lost)
+        pool.resize(1)
         with pytest.raises(RuntimeError, match=r"expected Ready, got Unable.*teacher\.safetensors"):
-            respawn._until(crew, Ready)
+            respawn._until(pool, Ready)

@@ -53,7 +53,11 @@ def spy(seen: Seen) -> Callable[..., None]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the commands hand over to the work itself."""
     seen: Seen = []
-    for place in ("engine.loop.run", "engine.training.from_banks.distill", "engine.shards.generate"):
+    for place in (
+        "engine.loop.run",
+        "engine.training.from_banks.distill",
+        "engine.generation.generate_bank.generate",
+    ):
         monkeypatch.setattr(place, spy(seen))
     return seen
 

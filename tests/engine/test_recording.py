@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.lanes import own_stream
+from engine.generation.overlap import own_stream
 from engine.runtime.torch import capture_cuda_graph
 from engine.stages.micro_batch import is_out_of_memory
 

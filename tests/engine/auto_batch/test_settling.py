@@ -109,15 +109,15 @@ def test_without_variations_auto_is_the_default(tmp_path: Path, monkeypatch: pyt
 def test_memory_that_ends_ends_the_search(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = measure.judge
+    own = measure.filter_variations
 
-    def judge(sources: object, variations: torch.Tensor, *rest: Any) -> object:
+    def filter_variations(sources: object, variations: torch.Tensor, *rest: Any) -> object:
         micro_batch = rest[-1]
         limited = micro_batch.over(len(variations), lambda piece: holds(piece.stop - piece.start, 6))
         list(limited)
         return own(sources, variations, *rest)
 
-    monkeypatch.setattr(measure, "judge", judge)
+    monkeypatch.setattr(measure, "filter_variations", filter_variations)
     found = settled_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 8}))
     assert found.filter.micro_batch == 4
 

@@ -1,4 +1,4 @@
-"""The verdicts against written-out rules, and the mean distance against the double loop."""
+"""Filter results against written-out rules, and the mean distance against the double loop."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from engine.models.classifier import Classifier
 from engine.models.priors import ClipModel, load_clip
 from engine.runtime.torch import FusedClassifier
 from engine.stages.batch import ImageBatch
-from engine.stages.filter import FilterConfig, Verdict, judge, mean_pairwise_distance
+from engine.stages.filter import FilterConfig, FilterResult, filter_variations, mean_pairwise_distance
 from tests.tiny_priors import write_clip
 
 NUM_CLASSES = 3
@@ -69,24 +69,26 @@ def _cosines(sources: ImageBatch, variations: ImageBatch, clip: ClipModel) -> Te
     return torch.stack(values)
 
 
-def _judge(
+def _filter(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel | None, teacher: Classifier, **changes: Any
-) -> Verdict:
+) -> FilterResult:
     settings: dict[str, Any] = {"model": "unused"} | changes
     forward = FusedClassifier(teacher.eval(), [], Accelerator(cpu=True))
-    return judge(sources, variations, clip, forward, FilterConfig(**settings), torch.device("cpu"))
+    return filter_variations(
+        sources, variations, clip, forward, FilterConfig(**settings), torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 256])
 def test_similarity_is_the_cosine_to_the_parent(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel, teacher: Classifier, micro_batch: int
 ) -> None:
-    verdict = _judge(sources, variations, clip, teacher, omega=0.5, micro_batch=micro_batch)
+    result = _filter(sources, variations, clip, teacher, omega=0.5, micro_batch=micro_batch)
     expected = _cosines(sources, variations, clip)
     assert expected.std() > 1e-3
-    torch.testing.assert_close(verdict.similarity.double(), expected, rtol=0, atol=1e-5)
-    assert verdict.similarity.dtype == torch.float32
-    assert verdict.similarity[0] > 1 - 1e-5
+    torch.testing.assert_close(result.similarity.double(), expected, rtol=0, atol=1e-5)
+    assert result.similarity.dtype == torch.float32
+    assert result.similarity[0] > 1 - 1e-5
 
 
 def test_omega_keeps_what_is_at_least_as_similar(
@@ -94,10 +96,10 @@ def test_omega_keeps_what_is_at_least_as_similar(
 ) -> None:
     cosines = _cosines(sources, variations, clip).sort().values
     omega = (cosines[3] + cosines[4]).item() / 2
-    verdict = _judge(sources, variations, clip, teacher, omega=omega)
-    assert verdict.kept.sum() == 6
-    assert torch.equal(verdict.kept, _cosines(sources, variations, clip) >= omega)
-    assert torch.equal(verdict.kept, verdict.passes_clip)
+    result = _filter(sources, variations, clip, teacher, omega=omega)
+    assert result.kept.sum() == 6
+    assert torch.equal(result.kept, _cosines(sources, variations, clip) >= omega)
+    assert torch.equal(result.kept, result.passes_clip)
 
 
 @pytest.mark.parametrize(("quantile", "kept"), [(0.0, 10), (0.25, 7), (0.5, 5), (0.95, 1)])
@@ -109,32 +111,32 @@ def test_quantile_drops_that_share(
     quantile: float,
     kept: int,
 ) -> None:
-    verdict = _judge(sources, variations, clip, teacher, quantile=quantile)
+    result = _filter(sources, variations, clip, teacher, quantile=quantile)
     least = _cosines(sources, variations, clip).sort(descending=True).values[kept - 1]
-    assert torch.equal(verdict.kept, _cosines(sources, variations, clip) >= least - 1e-6)
-    assert verdict.kept.sum() == kept
+    assert torch.equal(result.kept, _cosines(sources, variations, clip) >= least - 1e-6)
+    assert result.kept.sum() == kept
 
 
 def test_teacher_columns_are_its_softmax_on_all(
     sources: ImageBatch, variations: ImageBatch, teacher: Classifier, clip: ClipModel
 ) -> None:
-    verdict = _judge(sources, variations, clip, teacher, omega=1.0, micro_batch=4)
+    result = _filter(sources, variations, clip, teacher, omega=1.0, micro_batch=4)
     logits = teacher(variations.images.float() / 255).double()
     expected = logits.exp() / logits.exp().sum(1, keepdim=True)
-    torch.testing.assert_close(verdict.confidence.double(), expected.amax(1), rtol=1e-5, atol=1e-6)
-    assert torch.equal(verdict.teacher_top1, expected.argmax(1))
+    torch.testing.assert_close(result.confidence.double(), expected.amax(1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(result.teacher_top1, expected.argmax(1))
     agree = expected.argmax(1) == variations.labels
     assert 0 < agree.sum() < len(agree)
-    assert verdict.label_agreement == pytest.approx(agree.double().mean().item())
+    assert result.label_agreement == pytest.approx(agree.double().mean().item())
 
 
 def test_class_gate_asks_for_the_label_at_the_confidence(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel, teacher: Classifier
 ) -> None:
-    plain = _judge(sources, variations, clip, teacher, quantile=0.2)
+    plain = _filter(sources, variations, clip, teacher, quantile=0.2)
     agree = plain.teacher_top1 == variations.labels
     least = plain.confidence[agree & plain.passes_clip].median().item()
-    gated = _judge(sources, variations, clip, teacher, quantile=0.2, class_gate=True, min_confidence=least)
+    gated = _filter(sources, variations, clip, teacher, quantile=0.2, class_gate=True, min_confidence=least)
     expected = plain.passes_clip & agree & (plain.confidence >= least)
     assert 0 < expected.sum() < (agree & plain.passes_clip).sum()
     assert torch.equal(gated.kept, expected)
@@ -146,19 +148,19 @@ def test_class_gate_asks_for_the_label_at_the_confidence(
 def test_without_clip_all_pass_with_similarity_nan(
     sources: ImageBatch, variations: ImageBatch, teacher: Classifier
 ) -> None:
-    verdict = _judge(sources, variations, None, teacher, method="none")
-    assert verdict.similarity.isnan().all()
-    assert verdict.kept.all()
-    gated = _judge(sources, variations, None, teacher, method="none", class_gate=True)
-    assert torch.equal(gated.kept, verdict.teacher_top1 == variations.labels)
+    result = _filter(sources, variations, None, teacher, method="none")
+    assert result.similarity.isnan().all()
+    assert result.kept.all()
+    gated = _filter(sources, variations, None, teacher, method="none", class_gate=True)
+    assert torch.equal(gated.kept, result.teacher_top1 == variations.labels)
 
 
 def test_agreement_of_none_kept_is_nan(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel, teacher: Classifier
 ) -> None:
-    verdict = _judge(sources, variations[1:], clip, teacher, omega=1.0)
-    assert not verdict.kept.any()
-    assert math.isnan(verdict.kept_label_agreement)
+    result = _filter(sources, variations[1:], clip, teacher, omega=1.0)
+    assert not result.kept.any()
+    assert math.isnan(result.kept_label_agreement)
 
 
 def test_non_finite_teacher_is_named_with_the_keys(
@@ -172,7 +174,7 @@ def test_non_finite_teacher_is_named_with_the_keys(
 
     broken = Classifier(Broken(), num_classes=3, in_channels=3, mean=(0.0,), std=(1.0,), feature_path="")
     with pytest.raises(NonFiniteError, match=r"filter.*teacher.*keys 100, 105; check the weights of teacher"):
-        _judge(sources, variations, None, broken, method="none", micro_batch=5)
+        _filter(sources, variations, None, broken, method="none", micro_batch=5)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (7, 5), (40, 16)], ids=str)

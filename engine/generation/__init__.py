@@ -1,0 +1,1 @@
+"""Generation of a bank: the stages from the teacher to a shard, and the workers that run them."""

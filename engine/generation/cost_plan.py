@@ -1,0 +1,128 @@
+"""Estimate what a generation will cost from a short sample made on this device."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from engine.bank.agreement import Agreements
+from engine.config.recipe import Recipe
+from engine.coverage import MORE_SHARDS, planned_coverage
+from engine.errors import FailedShardsError
+from engine.generation.messages import Done, Failed, Job
+from engine.generation.workers.worker import Worker
+from engine.progress import clock
+from engine.provenance import bank_header
+
+LATER_SHARDS = 3
+"""Measured after the first, which takes the generator's warm-up along; so many for each under way at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What one worker did on this device."""
+
+    load_seconds: float
+    first_seconds: float
+    """Of the first shard, warm-up included."""
+    later_seconds: tuple[float, ...]
+    """Of each further shard."""
+    shard_bytes: float
+    """Of the files of a shard, the mean."""
+    images: float
+    """Kept, a shard."""
+    acceptance: float | None
+    """Share of the variations that are kept."""
+    rss: int
+    """Bytes of the worker's process at the end."""
+    agreements: Agreements = Agreements()
+    """Of the teacher with the labels."""
+
+    @property
+    def shard_seconds(self) -> float:
+        """Of a shard once a worker is warm."""
+        return median(self.later_seconds)
+
+    def wall_seconds(self, shards: int, workers: int) -> float:
+        """Of so many shards by so many workers, each with a device like this one to itself."""
+        rounds = math.ceil(shards / workers)
+        return self.load_seconds + self.first_seconds + (rounds - 1) * self.shard_seconds
+
+
+def sample(recipe: Recipe, say: Callable[[str], None]) -> Sample:
+    """Makes some shards in a temporary folder. Raises what a generation raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        job = Job(recipe=recipe, url=folder, header=bank_header(recipe))
+        count = 1 + LATER_SHARDS * job.depth
+        worker = Worker(job, say)
+        times = [begun, time.perf_counter()]
+        made = []
+        for report in worker.run(iter(range(count))):
+            times.append(time.perf_counter())
+            made.append(_require_done(report))
+            say(f"sample {len(made)} of {count}: {times[-1] - times[-2]:.1f} s")
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    variations = sum(done.variations for done in made)
+    load, first, *later = (after - before for before, after in zip(times, times[1:], strict=False))
+    return Sample(
+        load_seconds=load,
+        first_seconds=first,
+        later_seconds=tuple(later),
+        shard_bytes=size / len(made),
+        images=sum(done.entry.images for done in made) / len(made),
+        acceptance=sum(done.accepted for done in made) / variations if variations else None,
+        rss=made[-1].rss,
+        agreements=sum((done.agreements for done in made), Agreements()),
+    )
+
+
+def _require_done(report: Done | Failed) -> Done:
+    if isinstance(report, Failed):
+        raise FailedShardsError(f"the sample failed: {report.reason}")
+    return report
+
+
+def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None) -> RenderableType:
+    """A row for each number of workers; above it the shards' size and classes, below it what all rests on."""
+    unit = "GPU-hours" if recipe.compute.device == "cuda" else "core-hours"
+    table = Table("workers", "time", unit, "kept images/s")
+    for count in _counts(shards, workers):
+        seconds = sample.wall_seconds(shards, count)
+        devices = count * (1 if recipe.compute.device == "cuda" else recipe.compute.threads or 1)
+        pace = shards * sample.images / seconds
+        table.add_row(str(count), clock(seconds), f"{devices * seconds / 3600:.2f}", f"{pace:.1f}")
+    warning = sample.agreements.warning
+    warnings = [f"warning: {warning}"] if warning else []
+    size, coverage = _size(sample, shards), planned_coverage(recipe, shards, MORE_SHARDS)
+    return Group(size, coverage, table, _basis(sample, recipe), *warnings)
+
+
+def _counts(shards: int, workers: int | None) -> list[int]:
+    """Powers of two up to what the shards can use, at most 64, and the number asked for."""
+    powers = {2**power for power in range(7) if 2**power <= shards}
+    return sorted(powers | ({workers} if workers else set()))
+
+
+def _size(sample: Sample, shards: int) -> str:
+    accepted = "" if sample.acceptance is None else f", {sample.acceptance:.0%} of the variations accepted"
+    size = shards * sample.shard_bytes
+    return f"{shards} shards: {shards * sample.images:,.0f} images, {size / 1e9:.2f} GB{accepted}"
+
+
+def _basis(sample: Sample, recipe: Recipe) -> str:
+    low, high = min(sample.later_seconds), max(sample.later_seconds)
+    compute = recipe.compute
+    return (
+        f"measured here ({compute.device}, {compute.runtime} {compute.runtime_precision}, {compute.threads} "
+        f"threads): networks loaded in {sample.load_seconds:.1f} s, the first shard "
+        f"{sample.first_seconds:.1f} s, then {sample.shard_seconds:.1f} s a shard "
+        f"({len(sample.later_seconds)} shards, {low:.1f} - {high:.1f}); {sample.rss / 2**30:.1f} GiB a "
+        "worker. More workers: each with a device like this one to itself."
+    )

@@ -1,0 +1,237 @@
+"""The stages that make a shard, in order. A new stage is a module with its math and one entry in `STAGES`.
+
+A stage owns the networks that it runs, so stages of different shards may run at the same time.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine import progress
+from engine.bank.rows import Rows
+from engine.config.recipe import Recipe
+from engine.errors import OutOfMemoryError
+from engine.models.classifier import LUMA
+from engine.networks import OpenNetworks
+from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
+from engine.stages.filter import FilterResult, classify, filter_variations
+from engine.stages.micro_batch import MicroBatch, is_out_of_memory
+from engine.stages.synthesize import Adversary, Synthesizer
+
+Track = Callable[[], AbstractContextManager[progress.Stage]]
+"""Opens the stage's progress for one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The batch to make, which is what the first stage gets."""
+
+    index: int
+    adversary: Adversary | None = None
+    independent: bool = True
+    """Whether the batch is a function of (seed, index) alone, whatever batches were made before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedBatch:
+    """A batch after all stages, on the CPU."""
+
+    sources: ImageBatch
+    source_top1: Tensor  # int64 [S], the teacher's class
+    source_confidence: Tensor  # float32 [S], its probability
+    variations: ImageBatch | None  # None if nothing is augmented
+    result: FilterResult | None
+
+    def rows(self) -> Rows:
+        """Return everything known of each image, in ascending order of the keys."""
+        count = len(self.sources)
+        columns = {
+            "keys": self.sources.keys,
+            "labels": self.sources.labels,
+            "parents": self.sources.parents,
+            "seeds": self.sources.seeds,
+            "similarity": torch.full((count,), torch.nan),
+            "passes_clip": torch.ones(count, dtype=torch.bool),
+            "kept": torch.ones(count, dtype=torch.bool),
+            "teacher_top1": self.source_top1,
+            "confidence": self.source_confidence,
+        }
+        if self.variations is not None and self.result is not None:
+            for name in columns:
+                owner = self.result if hasattr(self.result, name) else self.variations
+                columns[name] = torch.cat([columns[name], getattr(owner, name)])
+        order = columns["keys"].argsort()
+        return Rows(**{name: column[order].numpy() for name, column in columns.items()})
+
+    def kept_images(self) -> np.ndarray:
+        """Return the kept images, uint8 [K, H, W, 3], in the order of `rows`."""
+        keys, images = self.sources.keys, self.sources.images
+        if self.variations is not None and self.result is not None:
+            kept = self.variations[self.result.kept]
+            keys, images = torch.cat([keys, kept.keys]), torch.cat([images, kept.images])
+        return images[keys.argsort()].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class StoppedError(Exception):
+    """Nobody waits for the shard any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What the stages of one process run with. `synthesizer` is the whole state."""
+
+    recipe: Recipe
+    networks: OpenNetworks
+    accelerator: Accelerator
+    synthesizer: Synthesizer
+    micro_batches: Mapping[str, MicroBatch]
+    """By stage, of the stages whose section of the recipe has `micro_batch`."""
+    stopping: threading.Event
+
+    def require_wanted(self) -> None:
+        """Raises StoppedError once the batches under way are not wanted any more."""
+        if self.stopping.is_set():
+            raise StoppedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage. Each network belongs to one stage."""
+
+    name: str
+    """Name of the stage in progress, timings and recipe."""
+    total: Callable[[Recipe], int]
+    """Images of a batch that go through it; 0 if the recipe leaves it out."""
+    run: Callable[[StageContext, Any, Track], Any]
+    """Maps the result of the stage before it; the first one gets a `Request`, the last returns a
+    `GeneratedBatch`."""
+    has_micro_batch: bool = False
+    """Whether its section of the recipe has `micro_batch`, which may be `auto`."""
+    is_light: bool = False
+    """Whether one CPU thread is enough."""
+
+
+def _sources(recipe: Recipe) -> int:
+    return recipe.synthesize.batch_size
+
+
+def _variations(recipe: Recipe) -> int:
+    return 0 if recipe.augment.method == "none" else _sources(recipe) * recipe.augment.variations
+
+
+def _synthesize(context: StageContext, request: Request, track: Track) -> ImageBatch:
+    """Return the sources."""
+    try:
+        return _inverted(context, request, track)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = context.recipe.synthesize.batch_size
+        raise OutOfMemoryError(
+            f"synthesize: out of memory with {size} images at once; give a lower synthesize.batch_size "
+            "(it is not halved by itself, as a batch of another size makes other images)"
+        ) from error
+
+
+def _inverted(context: StageContext, request: Request, track: Track) -> ImageBatch:
+    config = context.recipe.synthesize
+    steps = config.steps + (config.warmup_steps if context.synthesizer.needs_warmup else 0)
+    done = 0
+    with track() as stage:
+
+        def on_step(count: int) -> None:
+            nonlocal done
+            context.require_wanted()
+            shown = config.batch_size * done // steps
+            done += count
+            stage.advance(config.batch_size * done // steps - shown)
+
+        return context.synthesizer.batch(
+            request.index,
+            key_stride=context.recipe.augment.variations + 1,
+            adversary=request.adversary,
+            independent=request.independent,
+            on_step=on_step,
+        )
+
+
+def _augment(
+    context: StageContext, sources: ImageBatch, track: Track
+) -> tuple[ImageBatch, ImageBatch | None]:
+    """Return the sources and their variations."""
+    recipe, networks = context.recipe, context.networks
+    if networks.prior is None:
+        return sources, None
+    batches = []
+    with track() as stage:
+        for batch in augment(
+            sources,
+            networks.prior,
+            recipe.augment,
+            seed=recipe.seed,
+            class_tokens=networks.class_tokens,
+            device=context.accelerator.device,
+            micro_batch=context.micro_batches[AUGMENT.name],
+        ):
+            context.require_wanted()
+            if recipe.teacher.in_channels == 1:
+                batch = replace(batch, images=to_gray(batch.images))
+            batches.append(batch)
+            stage.advance(len(batch))
+    return sources, ImageBatch.cat(batches)
+
+
+def _filter(
+    context: StageContext, images: tuple[ImageBatch, ImageBatch | None], track: Track
+) -> GeneratedBatch:
+    """Ask the teacher about the sources, and filter the variations."""
+    sources, variations = images
+    teacher, device = context.networks.teacher_forward, context.accelerator.device
+    top1, confidence = classify(sources.images, teacher, context.micro_batches[FILTER.name], device)
+    return GeneratedBatch(
+        sources=sources,
+        source_top1=top1,
+        source_confidence=confidence,
+        variations=variations,
+        result=None if variations is None else _filtered(context, sources, variations, track),
+    )
+
+
+def _filtered(
+    context: StageContext, sources: ImageBatch, variations: ImageBatch, track: Track
+) -> FilterResult:
+    with track() as stage:
+        result = filter_variations(
+            sources,
+            variations,
+            context.networks.clip,
+            context.networks.teacher_forward,
+            context.recipe.filter,
+            context.accelerator.device,
+            context.micro_batches[FILTER.name],
+            context.recipe.compute.runtime_precision,
+        )
+        stage.advance(len(variations))
+        stage.note(f"kept {result.kept.double().mean():.0%}")
+    return result
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """Return the rounded luma of RGB images uint8 [B, 3, H, W], in three equal channels of the same shape."""
+    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    luma = (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+    return luma.expand_as(images).contiguous()
+
+
+SYNTHESIZE = Stage(name="synthesize", total=_sources, run=_synthesize)
+AUGMENT = Stage(name="augment", total=_variations, run=_augment, has_micro_batch=True)
+FILTER = Stage(name="filter", total=_variations, run=_filter, has_micro_batch=True, is_light=True)
+STAGES = (SYNTHESIZE, AUGMENT, FILTER)

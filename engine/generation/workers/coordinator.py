@@ -1,0 +1,133 @@
+"""Give the shards of a bank to a worker pool and commit them, whatever happens to the workers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.bank.manifest import shard_name
+from engine.bank.writer import BankWriter
+from engine.generation.messages import Done, Event, Failed, Lost, Said, Unable
+from engine.generation.monitor.observer import Observer
+from engine.generation.monitor.progress import GenerationStats
+from engine.generation.workers.pool import WorkerPool
+from engine.generation.workers.retry_queue import ShardQueue
+from engine.generation.workers.signals import Requests
+
+TICK = 0.5
+"""Seconds between two looks at signals and observers if there are no events."""
+
+
+class Coordinator:
+    """The only one that commits. A shard that failed, or whose worker died, is tried again."""
+
+    def __init__(
+        self,
+        pool: WorkerPool[Any],
+        stats: GenerationStats,
+        requests: Requests,
+        *,
+        observers: Sequence[Observer],
+        say: Callable[[str], None],
+    ) -> None:
+        self.pool, self.stats, self.requests = pool, stats, requests
+        self.observers, self.say = observers, say
+        self._has_warned = False
+
+    def await_worker(self) -> bool:
+        """Wait until a worker has loaded its networks. Return False if the user asks for an end first.
+
+        Raises UserError if no worker can load.
+        """
+        while not any(worker.ready for worker in self.pool.workers):
+            if self.requests.drain:
+                return False
+            self.pool.resize(min(self._wanted_workers(), self.stats.target))
+            self._receive(TICK)
+        return True
+
+    def run(self, bank: BankWriter, queue: ShardQueue) -> None:
+        """Run until every shard of the queue is committed or given up, or the user asks for an end."""
+        while True:
+            self._show()
+            outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
+            if self.requests.abandon or not outstanding:
+                return
+            self.pool.resize(min(self._wanted_workers(), outstanding))
+            self._give(queue)
+            events = self._receive(min(TICK, queue.pause or TICK))
+            self._put_back(events, queue)
+            self._give(queue)  # before the disk is waited for
+            self._commit(bank, events)
+
+    def _show(self) -> None:
+        self.stats.draining = self.requests.drain
+        for observer in self.observers:
+            observer.update(self.stats)
+
+    def _under_way(self) -> int:
+        return sum(len(worker.under_way) for worker in self.pool.workers)
+
+    def _wanted_workers(self) -> int:
+        return self.requests.workers(self.pool.capacity)
+
+    def _give(self, queue: ShardQueue) -> None:
+        """Give a worker a second shard only while there is one for each of the others.
+
+        A shard that has failed gets a worker of its own, so that it cannot take other shards down.
+        """
+        while not self.requests.drain and queue.pause == 0:
+            worker, alone = self.pool.freest, queue.next_has_failed
+            if worker is None or (worker.under_way and (alone or len(queue) < len(self.pool.workers))):
+                return
+            self.pool.give(worker, queue.take(), alone=alone)
+
+    def _receive(self, seconds: float) -> list[Event]:
+        """Return the events, all counted except finished shards, which count once they are committed."""
+        events = self.pool.wait(seconds)
+        for event in events:
+            if not isinstance(event.what, Done):
+                self.stats.take(event)
+            match event.what:
+                case Said(text=text):
+                    self.say(text)
+                case Lost(reason=reason) | Unable(reason=reason):
+                    self.say(f"{event.worker}: {reason}")
+        return events
+
+    def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
+        """Commit finished shards with one manifest; a shard counts once it is in there."""
+        bank.commit_entries(
+            {event.what.number: event.what.entry for event in events if isinstance(event.what, Done)}
+        )
+        for event in events:
+            if isinstance(event.what, Done):
+                self.stats.take(event)
+        self._warn()
+
+    def _warn(self) -> None:
+        """Warn once, as soon as enough images show that the teacher does not agree with their labels."""
+        if not self._has_warned and (warning := self.stats.agreements.warning):
+            self.say(f"warning: {warning}")
+            self._has_warned = True
+
+    def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
+        for event in events:
+            match event.what:
+                case Failed(number=number, final=True, reason=reason):
+                    self._give_up(number, reason)
+                case Failed(number=number, reason=reason, trace=trace):
+                    if trace:
+                        self.say(f"{event.worker}: shard {shard_name(number)}:\n{trace}")
+                    self._again(number, reason, queue)
+                case Lost(numbers=numbers, reason=reason):
+                    for number in numbers:
+                        self._again(number, reason, queue)
+
+    def _again(self, number: int, reason: str, queue: ShardQueue) -> None:
+        if queue.failed(number):
+            self.stats.retries += 1
+        else:
+            self._give_up(number, reason)
+
+    def _give_up(self, number: int, reason: str) -> None:
+        self.stats.failed[number] = reason
+        self.say(f"shard {shard_name(number)} is given up: {reason}")

@@ -1,0 +1,59 @@
+"""A pool of one: the worker runs in this process, between the coordinator's calls."""
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+
+from engine.generation.messages import Event, Job, Left, Ready
+from engine.generation.workers.pool import WorkerHandle, WorkerPool
+from engine.generation.workers.worker import Worker
+
+
+class _InProcessWorker(WorkerHandle):
+    def __init__(self, name: str, job: Job, say: Callable[[str], None]) -> None:
+        super().__init__(name, job.depth)
+        begun = time.perf_counter()
+        worker = Worker(job, say)
+        self.events: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
+        self._numbers: SimpleQueue[int | None] = SimpleQueue()
+        self._reports = worker.run(iter(self._numbers.get, None))
+
+    def send(self, number: int) -> None:
+        self._numbers.put(number)
+
+    def dismiss(self) -> None:
+        self._numbers.put(None)
+
+    def kill(self) -> None:
+        self._reports.close()
+
+    def next_report(self) -> Event:
+        """Works until a shard is done; once dismissed, and all are, it has left."""
+        return Event(self.name, next(self._reports, Left()))
+
+
+class InProcessPool(WorkerPool[_InProcessWorker]):
+    """`say` gets a line for each graph or engine that is built."""
+
+    capacity = 1
+
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._job, self._say = job, say
+
+    def resize(self, size: int) -> None:
+        """One at most: a second would hold its own copy of the networks and not make anything sooner."""
+        super().resize(min(size, 1))
+
+    def start(self, name: str) -> _InProcessWorker:
+        return _InProcessWorker(name, self._job, self._say)
+
+    def collect(self, seconds: float) -> Iterable[tuple[_InProcessWorker, Event]]:
+        for worker in list(self.workers):
+            if worker.events:
+                yield worker, worker.events.pop()
+            elif worker.under_way or worker.leaving:
+                yield worker, worker.next_report()
+            else:
+                time.sleep(seconds)

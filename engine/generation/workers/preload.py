@@ -1,0 +1,70 @@
+"""What a fork server imports before it forks workers."""
+
+import contextlib
+import os
+import pkgutil
+from collections.abc import Iterable, Iterator
+
+from engine.config.augment import SCHEDULERS
+from engine.config.recipe import Recipe
+
+ALWAYS = ("engine.generation.workers.worker", "PIL.Image", "pyarrow.parquet", "pandas")
+"""pyarrow looks for pandas when it makes its first array."""
+PRIOR = (
+    "diffusers:AutoencoderKL",
+    "diffusers:DDIMScheduler",
+    "diffusers:UNet2DConditionModel",
+    "transformers:CLIPImageProcessor",
+    "transformers:CLIPVisionConfig",
+    "transformers:CLIPVisionModelWithProjection",
+)
+ZOOS = {"timm:": "timm", "torchvision:": "torchvision.models"}
+"""Modules that a teacher or student is taken from, by the start of its name."""
+QUIET = {
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Environment that keeps pyarrow and numpy from starting threads when they are imported, and torch from
+initialising CUDA when it is asked whether there is a GPU (it asks NVML instead)."""
+
+
+def names_for(recipe: Recipe, url: str) -> list[str]:
+    """Return what a worker imports to make shards of the bank at `url`, as `pkgutil.resolve_name` reads it.
+
+    openvino and onnxruntime start a thread when they are imported, so each worker imports them itself, in
+    less than 0.1 s. A Python factory of the user's may do anything.
+    """
+    names = [*ALWAYS]
+    if recipe.augment.method == "variation":
+        names += [*PRIOR, f"diffusers:{SCHEDULERS[recipe.augment.scheduler][0]}"]
+    if recipe.filter.model:
+        names.append("open_clip")
+    for classifier in (recipe.teacher, recipe.student):
+        names += [module for start, module in ZOOS.items() if classifier.name.startswith(start)]
+    if url.startswith("s3:"):
+        names.append("s3fs")
+    return names
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import all names; what cannot be imported is left to the worker, which says why."""
+    with _environment(QUIET):
+        for name in names:
+            with contextlib.suppress(Exception):
+                pkgutil.resolve_name(name)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and put back what they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

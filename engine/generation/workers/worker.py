@@ -1,0 +1,113 @@
+"""The worker: load the networks once, then make one shard after another."""
+
+import os
+import resource
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from engine import networks
+from engine.bank.agreement import Agreements
+from engine.bank.manifest import first_difference
+from engine.bank.writer import write_shard
+from engine.distributed import open_accelerator
+from engine.errors import NonFiniteError, OutOfMemoryError, UserError
+from engine.generation.messages import Done, Failed, Job
+from engine.generation.overlap import lanes, thread_counts
+from engine.generation.shard_generator import ShardGenerator
+from engine.generation.stages import GeneratedBatch
+from engine.progress import Progress
+from engine.provenance import weights_of
+from export.errors import ExportError
+
+FINAL = (UserError, ExportError, NonFiniteError)
+"""Errors that come again however often a shard is tried."""
+ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
+"""Errors whose message is enough; others are defects and keep their traceback."""
+
+
+class Worker:
+    """Makes the shards of a job and writes their files to the bank; the coordinator commits them.
+
+    `say` gets a line if memory runs out. Raises UserError or
+    ExportError for what cannot be loaded.
+    """
+
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self._job = job
+        accelerator = open_accelerator(job.recipe.compute)
+        own_lanes = lanes(job.recipe)
+        loaded = networks.load(job.recipe, accelerator.device)
+        opened = networks.open(job.recipe, loaded, accelerator, thread_counts(own_lanes))
+        self._progress = Progress(quiet=True)
+        self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, say, own_lanes)
+        self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
+
+    def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
+        """Make the shards of `numbers`, in order. `numbers` may block; the work ends with it."""
+        with closing(self._generator.generate(numbers)) as results:
+            for number, batch in results:
+                if isinstance(batch, Exception):
+                    yield failed(number, batch)
+                    continue
+                try:
+                    yield self._written(number, batch)
+                except Exception as error:
+                    yield failed(number, error)
+
+    def _written(self, number: int, batch: GeneratedBatch) -> Done:
+        rows = batch.rows()
+        entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
+        result = batch.result
+        seconds, images = self._since_last_shard()
+        return Done(
+            number=number,
+            entry=entry,
+            variations=0 if result is None else len(result.kept),
+            accepted=0 if result is None else int(result.kept.sum()),
+            seconds=seconds,
+            images=images,
+            rss=rss(),
+            agreements=Agreements.of(rows),
+        )
+
+    def _since_last_shard(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return seconds and images of each stage since the last shard."""
+        before, now = self._reported, (dict(self._progress.seconds), dict(self._progress.counts))
+        self._reported = now
+        seconds = {name: total - before[0].get(name, 0.0) for name, total in now[0].items()}
+        return seconds, dict(Counter(now[1]) - Counter(before[1]))
+
+
+def failed(number: int, error: Exception) -> Failed:
+    """Return the report of a shard that `error` ended."""
+    expected = isinstance(error, ONE_LINE)
+    return Failed(
+        number=number,
+        reason=one_line(error),
+        final=isinstance(error, FINAL),
+        trace="" if expected else "".join(traceback.format_exception(error)),
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message on one line, with its type if it is a defect."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ONE_LINE) else f"{type(error).__name__}: {text}"
+
+
+def rss() -> int:
+    """Return the resident memory of this process in bytes."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def require_weights(job: Job) -> None:
+    """Raise UserError if this machine's weights differ from the coordinator's."""
+    difference = first_difference(job.header.facts, weights_of(job.recipe))
+    if difference:
+        raise UserError(f"this machine has other weights than the bank: {difference}; copy those of the bank")

@@ -1,0 +1,170 @@
+"""Opening and closing of the observers, and that none of them ends a generation."""
+
+import errno
+import io
+from inspect import signature
+from multiprocessing.connection import Listener
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from engine.bank.manifest import STATUS
+from engine.bank.storage import LocalStorage
+from engine.errors import UserError
+from engine.generation.monitor.console import View
+from engine.generation.monitor.observer import Guarded
+from engine.generation.monitor.open import LOOPBACK, add_monitor_flags, open_observers
+from engine.generation.monitor.progress import GenerationStats
+from engine.generation.monitor.status_file import Record
+from tests.engine.bank import tiny
+from tests.engine.generation.monitor.example_stats import at_work
+
+
+def _view() -> tuple[View, io.StringIO]:
+    out = io.StringIO()
+    return View(Console(file=out, width=200)), out
+
+
+def test_all_are_closed_with_the_tally_as_it_is_at_the_end(tmp_path: Path) -> None:
+    stats = at_work()
+    view, out = _view()
+    with open_observers(stats, str(tmp_path), view) as observers:
+        for observer in observers:
+            observer.update(stats)
+        stats.target, stats.failed = 7, {}
+    assert Record.from_json((tmp_path / STATUS).read_bytes()).state == "done"
+    assert [", done in" in line for line in out.getvalue().splitlines()] == [False, True]
+
+
+def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path) -> None:
+    stats = at_work()
+    view, out = _view()
+
+    def generate() -> None:
+        with open_observers(stats, str(tmp_path), view) as observers:
+            for observer in observers:
+                observer.update(stats)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        generate()
+    assert Record.from_json((tmp_path / STATUS).read_bytes()).state == "stopped"
+    assert ", stopped after" in out.getvalue()
+
+
+def test_a_bank_that_is_not_ours_keeps_its_writers_status(tmp_path: Path) -> None:
+    """An error before the first update, as of a bank that another process writes."""
+    (tmp_path / STATUS).write_text("another's")
+    view, out = _view()
+    with pytest.raises(UserError), open_observers(GenerationStats(target=1, found=0), str(tmp_path), view):
+        raise UserError("in use")
+    assert (tmp_path / STATUS).read_text() == "another's"
+    assert out.getvalue() == ""
+
+
+def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path)
+    full = True
+    write = LocalStorage.write
+
+    def failing(self: LocalStorage, name: str, data: bytes) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalStorage, "write", failing)
+    monkeypatch.setattr("engine.generation.monitor.status_file.EVERY", 0.0)
+    stats = at_work()
+    view, out = _view()
+    with open_observers(stats, str(tmp_path), view) as observers:
+        for _ in range(3):
+            for observer in observers:
+                observer.update(stats)
+        assert not (tmp_path / STATUS).exists()
+        full = False
+    assert (tmp_path / STATUS).exists()
+    said = [line for line in out.getvalue().splitlines() if "No space" in line]
+    assert said == [
+        "the bank's status: OSError: [Errno 28] No space left on device: '.status.json';"
+        " the generation goes on"
+    ]
+
+
+def test_after_a_failing_write_the_next_try_is_five_seconds_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def failing(self: LocalStorage, name: str, data: bytes) -> None:  # noqa: ARG001
+        tries.append(name)
+        raise OSError
+
+    now = 50.0
+    monkeypatch.setattr(LocalStorage, "write", failing)
+    monkeypatch.setattr("engine.generation.monitor.status_file.monotonic", lambda: now)
+    stats = at_work()
+    with open_observers(stats, str(tmp_path), _view()[0]) as observers:
+        for second in range(11):
+            now = 50.0 + second
+            observers[0].update(stats)
+        assert len(tries) == 3
+
+
+class Broken:
+    def update(self, stats: GenerationStats) -> None:
+        raise RuntimeError(f"update {stats.target}")
+
+    def close(self, stats: GenerationStats) -> None:
+        raise RuntimeError(f"close {stats.target}")
+
+
+def test_the_first_failure_of_an_observer_is_said_and_none_is_raised() -> None:
+    said: list[str] = []
+    guarded = Guarded(Broken(), "broken", said.append)
+    guarded.update(at_work())
+    guarded.update(at_work())
+    guarded.close(at_work())
+    assert said == ["broken: RuntimeError: update 10; the generation goes on"]
+
+
+def test_everything_at_once_and_the_port_is_free_afterwards(tmp_path: Path) -> None:
+    view, out = _view()
+    stats, events = at_work(), tmp_path / "events"
+    with open_observers(
+        stats, str(tmp_path / "bank"), view, metrics_port=0, tensorboard=str(events)
+    ) as observers:
+        for observer in observers:
+            observer.update(stats)
+        url = out.getvalue().splitlines()[0].removeprefix("metrics: ")
+        with urlopen(url, timeout=10) as answer:
+            assert b"dda_shards_committed_total 2.0" in answer.read()
+    with pytest.raises(URLError, match="refused"):
+        urlopen(url, timeout=10)
+    assert list(events.iterdir())
+
+
+def test_a_port_in_use_leaves_no_bank(tmp_path: Path) -> None:
+    with Listener(("127.0.0.1", 0)) as taken:
+        port = taken.address[1]
+        with (
+            pytest.raises(UserError, match=f"--metrics-port {port}"),
+            open_observers(
+                GenerationStats(target=1, found=0), str(tmp_path / "bank"), _view()[0], metrics_port=port
+            ),
+        ):
+            pass
+    assert not (tmp_path / "bank").exists()
+
+
+def test_the_flags_are_what_open_observers_takes() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    add_monitor_flags(parser)
+    given = vars(parser.parse_args(["--metrics-port", "0", "--wandb", "project"]))
+    assert given == {"metrics_port": 0, "metrics_host": LOOPBACK, "tensorboard": None, "wandb": "project"}
+    assert set(given) < set(signature(open_observers).parameters)
