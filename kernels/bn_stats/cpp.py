@@ -10,7 +10,7 @@ from kernels.layout import is_channels_last
 
 
 def forward(x: Tensor, norm: BatchNorm, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
-    norm = _float_parameters(norm)
+    norm = norm.converted(_float)
     y = torch.empty_like(x)
     loss = x.new_empty((), dtype=torch.float32) if statistics else x.new_zeros((), dtype=torch.float32)
     coefficients = x.new_empty((2, x.shape[1]), dtype=torch.float32)
@@ -29,7 +29,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad_y.dtype == x.dtype
     assert is_channels_last(grad_y) == is_channels_last(x)
-    norm = _float_parameters(norm)
+    norm = norm.converted(_float)
     grad_x = torch.empty_like(x)
     channels = x.shape[1] if affine else 0
     grad_weight, grad_bias = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
@@ -46,18 +46,8 @@ def backward(
     return grad_x, grad_weight, grad_bias
 
 
-def _float_parameters(norm: BatchNorm) -> BatchNorm:
-    """Return `norm` with contiguous float32 parameters, which must outlive the call into C++."""
-    weight, bias = (None if p is None else _float(p) for p in (norm.weight, norm.bias))
-    return norm._replace(
-        weight=weight,
-        bias=bias,
-        running_mean=_float(norm.running_mean),
-        running_var=_float(norm.running_var),
-    )
-
-
 def _float(parameter: Tensor) -> Tensor:
+    """Return a contiguous float32 tensor, which must outlive the call into C++."""
     return parameter.detach().float().contiguous()
 
 

@@ -1,5 +1,6 @@
 """Plain torch: the ground truth for the kernels, and the implementation for all other tensors."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -25,6 +26,12 @@ class BatchNorm(NamedTuple):
     activation: Activation
     negative_slope: float
     """Of leaky_relu"""
+
+    def converted(self, convert: Callable[[Tensor], Tensor]) -> "BatchNorm":
+        """Return a copy with `convert` applied to every parameter."""
+        weight, bias = (None if p is None else convert(p) for p in (self.weight, self.bias))
+        mean, var = convert(self.running_mean), convert(self.running_var)
+        return self._replace(weight=weight, bias=bias, running_mean=mean, running_var=var)
 
 
 def bn_stats_reference(

@@ -281,7 +281,7 @@ def _bn_stats_backward_kernel(
 
 
 def forward(x: Tensor, norm: BatchNorm, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
-    norm = _contiguous(norm)
+    norm = norm.converted(Tensor.contiguous)
     tiling = _tiling(x, STATISTICS_PROGRAMS_PER_SM if statistics else PROGRAMS_PER_SM)
     y = torch.empty_like(x)
     counts = x.new_empty(tiling.programs, dtype=torch.int32) if statistics else None
@@ -301,7 +301,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad_y.dtype == x.dtype
     assert is_channels_last(grad_y) == is_channels_last(x)
-    norm = _contiguous(norm)
+    norm = norm.converted(Tensor.contiguous)
     tiling = _tiling(x, AFFINE_PROGRAMS_PER_SM if affine else PROGRAMS_PER_SM)
     grad_x = torch.empty_like(x)
     partials = x.new_empty((2, tiling.programs, tiling.channels if affine else 0), dtype=torch.float32)
@@ -349,10 +349,6 @@ def _loss(counts: Tensor, partials: Tensor, norm: BatchNorm, count: int) -> tupl
         num_warps=NUM_WARPS,
     )
     return loss, coefficients
-
-
-def _contiguous(norm: BatchNorm) -> BatchNorm:
-    return BatchNorm(*(p.contiguous() if isinstance(p, Tensor) else p for p in norm))
 
 
 def _sizes(tiling: Tiling, norm: BatchNorm) -> dict[str, object]:
