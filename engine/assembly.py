@@ -70,7 +70,7 @@ def assemble(
     for_augment = replace(place, threads=threads_of(lanes, "augment"))
     for_filter = replace(place, threads=threads_of(lanes, "filter"))
     pair = _pair(recipe, accelerator, for_filter)
-    require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn, say)
+    require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn)
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
     if prior is not None:

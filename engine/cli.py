@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 
-from engine import terminal
+from engine import logs, terminal
 from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, UserError
 from export.errors import ExportError
 
@@ -35,7 +35,8 @@ def main(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | No
 def outcome(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> tuple[int, str]:
     """The exit code of `command`, and one line that says why it failed, empty where it did not."""
     try:
-        command(arguments)
+        with logs.on_console(arguments) as rest:
+            command(rest)
     except (UserError, ExportError) as error:
         return 2, _line(f"error: {error}")
     except (NonFiniteError, OutOfMemoryError, FailedShardsError) as error:

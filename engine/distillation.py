@@ -1,5 +1,6 @@
 """Distillation alone: a student from banks that are there already."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from engine.run_record import RunRecord
 from engine.schedule import ScheduleConfig
 from engine.student_training import StudentTraining
 
+logger = logging.getLogger(__name__)
+
 
 def distill(
     recipe: Recipe,
@@ -57,7 +60,7 @@ def distill(
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
-    progress.say(_headline(recipe, accelerator))
+    logger.info(_headline(recipe, accelerator))
     _require_same_recipe(recipe, accelerator)
     is_main = accelerator.is_main_process
     if is_main:
@@ -70,7 +73,7 @@ def distill(
             start -= state["wall_seconds"]
             progress.seconds.update(state["seconds"])
         banks = _open(urls, recipe, state, shares, accelerator)
-        pair = assemble_pair(recipe, accelerator, progress.say)
+        pair = assemble_pair(recipe, accelerator, logger.info)
         commits = scalars = None
         if is_main:
             if not resume:  # a folder is made once everything has loaded
@@ -147,6 +150,7 @@ class _Commits:
             "wall_seconds": time.perf_counter() - self.start,
         }
         checkpoint.save(self.folder, state)
+        logger.debug("checkpoint after step %d", training.step)
 
 
 def _train(

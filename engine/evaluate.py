@@ -13,6 +13,7 @@ from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator
 from engine.datasets.config import load_test_set
 from engine.errors import UserError
+from engine.logs import add_log_flags
 from engine.models.config import require_named
 from engine.provenance import require_same_weights
 from engine.recipe import CONFIG, load_recipe
@@ -29,6 +30,7 @@ def command(arguments: Sequence[str]) -> None:
         parser.add_argument(
             f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"
         )
+    add_log_flags(parser)
     try:
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:

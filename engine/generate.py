@@ -5,6 +5,7 @@ generation once the shards under way are done, a second one at once; SIGTTIN sta
 one less.
 """
 
+import logging
 import sys
 from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from engine.recipe import OF_MACHINE_SECTIONS, Recipe, gives_recipe
 from engine.short_flags import add_short_flags
 from engine.terminal import console
 from engine.workers.threads import with_threads, with_threads_of_bank
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from engine.workers.workforce import Workforce
@@ -142,7 +145,8 @@ def _workforce(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, Wo
         threaded = with_threads(recipe, cluster.cores(options.workers))
         settled = cluster.run(settled_to_make, threaded, on_gpu=recipe.compute.device == "cuda")
         if has_auto_batch(threaded):
-            print(f"augment: batches of {settled.augment.micro_batch}, filter: {settled.filter.micro_batch}")
+            sizes = settled.augment.micro_batch, settled.filter.micro_batch
+            logger.info("augment: batches of %s, filter: %s", *sizes)
         yield settled, Workforce(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
@@ -176,8 +180,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     from engine.workers.plan_table import plan_table
 
     settled = settled_to_make(_shared(recipe, options.workers or _local_workers(recipe)))
-    out = console()
-    out.print(plan_table(sample(settled, out.print), settled, options.shards, options.workers))
+    console().print(plan_table(sample(settled), settled, options.shards, options.workers))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ class Generation:
         parts: Assembly,
         accelerator: Accelerator,
         progress: Progress,
-        say: Callable[[str], None] | None = None,
     ) -> None:
-        """`say` gets a line where memory runs out, by default `progress` does."""
         self.recipe, self.parts, self.accelerator, self.progress = recipe, parts, accelerator, progress
         self.synthesizer = Synthesizer(
             parts.teacher,
@@ -96,9 +94,8 @@ class Generation:
             class_weights=recipe.class_weights,
             views=recipe.synthesis_views,
         )
-        say = say or progress.say
-        self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once, say)
-        self.filter_batch = MicroBatch("filter", recipe.filter.images_at_once, say)
+        self.augment_batch = MicroBatch("augment", recipe.augment.images_at_once)
+        self.filter_batch = MicroBatch("filter", recipe.filter.images_at_once)
         self._stopping = threading.Event()
 
     def announce(self, batches: int) -> None:

@@ -1,5 +1,6 @@
 """The whole loop: synthesize, augment, filter, distill, evaluate; results go to a folder."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.run_folder import by_hash, check, run_to_resume, settings_to_resume
 from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
+
+logger = logging.getLogger(__name__)
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -42,7 +45,7 @@ def command(arguments: Sequence[str]) -> None:
     if has_auto_batch(recipe):
         from engine.auto_batch.settling import settled_batches
 
-        recipe = settled_batches(recipe, print)
+        recipe = settled_batches(recipe, logger.info)
     check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
 

@@ -1,5 +1,6 @@
 """Generation of a bank, shard by shard, by one worker or many."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +21,8 @@ from engine.workers.signals import requests
 from engine.workers.tally import Tally
 from engine.workers.workforce import Workforce
 
+logger = logging.getLogger(__name__)
+
 
 def generate(
     recipe: Recipe,
@@ -35,23 +38,24 @@ def generate(
     `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
     can mend and FailedShardsError, once all others are committed, for the shards that were given up.
     """
-    view = View()
-    view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
+    logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, shards, MORE_SHARDS):
-        view.say(warning)
+        logger.warning(warning)
     if not resume:
         require_new(url)
-    job = Job(recipe=recipe, url=absolute(url), header=bank_header(recipe))
+    job = Job(
+        recipe=recipe, url=absolute(url), header=bank_header(recipe), log_level=logger.getEffectiveLevel()
+    )
     tally = Tally(target=shards, found=0)
     with ExitStack() as stack:
-        observers = stack.enter_context(open_observers(tally, url, view, **watched))
+        observers = stack.enter_context(open_observers(tally, url, View(), **watched))
         asked = stack.enter_context(requests())
-        crew = stack.enter_context(workforce.open(job, view.say))
-        coordinator = Coordinator(crew, tally, asked, observers=observers, say=view.say)
+        crew = stack.enter_context(workforce.open(job))
+        coordinator = Coordinator(crew, tally, asked, observers=observers)
         is_new = open_storage(url).size(MANIFEST) is None
         if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
             return f"{url}: ended before its first shard"
-        with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
+        with BankWriter.open(url, job.header, resume=resume) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
             tally.begin(found=shards - len(missing))
             coordinator.run(bank, ShardQueue(missing, workforce.retries))
@@ -61,7 +65,6 @@ def generate(
 
 def _ending(url: str, tally: Tally, images: int) -> str:
     """Raises FailedShardsError."""
-    warning = tally.agreements.warning
     line = f"{url}: {tally.made} shards made, {tally.found} found sound; {images} images"
     if tally.failed:
         named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(tally.failed.items())]
@@ -70,4 +73,6 @@ def _ending(url: str, tally: Tally, images: int) -> str:
         )
     if tally.left:
         line = f"{line}; {tally.left} are left, --resume makes them"
-    return f"warning: {warning}\n{line}" if warning else line
+    if warning := tally.agreements.warning:
+        logger.warning(warning)
+    return line

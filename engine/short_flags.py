@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from engine.errors import UserError
+from engine.logs import add_log_flags
 
 RUNTIME = "--compute.runtime"
 SHORT = {
@@ -18,11 +19,15 @@ BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
 
 
 def add_short_flags(parser: ArgumentParser) -> None:
-    """For --help; `spelled_out` replaces them before the parser reads the command line."""
+    """For --help; `spelled_out` replaces them before the parser reads the command line.
+
+    `--quiet` and `--verbose` come with them.
+    """
     for flag, full in SHORT.items():
         parser.add_argument(flag, metavar=flag[2].upper(), help=f"short for {full}")
     parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
+    add_log_flags(parser)
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:

@@ -63,9 +63,9 @@ def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
         job = Job(recipe=recipe, url=url, header=bank_header(recipe))
         tally = Tally(target=shards, found=0)
         with open_crew(job) as crew:
-            coordinator = Coordinator(crew, tally, Requests(), observers=[commits], say=print)
+            coordinator = Coordinator(crew, tally, Requests(), observers=[commits])
             coordinator.await_worker()
-            with BankWriter.open(url, job.header, resume=False, say=print) as bank:
+            with BankWriter.open(url, job.header, resume=False) as bank:
                 coordinator.run(bank, ShardQueue(range(shards), retries=0))
         assert not tally.failed, tally.failed
     return commits

@@ -16,7 +16,7 @@ BATCH, FEW, MANY = 8, 20, 200
 def rows() -> Iterator[Row]:
     """MANY small shards by one worker beside the first FEW of them; the plan of FEW beside their time."""
     recipe = embedded(BATCH)
-    planned = sample(recipe, print).wall_seconds(FEW, 1)
+    planned = sample(recipe).wall_seconds(FEW, 1)
     begun = time.perf_counter()
     generation(recipe, lambda job: PoolCrew(job, 1), FEW)
     taken = time.perf_counter() - begun

@@ -22,7 +22,7 @@ def rows() -> Iterator[Row]:
         "pool": (lambda job: PoolCrew(job, workers), workers),
     }
     with RayCluster(LOCAL, cpus=workers) as cluster:
-        ways["ray"] = (lambda job: RayCrew(job, cluster, workers, print), workers)
+        ways["ray"] = (lambda job: RayCrew(job, cluster, workers), workers)
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, (open_crew, count) in ways.items():

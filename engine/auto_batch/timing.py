@@ -1,5 +1,6 @@
 """Images a second of the stages as they will run, with so many images at once."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +38,7 @@ class Timing:
         Raises OutOfMemoryError where it does not hold one image.
         """
         parts, size = self.opened(recipe), getattr(recipe, stage).images_at_once
-        micro_batch = MicroBatch(stage, size, say=lambda _: None)
+        micro_batch = MicroBatch(stage, size, level=logging.DEBUG)
         run = self._augment if stage == "augment" else self._filter
         with torch_threads(threads_of(self._lanes, stage)):
             run(recipe, parts, micro_batch, size)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli import main
+from engine.logs import add_log_flags
 
 VERIFY = "checks every file, count and image of a bank; exit code 1 where it is not sound"
 MERGE = "copies the shards of several banks into a new one"
@@ -22,6 +23,8 @@ def command(arguments: Sequence[str]) -> None:
     merge.add_argument("--out", metavar="BANK", required=True, help="the new bank")
     merge.add_argument("--resume", action="store_true", help="continue the merge of the same banks into it")
     commands.add_subcommand("merge", merge, help=MERGE)
+    for each in (parser, verify, merge):
+        add_log_flags(each)
     options = parser.parse_args(list(arguments))
     {"verify": _verify, "merge": _merge}[options.command](options[options.command])
 
@@ -43,7 +46,7 @@ def _verify(options: Namespace) -> None:
 def _merge(options: Namespace) -> None:
     from engine.bank.merge import merge
 
-    merged = merge(options.banks, options.out, resume=options.resume, say=print)
+    merged = merge(options.banks, options.out, resume=options.resume)
     print(f"{options.out}: {len(merged.shards)} shards, {merged.images} images")
 
 

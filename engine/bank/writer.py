@@ -1,6 +1,7 @@
 """Writes a bank shard by shard: a shard is in it whole or not at all, however the process ends."""
 
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from engine.bank.storage import Storage, open_storage
 from engine.bank.table import from_parquet
 from engine.bank.totals import total_stats
 from engine.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class BankWriter:
@@ -38,12 +41,11 @@ class BankWriter:
         header: Header,
         *,
         resume: bool,
-        say: Callable[[str], None],
         irreplaceable: Collection[int] = (),
     ) -> "BankWriter":
         """Starts the bank at `url`, or continues it with `resume`.
 
-        A bad shard goes out of the bank, to be made again, and `say` gets a line; but where one of the
+        A bad shard goes out of the bank, to be made again, and is logged; but where one of the
         `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
         folder that is in use, not empty, not a bank, or a bank of another recipe or of an earlier version.
         """
@@ -54,7 +56,7 @@ class BankWriter:
                     f"{url} is being written by another process; wait for it or give another bank"
                 )
             writer = cls(storage, header, claim)
-            writer._start(resume, say, irreplaceable)
+            writer._start(resume, irreplaceable)
             writer._claim = claim.pop_all()
         return writer
 
@@ -135,7 +137,7 @@ class BankWriter:
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))
 
-    def _start(self, resume: bool, say: Callable[[str], None], irreplaceable: Collection[int]) -> None:
+    def _start(self, resume: bool, irreplaceable: Collection[int]) -> None:
         url = self._storage.url
         used = _used(self._storage)
         stored = self._ledger.read() if resume or not used else None
@@ -146,12 +148,10 @@ class BankWriter:
         manifest = self._manifest if stored is None else stored
         _require_current(url, manifest)
         require_same_settings(url, manifest.header, self._manifest.header)
-        self._replace(self._without_bad_shards(manifest, say, irreplaceable))
+        self._replace(self._without_bad_shards(manifest, irreplaceable))
         self._remove_leftovers()
 
-    def _without_bad_shards(
-        self, manifest: Manifest, say: Callable[[str], None], irreplaceable: Collection[int]
-    ) -> Manifest:
+    def _without_bad_shards(self, manifest: Manifest, irreplaceable: Collection[int]) -> Manifest:
         url = self._storage.url
         damages = {number: self._damage(entry) for number, entry in manifest.shards.items()}
         for number in irreplaceable:
@@ -162,12 +162,16 @@ class BankWriter:
                 )
         for number, damage in damages.items():
             if damage:
-                say(f"{url}: shard {shard_name(number)} will be made again: {damage}")
+                logger.error("%s: shard %s will be made again: %s", url, shard_name(number), damage)
         sound = {number: entry for number, entry in manifest.shards.items() if not damages[number]}
         return replace(manifest, shards=sound, writer=self._storage.token)
 
     def _add(self, entries: Mapping[int, ShardEntry]) -> None:
         self._replace(replace(self._manifest, shards={**self.committed, **entries}))
+        for number, entry in entries.items():
+            logger.debug(
+                "shard %s committed: %d of %d images kept", shard_name(number), entry.images, entry.rows
+            )
 
     def _require_there(self, entry: ShardEntry) -> None:
         for name, expected in entry.files.items():

@@ -1,5 +1,6 @@
 """Whether a teacher can be inverted: gradients by its image, and BatchNorms to measure."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -12,14 +13,15 @@ from engine.models.torch_file import first_line
 from engine.seeding import generator
 from kernels.fuse import coverage, measured
 
+logger = logging.getLogger(__name__)
 REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its forward"
 
 
-def require_invertible(teacher: Classifier, image_size: int, w_bn: float, say: Callable[[str], None]) -> None:
+def require_invertible(teacher: Classifier, image_size: int, w_bn: float) -> None:
     """Runs `teacher`, in eval mode, on two images of noise as synthesis does.
 
-    `say` gets a line if layers with running statistics run that `w_bn`, the weight of synthesize.w_bn, does
-    not cover. Raises UserError if nothing or only a part can be inverted, naming what to change.
+    Log if layers with running statistics run that `w_bn`, the weight of synthesize.w_bn, does not cover.
+    Raises UserError if nothing or only a part can be inverted, naming what to change.
     """
     if w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
@@ -28,11 +30,11 @@ def require_invertible(teacher: Classifier, image_size: int, w_bn: float, say: C
     images.requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         if w_bn > 0:
-            _require_statistics(teacher, images, say)
+            _require_statistics(teacher, images)
         _require_gradient(teacher, images, measured(teacher) if w_bn > 0 else lambda x: (teacher(x), None))
 
 
-def _require_statistics(teacher: Classifier, images: Tensor, say: Callable[[str], None]) -> None:
+def _require_statistics(teacher: Classifier, images: Tensor) -> None:
     found, missed = coverage(teacher, images)
     if not found:
         raise UserError(
@@ -48,7 +50,7 @@ def _require_statistics(teacher: Classifier, images: Tensor, say: Callable[[str]
     if missed:
         first = f"`{missed[0]}` ({type(teacher.get_submodule(missed[0])).__name__})"
         more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
-        say(
+        logger.info(
             f"teacher: synthesize.w_bn measures {len(found)} of {len(found) + len(missed)} layers with "
             f"running statistics, not {first}{more}"
         )

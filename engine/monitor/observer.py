@@ -1,10 +1,13 @@
 """What every observer offers the coordinator, and the rule that watching never ends what is watched."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from engine.workers.tally import Tally
+
+logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -18,10 +21,10 @@ class Observer(Protocol):
 
 
 class Guarded:
-    """An observer of which the first failure is said, and none ends the generation."""
+    """Wraps an observer: logs its first error and never propagates one."""
 
-    def __init__(self, observer: Observer, name: str, say: Callable[[str], None]) -> None:
-        self._observer, self._name, self._say = observer, name, say
+    def __init__(self, observer: Observer, name: str) -> None:
+        self._observer, self._name = observer, name
         self._failed = False
 
     def update(self, tally: Tally) -> None:
@@ -38,5 +41,6 @@ class Guarded:
             yield
         except Exception as error:  # of a file system, a network or another's library
             if not self._failed:
-                self._say(f"{self._name}: {type(error).__name__}: {error}; the generation goes on")
+                kind = type(error).__name__
+                logger.error("%s: %s: %s; the generation goes on", self._name, kind, error)
             self._failed = True

@@ -1,5 +1,6 @@
 """The observers that a command line asks for."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,6 +12,7 @@ from engine.monitor.status_file import StatusFile
 from engine.monitor.view import View
 from engine.workers.tally import Tally
 
+logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 
 
@@ -34,7 +36,7 @@ def open_observers(
     with ExitStack() as closing:
 
         def add(observer: Observer, name: str) -> None:
-            observers.append(Guarded(observer, name, view.say))
+            observers.append(Guarded(observer, name))
             closing.callback(observers[-1].close, tally)
 
         if tensorboard is not None:
@@ -46,7 +48,7 @@ def open_observers(
 
             metrics = Metrics(metrics_host, metrics_port)
             add(metrics, "--metrics-port")
-            view.say(f"metrics: http://{metrics_host}:{metrics.port}/metrics")
+            logger.info("metrics: http://%s:%d/metrics", metrics_host, metrics.port)
         add(StatusFile(open_storage(url)), "the bank's status")
         observers.append(view)
         closing.callback(view.close, tally)

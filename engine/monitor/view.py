@@ -1,5 +1,6 @@
-"""The terminal: one live picture; elsewhere a line now and then."""
+"""The terminal: one live picture; elsewhere a line in the log now and then."""
 
+import logging
 from time import monotonic
 
 from rich.console import Console, RenderableType
@@ -10,23 +11,22 @@ from engine.monitor.picture import picture
 from engine.terminal import console
 from engine.workers.tally import Tally
 
+logger = logging.getLogger(__name__)
+
 EVERY = 10.0
 """Seconds between two lines, at least."""
 
 
 class View:
-    """Draws itself twice a second on a terminal; `say` may be called before the first update, too."""
+    """Draws itself twice a second on a terminal, if the logger of this module is enabled for INFO."""
 
     def __init__(self, given: Console | None = None) -> None:
         self._console = given or console()
-        self._animated = self._console.is_terminal and not self._console.is_dumb_terminal
+        is_drawable = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._animated = is_drawable and logger.isEnabledFor(logging.INFO)
         self._live: Live | None = None
         self._ended = False
         self._line_at, self._line_of = -EVERY, ""
-
-    def say(self, text: str) -> None:
-        """One line above the picture."""
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def update(self, tally: Tally) -> None:
         if not self._animated:
@@ -42,7 +42,7 @@ class View:
         if self._live is not None:
             self._live.stop()
         elif self._line_of:
-            self.say(str(Headline.of(tally, ended=True)))
+            logger.info("%s", Headline.of(tally, ended=True))
 
     def _picture(self, tally: Tally) -> RenderableType:
         """Called by the thread that draws."""
@@ -53,5 +53,5 @@ class View:
         line = Headline.of(tally, ended=False)
         news = f"{line.shards} {line.trouble}"
         if news != self._line_of and monotonic() >= self._line_at + EVERY:
-            self.say(str(line))
+            logger.info("%s", line)
             self._line_at, self._line_of = monotonic(), news

@@ -1,17 +1,19 @@
 """Gives the shards of a bank to a crew and commits what it makes, whatever happens to its workers."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from engine.bank.names import shard_name
 from engine.bank.writer import BankWriter
 from engine.monitor.observer import Observer
 from engine.workers.crew import Crew
-from engine.workers.events import Done, Event, Failed, Lost, Said, Unable
+from engine.workers.events import Done, Event, Failed, Logged, Lost, Ready, Unable
 from engine.workers.queue import ShardQueue
 from engine.workers.signals import Requests
 from engine.workers.tally import Tally
 
+logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds after which signals and observers are looked after where nothing happens."""
 
@@ -26,10 +28,9 @@ class Coordinator:
         requests: Requests,
         *,
         observers: Sequence[Observer],
-        say: Callable[[str], None],
     ) -> None:
         self.crew, self.tally, self.requests = crew, tally, requests
-        self.observers, self.say = observers, say
+        self.observers = observers
         self._has_warned = False
 
     def await_worker(self) -> bool:
@@ -87,10 +88,12 @@ class Coordinator:
             if not isinstance(event.what, Done):
                 self.tally.take(event)
             match event.what:
-                case Said(text=text):
-                    self.say(text)
+                case Logged(logger=name, level=level, text=text):
+                    logging.getLogger(name).log(level, "%s", text)
+                case Ready(host=host, seconds=took):
+                    logger.debug("%s: ready on %s after %.1f s", event.worker, host, took)
                 case Lost(reason=reason) | Unable(reason=reason):
-                    self.say(f"{event.worker}: {reason}")
+                    logger.error("%s: %s", event.worker, reason)
         return events
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
@@ -104,7 +107,7 @@ class Coordinator:
     def _warn(self) -> None:
         """As soon as there are enough images to know that they are none of their labels, and once."""
         if not self._has_warned and (warning := self.tally.agreements.warning):
-            self.say(f"warning: {warning}")
+            logger.warning(warning)
             self._has_warned = True
 
     def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
@@ -114,7 +117,7 @@ class Coordinator:
                     self._give_up(number, reason)
                 case Failed(number=number, reason=reason, trace=trace):
                     if trace:
-                        self.say(f"{event.worker}: shard {shard_name(number)}:\n{trace}")
+                        logger.error("%s: shard %s:\n%s", event.worker, shard_name(number), trace)
                     self._again(number, reason, queue)
                 case Lost(numbers=numbers, reason=reason):
                     for number in numbers:
@@ -128,4 +131,4 @@ class Coordinator:
 
     def _give_up(self, number: int, reason: str) -> None:
         self.tally.failed[number] = reason
-        self.say(f"shard {shard_name(number)} is given up: {reason}")
+        logger.error("shard %s is given up: %s", shard_name(number), reason)

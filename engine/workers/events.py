@@ -77,14 +77,17 @@ class Lost:
     reason: str
 
 
-@dataclass(frozen=True)
-class Said:
-    """A line for the user."""
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A log record of a worker, which the coordinator logs again."""
 
+    logger: str
+    level: int
     text: str
+    """With its traceback, if it has one."""
 
 
-Report = Done | Failed | Ready | Said | Started | Unable
+Report = Done | Failed | Logged | Ready | Started | Unable
 """What a worker says itself."""
 
 

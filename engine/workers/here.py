@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from queue import SimpleQueue
 
 from engine.workers.crew import Crew, Member
@@ -12,10 +12,10 @@ from engine.workers.worker import Worker
 
 
 class _Here(Member):
-    def __init__(self, name: str, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, job: Job) -> None:
         super().__init__(name, job.depth)
         begun = time.perf_counter()
-        worker = Worker(job, say)
+        worker = Worker(job)
         self.news: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
         self._numbers: SimpleQueue[int | None] = SimpleQueue()
         self._reports = worker.run(iter(self._numbers.get, None))
@@ -35,20 +35,20 @@ class _Here(Member):
 
 
 class HereCrew(Crew[_Here]):
-    """`say` gets a line for each graph or engine that is built."""
+    """The crew of the one worker."""
 
     capacity = 1
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
-        self._job, self._say = job, say
+        self._job = job
 
     def resize(self, size: int) -> None:
         """One at most: a second would hold its own copy of the networks and not make anything sooner."""
         super().resize(min(size, 1))
 
     def start(self, name: str) -> _Here:
-        return _Here(name, self._job, self._say)
+        return _Here(name, self._job)
 
     def collect(self, seconds: float) -> Iterable[tuple[_Here, Event]]:
         for member in list(self.members):

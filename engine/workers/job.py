@@ -1,5 +1,6 @@
 """What a worker is told when it starts."""
 
+import logging
 from dataclasses import dataclass
 
 from engine.bank.manifest import Header
@@ -16,6 +17,8 @@ class Job:
     """The bank's folder or URL; local folders must be shared by all machines."""
     header: Header
     """The bank's."""
+    log_level: int = logging.INFO
+    """Lowest level of the records that a worker in another process sends to the coordinator."""
 
     @property
     def depth(self) -> int:

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-from engine.workers.events import Ready, Report, Said, Unable
+from engine.workers.events import Ready, Report, Unable
+from engine.workers.forwarding import forward_log
 from engine.workers.job import Job
 
 
@@ -45,11 +46,12 @@ def work(pipe: Connection, job: Job, place: Place) -> None:
         with sending:
             pipe.send(what)
 
+    forward_log(report, job.log_level)
     from engine.workers.worker import ONE_LINE, Worker, one_line
 
     begun = time.perf_counter()
     try:
-        worker = Worker(job, lambda text: report(Said(text)))
+        worker = Worker(job)
     except ONE_LINE as error:
         report(Unable(one_line(error)))
         return

@@ -1,7 +1,8 @@
 """A crew of Ray actors, on this machine or on the nodes of a cluster."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from engine.recipe import Recipe
@@ -10,6 +11,7 @@ from engine.workers.events import Event, Left, Lost
 from engine.workers.job import Job
 from engine.workers.ray_cluster import Needs, RayCluster
 
+logger = logging.getLogger(__name__)
 LOOK_EVERY = 5.0
 """Seconds between two looks at the nodes of the cluster."""
 
@@ -47,17 +49,17 @@ class _Actor(Member):
 class RayCrew(Crew[_Actor]):
     """As many actors as asked for, or (None) as a cluster that grows and shrinks has places for."""
 
-    def __init__(
-        self, job: Job, cluster: RayCluster, workers: int | None, say: Callable[[str], None]
-    ) -> None:
-        """`say` is told where no node has a place for a worker, which waits for one that joins."""
+    def __init__(self, job: Job, cluster: RayCluster, workers: int | None) -> None:
+        """Log if no node has room for a worker; the crew then waits for a node to join."""
         super().__init__()
         self._job, self._cluster, self._workers = job, cluster, workers
         self._needs = needs_of(job.recipe)
         self._slots, self._looked = cluster.slots(self._needs), time.monotonic()
         if self._slots == 0:
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
-            say(f"no node of the cluster has a place for a worker, which takes {each}; waiting for one")
+            logger.info(
+                f"no node of the cluster has a place for a worker, which takes {each}; waiting for one"
+            )
 
     @property
     def capacity(self) -> int:

@@ -1,10 +1,11 @@
 """A worker: loads the networks once, then makes one shard after another."""
 
+import logging
 import os
 import resource
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from engine.workers.events import Done, Failed
 from engine.workers.job import Job
 from export.errors import ExportError
 
+logger = logging.getLogger(__name__)
 FINAL = (UserError, ExportError, NonFiniteError)
 """These come again however often a shard is tried."""
 ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
@@ -31,16 +33,15 @@ ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
 class Worker:
     """Makes shards of a job's bank and puts their files there; the coordinator commits them.
 
-    `say` gets a line for each graph or engine that is built, and where memory runs out. Raises UserError or
-    ExportError for what cannot be loaded.
+    Raises UserError or ExportError for what cannot be loaded.
     """
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
-        parts = assemble(job.recipe, accelerator, say, lanes(job.recipe))
+        parts = assemble(job.recipe, accelerator, logger.info, lanes(job.recipe))
         self._progress = Progress(quiet=True)
-        self._generation = Generation(job.recipe, parts, accelerator, self._progress, say)
+        self._generation = Generation(job.recipe, parts, accelerator, self._progress)
         self._told: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:

@@ -1,6 +1,5 @@
 """Who makes the shards of a generation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +19,17 @@ class Workforce:
     cluster: RayCluster | None = None
     """Where they are, unless on this machine."""
 
-    def open(self, job: Job, say: Callable[[str], None]) -> Crew[Any]:
+    def open(self, job: Job) -> Crew[Any]:
         """The crew, without its members. One worker of this machine works in this process."""
         if self.cluster is not None:
             from engine.workers.ray_crew import RayCrew
 
-            return RayCrew(job, self.cluster, self.workers, say)
+            return RayCrew(job, self.cluster, self.workers)
         assert self.workers is not None
         if self.workers == 1:
             from engine.workers.here import HereCrew
 
-            return HereCrew(job, say)
+            return HereCrew(job)
         from engine.workers.pool import PoolCrew
 
         return PoolCrew(job, self.workers)

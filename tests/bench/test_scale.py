@@ -40,7 +40,7 @@ def test_seconds_an_image_leave_the_first_shard_out() -> None:
 
 def test_every_shard_of_a_generation_is_seen(tmp_path: Path) -> None:
     recipe = settled_here(load_recipe(str(write_recipe(tmp_path))))
-    made = generation(recipe, lambda job: HereCrew(job, print), 3)
+    made = generation(recipe, lambda job: HereCrew(job), 3)
     assert [len(times) for times in made.times.values()] == [3]
     assert made.images_a_shard == 24
     assert all(held > 50e6 for held in made.rss["worker 1"])

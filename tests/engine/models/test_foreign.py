@@ -16,6 +16,7 @@ from engine.models.features import forward_with_features
 from engine.models.frozen import frozen
 from engine.models.inverting import require_invertible
 from engine.models.loading import ClassifierConfig, build_classifier, load_classifier
+from tests.log_lines import log_lines
 
 SIZE, CLASSES = 12, 3
 MADE: dict[str, Callable[[int, int], nn.Module]] = {}
@@ -99,9 +100,9 @@ class NoGradient(Net):
 
 
 def invertible(teacher: Classifier, w_bn: float = 1.0) -> list[str]:
-    said: list[str] = []
-    require_invertible(teacher, SIZE, w_bn, said.append)
-    return said
+    with log_lines() as lines:
+        require_invertible(teacher, SIZE, w_bn)
+    return lines
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

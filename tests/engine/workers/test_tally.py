@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from engine.workers.events import Event, Ready, Said, Unable
+from engine.workers.events import Event, Logged, Ready, Unable
 from engine.workers.tally import Tally
 from tests.engine.monitor.tallies import done
 
@@ -22,7 +22,7 @@ def test_the_rate_of_a_worker_counts_from_when_it_had_loaded(monkeypatch: pytest
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     tally = Tally(target=2, found=0, started=now)
-    tally.take(Event("a", Said("loading")))
+    tally.take(Event("a", Logged(logger="engine", level=20, text="loading")))
     now = 200.0
     tally.take(Event("a", Ready("here", 100.0)))
     now = 210.0
