@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from engine.terminal import console
 
 PACKAGES = ("engine", "export", "kernels", "bench")
-"""The loggers that a command shows."""
+"""Their loggers are named after them."""
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 

@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Callable
 
+from engine.logs import PACKAGES
 from engine.workers.events import Logged
-
-PACKAGES = ("engine", "export", "kernels")
 
 
 def forward_log(report: Callable[[Logged], None], level: int) -> None:

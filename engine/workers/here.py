@@ -35,7 +35,7 @@ class _Here(Member):
 
 
 class HereCrew(Crew[_Here]):
-    """The crew of the one worker."""
+    """A crew of one worker, which runs in this process."""
 
     capacity = 1
 

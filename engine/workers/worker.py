@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.assembly import assemble
 from engine.bank.agreement import Agreements
+from engine.bank.names import shard_name
 from engine.bank.settings import first_difference
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
@@ -61,6 +62,7 @@ class Worker:
         entry = write_shard(self._job.url, number, rows, made.kept_images(), self._job.header)
         verdict = made.verdict
         seconds, images = self._since_told()
+        logger.debug("shard %s made", shard_name(number))
         return Done(
             number=number,
             entry=entry,

@@ -170,7 +170,15 @@ def test_nothing_is_drawn_if_the_log_is_not_shown() -> None:
 
 
 def _terminal() -> Console:
-    return Console(file=io.StringIO(), width=100, height=40, force_terminal=True, _environ={"TERM": "xterm"})
+    return Console(
+        file=io.StringIO(),
+        width=100,
+        height=40,
+        force_terminal=True,
+        markup=False,
+        highlight=False,
+        _environ={"TERM": "xterm"},
+    )
 
 
 def _until(console: Console, text: str, tries: int = 100) -> bool:
