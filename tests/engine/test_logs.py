@@ -100,7 +100,7 @@ def test_a_run_of_the_library_prints_nothing_and_logs_news(
     assert any(name == "engine.progress" for name, _, _ in caplog.record_tuples)
 
 
-HELP: dict[str, tuple[Callable[[Sequence[str]], object], list[str]]] = {
+HELP: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
     "run": (run.command, []),
     "generate": (generate.command, []),
     "distill": (distill.command, []),
@@ -134,5 +134,5 @@ def test_quiet_of_a_generation_leaves_its_result(
     assert quiet.count("\n") == 1
     assert main(generate.command, [*arguments, str(tmp_path / "verbose"), "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" engine.shards: tiny: cpu, bf16")
+    assert lines[0].endswith(" engine.shards: tiny: cpu, fp32")
     assert any(" engine.bank.writer: shard 00000 committed: " in line for line in lines)
