@@ -16,8 +16,8 @@ from engine.errors import UserError
 from engine.loop import run
 from engine.progress import Progress
 from engine.recipe import Recipe, load_recipe
-from engine.report.summary import Summary
 from engine.schedule import ScheduleConfig
+from engine.training.summary import Summary
 
 NO_PRIOR = {"augment.method": "none", "filter.method": "none", "filter.class_gate": False}
 NO_FILTER = {"filter.method": "none", "filter.class_gate": False}

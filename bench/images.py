@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from engine.batch import ImageBatch
+from engine.stages.batch import ImageBatch
 
 
 def sources(count: int, size: int, *, variations: int) -> ImageBatch:

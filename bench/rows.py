@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.files import replacing
+from engine.atomic import replacing
 
 PROC_DRIVER = Path("/proc/driver/nvidia/version")
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.run_folder import SCALARS
+from engine.training.run_folder import SCALARS
 
 ROOT = Path(__file__).parents[1]
 

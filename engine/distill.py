@@ -16,11 +16,18 @@ from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
 from engine.recipe import OF_MACHINE_SECTIONS, gives_recipe, name_of
-from engine.report.table import results_table
-from engine.run_folder import OF_MACHINE, by_hash, check, run_to_resume, settings_to_resume, without_machine
-from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
+from engine.training.run_folder import (
+    OF_MACHINE,
+    by_hash,
+    check,
+    run_to_resume,
+    settings_to_resume,
+    without_machine,
+)
+from engine.training.run_record import RunRecord
+from engine.training.summary import results_table
 
 OF_IMAGES = ("name", "seed", "synthesize", "augment", "filter", "storage")
 """What of a bank's recipe has no say once the images are there."""
@@ -60,7 +67,7 @@ def command(arguments: Sequence[str]) -> None:
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if ranks.is_main():
         check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
-    from engine.distillation import distill
+    from engine.training.from_banks import distill
 
     try:
         with Progress() as progress:
@@ -95,9 +102,9 @@ def _recipe_of_bank(urls: Sequence[str], arguments: Sequence[str]) -> dict[str, 
     """
     if not urls or gives_recipe(arguments):
         return None
-    from engine.bank.merged_recipe import recipes_of
+    from engine.bank.manifest import first_difference
+    from engine.bank.merge import recipes_of
     from engine.bank.reader import BankReader
-    from engine.bank.settings import first_difference
 
     recipe, *others = recipes_of(BankReader.open(urls[0]).header.recipe)
     for other in others:

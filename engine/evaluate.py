@@ -17,8 +17,8 @@ from engine.logs import add_log_flags
 from engine.models.config import require_named
 from engine.provenance import require_same_weights
 from engine.recipe import CONFIG, load_recipe
-from engine.run_folder import own_settings, require_student
-from engine.run_record import RunRecord
+from engine.training.run_folder import own_settings, require_student
+from engine.training.run_record import RunRecord
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def _recipe_to_resume(arguments: Sequence[str]) -> dict[str, Any] | None:
     given = picker.parse_known_args(arguments)[0]
     if not (given.resume and given.out) or gives_recipe(arguments):
         return None
-    from engine.bank.merged_recipe import MERGED
+    from engine.bank.merge import MERGED
     from engine.bank.reader import BankReader
     from engine.provenance import DECIDING_COMPUTE
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from engine.assembly import Assembly
 from engine.bank.rows import Rows
-from engine.batch import ImageBatch
 from engine.errors import OutOfMemoryError
 from engine.lanes import Lane, Step, own_stream, threads_of, torch_threads
-from engine.micro_batch import MicroBatch, is_out_of_memory
 from engine.models.classifier import LUMA
 from engine.pipeline import pipelined
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import Verdict, classify, judge
+from engine.stages.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.synthesize import Adversary, Synthesizer
 
 

@@ -10,19 +10,14 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from engine import checkpoint
 from engine.assembly import Assembly, assemble
 from engine.bank.agreement import Agreements
-from engine.bank.manifest import Header
-from engine.bank.names import MANIFEST
-from engine.bank.reader import BankReader
-from engine.bank.settings import require_same_settings
-from engine.bank.snapshot import require_snapshot, snapshot
+from engine.bank.manifest import MANIFEST, Header, require_same_settings
+from engine.bank.reader import BankReader, require_snapshot, snapshot
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.compute import open_accelerator
 from engine.coverage import MORE_BATCHES, coverage_warning
-from engine.curves import Curves
 from engine.datasets.config import check_test_set
 from engine.generation import Generation
 from engine.models.frozen import frozen
@@ -30,16 +25,24 @@ from engine.models.loading import require_feature
 from engine.progress import Progress
 from engine.provenance import bank_header, require_same_facts
 from engine.recipe import Recipe
-from engine.report.examples import Examples
-from engine.report.summarize import summarize
-from engine.report.summary import Summary
-from engine.run_folder import BANK, CHECKPOINTS, SCALARS, VARIATIONS, alone, commit_config, save_student
-from engine.run_record import RunRecord
 from engine.schedule import Synthesis, Training
-from engine.stages.kd_loss import kl_adversarial
-from engine.stages.rotation import RotationAdversary
+from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary
-from engine.student_training import StudentTraining
+from engine.training import checkpoint
+from engine.training.curves import Curves
+from engine.training.examples import Examples
+from engine.training.run_folder import (
+    BANK,
+    CHECKPOINTS,
+    SCALARS,
+    VARIATIONS,
+    alone,
+    commit_config,
+    save_student,
+)
+from engine.training.run_record import RunRecord
+from engine.training.summary import Summary, summarize
+from engine.training.trainer import StudentTraining
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import yaml
 
 from engine.bank.config import stored_channels
 from engine.bank.manifest import Header
-from engine.bank.merged_recipe import recipes_of
+from engine.bank.merge import recipes_of
 from engine.errors import UserError
 from engine.models.weight_index import weight_files
 from engine.paths import resolve

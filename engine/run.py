@@ -14,11 +14,11 @@ from engine.errors import UserError
 from engine.preparing import prepared
 from engine.progress import Progress
 from engine.recipe import name_of
-from engine.report.table import results_table
-from engine.run_folder import by_hash, check, run_to_resume, settings_to_resume
-from engine.run_record import RunRecord
 from engine.short_flags import add_short_flags
 from engine.terminal import console
+from engine.training.run_folder import by_hash, check, run_to_resume, settings_to_resume
+from engine.training.run_record import RunRecord
+from engine.training.summary import results_table
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from engine.bank.names import MANIFEST, shard_name
+from engine.bank.manifest import MANIFEST, shard_name
 from engine.bank.storage import absolute, open_storage
 from engine.bank.writer import BankWriter, require_new
 from engine.coverage import MORE_SHARDS, coverage_warning

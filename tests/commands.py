@@ -189,7 +189,7 @@ def serve() -> None:
     import open_clip  # noqa: F401
     import transformers  # noqa: F401
 
-    from engine import distill, distillation, generate, run, shards  # noqa: F401
+    from engine.training import from_banks  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import nvidia.dali.fn  # noqa: F401

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from bench.feed.workload import Laid, Workload
 from engine.feed.config import FeedConfig
-from engine.feed.crops import PAD
 from engine.feed.feed import Feed
-from engine.feed.opening import open_feed
-from engine.feed.order import Order
+from engine.feed.open import open_feed
+from engine.feed.sampler import Order
+from engine.feed.shuffle import PAD
 
 BATCH = 128
 THREADS = 2

@@ -22,8 +22,8 @@ from engine.bank.rows import Spans
 from engine.errors import UserError
 from engine.feed.config import FeedConfig
 from engine.feed.index import Index
-from engine.feed.opening import open_feed
-from engine.feed.order import Order
+from engine.feed.open import open_feed
+from engine.feed.sampler import Order
 
 SIDE, SHARD = 32, 10_000
 STEPS = 500

@@ -14,8 +14,8 @@ from bench.machine import describe
 from bench.rows import Row, commit
 from bench.stages.pair import SIZE, pair
 from engine.compute import ComputeConfig, open_accelerator
-from engine.feed.batch import FeedBatch
-from engine.feed.order import Order
+from engine.feed.feed import FeedBatch
+from engine.feed.sampler import Order
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
 

@@ -17,11 +17,11 @@ from bench.published.similarity import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import flops
 from bench.stages.filter import clip_of, preprocess_of
-from engine.micro_batch import MicroBatch
 from engine.models.priors import ClipModel
 from engine.runtime.clip import open_clip
 from engine.runtime.place import Place
 from engine.stages.filter import similarities
+from engine.stages.micro_batch import MicroBatch
 
 NETWORK = "ViT-B-32"
 

@@ -28,11 +28,11 @@ from bench.random_networks import (
 )
 from bench.stages.augment import Size, noise, prior_of
 from bench.stages.case import flops
-from engine.batch import ImageBatch
 from engine.models.priors import DiffusionPrior
 from engine.runtime.place import Place
 from engine.runtime.prior import open_prior
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 
 PRIORS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "sd-1.5": (UNET_SD_1_5, VAE_SD_1_5, ENCODER_VIT_L_14),

@@ -10,7 +10,7 @@ from bench.published.steps import PublishedDistillation
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig

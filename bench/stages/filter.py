@@ -14,12 +14,12 @@ from bench.parity import require_alike
 from bench.published.similarity import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import Case, Machine, Ours, Work, flops
-from engine.micro_batch import MicroBatch
 from engine.models.priors import ClipModel
 from engine.paths import resolve
 from engine.runtime.clip import open_clip
 from engine.runtime.place import Place
 from engine.stages.filter import similarities
+from engine.stages.micro_batch import MicroBatch
 
 EMBEDDED = "assets/fashion-mnist/open_clip"
 

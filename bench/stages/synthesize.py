@@ -14,8 +14,8 @@ from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import CLASSES, SIZE, pair, tap
 from bench.timing import Call
 from engine.models.generator import Generator
+from engine.stages.adversary import RotationAdversary, RotationHead
 from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.rotation import RotationAdversary, RotationHead
 from engine.stages.synthesize import Synthesizer
 from engine.stages.synthesize_config import SynthesizeConfig
 

@@ -10,13 +10,13 @@ from accelerate.utils.memory import clear_device_cache
 
 from engine.assembly import Assembly, assemble
 from engine.auto_batch.search import Reading
-from engine.batch import ImageBatch
 from engine.compute import open_accelerator
 from engine.lanes import Step, lanes, threads_of, torch_threads
-from engine.micro_batch import MicroBatch
 from engine.recipe import Recipe
 from engine.stages.augment import augment
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import judge
+from engine.stages.micro_batch import MicroBatch
 
 REPEATS, SECONDS = 2, 1.0
 """Timed runs, at least so many and so long in all; the fastest counts. One more goes before them."""

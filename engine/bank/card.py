@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from engine.bank.codecs import EXTENSIONS
+from engine.bank.codecs import EXTENSIONS, THREADS
 from engine.bank.manifest import Header, Manifest
 from engine.bank.stats import EDGES, Stats
+from engine.bank.storage import Storage
 
 BAR = 40
 """Characters of the longest bar of a histogram."""
@@ -162,3 +164,11 @@ encoded, described = fn.readers.webdataset(
 )
 images = {decoder}
 ```"""
+
+
+def total_stats(storage: Storage, manifest: Manifest) -> Stats:
+    """The sum over the committed shards."""
+    zero = Stats.zero(len(manifest.header.class_names))
+    with ThreadPoolExecutor(THREADS) as pool:
+        documents = pool.map(storage.read, (entry.names.stats for entry in manifest.shards.values()))
+        return sum(map(Stats.from_json, documents), start=zero)

@@ -5,12 +5,68 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, get_args
 
 from engine.bank.config import Codec
 from engine.bank.fingerprint import Fingerprint
-from engine.bank.names import MANIFEST, ShardFiles, shard_files, shard_name, version_1_files
 from engine.errors import UserError
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+STATUS = ".status.json"
+"""What the writer says of its progress; no part of the bank."""
+FOLDERS = ("index", "rows", "stats")
+"""The only folders in a bank: a folder with nothing but parquet files in it is a table to other tools."""
+
+_PART = re.compile(r"((index|rows|stats)/)?\.(\d{5,}|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
+
+
+class ShardFiles(NamedTuple):
+    """The names of a shard's files."""
+
+    tar: str
+    """Images."""
+    dali_index: str
+    """Where they lie in the tar."""
+    rows: str
+    """One row an image, rejected ones too."""
+    stats: str
+    """Counts."""
+
+
+def shard_name(number: int) -> str:
+    """e.g. 00007"""
+    return f"{number:05d}"
+
+
+def shard_files(number: int) -> ShardFiles:
+    name = shard_name(number)
+    return ShardFiles(f"{name}.tar", f"index/{name}.idx", f"rows/{name}.parquet", f"stats/{name}.json")
+
+
+def version_1_files(number: int) -> ShardFiles:
+    """As banks had them that have a manifest of version 1."""
+    name = shard_name(number)
+    return ShardFiles(f"{name}.tar", f"{name}.idx", f"{name}.parquet", f"{name}_stats.json")
+
+
+def shard_number(name: str) -> int | None:
+    """Return the number of the shard that a file belongs to, None if it belongs to none."""
+    stem = PurePosixPath(name).stem
+    number = int(stem) if re.fullmatch(r"[0-9]{5,}", stem) else None
+    return number if number is not None and name in shard_files(number) else None
+
+
+def is_part(name: str) -> bool:
+    """Whether a killed writer left the file under its temporary name."""
+    return _PART.fullmatch(name) is not None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the file is no part of a bank: a lock, a status, a temporary name."""
+    return PurePosixPath(name).name.startswith(".")
+
 
 VERSION = 2
 """Of what is written. Version 1, which is still read: files without folders, three channels in all images."""
@@ -167,3 +223,39 @@ def _entry(number: int, names: ShardFiles, fields: dict[str, Any]) -> ShardEntry
 
 def _valid(one: Fingerprint) -> bool:
     return type(one.size) is int and one.size >= 0 and bool(re.fullmatch(r"[0-9a-f]{64}", one.sha256))
+
+
+OTHER_COMMAND = "one of engine.run and engine.generate made it, and this is the other"
+"""The only difference that is not among the settings."""
+
+
+def require_same_settings(url: str, stored: Header, new: Header) -> None:
+    if stored.settings_sha256 != new.settings_sha256:
+        recipe, facts = (json.loads(json.dumps(part)) for part in (new.recipe, new.facts))
+        difference = first_difference(stored.facts, facts) or first_difference(stored.recipe, recipe)
+        raise UserError(
+            f"--resume: {url} was made with other settings: {difference or OTHER_COMMAND};"
+            " restore that file or setting, or give another bank"
+        )
+    for name in ("class_names", "image_size", "channels", "codec", "quality"):
+        before, after = getattr(stored, name), getattr(new, name)
+        if before != after:
+            raise UserError(
+                f"--resume: {url} was made with another {name} ({before!r} -> {after!r}); give another bank"
+            )
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """`key: old value -> new value` of the first setting that differs, None where all are equal."""
+    before, after = _flat(old), _flat(new)
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            return f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+    return None
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -4,16 +4,38 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
-from engine.bank.manifest import Header, Manifest, Origin, ShardEntry
-from engine.bank.merged_recipe import by_bank, merged_recipe
-from engine.bank.names import shard_files, shard_name
+from engine.bank.manifest import Header, Manifest, Origin, ShardEntry, shard_files, shard_name
 from engine.bank.reader import read_manifest
 from engine.bank.storage import Storage, open_storage
 from engine.bank.tars import TarError, members
 from engine.bank.writer import BankWriter
 from engine.errors import UserError
+
+MERGED = "merged"
+
+
+def merged_recipe(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {MERGED: by_bank(recipes)}
+
+
+def by_bank(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One where all are equal."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    return {f"bank {place}": value for place, value in enumerate(values, 1)}
+
+
+def recipes_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipes that made a bank's shards, by what stands in its header; of merged banks, too, in order."""
+    if MERGED not in recipe:
+        return [recipe]
+    inner = recipe[MERGED]
+    parts = list(inner.values()) if all(name.startswith("bank ") for name in inner) else [inner]
+    return [each for part in parts for each in recipes_of(part)]
+
 
 COMMON = ("class_names", "image_size", "channels", "codec")
 """What banks must have in common."""

@@ -11,8 +11,7 @@ import numpy as np
 
 from engine.bank.codecs import Images, decoder
 from engine.bank.fingerprint import DamagedError
-from engine.bank.manifest import Header, Manifest, ShardEntry
-from engine.bank.names import MANIFEST, shard_name
+from engine.bank.manifest import MANIFEST, Header, Manifest, ShardEntry, shard_name
 from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import Table, from_parquet
@@ -155,3 +154,31 @@ def read_manifest(storage: Storage) -> Manifest:
         raise UserError(
             f"{storage.url} has no {MANIFEST}, so it is no bank; give the folder of one"
         ) from None
+
+
+Snapshot = dict[int, str]
+"""SHA-256 of each shard's tar, by its number."""
+
+
+def snapshot(bank: BankReader, numbers: Iterable[int] | None = None) -> Snapshot:
+    """Of the numbered shards; of all by default."""
+    shards = bank.shards
+    chosen = shards if numbers is None else numbers
+    return {number: _tar_sha256(shards[number]) for number in chosen}
+
+
+def require_snapshot(bank: BankReader, url: str, taken: Snapshot) -> None:
+    """Raises UserError that names the first shard that is missing or another one."""
+    shards = bank.shards
+    for number, sha256 in taken.items():
+        found = _tar_sha256(shards[number]) if number in shards else None
+        if found != sha256:
+            what = "is missing" if found is None else "is another one"
+            raise UserError(
+                f"{url}: shard {shard_name(number)}, which this run was trained on, {what};"
+                " restore it, or begin again in another --out"
+            )
+
+
+def _tar_sha256(entry: ShardEntry) -> str:
+    return entry.files[entry.names.tar].sha256

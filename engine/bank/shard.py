@@ -1,17 +1,53 @@
 """The files of a shard, a pure function of its rows and images."""
 
+import json
+import math
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from engine.bank.codecs import EXTENSIONS, Images, encode
-from engine.bank.index import dali_index
-from engine.bank.manifest import Header
-from engine.bank.names import shard_files
-from engine.bank.row_fault import row_fault
-from engine.bank.rows import Rows
-from engine.bank.samples import descriptions, stems
+from engine.bank.manifest import Header, shard_files
+from engine.bank.rows import Rows, row_fault
 from engine.bank.stats import Stats
 from engine.bank.table import Table, to_parquet
-from engine.bank.tars import pack
+from engine.bank.tars import Member, pack
+
+VERSION = "v1.2"
+
+
+def dali_index(members: Sequence[Member]) -> bytes:
+    """One line a sample: extension, offset, size and name of the image, then those of its json."""
+    lines = [f"{VERSION} {len(members) // 2}"]
+    for image, description in zip(members[::2], members[1::2], strict=True):
+        lines.append(f"{_entry(image)} {_entry(description)}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _entry(member: Member) -> str:
+    return f"{member.name.partition('.')[2]} {member.offset} {member.size} {member.name}"
+
+
+def stems(rows: Rows) -> list[str]:
+    """The name of each kept image without its extension."""
+    return [f"{key:012d}" for key in rows.keys[rows.kept].tolist()]
+
+
+def descriptions(rows: Rows, class_names: Sequence[str]) -> Iterator[bytes]:
+    """The json of each kept image; `similarity` is null where there is none."""
+    kept = rows.kept
+    columns = {
+        "key": rows.keys[kept].tolist(),
+        "label": rows.labels[kept].tolist(),
+        "class_name": [class_names[label] for label in rows.labels[kept].tolist()],
+        "parent": rows.parents[kept].tolist(),
+        "seed": rows.seeds[kept].tolist(),
+        "similarity": [None if math.isnan(it) else it for it in rows.similarity[kept].tolist()],
+        "teacher_top1": rows.teacher_top1[kept].tolist(),
+        "confidence": rows.confidence[kept].tolist(),
+    }
+    for values in zip(*columns.values(), strict=True):
+        yield json.dumps(dict(zip(columns, values, strict=True))).encode()
 
 
 def shard_contents(number: int, rows: Rows, images: Images, header: Header) -> dict[str, bytes]:

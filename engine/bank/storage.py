@@ -7,18 +7,36 @@ import errno
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engine.atomic import replacing
 from engine.bank.fingerprint import DamagedError, Fingerprint
-from engine.bank.local_copy import local_copy
-from engine.bank.names import FOLDERS
+from engine.bank.manifest import FOLDERS
 from engine.errors import UserError
-from engine.files import replacing
-from export.locks import exclusive_if_free
+from export.locks import exclusive, exclusive_if_free
 from export.sealed import fsync
+
+
+def local_copy(
+    folder: Path, suffix: str, expected: Fingerprint, download: Callable[[Path], None], *, verify: bool
+) -> Path:
+    """The copy in `folder`; where there is none, or `verify` finds it altered, `download` writes it anew.
+
+    Of several processes one downloads, the others wait for it. Raises DamagedError where the download has
+    another content, and keeps nothing of it.
+    """
+    path = folder / expected.sha256[:2] / f"{expected.sha256}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock"), on_wait=lambda: None):
+        if not path.exists() or (verify and Fingerprint.of_file(path) != expected):
+            with replacing(path) as part:
+                download(part)
+                expected.require(Fingerprint.of_file(part))
+    return path
+
 
 LOCK = ".lock"
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from engine.bank.row_fault import row_fault
-from engine.bank.rows import Int, Rows
+from engine.bank.rows import Int, Rows, row_fault
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,15 +2,93 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from engine.bank.card import card
-from engine.bank.codecs import THREADS
-from engine.bank.inspection import Problem, shard_problems
-from engine.bank.manifest import VERSION, Manifest, ShardEntry
-from engine.bank.names import CARD, MANIFEST, is_hidden
+import numpy as np
+
+from engine.bank.card import card, total_stats
+from engine.bank.codecs import EXTENSIONS, THREADS, decoder
+from engine.bank.fingerprint import Fingerprint
+from engine.bank.manifest import CARD, MANIFEST, VERSION, Header, Manifest, ShardEntry, is_hidden
 from engine.bank.reader import read_manifest
+from engine.bank.shard import dali_index, descriptions, stems
+from engine.bank.stats import Stats
 from engine.bank.storage import Storage, open_storage
-from engine.bank.totals import total_stats
+from engine.bank.table import Table, from_parquet
+from engine.bank.tars import Member, TarError, members
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one file of a bank."""
+
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what}"
+
+
+def shard_problems(storage: Storage, header: Header, entry: ShardEntry) -> list[Problem]:
+    contents = {name: data for name in entry.names if (data := _read(storage, name)) is not None}
+    found = []
+    for name, expected in entry.files.items():
+        damage = expected.damage(Fingerprint.of(contents[name]) if name in contents else None)
+        if damage:
+            found.append(Problem(name, damage))
+    return found or list(_disagreements(header, entry, contents))
+
+
+def _read(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def _disagreements(header: Header, entry: ShardEntry, contents: dict[str, bytes]) -> Iterator[Problem]:
+    """Whatever follows from the rows is made again from them and compared."""
+    (tar_name, tar), (index_name, index), (rows_name, parquet), (stats_name, stats) = contents.items()
+    try:
+        table = from_parquet(parquet, len(header.class_names))
+    except ValueError as error:
+        yield Problem(rows_name, str(error))
+        return
+    try:
+        found = members(tar)
+    except TarError as error:
+        yield Problem(tar_name, str(error))
+        return
+    counts = (len(table.rows), int(table.rows.kept.sum()), len(found))
+    if counts != (entry.rows, entry.images, 2 * entry.images):
+        yield Problem(rows_name, f"has other counts than the manifest and the tar: {counts}")
+        return
+    if index != dali_index(found):
+        yield Problem(index_name, "does not fit the tar")
+    if stats != Stats.of(table.rows, len(header.class_names)).to_json():
+        yield Problem(stats_name, "does not fit the rows")
+    yield from (Problem(tar_name, what) for what in _samples(header, table, tar, found))
+
+
+def _samples(header: Header, table: Table, tar: bytes, found: list[Member]) -> Iterator[str]:
+    """What is wrong with the samples of a tar that has as many as the table."""
+    kept = table.rows.kept
+    places = np.stack([table.offsets[kept], table.sizes[kept]], axis=1).tolist()
+    described = descriptions(table.rows, header.class_names)
+    decode = decoder(header.codec, header.image_size, header.channels)
+    extension = EXTENSIONS[header.codec]
+    pairs = zip(stems(table.rows), found[::2], found[1::2], places, described, strict=True)
+    for stem, image, description, place, expected in pairs:
+        if [image.name, description.name] != [f"{stem}.{extension}", f"{stem}.json"]:
+            yield f"has {image.name} where its parquet file has {stem}"
+        elif [image.offset, image.size] != place:
+            yield f"has {image.name} at another place than its parquet file says"
+        if tar[description.offset : description.offset + description.size] != expected:
+            yield f"has a {description.name} that differs from its parquet file"
+        try:
+            decode(tar[image.offset : image.offset + image.size])
+        except ValueError as error:
+            yield f"has {image.name}, which {error}"
 
 
 def verify(url: str) -> list[Problem]:

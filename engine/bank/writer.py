@@ -5,19 +5,64 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
-from engine.bank.card import card
+from engine.bank.card import card, total_stats
 from engine.bank.codecs import Images
 from engine.bank.fingerprint import Fingerprint, fingerprints
-from engine.bank.ledger import Ledger
-from engine.bank.manifest import VERSION, Header, Manifest, Origin, ShardEntry
-from engine.bank.names import CARD, MANIFEST, is_hidden, is_part, shard_files, shard_name, shard_number
+from engine.bank.manifest import (
+    CARD,
+    MANIFEST,
+    VERSION,
+    Header,
+    Manifest,
+    Origin,
+    ShardEntry,
+    is_hidden,
+    is_part,
+    require_same_settings,
+    shard_files,
+    shard_name,
+    shard_number,
+)
 from engine.bank.rows import Rows
-from engine.bank.settings import require_same_settings
 from engine.bank.shard import shard_contents
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import from_parquet
-from engine.bank.totals import total_stats
 from engine.errors import UserError
+
+
+class Ledger:
+    """Knows the bytes that its own writer last read or wrote."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._known: bytes | None = None
+
+    def read(self) -> Manifest | None:
+        """None where there is none. Raises UserError for a damaged one."""
+        self._known = self._found()
+        return None if self._known is None else Manifest.from_json(self._known, self._storage.url)
+
+    def replace(self, manifest: Manifest) -> None:
+        """The moment at which what is new is committed. Raises UserError where another writer was here."""
+        self.require_unchanged()
+        data = manifest.to_json()
+        if data != self._known:
+            self._storage.write(MANIFEST, data)
+        self._known = data
+
+    def require_unchanged(self) -> None:
+        if self._found() != self._known:
+            raise UserError(
+                f"{self._storage.url} was taken over by another writer; nothing committed is lost;"
+                " let one writer alone continue it with --resume"
+            )
+
+    def _found(self) -> bytes | None:
+        try:
+            return self._storage.read(MANIFEST)
+        except FileNotFoundError:
+            return None
+
 
 logger = logging.getLogger(__name__)
 

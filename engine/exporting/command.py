@@ -1,24 +1,25 @@
 """Exports the frozen networks of a recipe for a runtime: ONNX graphs, engines, and the proof parity.json."""
 
+import json
 from argparse import ArgumentParser as PlainParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from engine.atomic import replacing
 from engine.auto_batch.auto import with_default_batches
 from engine.compute import settled
 from engine.errors import UserError
-from engine.exporting.report import record as record_proofs
-from engine.exporting.stamp import Exported, Stamp
-from engine.exporting.table import report_table
+from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.config import require_named
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
 from engine.recipe import Recipe, gives_recipe, parse
-from engine.run_folder import (
+from engine.short_flags import add_short_flags, spelled_out
+from engine.training.run_folder import (
     BANK,
     OF_MACHINE,
     by_hash,
@@ -26,8 +27,50 @@ from engine.run_folder import (
     require_agreement,
     require_student,
 )
-from engine.run_record import RunRecord
-from engine.short_flags import add_short_flags, spelled_out
+from engine.training.run_record import RunRecord
+
+
+def report_table(proofs: dict[str, dict[str, Any]]) -> str:
+    """One line a network: the precision it took, size, time, and the proof's relative errors."""
+    lines = [f"{'network':<14} {'precision':<10} {'MB':>8} {'seconds':>8}  relative error to torch"]
+    for network, proof in proofs.items():
+        errors = "; ".join(
+            f"by {by}: " + ", ".join(f"{_error(found)} on {kind} inputs" for kind, found in kinds.items())
+            for by, kinds in proof["parity"].items()
+        )
+        if called := proof["as_called"]:
+            top1 = f"{called['top1_agreement']:.1%} top-1 agreement"
+            errors += f"; as called: {_error(called)}, {top1} on {called['images']} images {called['source']}"
+        cells = f"{network:<14} {proof['precision']:<10} {proof['megabytes']:>8.1f} {proof['seconds']:>8.1f}"
+        lines.append(f"{cells}  {errors}")
+    return "\n".join(lines)
+
+
+def _error(found: dict[str, Any]) -> str:
+    return f"{found['relative_error']:.1e}" if found["finite"] else "not finite"
+
+
+def write_report(path: Path, exported: Exported, say: Callable[[str], None]) -> None:
+    """Into the report of earlier exports; a damaged one is begun anew, which `say` is told."""
+    report = _read(path, say)
+    for network, proof in exported.proofs.items():
+        report.setdefault(network, {})[exported.target] = proof
+    with replacing(path) as part:
+        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        report = None
+    if isinstance(report, dict) and all(isinstance(targets, dict) for targets in report.values()):
+        return report
+    say(f"{path} was damaged and is begun anew; run the other exports to this folder again for their proofs")
+    return {}
+
 
 REPORT = "parity.json"
 IMAGE_ENCODER = "image_encoder"
@@ -82,7 +125,7 @@ def command(arguments: Sequence[str]) -> None:
     exported = stamp.found(folder)
     if exported:
         print(f"{folder} is up to date: neither the networks nor the settings have changed")
-        record_proofs(folder / REPORT, exported, _say)  # another recipe's may stand there now
+        write_report(folder / REPORT, exported, _say)  # another recipe's may stand there now
     else:
         banks = [str(run / BANK), *record.banks] if run else []
         exported = _export(recipe, names, student, options.images, folder, run, banks)
@@ -148,9 +191,9 @@ def _export(
     import torch
 
     from engine.exporting.handover import HandOver
-    from engine.exporting.images import RealInputs, read_images
     from engine.exporting.networks import Networks
-    from engine.exporting.proof import ROWS, prove
+    from engine.exporting.parity import ROWS, prove
+    from engine.exporting.real_inputs import RealInputs, read_images
     from engine.exporting.sample import sample_of
     from engine.runtime.opening import require
     from engine.runtime.place import open_place
@@ -176,7 +219,7 @@ def _export(
         exported.proofs[name] = proof.as_json() | {"no_real_images": reason}
         if proof.handed_over:
             exported.handed_over[name] = str(proof.handed_over.relative_to(folder))
-        record_proofs(folder / REPORT, exported, _say)
+        write_report(folder / REPORT, exported, _say)
     return exported
 
 

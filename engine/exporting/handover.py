@@ -19,10 +19,10 @@ from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
 from engine.models.config import ClassifierConfig
 from engine.recipe import CONFIG, load_recipe
-from engine.run_record import sha256_of
 from engine.runtime.artifacts import ENGINE, Graph
 from engine.runtime.opening import open_graph
 from engine.runtime.place import Place
+from engine.training.run_record import sha256_of
 from export.spec import NetworkSpec
 
 

@@ -3,14 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from engine.feed.batch import FeedBatch
 from engine.feed.index import Index
-from engine.feed.order import Draw, Order
+from engine.feed.sampler import Draw, Order
+from kernels.crop_flip import crop_flip
+
+
+class FeedBatch(NamedTuple):
+    """The images of a step, cropped and mirrored, on the student's device."""
+
+    images: Tensor
+    """Floating [B, 3, H, W] in [0, 1], channels_last."""
+    labels: Tensor
+    """int64 [B]."""
+    agrees: Tensor
+    """bool [B]: where the teacher's top-1 is the label."""
+    relative_agreement: float = 1.0
+    """Share of agreeing images over that of the global batch, of which this may be one rank's part; 1 if none
+    agrees."""
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,3 +65,14 @@ class Feed(ABC):
     def _relative_agreement(self, draw: Draw) -> float:
         of_all = self.index.agrees(draw.global_rows).mean()
         return float(self.index.agrees(draw.rows).mean() / of_all) if of_all > 0 else 1.0
+
+
+def cropped(images: Tensor, draw: Draw, *, pad: int, threads: int | None = None) -> Tensor:
+    """float32 [B, H, W, 3] in [0, 1] of images uint8 [B, H, W, 3], on their device.
+
+    `pad` of the draw's order; `threads` as of `crop_flip`.
+    """
+    top, left, flip = (
+        torch.from_numpy(column).to(images.device) for column in (draw.top, draw.left, draw.flip)
+    )
+    return crop_flip(images, top.long(), left.long(), flip, pad=pad, threads=threads)

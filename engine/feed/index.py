@@ -3,17 +3,77 @@
 Two more from 65,537 classes on.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.bank.rows import Spans
 from engine.errors import UserError
-from engine.feed.columns import Column
-from engine.feed.runs import Runs
 
 Int = npt.NDArray[np.int64]
+
+
+class Runs:
+    """Rows of disjoint ascending ranges, numbered through; touching ranges are held as one."""
+
+    def __init__(self, ranges: Iterable[range]) -> None:
+        merged: list[range] = []
+        for each in ranges:
+            if len(each) and merged and merged[-1].stop == each.start:
+                merged[-1] = range(merged[-1].start, each.stop)
+            elif len(each):
+                merged.append(each)
+        lengths = np.array([len(each) for each in merged], np.int64)
+        self._starts = np.array([each.start for each in merged], np.int64)
+        self._before = np.cumsum(lengths) - lengths  # rows in the ranges before each
+        self._size = int(lengths.sum())
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, places: Int) -> Int:
+        """int64 [N]: the rows at `places` in [0, len)."""
+        run = np.searchsorted(self._before, places, side="right") - 1
+        return self._starts[run] + places - self._before[run]
+
+    def all(self) -> Int:
+        """int64 [len], ascending."""
+        return self[np.arange(len(self))]
+
+
+class Column:
+    """One value a row; `extend` costs O(1) a row, amortised.
+
+    Its spare room is memory that was never written, which the system does not back.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._values = np.empty(0, dtype)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """[N], a view that later rows do not change."""
+        return self._values[: self._size]
+
+    def extend(self, values: npt.NDArray[Any]) -> None:
+        """Append. Raises ValueError for values that do not fit the column's dtype."""
+        if not np.array_equal(values.astype(self._values.dtype), values):
+            raise ValueError(f"values are outside {self._values.dtype}")
+        end = self._size + len(values)
+        if end > len(self._values):
+            grown = np.empty(max(end, 2 * len(self._values)), self._values.dtype)
+            grown[: self._size] = self.values
+            self._values = grown
+        self._values[self._size : end] = values
+        self._size = end
+
+
 _BLOCK = 512  # bytes; what a tar's members begin at
 
 

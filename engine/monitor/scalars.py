@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from engine.curves import Curves
 from engine.errors import UserError
+from engine.training.curves import Curves
 from engine.workers.tally import Tally
 
 

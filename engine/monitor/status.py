@@ -5,13 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.bank.card import histogram
-from engine.bank.manifest import Manifest
-from engine.bank.names import STATUS
+from engine.bank.card import histogram, total_stats
+from engine.bank.manifest import STATUS, Manifest
 from engine.bank.reader import read_manifest
 from engine.bank.stats import Stats
 from engine.bank.storage import open_storage
-from engine.bank.totals import total_stats
 from engine.errors import UserError
 from engine.monitor.record import DRAINING, RUNNING, Record
 from engine.monitor.words import counted, one_line, percent, rate

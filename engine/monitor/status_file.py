@@ -2,7 +2,7 @@
 
 from time import monotonic
 
-from engine.bank.names import STATUS
+from engine.bank.manifest import STATUS
 from engine.bank.storage import Storage
 from engine.monitor.record import Record
 from engine.workers.tally import Tally

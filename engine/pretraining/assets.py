@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.atomic import replacing
 from engine.datasets.fashion_mnist import LabeledImages, load
-from engine.files import replacing
 from engine.models.pipeline_folder import IMAGE_VARIATION
 from engine.pretraining.autoencoder import encode, train_autoencoder
 from engine.pretraining.card import write_card

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from engine.atomic import replacing
 from engine.datasets.fashion_mnist import CLASS_NAMES, LabeledImages
-from engine.files import replacing
 from engine.models.priors import PROMPT
 from engine.pretraining.fit import Fit, fit
 from engine.pretraining.views import strong_view

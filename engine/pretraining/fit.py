@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.atomic import replacing
 from engine.errors import UserError
-from engine.files import replacing
 
 logger = logging.getLogger(__name__)
 

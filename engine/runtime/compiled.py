@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from engine.files import replacing
+from engine.atomic import replacing
 from export import locks
 
 DIGEST_BYTES = hashlib.sha256().digest_size

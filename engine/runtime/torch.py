@@ -7,8 +7,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from engine.micro_batch import is_out_of_memory
 from engine.runtime.profile import joined, pieces, rows, with_fixed_batch
+from engine.stages.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError, more_precision
-from engine.micro_batch import MicroBatch
 from engine.models.priors import PROMPT, ClipModel
 from engine.runtime.prior import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment_config import AugmentConfig
+from engine.stages.batch import ImageBatch
+from engine.stages.micro_batch import MicroBatch
 from engine.stages.solver import begin, build_scheduler
 
 

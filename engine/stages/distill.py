@@ -1,25 +1,53 @@
 """Distill: train the student, and a feature alignment head, against the teacher."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.errors import NonFiniteError, UserError, more_precision
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
 from engine.models.frozen import Frozen, frozen
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
-from engine.stages.batch_norm import BatchNormOverRanks
 from engine.stages.distill_config import DistillConfig
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
-from engine.stages.trained import Trained, averaged
+from engine.stages.sync_batch_norm import BatchNormOverRanks
+
+
+class Trained(nn.Module):
+    """The student, and the alignment head behind the feature map at `taps`, its path, where there is one."""
+
+    def __init__(self, student: Classifier, align: AlignHead | None, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.student, self.align, self.taps = student, align, taps
+
+    def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+        """images [B, 3, H, W] in [0, 1] -> logits [B, C], aligned feature map [B, C_t, *size] or None."""
+        logits, features = forward_with_features(self.student, images, self.taps)
+        return logits, None if self.align is None or size is None else self.align(features[0], size)
+
+
+def averaged(trained: Trained) -> DistributedDataParallel:
+    """`trained`, whose gradients are, after each backward pass, their means over the ranks.
+
+    Its buffers are left alone: BatchNorm's come out alike on all ranks.
+    """
+    device = next(trained.parameters()).device
+    return DistributedDataParallel(
+        trained,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        static_graph=True,  # a student may have parameters that it does not use
+    )
 
 
 def _check_pair(teacher: Classifier, student: Classifier) -> None:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, more_precision
-from engine.micro_batch import MicroBatch
 from engine.models.frozen import Frozen
 from engine.models.priors import ClipModel
+from engine.stages.batch import ImageBatch
 from engine.stages.filter_config import FilterConfig
+from engine.stages.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)

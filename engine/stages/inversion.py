@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
+from engine.stages.micro_batch import is_out_of_memory
 from engine.stages.views_config import Views
 from engine.transforms import crop_flip, draw_crops
 

@@ -60,13 +60,5 @@ def distillation_loss(
     return DistillationLoss(loss.total + w_feature * feature, loss.kl, ce, feature.detach())
 
 
-def kl_adversarial(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """-KL(student || teacher), mean over the batch, in float32: low where the two disagree.
-
-    Logits [B, C]; gradients flow to both.
-    """
-    return -kd_loss(teacher_logits, student_logits, temperature=1.0).total
-
-
 def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, redraw
 from engine.seeding import derive_seed, generator
+from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
 from engine.stages.labels import batch_labels
 from engine.stages.synthesize_config import SynthesizeConfig

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from engine.bank.names import shard_name
+from engine.bank.manifest import shard_name
 from engine.bank.writer import BankWriter
 from engine.monitor.observer import Observer
 from engine.workers.crew import Crew

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from engine.assembly import assemble
 from engine.bank.agreement import Agreements
-from engine.bank.names import shard_name
-from engine.bank.settings import first_difference
+from engine.bank.manifest import first_difference, shard_name
 from engine.bank.writer import write_shard
 from engine.compute import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError

@@ -11,7 +11,7 @@ from bench.__main__ import command
 from bench.rows import write_rows
 from engine.cli import main
 from engine.recipe import load_recipe
-from engine.report.summary import Summary
+from engine.training.summary import Summary
 
 SUMMARY = Summary(
     recipe="x",

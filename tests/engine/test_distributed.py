@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.torchrun import losses, torchrun
-from engine import run_folder
 from engine.cli import main
 from engine.generate import command as generate
+from engine.training import run_folder
 from tests.commands import Command, CommandServer
 from tests.smooth_student import INTERRUPT
 from tests.tiny_recipe import write_recipe

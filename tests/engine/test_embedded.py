@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import ImageBatch
 from engine.cli import main
 from engine.compute import ComputeConfig, open_accelerator, resolved
 from engine.datasets import fashion_mnist
@@ -19,6 +18,7 @@ from engine.runtime.place import open_place
 from engine.runtime.prior import open_prior
 from engine.runtime.tensorrt_config import TensorRtConfig
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
+from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 

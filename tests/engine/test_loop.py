@@ -25,11 +25,11 @@ from engine.loop import run as run_loop
 from engine.models.networks import lenet_5, wrn_16_1
 from engine.progress import Progress
 from engine.recipe import load_recipe
-from engine.report import summarize
 from engine.run import command
-from engine.run_folder import alone
 from engine.seeding import derive_seed
 from engine.stages.distill import Distiller
+from engine.training import summary as summary_module
+from engine.training.run_folder import alone
 from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 
@@ -280,7 +280,7 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
         return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2])), None
 
     monkeypatch.setattr(Distiller, "train", counting_train)
-    monkeypatch.setattr(summarize, "load_test_set", watched_load)
+    monkeypatch.setattr(summary_module, "load_test_set", watched_load)
     summary = run(recipe, tmp_path / "out")
     assert looks == [6]
     assert summary["teacher_top1"] == pytest.approx(1 / 3)

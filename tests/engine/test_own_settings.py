@@ -18,8 +18,8 @@ from engine.evaluate import evaluate_run
 from engine.preparing import settled_here
 from engine.provenance import bank_header, weights_of
 from engine.recipe import Recipe, differences, load_recipe
-from engine.run_folder import OF_MACHINE, commit_config
-from engine.run_record import FILE_NAME, RunRecord
+from engine.training.run_folder import OF_MACHINE, commit_config
+from engine.training.run_record import FILE_NAME, RunRecord
 from tests.tiny_recipe import write_recipe
 
 Seen = list[tuple[Recipe, Any]]
@@ -52,7 +52,7 @@ def spy(seen: Seen) -> Callable[..., None]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the commands hand over to the work itself."""
     seen: Seen = []
-    for place in ("engine.loop.run", "engine.distillation.distill", "engine.shards.generate"):
+    for place in ("engine.loop.run", "engine.training.from_banks.distill", "engine.shards.generate"):
         monkeypatch.setattr(place, spy(seen))
     return seen
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.bank.manifest import Header
-from engine.bank.merged_recipe import by_bank
+from engine.bank.merge import by_bank
 from engine.bank.writer import BankWriter
 from engine.compute import ComputeConfig
 from engine.errors import UserError

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.lanes import own_stream
-from engine.micro_batch import is_out_of_memory
 from engine.recording import recording
+from engine.stages.micro_batch import is_out_of_memory
 
 
 class Stream:

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from engine.cli import REMEDIES, main
-from engine.report.summary import LabelAgreement, Summary
-from engine.report.table import results_table
+from engine.training.summary import LabelAgreement, Summary, results_table
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """

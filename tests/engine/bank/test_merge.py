@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.bank.manifest import Origin
+from engine.bank.manifest import Origin, shard_files
 from engine.bank.merge import merge
-from engine.bank.names import shard_files
 from engine.bank.reader import BankReader
 from engine.bank.verify import verify
 from engine.bank.writer import BankWriter
@@ -101,8 +100,8 @@ def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
 
 def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> None:
     from engine.bank.fingerprint import Fingerprint
-    from engine.bank.ledger import Ledger
     from engine.bank.storage import open_storage
+    from engine.bank.writer import Ledger
 
     tiny.write(tmp_path / "one", [0])
     tar = tmp_path / "one" / "00000.tar"

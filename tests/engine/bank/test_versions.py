@@ -8,8 +8,7 @@ import pytest
 from engine.bank.config import Codec
 from engine.bank.manifest import Manifest
 from engine.bank.merge import merge
-from engine.bank.reader import BankReader
-from engine.bank.snapshot import snapshot
+from engine.bank.reader import BankReader, snapshot
 from engine.bank.verify import verify
 from engine.errors import UserError
 from tests.engine.bank import tiny

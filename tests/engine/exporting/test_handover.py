@@ -23,14 +23,14 @@ from engine.exporting import networks
 from engine.exporting.checking import check
 from engine.exporting.command import command
 from engine.exporting.sample import sample_of
-from engine.exporting.stamp import Exported, Stamp
+from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.classifier import Classifier
 from engine.models.config import ClassifierConfig
 from engine.models.loading import load_classifier
 from engine.provenance import bank_header
 from engine.recipe import Recipe, load_recipe
-from engine.run_folder import commit_config, save_student
-from engine.run_record import RunRecord
+from engine.training.run_folder import commit_config, save_student
+from engine.training.run_record import RunRecord
 from tests.smooth_student import smooth
 
 CLASSES, SIZE, MEAN, STD = 5, 24, [0.6, 0.3, 0.1], [0.2, 0.4, 0.3]

@@ -13,8 +13,8 @@ from torch import Tensor
 from engine.cli import main
 from engine.errors import UserError
 from engine.exporting.command import command
-from engine.exporting.images import RealInputs
 from engine.exporting.networks import Networks
+from engine.exporting.real_inputs import RealInputs
 from engine.models.pipeline_folder import PipelineFolder
 from engine.models.text_to_image import load_text_to_image
 from engine.recipe import load_recipe

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.feed.apportionment import apportioned
+from engine.feed.sampler import apportioned
 
 DRAWS = np.arange(20_001)
 

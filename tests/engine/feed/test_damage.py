@@ -8,7 +8,7 @@ from PIL import Image
 
 from bench.feed.shard import encoded, write_shard
 from engine.errors import UserError
-from engine.feed.order import Order
+from engine.feed.sampler import Order
 from tests.bomb import bomb
 from tests.engine.feed.spans import TinyBank
 from tests.engine.feed.test_feeds import KINDS, opened

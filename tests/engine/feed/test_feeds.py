@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.feed.batch import FeedBatch
 from engine.feed.config import FeedConfig
-from engine.feed.feed import DTYPES, Feed
-from engine.feed.opening import open_feed
-from engine.feed.order import Draw, Order
-from engine.run_folder import alone
+from engine.feed.feed import DTYPES, Feed, FeedBatch
+from engine.feed.open import open_feed
+from engine.feed.sampler import Draw, Order
+from engine.training.run_folder import alone
 from engine.transforms import crop_flip
 from tests.engine.feed.spans import TinyBank
 
@@ -242,8 +241,8 @@ def test_growth_starts_no_new_workers(tmp_path: Path) -> None:
 FEEDING = """
 import sys, time
 from pathlib import Path
-from engine.feed.order import Order
-from engine.run_folder import alone
+from engine.feed.sampler import Order
+from engine.training.run_folder import alone
 from tests.engine.feed.test_feeds import bank_of, opened
 folder = Path(sys.argv[1])
 bank = bank_of(folder, "png")

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from engine.feed.index import Index
-from engine.feed.order import Order
-from engine.feed.runs import Runs
+from engine.feed.index import Index, Runs
+from engine.feed.sampler import Order
 from tests.engine.feed.spans import index_of, spans
 
 

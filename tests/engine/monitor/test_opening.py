@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 from jsonargparse import ArgumentParser
 
-from engine.bank.names import STATUS
+from engine.bank.manifest import STATUS
 from engine.bank.storage import LocalStorage
 from engine.errors import UserError
 from engine.monitor.flags import add_monitor_flags

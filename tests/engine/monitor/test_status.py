@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.bank.names import STATUS
+from engine.bank.manifest import STATUS
 from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bank.names import STATUS, is_part
+from engine.bank.manifest import STATUS, is_part
 from engine.bank.reader import BankReader
 from engine.bank.storage import open_storage
 from engine.bank.verify import verify

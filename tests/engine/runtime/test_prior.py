@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from engine.batch import ImageBatch
-from engine.micro_batch import MicroBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
@@ -18,7 +16,9 @@ from engine.runtime.clip import open_clip
 from engine.runtime.prior import open_prior
 from engine.stages.augment import augment
 from engine.stages.augment_config import AugmentConfig
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
+from engine.stages.micro_batch import MicroBatch
 from export.store import Store
 from tests.places import torch_place
 from tests.tiny_priors import write_clip, write_prior

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.micro_batch import MicroBatch
 from engine.runtime import artifacts
 from engine.runtime.executable import Executable
 from engine.runtime.onnxruntime import OnnxExecutable
 from engine.runtime.opening import open_graph, open_runtime
 from engine.runtime.openvino import OpenVinoExecutable
 from engine.runtime.torch import TorchExecutable
+from engine.stages.micro_batch import MicroBatch
 from export.errors import ExportError, RuntimeUnavailableError
 from export.parity import TOLERANCE, compare, reference
 from export.sealed import seal

@@ -15,15 +15,15 @@ from torch.distributed import barrier, get_rank, get_world_size
 
 from engine.compute import ComputeConfig, open_accelerator
 from engine.errors import NonFiniteError
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.wide_resnet import WideResNet
 from engine.ranks import leave
 from engine.seeding import generator
-from engine.stages.batch_norm import BatchNormOverRanks
 from engine.stages.distill import Distiller
 from engine.stages.distill_config import DistillConfig
+from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 BATCH, SIZE, CLASSES, STEPS = 8, 8, 4, 30
 

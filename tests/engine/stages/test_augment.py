@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.priors import DiffusionPrior, load_clip, load_prior
 from engine.runtime.prior import OpenPrior, open_prior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.augment_config import SCHEDULERS, AugmentConfig
+from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
 from tests.places import torch_place
 from tests.tiny_pipelines import put_tiny_autoencoder

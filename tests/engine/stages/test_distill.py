@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from engine.errors import NonFiniteError, UserError
-from engine.feed.batch import FeedBatch
+from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator

@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.batch import ImageBatch
 from engine.errors import NonFiniteError, UserError
 from engine.models.classifier import Classifier
 from engine.models.frozen import frozen
 from engine.models.priors import ClipModel, load_clip
+from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterConfig, Verdict, judge, mean_pairwise_distance
 from tests.tiny_priors import write_clip
 

@@ -11,8 +11,8 @@ from engine.compute import ComputeConfig, open_accelerator
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1
+from engine.stages.adversary import RotationAdversary
 from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.rotation import RotationAdversary
 from engine.stages.synthesize import Synthesizer
 from engine.stages.synthesize_config import SynthesizeConfig
 from engine.stages.views_config import Views

@@ -1,0 +1,114 @@
+"""Self-supervised difficulty (CSD, arXiv 2307.04542).
+
+A head learns to tell class and rotation from the student's features; the generator is asked for
+images on which the head fails: images the student does not know well yet.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.models.classifier import Classifier
+from engine.models.features import forward_with_features
+from engine.models.frozen import frozen
+from engine.models.generator import redraw
+from engine.seeding import generator
+from kernels.kd_loss import kd_loss
+
+
+def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The four quarter turns of images [B, C, H, H]: [4B, C, H, H] and joint labels 4 * label + turn [4B]."""
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    joint = torch.cat([4 * labels + turn for turn in range(4)])
+    return turned.contiguous(memory_format=torch.channels_last), joint
+
+
+class RotationHead(nn.Module):
+    """Pooled features [B, D] -> L2-normalised logits [B, 4 * num_classes]."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 4 * num_classes)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.layers(features.float()), dim=1)
+
+
+class RotationAdversary:
+    """The head, its optimizer and its two uses: learn beside the student, challenge the generator."""
+
+    def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
+        self.student, self.seed, self.accelerator = student, seed, accelerator
+        with torch.no_grad():
+            feature = self._feature_map(torch.zeros(1, 3, image_size, image_size, device=accelerator.device))
+        if feature.ndim != 4:
+            raise UserError(
+                f"student.feature '{student.feature_path}' gives {list(feature.shape)}, not [B, C, H, W]; "
+                "name a layer before the pooling, or set synthesize.adversary to kl"
+            )
+        self.head = RotationHead(feature.shape[1], student.num_classes).to(accelerator.device)
+        self.restart(0)
+
+    def restart(self, round_index: int) -> None:
+        """A head that knows nothing, with a fresh optimizer: once after every synthesis round."""
+        redraw(self.head, generator(self.seed, "rotation-head", round_index))
+        self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+    def learn(self, images: Tensor, labels: Tensor) -> None:
+        """One step on a quarter of the batch in its four turns; the student's features are detached."""
+        quarter = max(1, len(images) // 4)
+        turned, joint = rotations(images[:quarter], labels[:quarter])
+        with torch.no_grad():
+            features = _pooled(self._feature_map(turned))
+        loss = F.cross_entropy(self.head(features), joint)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def challenger(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(images, labels) -> -CE(head(student features of the four turns), joint labels): low where the head
+        fails. For the student as it is now, which gets no gradients."""
+        assert self.student.feature_path is not None
+        features_of = frozen(self.student, [self.student.feature_path], self.accelerator)
+
+        def challenge(images: Tensor, labels: Tensor) -> Tensor:
+            turned, joint = rotations(images, labels)
+            _, (feature,) = features_of(turned)
+            return -F.cross_entropy(self.head(_pooled(feature)), joint)
+
+        return challenge
+
+    def _feature_map(self, images: Tensor) -> Tensor:
+        was_training = self.student.training
+        self.student.eval()
+        assert self.student.feature_path is not None
+        with self.accelerator.autocast():
+            _, (feature,) = forward_with_features(self.student, images, [self.student.feature_path])
+        self.student.train(was_training)
+        return feature
+
+    def state_dict(self) -> dict:
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _pooled(feature: Tensor) -> Tensor:
+    """[B, D, h, w] -> float32 [B, D]."""
+    return feature.float().mean((2, 3))
+
+
+def kl_adversarial(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-KL(student || teacher), mean over the batch, in float32: low where the two disagree.
+
+    Logits [B, C]; gradients flow to both.
+    """
+    return -kd_loss(teacher_logits, student_logits, temperature=1.0).total
