@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from bench.rows import Row, table, write_csv, write_rows
 from engine.cli.main import main
 from engine.errors import UserError
+from engine.logs import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -28,10 +29,12 @@ def command(arguments: Sequence[str]) -> None:
             help="the same as CSV, with versions",
         )
         add_options(own)
+        add_log_flags(own)
         commands.add_subcommand(name, own, help=text)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
         own = ArgumentParser(description=text, exit_on_error=False)
         add_options(own)
+        add_log_flags(own)
         commands.add_subcommand(name, own, help=text)
     options = parser.parse_args(list(arguments))
     chosen = options[options.bench]

@@ -8,7 +8,7 @@ MORE_BATCHES = "raise schedule.init_batches or synthesize.batch_size"
 
 
 def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
-    """Return a line on how many classes the batches cover; it starts with `warning` if some are missing.
+    """Return a line on how many classes the batches cover; it starts with `warning: ` if some are missing.
 
     `more`: how the user asks for more batches.
     """
@@ -29,6 +29,7 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
 
 
 def coverage_warning(recipe: Recipe, batches: int, more: str) -> str | None:
-    """Return `planned_coverage` if classes are missing."""
+    """Return `planned_coverage`, without its `warning: `, if classes are missing."""
     line = planned_coverage(recipe, batches, more)
-    return line if line.startswith("warning") else None
+    text = line.removeprefix("warning: ")
+    return text if text != line else None

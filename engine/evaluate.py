@@ -17,6 +17,7 @@ from engine.config.recipe import CONFIG
 from engine.datasets.test_set import load_test_set
 from engine.distributed import open_accelerator
 from engine.errors import UserError
+from engine.logs import add_log_flags
 from engine.provenance import require_same_weights
 from engine.recipes.load import load_recipe
 from engine.training.run_folder import own_settings, require_student
@@ -32,6 +33,7 @@ def command(arguments: Sequence[str]) -> None:
         parser.add_argument(
             f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"
         )
+    add_log_flags(parser)
     try:
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:

@@ -5,6 +5,7 @@ generation once the shards under way are done, a second one at once; SIGTTIN sta
 one less.
 """
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from engine.errors import UserError
 from engine.generation.monitor.open import add_monitor_flags, monitor_options
 from engine.hardware import available_cores
 from engine.terminal import console
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from engine.generation.generate_bank import WorkerOptions
@@ -139,9 +142,8 @@ def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recip
         cores, on_gpu = cluster.cores(options.workers), recipe.compute.device == "cuda"
         resolved = cluster.run(resolve, recipe, "measured", cores, on_gpu=on_gpu)
         if recipe.has_auto_batch:
-            print(
-                f"augment: batches of {resolved.augment.micro_batch}, filter: {resolved.filter.micro_batch}"
-            )
+            sizes = resolved.augment.micro_batch, resolved.filter.micro_batch
+            logger.info("augment: batches of %s, filter: %s", *sizes)
         yield resolved, WorkerOptions(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
@@ -174,8 +176,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     from engine.generation.cost_plan import plan_table, sample
 
     resolved = _resolved(recipe, options.workers or _local_workers(recipe))
-    out = console()
-    out.print(plan_table(sample(resolved, out.print), resolved, options.shards, options.workers))
+    console().print(plan_table(sample(resolved), resolved, options.shards, options.workers))
 
 
 if __name__ == "__main__":

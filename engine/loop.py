@@ -1,5 +1,6 @@
 """The loop: synthesize, augment, filter, distill, in rounds; then one look at the test set."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,8 @@ from engine.training.run_record import RunRecord
 from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTraining
 
+logger = logging.getLogger(__name__)
+
 
 def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
     """The whole recipe into the folder `out`; with `resume` from its last checkpoint.
@@ -54,9 +57,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
-    progress.say(f"{recipe.name}: {accelerator.device.type}, {recipe.compute.precision}")
+    logger.info("%s: %s, %s", recipe.name, accelerator.device.type, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
-        progress.say(warning)
+        logger.warning(warning)
     check_test_set(recipe.evaluate)
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
@@ -67,9 +70,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         state = checkpoint.load(out / CHECKPOINTS)
         trained = {} if state is None else state["shards"]
         commit_config(out, recipe, RunRecord.of(recipe, header.facts))
-        bank = stack.enter_context(
-            BankWriter.open(url, header, resume=resume, say=progress.say, irreplaceable=trained)
-        )
+        bank = stack.enter_context(BankWriter.open(url, header, resume=resume, irreplaceable=trained))
         scalars = stack.enter_context(Curves(str(out / SCALARS)))
         reader = BankReader.open(url, verify=False)  # what it reads, the writer wrote or verified
         require_snapshot(reader, url, trained)
@@ -170,7 +171,7 @@ class Loop:
         """As soon as there are enough images to know that they are none of their labels, and once."""
         self.agreements += agreements
         if not self._has_warned and (warning := self.agreements.warning):
-            self.progress.say(f"warning: {warning}")
+            logger.warning(warning)
             self._has_warned = True
 
     def _feed(self, batch: int) -> None:
@@ -222,6 +223,7 @@ class Loop:
             "wall_seconds": self.wall_seconds,
         }
         checkpoint.save(folder, state)
+        logger.debug("checkpoint after batch %d and step %d", self.batches, self.training.step)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Back to what `save` committed; to the beginning where that is nothing."""

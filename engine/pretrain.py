@@ -14,6 +14,7 @@ from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.distributed import open_accelerator
 from engine.errors import UserError
+from engine.logs import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -23,6 +24,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", metavar="DIR", default=None, help="folder of the Fashion-MNIST files")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and noise")
     parser.add_class_arguments(ComputeConfig, "compute")
+    add_log_flags(parser)
     options = parser.instantiate(parser.parse_args(list(arguments)))
     from engine.pretraining.assets import make_assets
 

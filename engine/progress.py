@@ -1,5 +1,6 @@
 """Progress a stage: bars on a terminal, one line a stage elsewhere, and the seconds and counts of each."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from engine.terminal import console
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -62,6 +65,7 @@ class Progress:
 
     A stage may be entered again, in a later round: its bar, seconds and counts go on.
     `seconds` and `counts` hold every stage that has ended, by name; a resumed run puts its earlier values in.
+    Bars are drawn, and lines logged, only if the logger of this module is enabled for INFO.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -69,13 +73,13 @@ class Progress:
         self.counts: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._console = console(quiet=quiet)
+        self._quiet = quiet
         self._bars = RichProgress(
             TextColumn("{task.description:<10}", style="bold", markup=False),
             BarColumn(bar_width=24),
             _StageColumn(),
-            console=self._console,
-            disable=quiet or not sys.stdout.isatty(),
+            console=console(),
+            disable=quiet or not logger.isEnabledFor(logging.INFO) or not sys.stdout.isatty(),
         )
 
     def __enter__(self) -> Self:
@@ -86,10 +90,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """One line above the bars."""
-        self._console.print(text, soft_wrap=True)
 
     def announce(self, name: str, *, total: int, unit: str) -> None:
         """The whole run's units of a stage that is entered many times, so that its time left is the run's."""
@@ -114,8 +114,8 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self.counts[name] = self.counts.get(name, 0) + stage.done - first
             self._draw(stage)
-        if self._bars.disable:
-            self.say(_line(stage, stage.done - first, spent))
+        if self._bars.disable and not self._quiet:
+            logger.info(_line(stage, stage.done - first, spent))
 
     def _add(self, name: str, unit: str) -> Stage:
         stage = self._stages[name] = Stage(name=name, unit=unit, changed=self._draw)

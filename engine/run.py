@@ -1,5 +1,6 @@
 """The whole loop: synthesize, augment, filter, distill, evaluate; results go to a folder."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from engine.terminal import console
 from engine.training.run_folder import by_hash, check, own_settings, run_to_resume
 from engine.training.run_record import RunRecord
 from engine.training.summary import results_table
+
+logger = logging.getLogger(__name__)
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_console: "Console | None" = None
+
+
 class Output(io.TextIOWrapper):
     """Text to a file descriptor; if a write fails, it and all later ones go to /dev/null instead."""
 
@@ -57,11 +60,18 @@ def lost_output() -> OSError | None:
     return None if isinstance(sys.stdout.failure, BrokenPipeError) else sys.stdout.failure
 
 
-def console(*, quiet: bool = False) -> "Console":
-    """For text that may have anything in it: brackets and :colons: are no markup."""
+def console() -> "Console":
+    """Return the console of stdout: one for all, so that lines are printed above a live display.
+
+    Text may have anything in it: brackets and :colons: are no markup.
+    """
     from rich.console import Console
 
-    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False, quiet=quiet)
+    global _console
+    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a live display puts a proxy there
+    if _console is None or _console.file is not stream:
+        _console = Console(file=stream, markup=False, emoji=False, highlight=False)
+    return _console
 
 
 def _output(stream: io.TextIOWrapper) -> Output:

@@ -89,7 +89,7 @@ class Store:
     def get(self, key: Key, build: Callable[[Path], None], *, doing: str = "building") -> Path:
         """Return the verified folder of an entry. If there is none, `build` fills an empty folder first.
 
-        `doing` is the verb for `build` in the log. If several processes need it, one builds and the others wait.
+        `doing` is the verb for `build` in the log. Only one process builds an entry; the others wait.
         Raises ExportError for an altered entry, and whatever `build` raises, leaving nothing behind.
         """
         while (entry := self.find(key)) is None:

@@ -64,9 +64,9 @@ def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
         job = Job(recipe=recipe, url=url, header=bank_header(recipe))
         stats = GenerationStats(target=shards, found=0)
         with open_crew(job) as pool:
-            coordinator = Coordinator(pool, stats, Requests(), observers=[commits], say=print)
+            coordinator = Coordinator(pool, stats, Requests(), observers=[commits])
             coordinator.await_worker()
-            with BankWriter.open(url, job.header, resume=False, say=print) as bank:
+            with BankWriter.open(url, job.header, resume=False) as bank:
                 coordinator.run(bank, ShardQueue(range(shards), retries=0))
         assert not stats.failed, stats.failed
     return commits

@@ -28,7 +28,7 @@ def over_workers() -> Iterator[Row]:
         "pool": (lambda job: ProcessPool(job, workers), workers),
     }
     with RayCluster(LOCAL, cpus=workers) as cluster:
-        ways["ray"] = (lambda job: RayPool(job, cluster, workers, print), workers)
+        ways["ray"] = (lambda job: RayPool(job, cluster, workers), workers)
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, (open_crew, count) in ways.items():
@@ -47,7 +47,7 @@ def over_workers() -> Iterator[Row]:
 def over_shards() -> Iterator[Row]:
     """Yield MANY small shards of one worker against the first FEW, and the plan of FEW against their time."""
     recipe = embedded(SMALL_BATCH)
-    planned = sample(recipe, print).wall_seconds(FEW, 1)
+    planned = sample(recipe).wall_seconds(FEW, 1)
     start = time.perf_counter()
     generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - start

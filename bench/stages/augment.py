@@ -119,7 +119,7 @@ def case(name: str, pipeline: Any, size: Size, device: torch.device) -> Case:
 def variations(
     prior: DiffusionPrior, size: Size, batch: ImageBatch, options: RuntimeOptions
 ) -> Callable[[], Tensor]:
-    """Return the stage with the prior open in `options`; each call makes the same uint8 images [V, 3, H, W]."""
+    """Return the stage with the prior open in `options`; every call makes the same uint8 [V, 3, H, W]."""
     opened = open_prior(prior, size.config(), options)
 
     def make() -> Tensor:

@@ -15,7 +15,7 @@ from engine.runtime.base import RuntimeOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What ours runs on: an accelerator for the stages that train, the options of the frozen networks' runtime."""
+    """What ours runs on: an accelerator for training, options for the frozen networks."""
 
     accelerator: Accelerator
     options: RuntimeOptions

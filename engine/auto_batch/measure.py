@@ -1,6 +1,7 @@
 """Measure the images per second of a stage at several batch sizes, and select one."""
 
 import ctypes
+import logging
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -131,7 +132,7 @@ class Timing:
         Raises OutOfMemoryError if not even one image fits.
         """
         opened, size = self.opened(recipe), getattr(recipe, stage).images_at_once
-        micro_batch = MicroBatch(stage, size, say=lambda _: None)
+        micro_batch = MicroBatch(stage, size, level=logging.DEBUG)
         run = self._augment if stage == "augment" else self._filter
         with torch_threads(self._threads[stage]):
             run(recipe, opened, micro_batch, size)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli.main import main
+from engine.logs import add_log_flags
 
 VERIFY = "check every file, count and image of a bank; exit with code 1 if anything is wrong"
 MERGE = "copy the shards of several banks into a new bank"
@@ -27,6 +28,8 @@ def command(arguments: Sequence[str]) -> None:
         "--resume", action="store_true", help="continue an interrupted merge of the same banks"
     )
     commands.add_subcommand("merge", merge, help=MERGE)
+    for each in (parser, verify, merge):
+        add_log_flags(each)
     options = parser.parse_args(list(arguments))
     {"verify": _verify, "merge": _merge}[options.command](options[options.command])
 
@@ -48,7 +51,7 @@ def _verify(options: Namespace) -> None:
 def _merge(options: Namespace) -> None:
     from engine.bank.merge import merge
 
-    merged = merge(options.banks, options.out, resume=options.resume, say=print)
+    merged = merge(options.banks, options.out, resume=options.resume)
     print(f"{options.out}: {len(merged.shards)} shards, {merged.images} images")
 
 

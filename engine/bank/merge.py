@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Source:
     origin: Origin
 
 
-def merge(urls: Sequence[str], out: str, *, resume: bool, say: Callable[[str], None]) -> Manifest:
+def merge(urls: Sequence[str], out: str, *, resume: bool) -> Manifest:
     """Copy the shards of the banks at `urls` to the bank at `out`, identical shards only once.
 
     Args:
@@ -69,7 +69,7 @@ def merge(urls: Sequence[str], out: str, *, resume: bool, say: Callable[[str], N
     for url, manifest in zip(urls, manifests, strict=True):
         _require_common(urls[0], manifests[0].header, url, manifest.header)
     sources = list(_distinct(storages, manifests))
-    with BankWriter.open(out, _header(manifests, sources), resume=resume, say=say) as writer:
+    with BankWriter.open(out, _header(manifests, sources), resume=resume) as writer:
         for number, source in enumerate(sources):
             if number not in writer.committed:
                 contents = dict(zip(shard_files(number), _contents(source), strict=True))

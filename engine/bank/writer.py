@@ -1,6 +1,7 @@
 """Write a bank shard by shard. A shard is committed as a whole or not at all, however the process ends."""
 
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -64,6 +65,9 @@ class ManifestFile:
             return None
 
 
+logger = logging.getLogger(__name__)
+
+
 class BankWriter:
     """The only writer of a bank.
 
@@ -84,12 +88,11 @@ class BankWriter:
         header: Header,
         *,
         resume: bool,
-        say: Callable[[str], None],
         irreplaceable: Collection[int] = (),
     ) -> "BankWriter":
         """Start the bank at `url` or, with `resume`, continue it.
 
-        A bad shard goes out of the bank, to be made again, and `say` gets a line; but where one of the
+        A bad shard goes out of the bank, to be made again, and is logged; but where one of the
         `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
         folder that is in use, not empty, not a bank, or a bank of another recipe or of an earlier version.
         """
@@ -100,7 +103,7 @@ class BankWriter:
                     f"{url} is being written by another process; wait for it or choose another bank"
                 )
             writer = cls(storage, header, claim)
-            writer._start(resume, say, irreplaceable)
+            writer._start(resume, irreplaceable)
             writer._claim = claim.pop_all()
         return writer
 
@@ -185,7 +188,7 @@ class BankWriter:
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))
 
-    def _start(self, resume: bool, say: Callable[[str], None], irreplaceable: Collection[int]) -> None:
+    def _start(self, resume: bool, irreplaceable: Collection[int]) -> None:
         url = self._storage.url
         used = _used(self._storage)
         stored = self._manifest_file.read() if resume or not used else None
@@ -196,12 +199,10 @@ class BankWriter:
         manifest = self._manifest if stored is None else stored
         _require_current(url, manifest)
         require_same_settings(url, manifest.header, self._manifest.header)
-        self._replace(self._without_bad_shards(manifest, say, irreplaceable))
+        self._replace(self._without_bad_shards(manifest, irreplaceable))
         self._remove_leftovers()
 
-    def _without_bad_shards(
-        self, manifest: Manifest, say: Callable[[str], None], irreplaceable: Collection[int]
-    ) -> Manifest:
+    def _without_bad_shards(self, manifest: Manifest, irreplaceable: Collection[int]) -> Manifest:
         url = self._storage.url
         damages = {number: self._damage(entry) for number, entry in manifest.shards.items()}
         for number in irreplaceable:
@@ -212,12 +213,16 @@ class BankWriter:
                 )
         for number, damage in damages.items():
             if damage:
-                say(f"{url}: shard {shard_name(number)} will be made again: {damage}")
+                logger.error("%s: shard %s will be made again: %s", url, shard_name(number), damage)
         sound = {number: entry for number, entry in manifest.shards.items() if not damages[number]}
         return replace(manifest, shards=sound, writer=self._storage.token)
 
     def _add(self, entries: Mapping[int, ShardEntry]) -> None:
         self._replace(replace(self._manifest, shards={**self.committed, **entries}))
+        for number, entry in entries.items():
+            logger.debug(
+                "shard %s committed: %d of %d images kept", shard_name(number), entry.images, entry.rows
+            )
 
     def _require_files(self, entry: ShardEntry) -> None:
         for name, expected in entry.files.items():

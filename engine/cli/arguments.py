@@ -13,6 +13,7 @@ from engine import recipes
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe
 from engine.errors import UserError
+from engine.logs import add_log_flags
 from engine.models.factory import Factory, is_factory
 from engine.recipes.load import parse_recipe
 
@@ -28,11 +29,12 @@ BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
 
 
 def add_short_flags(parser: ArgumentParser) -> None:
-    """For --help; `CommandLine.read` replaces them before the parser reads the command line."""
+    """Show the short flags, --quiet and --verbose in --help; `CommandLine.read` replaces the short ones."""
     for flag, full in SHORT.items():
         parser.add_argument(flag, metavar=flag[2].upper(), help=f"short for {full}")
     parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
+    add_log_flags(parser)
 
 
 @dataclass(frozen=True, kw_only=True)

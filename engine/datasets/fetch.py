@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import hashlib
+import logging
 import os
 import shutil
 import socket
@@ -13,7 +14,10 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from engine import logs
 from engine.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "ENGINE_FASHION_MNIST"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -130,7 +134,7 @@ def fetch(folder: Path, sources: Mapping[str, Source] = SOURCES) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     reasons = []
     for name, source in sources.items():
-        print(f"Fashion-MNIST: trying {name}", flush=True)
+        logger.info("Fashion-MNIST: trying %s", name)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
             try:
                 _adopt(source(Path(scratch)), folder)
@@ -204,7 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--root", type=Path, metavar="DIR", help="fetch into DIR (default: where the engine looks)"
     )
     parser.add_argument("--optional", action="store_true", help="exit with 0 even if no source works")
-    options = parser.parse_args(arguments)
+    logs.add_log_flags(parser)
+    with logs.on_console(sys.argv[1:] if arguments is None else arguments) as rest:
+        return _fetch(parser.parse_args(rest))
+
+
+def _fetch(options: argparse.Namespace) -> int:
     folder = options.root or _default_folder()
     try:
         print(f"Fashion-MNIST: {folder} ({fetch(folder)})")

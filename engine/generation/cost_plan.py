@@ -1,9 +1,9 @@
 """Estimate what a generation will cost from a short sample made on this device."""
 
+import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from engine.generation.workers.worker import Worker
 from engine.progress import clock
 from engine.provenance import bank_header
 
+logger = logging.getLogger(__name__)
 LATER_SHARDS = 3
 """Measured after the first, which takes the generator's warm-up along; so many for each under way at once."""
 
@@ -55,19 +56,19 @@ class Sample:
         return self.load_seconds + self.first_seconds + (rounds - 1) * self.shard_seconds
 
 
-def sample(recipe: Recipe, say: Callable[[str], None]) -> Sample:
+def sample(recipe: Recipe) -> Sample:
     """Makes some shards in a temporary folder. Raises what a generation raises."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         job = Job(recipe=recipe, url=folder, header=bank_header(recipe))
         count = 1 + LATER_SHARDS * job.depth
-        worker = Worker(job, say)
+        worker = Worker(job)
         times = [begun, time.perf_counter()]
         made = []
         for report in worker.run(iter(range(count))):
             times.append(time.perf_counter())
             made.append(_require_done(report))
-            say(f"sample {len(made)} of {count}: {times[-1] - times[-2]:.1f} s")
+            logger.info("sample %d of %d: %.1f s", len(made), count, times[-1] - times[-2])
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     variations = sum(done.variations for done in made)
     load, first, *later = (after - before for before, after in zip(times, times[1:], strict=False))

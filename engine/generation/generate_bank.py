@@ -1,6 +1,7 @@
 """Generate a bank shard by shard, by one worker or many."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import requests
 from engine.provenance import bank_header
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
@@ -34,17 +37,17 @@ class WorkerOptions:
     cluster: RayCluster | None = None
     """The Ray cluster that runs them; None: this machine."""
 
-    def open(self, job: Job, say: Callable[[str], None]) -> WorkerPool[Any]:
+    def open(self, job: Job) -> WorkerPool[Any]:
         """Return the pool, empty. A single worker of this machine runs in this process."""
         if self.cluster is not None:
             from engine.generation.workers.ray import RayPool
 
-            return RayPool(job, self.cluster, self.workers, say)
+            return RayPool(job, self.cluster, self.workers)
         assert self.workers is not None
         if self.workers == 1:
             from engine.generation.workers.in_process import InProcessPool
 
-            return InProcessPool(job, say)
+            return InProcessPool(job)
         from engine.generation.workers.processes import ProcessPool
 
         return ProcessPool(job, self.workers)
@@ -64,23 +67,24 @@ def generate(
     `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
     can fix and FailedShardsError for shards that were given up, once all others are committed.
     """
-    view = View()
-    view.say(f"{recipe.name}: {recipe.compute.device}, {recipe.compute.precision}")
+    logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, shards, MORE_SHARDS):
-        view.say(warning)
+        logger.warning(warning)
     if not resume:
         require_new(url)
-    job = Job(recipe=recipe, url=absolute(url), header=bank_header(recipe))
+    job = Job(
+        recipe=recipe, url=absolute(url), header=bank_header(recipe), log_level=logger.getEffectiveLevel()
+    )
     stats = GenerationStats(target=shards, found=0)
     with ExitStack() as stack:
-        observers = stack.enter_context(open_observers(stats, url, view, **watched))
+        observers = stack.enter_context(open_observers(stats, url, View(), **watched))
         asked = stack.enter_context(requests())
-        pool = stack.enter_context(worker_options.open(job, view.say))
-        coordinator = Coordinator(pool, stats, asked, observers=observers, say=view.say)
+        pool = stack.enter_context(worker_options.open(job))
+        coordinator = Coordinator(pool, stats, asked, observers=observers)
         is_new = open_storage(url).size(MANIFEST) is None
         if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
             return f"{url}: ended before its first shard"
-        with BankWriter.open(url, job.header, resume=resume, say=view.say) as bank:
+        with BankWriter.open(url, job.header, resume=resume) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
             stats.begin(found=shards - len(missing))
             coordinator.run(bank, ShardQueue(missing, worker_options.retries))
@@ -90,7 +94,6 @@ def generate(
 
 def _ending(url: str, stats: GenerationStats, images: int) -> str:
     """Raises FailedShardsError."""
-    warning = stats.agreements.warning
     line = f"{url}: {stats.made} shards made, {stats.found} found sound; {images} images"
     if stats.failed:
         named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(stats.failed.items())]
@@ -99,4 +102,6 @@ def _ending(url: str, stats: GenerationStats, images: int) -> str:
         )
     if stats.left:
         line = f"{line}; {stats.left} are left, --resume makes them"
-    return f"warning: {warning}\n{line}" if warning else line
+    if warning := stats.agreements.warning:
+        logger.warning(warning)
+    return line

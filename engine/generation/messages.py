@@ -3,6 +3,7 @@
 All of it can be sent between processes and loads no torch.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -81,14 +82,17 @@ class Lost:
     reason: str
 
 
-@dataclass(frozen=True)
-class Said:
-    """A line for the user."""
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A log record of a worker, which the coordinator logs again."""
 
+    logger: str
+    level: int
     text: str
+    """With its traceback, if it has one."""
 
 
-Report = Done | Failed | Ready | Said | Started | Unable
+Report = Done | Failed | Logged | Ready | Started | Unable
 """What a worker says itself."""
 
 
@@ -110,6 +114,8 @@ class Job:
     """The bank's folder or URL; local folders must be shared by all machines."""
     header: Header
     """The bank's."""
+    log_level: int = logging.INFO
+    """Lowest level of the records that a worker in another process sends to the coordinator."""
 
     @property
     def depth(self) -> int:

@@ -26,10 +26,9 @@ class ShardGenerator:
         networks: OpenNetworks,
         accelerator: Accelerator,
         progress: Progress,
-        say: Callable[[str], None] | None = None,
         lanes: tuple[Lane, ...] | None = None,
     ) -> None:
-        """`say` gets a line if memory runs out, by default `progress` does; `lanes`: by default one."""
+        """`lanes`: by default one."""
         self.recipe, self.progress = recipe, progress
         self.lanes = lanes or one_lane(recipe.compute)
         self.synthesizer = Synthesizer(
@@ -42,14 +41,13 @@ class ShardGenerator:
             class_weights=recipe.class_weights,
             views=recipe.synthesis_views,
         )
-        say = say or progress.say
         self.context = StageContext(
             recipe=recipe,
             networks=networks,
             accelerator=accelerator,
             synthesizer=self.synthesizer,
             micro_batches={
-                stage.name: MicroBatch(stage.name, getattr(recipe, stage.name).images_at_once, say)
+                stage.name: MicroBatch(stage.name, getattr(recipe, stage.name).images_at_once)
                 for stage in STAGES
                 if stage.has_micro_batch
             },

@@ -28,20 +28,17 @@ def make_assets(out: Path, work: Path, root: Path | None, accelerator: Accelerat
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-
     teacher_config = load_recipe("fashion-mnist").teacher
     teacher = train_teacher(
-        teacher_config, load("private", root), accelerator, work / "teacher.pt", log, seed=seed
+        teacher_config, load("private", root), accelerator, work / "teacher.pt", seed=seed
     )
     save_half(teacher.network.state_dict(), out / "teacher.safetensors")
     public = load("public", root)
-    pair = train_clip(public, accelerator, work / "clip.pt", log, seed=seed)
+    pair = train_clip(public, accelerator, work / "clip.pt", seed=seed)
     save_open_clip(pair, out / "open_clip")
-    autoencoder = train_autoencoder(public, accelerator, work / "autoencoder.pt", log, seed=seed)
+    autoencoder = train_autoencoder(public, accelerator, work / "autoencoder.pt", seed=seed)
     latents = scaled_latents(autoencoder, public, accelerator)
-    unet = train_denoiser(public, latents, pair, accelerator, work / "denoiser.pt", log, seed=seed)
+    unet = train_denoiser(public, latents, pair, accelerator, work / "denoiser.pt", seed=seed)
     save_pipeline(out / "image-variation", autoencoder, unet, pair)
     write_card(out, root, accelerator)
 

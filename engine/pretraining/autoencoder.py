@@ -1,6 +1,6 @@
 """The tiny AutoencoderKL: 32x32 RGB <-> latents [8, 8, 8], trained on the public half."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,7 +45,6 @@ def train_autoencoder(
     data: LabeledImages,
     accelerator: Accelerator,
     checkpoint: Path,
-    log: Callable[[str], None],
     *,
     epochs: int = 5,
     seed: int = 0,
@@ -69,7 +68,7 @@ def train_autoencoder(
     config = Fit(
         epochs=epochs, steps_per_epoch=-(-len(data.labels) // batch_size), max_lr=2e-3, warmup=0.1, seed=seed
     )
-    fit("autoencoder", autoencoder, optimizer, losses, config, checkpoint, log)
+    fit("autoencoder", autoencoder, optimizer, losses, config, checkpoint)
     autoencoder.eval()
     spread = encode(autoencoder, data.images[:4096], accelerator).std()
     autoencoder.register_to_config(scaling_factor=round(float(1 / spread), 5))

@@ -8,7 +8,7 @@ from bf16.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
@@ -103,7 +103,6 @@ def train_clip(
     data: LabeledImages,
     accelerator: Accelerator,
     checkpoint: Path,
-    log: Callable[[str], None],
     *,
     cycles: int = 2,
     epochs: int = 12,
@@ -132,7 +131,7 @@ def train_clip(
     config = Fit(epochs=epochs, steps_per_epoch=-(-len(data.labels) // batch_size), max_lr=1e-3, seed=seed)
     for cycle in range(cycles):  # noqa: B007 - `losses` reads it
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-        fit("clip", pair, optimizer, losses, config, checkpoint.with_stem(f"{checkpoint.stem}-{cycle}"), log)
+        fit("clip", pair, optimizer, losses, config, checkpoint.with_stem(f"{checkpoint.stem}-{cycle}"))
     return pair.eval()
 
 

@@ -4,7 +4,7 @@ Conditions are dropped at random, so that one network serves as the published im
 as the class-anchored variation (image and class token) and as the unconditional half of guidance.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -88,7 +88,6 @@ def train_denoiser(
     pair: TowerPair,
     accelerator: Accelerator,
     checkpoint: Path,
-    log: Callable[[str], None],
     *,
     epochs: int = 13,
     seed: int = 0,
@@ -128,4 +127,4 @@ def train_denoiser(
         ema_decay=0.999,
         seed=seed,
     )
-    return fit("denoiser", unet, optimizer, losses, config, checkpoint, log).eval()
+    return fit("denoiser", unet, optimizer, losses, config, checkpoint).eval()

@@ -1,6 +1,7 @@
 """The training loop of the embedded assets: one-cycle learning rate, one checkpoint per epoch."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from engine.atomic import replacing
 from engine.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,6 @@ def fit(
     losses: Callable[[int], Iterable[Tensor]],
     config: Fit,
     checkpoint: Path,
-    log: Callable[[str], None],
 ) -> nn.Module:
     """Train `module` on every loss that `losses(epoch)` yields; continue from `checkpoint` if it exists.
 
@@ -60,7 +62,8 @@ def fit(
             total, count = total + loss.detach().float().cpu(), count + 1
         _save(checkpoint, parts, config, epoch + 1)
         seconds = time.perf_counter() - start
-        log(f"{name} epoch {epoch + 1}/{config.epochs} loss {float(total) / count:.4f} {seconds:.0f} s")
+        loss_mean = float(total) / count
+        logger.info("%s epoch %d/%d loss %.4f %.0f s", name, epoch + 1, config.epochs, loss_mean, seconds)
     return module if average is None else average
 
 

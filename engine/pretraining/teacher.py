@@ -1,6 +1,6 @@
 """The embedded teacher: plain supervised training on the private half."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ def train_teacher(
     data: LabeledImages,
     accelerator: Accelerator,
     checkpoint: Path,
-    log: Callable[[str], None],
     *,
     epochs: int = 12,
     seed: int = 0,
@@ -43,5 +42,5 @@ def train_teacher(
             yield F.cross_entropy(logits.float(), data.labels[index].to(accelerator.device))
 
     plan = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1, seed=seed)
-    fit("teacher", classifier, optimizer, losses, plan, checkpoint, log)
+    fit("teacher", classifier, optimizer, losses, plan, checkpoint)
     return classifier.eval()

@@ -1,5 +1,6 @@
 """How many images a stage takes at once, and what happens when memory does not hold them."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -9,6 +10,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from engine.errors import OutOfMemoryError
 from export.errors import ExportError
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 NO_MEMORY = re.compile(
@@ -43,11 +45,11 @@ def _is_of_onnxruntime(error: BaseException) -> bool:
 class MicroBatch:
     """The size of the pieces that `stage` cuts its images into; halved, for good, where memory runs out.
 
-    `say` gets a line for each halving.
+    Each halving is logged at `level`.
     """
 
-    def __init__(self, stage: str, size: int, say: Callable[[str], None] = print) -> None:
-        self.stage, self.size, self._say = stage, size, say
+    def __init__(self, stage: str, size: int, *, level: int = logging.INFO) -> None:
+        self.stage, self.size, self._level = stage, size, level
 
     def over(self, count: int, work: Callable[[slice], Result]) -> Iterator[Result]:
         """`work` on 0 to `count` in pieces of `size` at most; a piece that failed is done again in halves.
@@ -82,7 +84,8 @@ class MicroBatch:
             )
         self.size = tried // 2
         setting = f"{self.stage}.micro_batch"
-        self._say(
+        logger.log(
+            self._level,
             f"{self.stage}: out of memory with {tried} images at once, going on with {self.size}; "
-            f"put {setting}: {self.size} into the recipe"
+            f"put {setting}: {self.size} into the recipe",
         )

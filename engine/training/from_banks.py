@@ -1,5 +1,6 @@
 """Distillation alone: a student from banks that are there already."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ from engine.training.run_record import RunRecord
 from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTraining
 
+logger = logging.getLogger(__name__)
+
 
 def distill(
     recipe: Recipe,
@@ -54,7 +57,7 @@ def distill(
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
-    progress.say(_headline(recipe, accelerator))
+    logger.info(_headline(recipe, accelerator))
     _require_same_recipe(recipe, accelerator)
     is_main = accelerator.is_main_process
     if is_main:
@@ -144,6 +147,7 @@ class _Commits:
             "wall_seconds": time.perf_counter() - self.start,
         }
         checkpoint.save(self.folder, state)
+        logger.debug("checkpoint after step %d", training.step)
 
 
 def _train(

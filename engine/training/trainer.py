@@ -1,5 +1,6 @@
 """The student's training on the images of banks: distiller, feed, progress and scalars in one."""
 
+import logging
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,8 @@ from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
 from engine.training.curves import Curves
+
+logger = logging.getLogger(__name__)
 
 
 class StudentTraining:
@@ -88,12 +91,12 @@ class StudentTraining:
         return self.index.add(spans, bank=bank)
 
     def warn_of_missing_classes(self) -> None:
-        """Say how many classes of weight above 0 the images so far leave out, if any."""
+        """Log how many classes of weight above 0 the images so far leave out, if any."""
         counts = np.bincount(self.index.labels(slice(None)), minlength=len(self.wanted))
         missing = int((np.array(self.wanted) & (counts == 0)).sum())
         if missing:
-            self.progress.say(
-                f"warning: the banks have no images of {missing:,} of {sum(self.wanted):,} classes,"
+            logger.warning(
+                f"the banks have no images of {missing:,} of {sum(self.wanted):,} classes,"
                 " and the student learns nothing of them; add a bank with more shards"
             )
 

@@ -39,7 +39,7 @@ def test_seconds_an_image_ignore_the_first_shard() -> None:
 
 def test_every_shard_of_a_generation_is_recorded(tmp_path: Path) -> None:
     recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
-    made = generation(recipe, lambda job: InProcessPool(job, print), 3)
+    made = generation(recipe, InProcessPool, 3)
     assert [len(times) for times in made.times.values()] == [3]
     assert made.images_a_shard == 24
     assert all(held > 50e6 for held in made.rss["worker 1"])

@@ -20,7 +20,7 @@ def test_all_classes(recipe: Path) -> None:
 def test_missing_classes_and_how_many_batches_would_do(recipe: Path) -> None:
     small = load_recipe(str(recipe), {"synthesize.batch_size": 2})
     assert coverage_warning(small, 1, MORE_SHARDS) == (
-        "warning: 2 synthesized images cover 2 of 3 classes, and the student learns nothing of the others;"
+        "2 synthesized images cover 2 of 3 classes, and the student learns nothing of the others;"
         " give more --shards (2 batches cover all)"
     )
     assert coverage_warning(small, 2, MORE_SHARDS) is None

@@ -95,7 +95,7 @@ def test_what_contradicts_a_run_is_refused(
 
 def test_a_resumed_bank_needs_no_settings(made: Recipe, seen: Seen, tmp_path: Path) -> None:
     bank = str(tmp_path / "bank")
-    BankWriter.open(bank, bank_header(made), resume=False, say=print).close()
+    BankWriter.open(bank, bank_header(made), resume=False).close()
     assert main(generate.command, ["--out", bank, "--shards", "3", "--resume"]) == 2
     (recipe, others) = seen[0]
     assert others == (bank, 3)

@@ -1,5 +1,7 @@
 """Progress: what it counts, and what it prints where there is no terminal."""
 
+import logging
+
 import pytest
 
 from engine.progress import Progress, clock
@@ -49,19 +51,18 @@ def test_values_of_an_earlier_process_go_on() -> None:
     assert progress.seconds["augment"] > 10
 
 
-def test_without_a_terminal_one_line_a_stage(capsys) -> None:
-    with Progress() as progress:
-        progress.say("[a] line")
-        with progress.stage("augment", total=4, unit="images") as stage:
-            stage.advance(4)
-            stage.note("kept 71 %")
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "[a] line"
-    assert second.startswith("augment    4 images in ")
-    assert second.endswith(" images/s, kept 71 %")
+def test_without_a_terminal_one_line_a_stage(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Progress() as progress, progress.stage("augment", total=4, unit="images") as stage:
+        stage.advance(4)
+        stage.note("kept 71 %")
+    (line,) = caplog.messages
+    assert line.startswith("augment    4 images in ")
+    assert line.endswith(" images/s, kept 71 %")
 
 
-def test_an_announced_stage_counts_down_the_whole_run(capsys) -> None:
+def test_an_announced_stage_counts_down_the_whole_run(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with Progress() as progress:
         progress.announce("augment", total=6, unit="images")
         for _ in range(4):
@@ -69,14 +70,15 @@ def test_an_announced_stage_counts_down_the_whole_run(capsys) -> None:
                 stage.advance(2)
                 left = stage.remaining()
     assert (stage.total, left) == (8, 0)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.endswith(" left") for line in lines] == [True, True, False, False]
+    assert [line.endswith(" left") for line in caplog.messages] == [True, True, False, False]
 
 
-def test_quiet_is_silent(capsys) -> None:
+def test_quiet_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with Progress(quiet=True) as progress, progress.stage("augment", total=1, unit="images") as stage:
         stage.advance()
     assert capsys.readouterr().out == ""
+    assert caplog.messages == []
 
 
 def test_rate_and_remaining_time(now: list[float]) -> None:

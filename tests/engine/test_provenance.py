@@ -57,12 +57,12 @@ def test_the_views_that_images_are_made_by_decide(
         synthesize=replace(recipe.synthesize, **synthesize),
         distill=replace(recipe.distill, **distill),
     )
-    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False, say=pytest.fail).close()
+    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False).close()
     if difference is None:
-        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail).close()
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True).close()
         return
     with pytest.raises(UserError, match=difference):
-        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail)
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_a_bank_made_on_a_gpu_goes_on_as_it_was_begun(
     begun = {"device": "cuda", "runtime": "onnxruntime", "runtime_precision": "fp16", "onnx_provider": "cuda"}
     first = replace(recipe, compute=ComputeConfig(**begun))
     then = replace(recipe, compute=ComputeConfig(**(begun | change)))
-    BankWriter.open(str(tmp_path), bank_header(first), resume=False, say=pytest.fail).close()
+    BankWriter.open(str(tmp_path), bank_header(first), resume=False).close()
     if difference is None:
-        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail).close()
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True).close()
         return
     with pytest.raises(UserError, match=difference):
-        BankWriter.open(str(tmp_path), bank_header(then), resume=True, say=pytest.fail)
+        BankWriter.open(str(tmp_path), bank_header(then), resume=True)
 
 
 def bank(recipe: Recipe, **facts: Any) -> Header:
@@ -137,9 +137,9 @@ def test_a_teacher_that_sees_the_images_otherwise_is_refused(recipe: Recipe) -> 
 
 def test_the_part_of_the_teachers_file_decides(recipe: Recipe, tmp_path: Path) -> None:
     named = replace(recipe, teacher=replace(recipe.teacher, weights_key="ema"))
-    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False, say=pytest.fail).close()
+    BankWriter.open(str(tmp_path), bank_header(recipe), resume=False).close()
     with pytest.raises(UserError, match=r"teacher\.weights_key: None -> 'ema'"):
-        BankWriter.open(str(tmp_path), bank_header(named), resume=True, say=pytest.fail)
+        BankWriter.open(str(tmp_path), bank_header(named), resume=True)
 
 
 def test_the_hash_of_weights_in_several_files_is_of_all_of_them(recipe: Recipe, tmp_path: Path) -> None:

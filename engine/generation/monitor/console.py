@@ -1,5 +1,6 @@
 """Show a generation: a live table of some twenty lines on a terminal, elsewhere a line now and then."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -138,23 +139,22 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
+logger = logging.getLogger(__name__)
+
 EVERY = 10.0
 """Seconds between two lines, at least."""
 
 
 class View:
-    """Draws itself twice a second on a terminal; `say` may be called before the first update, too."""
+    """Draws itself twice a second on a terminal, if the logger of this module is enabled for INFO."""
 
     def __init__(self, given: Console | None = None) -> None:
         self._console = given or console()
-        self._animated = self._console.is_terminal and not self._console.is_dumb_terminal
+        is_drawable = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._animated = is_drawable and logger.isEnabledFor(logging.INFO)
         self._live: Live | None = None
         self._ended = False
         self._line_at, self._line_of = -EVERY, ""
-
-    def say(self, text: str) -> None:
-        """One line above the picture."""
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def update(self, stats: GenerationStats) -> None:
         if not self._animated:
@@ -170,7 +170,7 @@ class View:
         if self._live is not None:
             self._live.stop()
         elif self._line_of:
-            self.say(str(Headline.of(stats, ended=True)))
+            logger.info("%s", Headline.of(stats, ended=True))
 
     def _picture(self, stats: GenerationStats) -> RenderableType:
         """Called by the thread that draws."""
@@ -181,5 +181,5 @@ class View:
         line = Headline.of(stats, ended=False)
         news = f"{line.shards} {line.trouble}"
         if news != self._line_of and monotonic() >= self._line_at + EVERY:
-            self.say(str(line))
+            logger.info("%s", line)
             self._line_at, self._line_of = monotonic(), news

@@ -1,10 +1,13 @@
 """The interface of observers, and a wrapper that keeps their errors from ending the generation."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from engine.generation.monitor.progress import GenerationStats
+
+logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -20,8 +23,8 @@ class Observer(Protocol):
 class Guarded:
     """Wraps an observer: log its first error, never propagate it."""
 
-    def __init__(self, observer: Observer, name: str, say: Callable[[str], None]) -> None:
-        self._observer, self._name, self._say = observer, name, say
+    def __init__(self, observer: Observer, name: str) -> None:
+        self._observer, self._name = observer, name
         self._failed = False
 
     def update(self, stats: GenerationStats) -> None:
@@ -38,5 +41,6 @@ class Guarded:
             yield
         except Exception as error:  # of a file system, a network or another's library
             if not self._failed:
-                self._say(f"{self._name}: {type(error).__name__}: {error}; the generation goes on")
+                kind = type(error).__name__
+                logger.error("%s: %s: %s; the generation goes on", self._name, kind, error)
             self._failed = True

@@ -1,5 +1,6 @@
 """Open the observers that the command line asks for."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.scalars import tensorboard as tensorboard_scalars
 from engine.generation.monitor.scalars import wandb as wandb_scalars
 from engine.generation.monitor.status_file import StatusFile
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
@@ -37,7 +40,7 @@ def open_observers(
     with ExitStack() as closing:
 
         def add(observer: Observer, name: str) -> None:
-            observers.append(Guarded(observer, name, view.say))
+            observers.append(Guarded(observer, name))
             closing.callback(observers[-1].close, stats)
 
         if tensorboard is not None:
@@ -49,7 +52,7 @@ def open_observers(
 
             metrics = Metrics(metrics_host, metrics_port)
             add(metrics, "--metrics-port")
-            view.say(f"metrics: http://{metrics_host}:{metrics.port}/metrics")
+            logger.info("metrics: http://%s:%d/metrics", metrics_host, metrics.port)
         add(StatusFile(open_storage(url)), "the bank's status")
         observers.append(view)
         closing.callback(view.close, stats)

@@ -1,17 +1,20 @@
 """Give the shards of a bank to a worker pool and commit them, whatever happens to the workers."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from engine.bank.manifest import shard_name
 from engine.bank.writer import BankWriter
-from engine.generation.messages import Done, Event, Failed, Lost, Said, Unable
+from engine.generation.messages import Done, Event, Failed, Lost, Unable
 from engine.generation.monitor.observer import Observer
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
+from engine.generation.messages import Logged, Ready
 
+logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds between two looks at signals and observers if there are no events."""
 
@@ -26,10 +29,9 @@ class Coordinator:
         requests: Requests,
         *,
         observers: Sequence[Observer],
-        say: Callable[[str], None],
     ) -> None:
         self.pool, self.stats, self.requests = pool, stats, requests
-        self.observers, self.say = observers, say
+        self.observers = observers
         self._has_warned = False
 
     def await_worker(self) -> bool:
@@ -87,10 +89,12 @@ class Coordinator:
             if not isinstance(event.what, Done):
                 self.stats.take(event)
             match event.what:
-                case Said(text=text):
-                    self.say(text)
+                case Logged(logger=name, level=level, text=text):
+                    logging.getLogger(name).log(level, "%s", text)
+                case Ready(host=host, seconds=took):
+                    logger.debug("%s: ready on %s after %.1f s", event.worker, host, took)
                 case Lost(reason=reason) | Unable(reason=reason):
-                    self.say(f"{event.worker}: {reason}")
+                    logger.error("%s: %s", event.worker, reason)
         return events
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
@@ -106,7 +110,7 @@ class Coordinator:
     def _warn(self) -> None:
         """Warn once, as soon as enough images show that the teacher does not agree with their labels."""
         if not self._has_warned and (warning := self.stats.agreements.warning):
-            self.say(f"warning: {warning}")
+            logger.warning(warning)
             self._has_warned = True
 
     def _put_back(self, events: Sequence[Event], queue: ShardQueue) -> None:
@@ -116,7 +120,7 @@ class Coordinator:
                     self._give_up(number, reason)
                 case Failed(number=number, reason=reason, trace=trace):
                     if trace:
-                        self.say(f"{event.worker}: shard {shard_name(number)}:\n{trace}")
+                        logger.error("%s: shard %s:\n%s", event.worker, shard_name(number), trace)
                     self._again(number, reason, queue)
                 case Lost(numbers=numbers, reason=reason):
                     for number in numbers:
@@ -130,4 +134,4 @@ class Coordinator:
 
     def _give_up(self, number: int, reason: str) -> None:
         self.stats.failed[number] = reason
-        self.say(f"shard {shard_name(number)} is given up: {reason}")
+        logger.error("shard %s is given up: %s", shard_name(number), reason)

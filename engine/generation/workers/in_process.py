@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from queue import SimpleQueue
 
 from engine.generation.messages import Event, Job, Left, Ready
@@ -11,10 +11,10 @@ from engine.generation.workers.worker import Worker
 
 
 class _InProcessWorker(WorkerHandle):
-    def __init__(self, name: str, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, job: Job) -> None:
         super().__init__(name, job.depth)
         begun = time.perf_counter()
-        worker = Worker(job, say)
+        worker = Worker(job)
         self.events: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
         self._numbers: SimpleQueue[int | None] = SimpleQueue()
         self._reports = worker.run(iter(self._numbers.get, None))
@@ -34,20 +34,20 @@ class _InProcessWorker(WorkerHandle):
 
 
 class InProcessPool(WorkerPool[_InProcessWorker]):
-    """`say` gets a line for each graph or engine that is built."""
+    """A pool of one worker, which runs in this process."""
 
     capacity = 1
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
-        self._job, self._say = job, say
+        self._job = job
 
     def resize(self, size: int) -> None:
         """One at most: a second would hold its own copy of the networks and not make anything sooner."""
         super().resize(min(size, 1))
 
     def start(self, name: str) -> _InProcessWorker:
-        return _InProcessWorker(name, self._job, self._say)
+        return _InProcessWorker(name, self._job)
 
     def collect(self, seconds: float) -> Iterable[tuple[_InProcessWorker, Event]]:
         for worker in list(self.workers):

@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,12 +21,13 @@ from engine.generation.messages import (
     Failed,
     Job,
     Left,
+    Logged,
     Lost,
     Ready,
     Report,
-    Said,
     Unable,
 )
+from engine.generation.workers.forwarding import forward_log
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 
 LOCAL = "local"
@@ -152,6 +154,8 @@ def _require_listener(address: str) -> None:
         ) from None
 
 
+logger = logging.getLogger(__name__)
+
 LOOK_EVERY = 5.0
 """Seconds between two looks at the nodes of the cluster."""
 
@@ -189,17 +193,15 @@ class _RayActor(WorkerHandle):
 class RayPool(WorkerPool[_RayActor]):
     """As many actors as asked for, or (None) as a cluster that grows and shrinks has places for."""
 
-    def __init__(
-        self, job: Job, cluster: RayCluster, workers: int | None, say: Callable[[str], None]
-    ) -> None:
-        """`say` is told where no node has a place for a worker, which waits for one that joins."""
+    def __init__(self, job: Job, cluster: RayCluster, workers: int | None) -> None:
+        """Log if no node has room for a worker; the pool then waits for a node to join."""
         super().__init__()
         self._job, self._cluster, self._workers = job, cluster, workers
         self._needs = needs_of(job.recipe)
         self._slots, self._looked = cluster.slots(self._needs), time.monotonic()
         if self._slots == 0:
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
-            say(f"no node of the cluster has a place for a worker, which takes {each}; waiting for one")
+            logger.info("no node of the cluster has room for a worker, which takes %s; waiting for one", each)
 
     @property
     def capacity(self) -> int:
@@ -236,13 +238,13 @@ class RayWorker:
     """`load` once, then `make` for each shard, of which several may be under way."""
 
     def __init__(self) -> None:
-        self._said: deque[Said] = deque()
+        self._logged: deque[Logged] = deque()
         self._numbers: SimpleQueue[int | None] = SimpleQueue()
         self._waiting: deque[Future[Done | Failed]] = deque()
         self._order = threading.Lock()
 
     def load(self, job: Job) -> Sequence[Report]:
-        """Ready, or why it cannot be; after the lines that it said."""
+        """Load the networks; return the log records, then Ready or Unable."""
         from engine.generation.workers.worker import (
             ONE_LINE,
             Worker,
@@ -250,15 +252,17 @@ class RayWorker:
             require_weights,
         )
 
+        forward_log(self._log, job.log_level)
+
         begun = time.perf_counter()
         try:
             require_weights(job)
-            worker = Worker(job, self._say)
+            worker = Worker(job)
         except ONE_LINE as error:
-            return [*self._lines(), Unable(f"{_address()}: {one_line(error)}")]
+            return [*self._records(), Unable(f"{_address()}: {one_line(error)}")]
         reports = worker.run(iter(self._numbers.get, None))
         threading.Thread(target=self._hand_out, args=(reports,), daemon=True).start()
-        return [*self._lines(), Ready(_address(), time.perf_counter() - begun)]
+        return [*self._records(), Ready(_address(), time.perf_counter() - begun)]
 
     def make(self, number: int) -> Sequence[Report]:
         """Of one shard that it is Done or Failed; after the lines that were said."""
@@ -267,7 +271,7 @@ class RayWorker:
             self._waiting.append(mine)
             self._numbers.put(number)
         done = mine.result()
-        return [*self._lines(), done]
+        return [*self._records(), done]
 
     def _hand_out(self, reports: Iterator[Done | Failed]) -> None:
         """Ends the actor when there are no more: whoever waits then learns that it is dead."""
@@ -277,11 +281,11 @@ class RayWorker:
         finally:
             os._exit(1)
 
-    def _say(self, text: str) -> None:
-        self._said.append(Said(f"{_address()}: {text}"))
+    def _log(self, record: Logged) -> None:
+        self._logged.append(replace(record, text=f"{_address()}: {record.text}"))
 
-    def _lines(self) -> list[Said]:
-        return [self._said.popleft() for _ in range(len(self._said))]
+    def _records(self) -> list[Logged]:
+        return [self._logged.popleft() for _ in range(len(self._logged))]
 
 
 def _address() -> str:

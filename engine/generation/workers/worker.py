@@ -1,16 +1,17 @@
 """The worker: load the networks once, then make one shard after another."""
 
+import logging
 import os
 import resource
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from engine import networks
 from engine.bank.agreement import Agreements
-from engine.bank.manifest import first_difference
+from engine.bank.manifest import first_difference, shard_name
 from engine.bank.writer import write_shard
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
@@ -22,6 +23,7 @@ from engine.progress import Progress
 from engine.provenance import weights_of
 from export.errors import ExportError
 
+logger = logging.getLogger(__name__)
 FINAL = (UserError, ExportError, NonFiniteError)
 """Errors that come again however often a shard is tried."""
 ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
@@ -31,18 +33,17 @@ ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
 class Worker:
     """Makes the shards of a job and writes their files to the bank; the coordinator commits them.
 
-    `say` gets a line if memory runs out. Raises UserError or
-    ExportError for what cannot be loaded.
+    Raises UserError or ExportError for what cannot be loaded.
     """
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
         own_lanes = lanes(job.recipe)
         loaded = networks.load(job.recipe, accelerator.device)
         opened = networks.open(job.recipe, loaded, accelerator, thread_counts(own_lanes))
         self._progress = Progress(quiet=True)
-        self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, say, own_lanes)
+        self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, own_lanes)
         self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
@@ -62,6 +63,7 @@ class Worker:
         entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
         result = batch.result
         seconds, images = self._since_last_shard()
+        logger.debug("shard %s made", shard_name(number))
         return Done(
             number=number,
             entry=entry,

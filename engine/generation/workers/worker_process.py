@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-from engine.generation.messages import Job, Ready, Report, Said, Unable
+from engine.generation.messages import Job, Ready, Report, Unable
+from engine.generation.workers.forwarding import forward_log
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def work(pipe: Connection, job: Job, place: Place) -> None:
         with sending:
             pipe.send(what)
 
+    forward_log(report, job.log_level)
     from engine.generation.workers.worker import ONE_LINE, Worker, one_line
 
     begun = time.perf_counter()
     try:
-        worker = Worker(job, lambda text: report(Said(text)))
+        worker = Worker(job)
     except ONE_LINE as error:
         report(Unable(one_line(error)))
         return

@@ -24,7 +24,7 @@ def _sources(folder: Path) -> list[str]:
 
 def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    manifest = merge(_sources(tmp_path), out, resume=False, say=print)
+    manifest = merge(_sources(tmp_path), out, resume=False)
     assert verify(out) == []
     assert list(manifest.shards) == [0, 1, 2, 3]
     assert [entry.origin for entry in manifest.shards.values()] == [
@@ -41,12 +41,12 @@ def test_shards_are_copied_verbatim_and_once(tmp_path: Path) -> None:
 def test_shards_without_images_are_identified_by_their_rows(tmp_path: Path) -> None:
     """All of their tars are equal."""
     for folder, numbers in (("one", [0, 1, 2]), ("two", [2, 3])):
-        with BankWriter.open(str(tmp_path / folder), tiny.header(), resume=False, say=print) as writer:
+        with BankWriter.open(str(tmp_path / folder), tiny.header(), resume=False) as writer:
             for number in numbers:
                 rows, images = tiny.shard(number)
                 writer.commit(number, replace(rows, kept=np.zeros(len(rows), bool)), images[:0])
     out = str(tmp_path / "out")
-    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], out, resume=False, say=print)
+    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], out, resume=False)
     assert [(it.rows, it.images) for it in merged.shards.values()] == [(12, 0)] * 4
     bank = BankReader.open(out)
     for number in range(4):
@@ -55,9 +55,9 @@ def test_shards_without_images_are_identified_by_their_rows(tmp_path: Path) -> N
 
 def test_a_merged_bank_can_be_merged_and_keeps_the_first_origins(tmp_path: Path) -> None:
     sources = _sources(tmp_path)
-    merge(sources[:1], str(tmp_path / "a"), resume=False, say=print)
-    again = merge([str(tmp_path / "a"), sources[1]], str(tmp_path / "b"), resume=False, say=print)
-    direct = merge(sources, str(tmp_path / "c"), resume=False, say=print)
+    merge(sources[:1], str(tmp_path / "a"), resume=False)
+    again = merge([str(tmp_path / "a"), sources[1]], str(tmp_path / "b"), resume=False)
+    direct = merge(sources, str(tmp_path / "c"), resume=False)
     assert again.shards == direct.shards
 
 
@@ -69,7 +69,7 @@ def test_banks_that_do_not_go_together_are_named(name: str, value: object, tmp_p
     tiny.write(tmp_path / "one", [0])
     tiny.write(tmp_path / "two", [1], **{name: value})
     with pytest.raises(UserError, match=rf"two differs from {tmp_path}/one in {name}"):
-        merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False, say=print)
+        merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -80,22 +80,22 @@ def test_a_damaged_source_is_named_and_the_merge_continues(name: str, tmp_path: 
     (tmp_path / "one" / name).write_bytes(whole[:-1])
     out = tmp_path / "out"
     with pytest.raises(UserError, match=rf"one: shard 00001: {name} has .*--resume"):
-        merge(sources, str(out), resume=False, say=print)
+        merge(sources, str(out), resume=False)
     assert verify(str(out)) == []
     assert BankReader.open(str(out)).numbers == [0]
     (tmp_path / "one" / name).write_bytes(whole)
     with pytest.raises(UserError, match="not empty"):
-        merge(sources, str(out), resume=False, say=print)
-    merge(sources, str(out), resume=True, say=print)
-    merge(sources, str(tmp_path / "undisturbed"), resume=False, say=print)
+        merge(sources, str(out), resume=False)
+    merge(sources, str(out), resume=True)
+    merge(sources, str(tmp_path / "undisturbed"), resume=False)
     assert tiny.contents(out) == tiny.contents(tmp_path / "undisturbed")
 
 
 def test_another_merge_into_the_same_bank_is_refused(tmp_path: Path) -> None:
     sources = _sources(tmp_path)
-    merge(sources[:1], str(tmp_path / "out"), resume=False, say=print)
+    merge(sources[:1], str(tmp_path / "out"), resume=False)
     with pytest.raises(UserError, match=r"made with other settings: merged\."):
-        merge(sources, str(tmp_path / "out"), resume=True, say=print)
+        merge(sources, str(tmp_path / "out"), resume=True)
 
 
 def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> None:
@@ -111,16 +111,14 @@ def test_a_hostile_tar_is_refused_though_its_hash_is_right(tmp_path: Path) -> No
     files = {**manifest.shards[0].files, tar.name: Fingerprint.of_file(tar)}
     manifest_file.replace(replace(manifest, shards={0: replace(manifest.shards[0], files=files)}))
     with pytest.raises(UserError, match=r"shard 00000: member '/.*its name is not plain"):
-        merge([str(tmp_path / "one")], str(tmp_path / "out"), resume=False, say=print)
+        merge([str(tmp_path / "one")], str(tmp_path / "out"), resume=False)
 
 
 def test_empty_shards_and_banks(tmp_path: Path) -> None:
-    with BankWriter.open(str(tmp_path / "one"), tiny.header(), resume=False, say=print) as writer:
+    with BankWriter.open(str(tmp_path / "one"), tiny.header(), resume=False) as writer:
         writer.commit(0, *tiny.shard(0, length=0))
     tiny.write(tmp_path / "two", [])
-    merged = merge(
-        [str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False, say=print
-    )
+    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "out"), resume=False)
     assert (len(merged.shards), merged.images) == (1, 0)
     assert verify(str(tmp_path / "out")) == []
     assert BankReader.open(str(tmp_path / "out")).images(0, []).shape == (0, 8, 8, 3)

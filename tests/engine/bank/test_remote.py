@@ -104,8 +104,8 @@ def test_damage_is_named_and_made_again(url: str, tmp_path: Path) -> None:
 def test_merge_from_here_to_there_and_back(url: str, tmp_path: Path) -> None:
     tiny.write(tmp_path / "one", [0])
     tiny.write(f"{url}/two", [1])
-    merge([str(tmp_path / "one"), f"{url}/two"], f"{url}/out", resume=False, say=print)
-    merge([f"{url}/out"], str(tmp_path / "back"), resume=False, say=print)
+    merge([str(tmp_path / "one"), f"{url}/two"], f"{url}/out", resume=False)
+    merge([f"{url}/out"], str(tmp_path / "back"), resume=False)
     assert verify(f"{url}/out") == verify(str(tmp_path / "back")) == []
     bank = BankReader.open(str(tmp_path / "back"))
     tiny.assert_same(bank.rows(1), tiny.shard(1)[0])

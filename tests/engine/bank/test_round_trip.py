@@ -122,7 +122,7 @@ def test_any_shard_comes_back(
     images = rng.integers(0, 256, (kept.sum(), *size, 3)).astype(np.uint8)
     with TemporaryDirectory() as folder:
         head = tiny.header(image_size=size, codec=codec)
-        with BankWriter.open(folder, head, resume=False, say=print) as writer:
+        with BankWriter.open(folder, head, resume=False) as writer:
             entry = writer.commit(number, rows, images)
             tiny.assert_same(writer.rows(number), rows)
         assert (entry.rows, entry.images) == (len(keys), kept.sum())

@@ -27,7 +27,7 @@ def _second(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_second_local_writer_ends_at_once(tmp_path: Path) -> None:
-    with BankWriter.open(str(tmp_path), tiny.header(), resume=False, say=print) as first:
+    with BankWriter.open(str(tmp_path), tiny.header(), resume=False) as first:
         first.commit(0, *tiny.shard(0))
         done = _second(tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -39,9 +39,9 @@ def test_a_second_local_writer_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_who_opens_a_remote_bank_takes_it_over(memory_url: str) -> None:
-    first = BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
+    first = BankWriter.open(memory_url, tiny.header(), resume=False)
     first.commit(0, *tiny.shard(0))
-    second = BankWriter.open(memory_url, tiny.header(), resume=True, say=print)
+    second = BankWriter.open(memory_url, tiny.header(), resume=True)
     with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
         first.commit(1, *tiny.shard(1))
     with pytest.raises(UserError, match="taken over"):
@@ -53,8 +53,8 @@ def test_who_opens_a_remote_bank_takes_it_over(memory_url: str) -> None:
 
 
 def test_a_writer_that_lost_the_bank_enters_no_shard_of_its_workers(memory_url: str) -> None:
-    first = BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
-    second = BankWriter.open(memory_url, tiny.header(), resume=True, say=print)
+    first = BankWriter.open(memory_url, tiny.header(), resume=False)
+    second = BankWriter.open(memory_url, tiny.header(), resume=True)
     second.commit(0, *tiny.shard(0))
     entry = write_shard(memory_url, 1, *tiny.shard(1), tiny.header())
     with pytest.raises(UserError, match=f"{memory_url} was taken over by another writer"):
@@ -69,9 +69,9 @@ def test_two_remote_writers_that_begin_together(memory_url: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(open_storage(memory_url)), "names", lambda _: [])
-        first = BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
+        first = BankWriter.open(memory_url, tiny.header(), resume=False)
         with pytest.raises(UserError, match="is not empty"):
-            BankWriter.open(memory_url, tiny.header(), resume=False, say=print)
+            BankWriter.open(memory_url, tiny.header(), resume=False)
     first.commit(0, *tiny.shard(0))
     first.close()
     assert verify(memory_url) == []

@@ -32,7 +32,7 @@ def test_a_bank_of_version_1_is_read_verified_and_merged_and_not_continued(tmp_p
         tiny.write(old, range(4), resume=True)
     assert tiny.contents(old) == before
     tiny.write(tmp_path / "new", [5])
-    merge([str(old), str(tmp_path / "new")], str(out), resume=False, say=print)
+    merge([str(old), str(tmp_path / "new")], str(out), resume=False)
     assert verify(str(out)) == []
     assert Manifest.from_json((out / "manifest.json").read_bytes(), "").version == 2
     assert BankReader.open(str(out)).numbers == [0, 1, 2, 3]
@@ -72,7 +72,7 @@ def test_grey_images_are_stored_in_one_channel_and_read_as_rgb(codec: Codec, tmp
 def test_coloured_images_do_not_get_into_a_grey_bank(tmp_path: Path) -> None:
     from engine.bank.writer import BankWriter
 
-    with BankWriter.open(str(tmp_path), tiny.header(channels=1), resume=False, say=print) as writer:
+    with BankWriter.open(str(tmp_path), tiny.header(channels=1), resume=False) as writer:
         with pytest.raises(ValueError, match="three equal channels"):
             writer.commit(0, *tiny.shard(0))
         assert dict(writer.committed) == {}

@@ -34,7 +34,7 @@ def test_a_bank_without_an_irreplaceable_shard_is_left_alone(tmp_path: Path) -> 
         with pytest.raises(
             UserError, match=rf"{folder}: shard 0000{number}: is not in manifest\.json; .*restore"
         ):
-            BankWriter.open(str(folder), tiny.header(), resume=True, say=pytest.fail, irreplaceable=[0, 2])
+            BankWriter.open(str(folder), tiny.header(), resume=True, irreplaceable=[0, 2])
         assert tiny.contents(folder) == before
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_the_same_shard_again_is_nothing_and_another_is_an_error(tmp_path: Path) -> None:
-    with BankWriter.open(str(tmp_path), tiny.header(), resume=False, say=print) as writer:
+    with BankWriter.open(str(tmp_path), tiny.header(), resume=False) as writer:
         rows, images = tiny.shard(3)
         entry = writer.commit(3, rows, images)
         assert writer.commit(3, rows, images) == entry
@@ -96,7 +96,7 @@ def test_the_same_shard_again_is_nothing_and_another_is_an_error(tmp_path: Path)
 
 def test_rows_and_images_that_are_of_no_shard_are_refused(tmp_path: Path) -> None:
     rows, images = tiny.shard(3)
-    with BankWriter.open(str(tmp_path), tiny.header(), resume=False, say=print) as writer:
+    with BankWriter.open(str(tmp_path), tiny.header(), resume=False) as writer:
         for wrong, what in (
             ((rows, images[1:]), "not uint8"),
             ((rows, images.astype("float32")), "not uint8"),

@@ -11,6 +11,7 @@ from engine.bank.manifest import Header
 from engine.bank.rows import Rows
 from engine.bank.writer import BankWriter
 from engine.config.storage import Codec
+from tests.log_lines import log_lines
 
 CLASSES = ("shirt", "boot", "bag")
 
@@ -55,15 +56,14 @@ def shard(number: int, size: tuple[int, int] = (8, 8), length: int = 12) -> tupl
 
 
 def write(url: str | Path, numbers: Any = range(3), *, resume: bool = False, **changes: Any) -> list[str]:
-    """Commits those shards of the same bank and gives what was said."""
-    said: list[str] = []
+    """Commits those shards of the same bank and returns what was logged."""
     head = header(**changes)
-    with BankWriter.open(str(url), head, resume=resume, say=said.append) as writer:
+    with log_lines() as lines, BankWriter.open(str(url), head, resume=resume) as writer:
         for number in numbers:
             if number not in writer.committed:
                 rows, images = shard(number, head.image_size)
                 writer.commit(number, rows, images if head.channels == 3 else grey(images))
-    return said
+    return lines
 
 
 def grey(images: np.ndarray) -> np.ndarray:

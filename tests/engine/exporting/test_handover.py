@@ -103,7 +103,7 @@ def run(student: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher_top1=labels,
         confidence=np.ones(40, np.float32),
     )
-    with BankWriter.open(str(out / "bank"), header, resume=False, say=print) as bank:
+    with BankWriter.open(str(out / "bank"), header, resume=False) as bank:
         bank.commit(0, rows, np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
     return out
 

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -137,12 +138,13 @@ def test_closing_early_ends_the_threads_and_the_next_run_is_whole(recipe: Path) 
     assert digests(found, range(3)) == expected
 
 
-def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
+def test_augment_and_filter_go_on_with_what_memory_holds(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The images, and what is known of them, are those of the size that memory holds."""
     expected = digests(generation(recipe, augment__micro_batch=4, filter__micro_batch=3), [1, 2])
-    found, said = generation(recipe, augment__micro_batch=16, filter__micro_batch=6), list[str]()
-    for micro_batch in found.context.micro_batches.values():
-        micro_batch._say = said.append
+    found = generation(recipe, augment__micro_batch=16, filter__micro_batch=6)
+    caplog.set_level(logging.INFO)
     prior, forward = found.context.networks.prior, found.context.networks.teacher_forward
     assert prior is not None
 
@@ -156,7 +158,7 @@ def test_augment_and_filter_go_on_with_what_memory_holds(recipe: Path) -> None:
     limits = replace(opened, prior=replace(prior, vae_decoder=decode), teacher_forward=classify)
     found.context = replace(found.context, networks=limits)
     assert digests(found, [1, 2]) == expected
-    assert [line.split(";")[0] for line in said] == [
+    assert [line.split(";")[0] for line in caplog.messages] == [
         "augment: out of memory with 16 images at once, going on with 8",
         "augment: out of memory with 8 images at once, going on with 4",
         "filter: out of memory with 6 images at once, going on with 3",

@@ -27,7 +27,7 @@ def train(checkpoint: Path, config: Fit = CONFIG, stop_after: int = 99) -> nn.Mo
         for _ in range(config.steps_per_epoch):
             yield module(torch.randn(5, 3, generator=draw)).square().mean()
 
-    return fit("line", module, optimizer, losses, config, checkpoint, lambda _: None)
+    return fit("line", module, optimizer, losses, config, checkpoint)
 
 
 def test_a_cut_training_ends_as_a_straight_one(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Micro-batches that are halved where memory runs out, by its real errors, too."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,13 +51,15 @@ def test_pieces_cover_all_in_order(count: int, size: int) -> None:
     ],
     ids=["GPU", "CPU", "C++"],
 )
-def test_it_is_halved_for_good_and_the_same_images_are_done_again(error: Exception) -> None:
-    said: list[str] = []
+def test_it_is_halved_for_good_and_the_same_images_are_done_again(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     tried: list[int] = []
-    micro_batch = MicroBatch("augment", 16, said.append)
+    micro_batch = MicroBatch("augment", 16)
     assert flat(micro_batch.over(20, fits(5, error, tried))) == list(range(20))
     assert tried == [16, 8, 4, 4, 4, 4, 4]
-    assert said == [
+    assert caplog.messages == [
         "augment: out of memory with 16 images at once, going on with 8; put augment.micro_batch: 8 into the"
         " recipe",
         "augment: out of memory with 8 images at once, going on with 4; put augment.micro_batch: 4 into the"
@@ -64,18 +67,18 @@ def test_it_is_halved_for_good_and_the_same_images_are_done_again(error: Excepti
     ]
     assert flat(micro_batch.over(8, fits(5, error, tried))) == list(range(8))
     assert tried[7:] == [4, 4]
-    assert len(said) == 2
+    assert len(caplog.messages) == 2
 
 
 def test_a_last_piece_that_fails_is_halved_itself() -> None:
     tried: list[int] = []
-    micro_batch = MicroBatch("filter", 100, lambda _: None)
+    micro_batch = MicroBatch("filter", 100)
     assert flat(micro_batch.over(6, fits(2, MemoryError(), tried))) == list(range(6))
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
 def test_a_single_image_too_many_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    micro_batch = MicroBatch("filter", 2, lambda _: None)
+    micro_batch = MicroBatch("filter", 2)
 
     def command(_: object) -> None:
         list(micro_batch.over(3, fits(0, torch.OutOfMemoryError(GPU_MESSAGE), [])))
@@ -180,7 +183,7 @@ OTHER = {
 @pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY.keys())
 def test_whatever_a_library_calls_it_the_images_are_done_again_in_halves(error: Exception) -> None:
     tried: list[int] = []
-    assert flat(MicroBatch("augment", 8, lambda _: None).over(8, fits(4, error, tried))) == list(range(8))
+    assert flat(MicroBatch("augment", 8).over(8, fits(4, error, tried))) == list(range(8))
     assert tried == [8, 4, 4]
 
 
@@ -247,10 +250,11 @@ def test_the_error_of_a_runtime_that_finds_no_memory_is_recognised(runtime: str)
 
 
 REAL = """
-import resource, sys
+import logging, resource, sys
 import torch
 from engine.stages.micro_batch import MicroBatch
 
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)

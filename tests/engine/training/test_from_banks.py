@@ -84,7 +84,7 @@ def test_a_bank_of_version_1_gives_the_same_student_and_does_not_mix_with_a_grey
     """It has the same images, in three channels."""
     old, grey = tmp_path / "old", BankReader.open(str(banks[0]))
     header = replace(grey.header, channels=3)
-    with BankWriter.open(str(old), header, resume=False, say=print) as writer:
+    with BankWriter.open(str(old), header, resume=False) as writer:
         for number in grey.numbers:
             images = grey.images(number, range(len(grey.spans(number))))
             writer.commit(number, grey.rows(number), images)

@@ -1,6 +1,8 @@
 """The view: a recorded terminal, and lines where there is none."""
 
+import contextlib
 import io
+import logging
 import re
 import time
 
@@ -11,6 +13,7 @@ from engine.generation.messages import Event, Left
 from engine.generation.monitor import console
 from engine.generation.monitor.console import View, picture
 from engine.generation.monitor.progress import GenerationStats, WorkerStats
+from engine.logs import on_console
 from tests.engine.generation.monitor.example_stats import at_work, done
 
 
@@ -22,39 +25,43 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_without_a_terminal_a_line_where_there_is_news_and_ten_seconds_are_over(clock: list[float]) -> None:
-    out = io.StringIO()
+def test_without_a_terminal_a_line_where_there_is_news_and_ten_seconds_are_over(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     stats = GenerationStats(target=3, found=0)
-    shown = View(Console(file=out))
+    shown = View(Console(file=io.StringIO()))
     for second in range(40):
         if second in (2, 15, 17):
             stats.take(Event("a", done(second)))
         clock[0] = 1000.0 + second
-        before = out.getvalue()
+        before = len(caplog.messages)
         shown.update(stats)
-        assert (out.getvalue() != before) == (second in (0, 10, 20)), second
+        assert (len(caplog.messages) > before) == (second in (0, 10, 20)), second
     shown.close(stats)
-    lines = out.getvalue().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["0/3 shards", "1/3 shards", "3/3 shards", "3/3 shards"]
+    assert [line.split(",")[0] for line in caplog.messages] == [
+        "0/3 shards",
+        "1/3 shards",
+        "3/3 shards",
+        "3/3 shards",
+    ]
 
 
-def test_the_lines_say_what_matters() -> None:
-    out = io.StringIO()
-    stats, shown = at_work(), View(Console(file=out))
+def test_the_lines_say_what_matters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stats, shown = at_work(), View(Console(file=io.StringIO()))
     shown.update(stats)
     shown.close(stats)
-    during, end = out.getvalue().splitlines()
+    during, end = caplog.messages
     common = "7/10 shards, 2.4 images/s, kept 56 %, 1 retry, 1 worker lost, 1 shard failed"
     assert during == f"{common}, 1:40 left"
     assert end == f"{common}, stopped after 1:40"
 
 
-def test_a_view_that_was_never_updated_says_nothing_at_the_end() -> None:
-    out = io.StringIO()
-    shown = View(Console(file=out))
-    shown.say("[a] line")
-    shown.close(GenerationStats(target=1, found=0))
-    assert out.getvalue() == "[a] line\n"
+def test_a_view_that_was_never_updated_says_nothing_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    View(Console(file=io.StringIO())).close(GenerationStats(target=1, found=0))
+    assert caplog.messages == []
 
 
 def _drawn(
@@ -131,27 +138,53 @@ def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
     assert max(map(len, lines)) <= width
 
 
-def test_on_a_terminal_it_draws_itself_and_lines_stand_above(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(
-        file=io.StringIO(), width=100, height=40, force_terminal=True, _environ={"TERM": "xterm"}
-    )
-    stats, shown = at_work(), View(console)
-    shown.update(stats)
-    assert _until(console, "7/10 shards")
-    shown.say("[worker a] a line")
-    stats.take(Event("a", done(8)))
-    shown.update(stats)
-    assert _until(console, "8/10 shards")
-    shown.close(stats)
+def test_on_a_terminal_it_draws_itself_and_lines_stand_above(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = _terminal()
+    monkeypatch.setattr("engine.logs.console", lambda: console)
+    with on_console([]):
+        stats, shown = at_work(), View(console)
+        shown.update(stats)
+        assert _until(console, "7/10 shards")
+        logging.getLogger("engine.generation.workers").info("[worker a] a line")
+        stats.take(Event("a", done(8)))
+        shown.update(stats)
+        assert _until(console, "8/10 shards")
+        shown.close(stats)
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert written.index("[worker a] a line") < written.index("8/10 shards")
     assert "stopped after 1:4" in written.replace("\x1b[0m", "")
     assert capsys.readouterr().out == ""
 
 
-def _until(console: Console, text: str) -> bool:
-    """Whether the drawing thread writes `text` within five seconds."""
-    for _ in range(100):
+def test_nothing_is_drawn_if_the_log_is_not_shown() -> None:
+    """As for a library user, and with --quiet."""
+    console = _terminal()
+    for arguments in (None, ["--quiet"]):
+        with contextlib.nullcontext() if arguments is None else on_console(arguments):
+            tally, shown = at_work(), View(console)
+            shown.update(tally)
+            assert not _until(console, "7/10 shards", tries=3)
+            shown.close(tally)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def _terminal() -> Console:
+    return Console(
+        file=io.StringIO(),
+        width=100,
+        height=40,
+        force_terminal=True,
+        markup=False,
+        highlight=False,
+        _environ={"TERM": "xterm"},
+    )
+
+
+def _until(console: Console, text: str, tries: int = 100) -> bool:
+    """Whether the drawing thread writes `text` within five seconds, or `tries` of 0.05 s."""
+    for _ in range(tries):
         if text in console.file.getvalue():  # type: ignore[attr-defined]
             return True
         time.sleep(0.05)

@@ -1,7 +1,7 @@
 """Opening and closing of the observers, and that none of them ends a generation."""
 
 import errno
-import io
+import logging
 from inspect import signature
 from multiprocessing.connection import Listener
 from pathlib import Path
@@ -10,7 +10,6 @@ from urllib.request import urlopen
 
 import pytest
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from engine.bank.manifest import STATUS
 from engine.bank.storage import LocalStorage
@@ -24,28 +23,25 @@ from tests.engine.bank import tiny
 from tests.engine.generation.monitor.example_stats import at_work
 
 
-def _view() -> tuple[View, io.StringIO]:
-    out = io.StringIO()
-    return View(Console(file=out, width=200)), out
-
-
-def test_all_are_closed_with_the_tally_as_it_is_at_the_end(tmp_path: Path) -> None:
+def test_all_are_closed_with_the_tally_as_it_is_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     stats = at_work()
-    view, out = _view()
-    with open_observers(stats, str(tmp_path), view) as observers:
+    with open_observers(stats, str(tmp_path), View()) as observers:
         for observer in observers:
             observer.update(stats)
         stats.target, stats.failed = 7, {}
     assert Record.from_json((tmp_path / STATUS).read_bytes()).state == "done"
-    assert [", done in" in line for line in out.getvalue().splitlines()] == [False, True]
+    assert [", done in" in line for line in caplog.messages] == [False, True]
 
 
-def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     stats = at_work()
-    view, out = _view()
 
     def generate() -> None:
-        with open_observers(stats, str(tmp_path), view) as observers:
+        with open_observers(stats, str(tmp_path), View()) as observers:
             for observer in observers:
                 observer.update(stats)
             raise ZeroDivisionError
@@ -53,22 +49,25 @@ def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         generate()
     assert Record.from_json((tmp_path / STATUS).read_bytes()).state == "stopped"
-    assert ", stopped after" in out.getvalue()
+    assert ", stopped after" in caplog.text
 
 
-def test_a_bank_that_is_not_ours_keeps_its_writers_status(tmp_path: Path) -> None:
+def test_a_bank_that_is_not_ours_keeps_its_writers_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An error before the first update, as of a bank that another process writes."""
+    caplog.set_level(logging.INFO)
     (tmp_path / STATUS).write_text("another's")
-    view, out = _view()
-    with pytest.raises(UserError), open_observers(GenerationStats(target=1, found=0), str(tmp_path), view):
+    with pytest.raises(UserError), open_observers(GenerationStats(target=1, found=0), str(tmp_path), View()):
         raise UserError("in use")
     assert (tmp_path / STATUS).read_text() == "another's"
-    assert out.getvalue() == ""
+    assert caplog.messages == []
 
 
 def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     tiny.write(tmp_path)
     full = True
     write = LocalStorage.write
@@ -81,15 +80,14 @@ def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
     monkeypatch.setattr(LocalStorage, "write", failing)
     monkeypatch.setattr("engine.generation.monitor.status_file.EVERY", 0.0)
     stats = at_work()
-    view, out = _view()
-    with open_observers(stats, str(tmp_path), view) as observers:
+    with open_observers(stats, str(tmp_path), View()) as observers:
         for _ in range(3):
             for observer in observers:
                 observer.update(stats)
         assert not (tmp_path / STATUS).exists()
         full = False
     assert (tmp_path / STATUS).exists()
-    said = [line for line in out.getvalue().splitlines() if "No space" in line]
+    said = [line for line in caplog.messages if "No space" in line]
     assert said == [
         "the bank's status: OSError: [Errno 28] No space left on device: '.status.json';"
         " the generation goes on"
@@ -109,7 +107,7 @@ def test_after_a_failing_write_the_next_try_is_five_seconds_off(
     monkeypatch.setattr(LocalStorage, "write", failing)
     monkeypatch.setattr("engine.generation.monitor.status_file.monotonic", lambda: now)
     stats = at_work()
-    with open_observers(stats, str(tmp_path), _view()[0]) as observers:
+    with open_observers(stats, str(tmp_path), View()) as observers:
         for second in range(11):
             now = 50.0 + second
             observers[0].update(stats)
@@ -124,24 +122,28 @@ class Broken:
         raise RuntimeError(f"close {stats.target}")
 
 
-def test_the_first_failure_of_an_observer_is_said_and_none_is_raised() -> None:
-    said: list[str] = []
-    guarded = Guarded(Broken(), "broken", said.append)
+def test_the_first_failure_of_an_observer_is_said_and_none_is_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    guarded = Guarded(Broken(), "broken")
     guarded.update(at_work())
     guarded.update(at_work())
     guarded.close(at_work())
-    assert said == ["broken: RuntimeError: update 10; the generation goes on"]
+    assert caplog.messages == ["broken: RuntimeError: update 10; the generation goes on"]
 
 
-def test_everything_at_once_and_the_port_is_free_afterwards(tmp_path: Path) -> None:
-    view, out = _view()
+def test_everything_at_once_and_the_port_is_free_afterwards(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     stats, events = at_work(), tmp_path / "events"
     with open_observers(
-        stats, str(tmp_path / "bank"), view, metrics_port=0, tensorboard=str(events)
+        stats, str(tmp_path / "bank"), View(), metrics_port=0, tensorboard=str(events)
     ) as observers:
         for observer in observers:
             observer.update(stats)
-        url = out.getvalue().splitlines()[0].removeprefix("metrics: ")
+        url = caplog.messages[0].removeprefix("metrics: ")
         with urlopen(url, timeout=10) as answer:
             assert b"dda_shards_committed_total 2.0" in answer.read()
     with pytest.raises(URLError, match="refused"):
@@ -155,7 +157,7 @@ def test_a_port_in_use_leaves_no_bank(tmp_path: Path) -> None:
         with (
             pytest.raises(UserError, match=f"--metrics-port {port}"),
             open_observers(
-                GenerationStats(target=1, found=0), str(tmp_path / "bank"), _view()[0], metrics_port=port
+                GenerationStats(target=1, found=0), str(tmp_path / "bank"), View(), metrics_port=port
             ),
         ):
             pass

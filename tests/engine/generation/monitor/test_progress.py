@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from engine.generation.messages import Event, Ready, Said, Unable
+from engine.generation.messages import Event, Logged, Ready, Unable
 from engine.generation.monitor.progress import GenerationStats
 from tests.engine.generation.monitor.example_stats import done
 
@@ -22,7 +22,7 @@ def test_the_rate_of_a_worker_counts_from_when_it_had_loaded(monkeypatch: pytest
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     stats = GenerationStats(target=2, found=0, started=now)
-    stats.take(Event("a", Said("loading")))
+    stats.take(Event("a", Logged(logger="engine", level=20, text="loading")))
     now = 200.0
     stats.take(Event("a", Ready("here", 100.0)))
     now = 210.0

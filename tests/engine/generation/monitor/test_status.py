@@ -107,7 +107,7 @@ def test_a_status_that_is_damaged(data: bytes, url: str) -> None:
 
 def test_a_bank_that_is_being_written(tmp_path: Path) -> None:
     url = str(tmp_path)
-    with BankWriter.open(url, tiny.header(), resume=False, say=print) as writer:
+    with BankWriter.open(url, tiny.header(), resume=False) as writer:
         assert "0 shards committed; 0 images made, 0 kept\n" in status(url)
         writer.commit(0, *tiny.shard(0))
         assert "1 shard committed; 12 images made" in status(url)
@@ -125,7 +125,7 @@ def test_a_bank_that_is_not_there_or_damaged(tmp_path: Path) -> None:
 
 def test_a_thousand_classes_are_the_ten_with_the_most_and_the_fewest(tmp_path: Path) -> None:
     names = tuple(f"class {number}\x1b[2J" for number in range(1000))
-    with BankWriter.open(str(tmp_path), tiny.header(class_names=names), resume=False, say=print) as writer:
+    with BankWriter.open(str(tmp_path), tiny.header(class_names=names), resume=False) as writer:
         writer.commit(0, *tiny.shard(0))
     (title,) = [line for line in status(str(tmp_path)).splitlines() if "by class" in line]
     assert title == (

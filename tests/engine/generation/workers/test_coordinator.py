@@ -1,5 +1,6 @@
 """Failures, deaths and starts that no worker survives, by a pool that does what a script says."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
-from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Said, Unable
+from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Unable
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers import pool as pool_module
 from engine.generation.workers import retry_queue
@@ -17,7 +18,9 @@ from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
+from engine.generation.messages import Logged
 from tests.engine.bank import tiny
+from tests.log_lines import log_lines
 
 
 class Scripted(WorkerHandle):
@@ -97,13 +100,12 @@ def run(
     capacity: int = 2,
     broken: str = "",
 ) -> tuple[GenerationStats, ScriptedCrew, list[str]]:
-    said: list[str] = []
     stats = GenerationStats(target=shards, found=0)
-    with ScriptedCrew(str(folder), capacity, script, broken) as workers:
-        coordinator = Coordinator(workers, stats, Requests(), observers=[], say=said.append)
-        with BankWriter.open(str(folder), tiny.header(), resume=False, say=said.append) as bank:
+    with log_lines() as lines, ScriptedCrew(str(folder), capacity, script, broken) as workers:
+        coordinator = Coordinator(workers, stats, Requests(), observers=[])
+        with BankWriter.open(str(folder), tiny.header(), resume=False) as bank:
             coordinator.run(bank, ShardQueue(range(shards), retries))
-    return stats, workers, said
+    return stats, workers, lines
 
 
 def test_all_shards_are_committed_and_the_workers_are_let_go_as_the_work_ends(tmp_path: Path) -> None:
@@ -141,9 +143,12 @@ def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
     assert (stats.workers_lost, stats.retries) == (4, 3)
 
 
-def test_what_a_worker_says_is_said(tmp_path: Path) -> None:
-    script = {"worker 1": [Said("unet: building"), Ready("here", 1.0)]}
-    assert run(tmp_path, script)[2] == ["unet: building"]
+def test_what_a_worker_logs_is_logged_by_the_logger_of_that_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    building = Logged(logger="export.store", level=logging.WARNING, text="unet: building 100%")
+    run(tmp_path, {"worker 1": [building, Ready("here", 1.0)]})
+    assert caplog.record_tuples == [("export.store", logging.WARNING, "unet: building 100%")]
 
 
 def test_where_no_worker_can_load_it_ends_in_that_line(tmp_path: Path) -> None:
@@ -185,7 +190,7 @@ def test_workers_that_die_while_they_load_end_it_after_three(tmp_path: Path) -> 
 def test_files_that_a_worker_did_not_put_into_the_bank_are_a_folder_not_shared(tmp_path: Path) -> None:
     entry = write_shard(str(tmp_path / "elsewhere"), 0, *tiny.shard(0), tiny.header())
     with (
-        BankWriter.open(str(tmp_path / "bank"), tiny.header(), resume=False, say=print) as bank,
+        BankWriter.open(str(tmp_path / "bank"), tiny.header(), resume=False) as bank,
         pytest.raises(UserError, match=r"00000.tar is missing .*give all machines one shared folder"),
     ):
         bank.commit_entries({0: entry})

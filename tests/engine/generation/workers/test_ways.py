@@ -34,6 +34,13 @@ POOL, RAY = "worker ", "ray::RayWorker"
 """Marks of the workers' names or command lines."""
 
 
+def test_debug_lines_of_workers_come_through_their_loggers(start: Start, tmp_path: Path) -> None:
+    out, _ = start(tmp_path, "--shards", "2", "--workers", "2", "--verbose").communicate(timeout=240)
+    for number in (0, 1):
+        assert f" engine.workers.worker: shard 0000{number} made\n" in out
+    assert " engine.workers.coordinator: worker 1: ready on " in out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
