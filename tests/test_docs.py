@@ -42,7 +42,7 @@ UNDERSTOOD = {
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
     r"python -m engine\.generate .*--workers": "eight processes; tests/engine/workers runs pools",
     r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/workers runs some",
-    r"python -m engine\.distill --out runs/mixed --resume": "a run that was cut; test_distillation.py cuts some",
+    r"python -m engine\.distill --out runs/mixed --resume": "a run to continue; the tests of engine.distill have some",
     r"python -m engine\.evaluate": "a run on Fashion-MNIST; test_embedded.py measures one",
     r"python -m export .*--augment\.prior models/sdxl": "SDXL; tests/engine/exporting exports a tiny one",
     r"python -m bench ": "minutes each; tests/bench runs their parts",
@@ -63,8 +63,10 @@ PREPARING = (
     "python -m engine.generate --out bank --shards 100",
 )
 """Commands of the pages that make what the others take; they run once, before them."""
-SMALLER = {"--shards": "2", "--schedule.kd_steps": "4", "--metrics-port": "0"}
+SMALLER = {"--shards": "1", "--schedule.kd_steps": "4", "--metrics-port": "0"}
 """Values that make a command one of seconds, or free of its machine's ports."""
+MORE = {**SMALLER, "--shards": "2"}
+"""Those of a command that resumes, so that there is something to make."""
 
 
 class Block(NamedTuple):
@@ -110,8 +112,9 @@ def is_run(command: str) -> bool:
 def smaller(command: str) -> tuple[str, ...]:
     """The module and arguments of a command of the pages, as one of seconds."""
     module, *arguments = shlex.split(command)[2:]
-    for flag in SMALLER.keys() & {*arguments}:
-        arguments[arguments.index(flag) + 1] = SMALLER[flag]
+    for flag, value in (MORE if "--resume" in arguments else SMALLER).items():
+        if flag in arguments:
+            arguments[arguments.index(flag) + 1] = value
     takes_default = not {"--recipe", "--status", "--resume", "--help"} & {*arguments}
     if module in ("engine.generate", "engine.run") and takes_default:
         arguments += ["--recipe", "my-recipe.yaml"]
