@@ -42,7 +42,7 @@ UNDERSTOOD = {
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
     r"python -m engine\.generate .*--workers": "eight processes; tests/engine/workers runs pools",
     r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/workers runs some",
-    r"python -m engine\.distill --out runs/mixed --resume": "a run to continue; the tests of engine.distill have some",
+    r"python -m engine\.distill --out runs/mixed --resume": "a run; its own tests continue some",
     r"python -m engine\.evaluate": "a run on Fashion-MNIST; test_embedded.py measures one",
     r"python -m export .*--augment\.prior models/sdxl": "SDXL; tests/engine/exporting exports a tiny one",
     r"python -m bench ": "minutes each; tests/bench runs their parts",
