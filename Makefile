@@ -31,7 +31,7 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)  ## Fix what ruff can fix
+format: $(STAMP)  ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -40,10 +40,10 @@ sanitize: $(STAMP)  ## Run the C++ under AddressSanitizer and UndefinedBehaviorS
 	$(BIN)/cmake --build build/sanitize --parallel
 	build/sanitize/sanitize
 
-assets: $(STAMP) data  ## Retrain the shipped teacher and priors (hours)
+assets: $(STAMP) data  ## Train the shipped teacher and priors again (hours)
 	$(BIN)/python -m engine.pretrain $(ARGS)
 
-data: $(STAMP)  ## Fetch Fashion-MNIST; continue without it if the download fails
+data: $(STAMP)  ## Fetch Fashion-MNIST; continue without it if it is not available
 	$(BIN)/python -m engine.datasets.fetch --optional
 
 $(STAMP): $(BUILD_INPUTS)

@@ -6,13 +6,12 @@ from typing import Any
 
 from engine.bank.manifest import shard_name
 from engine.bank.writer import BankWriter
-from engine.generation.messages import Done, Event, Failed, Lost, Unable
+from engine.generation.messages import Done, Event, Failed, Logged, Lost, Ready, Unable
 from engine.generation.monitor.observer import Observer
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
-from engine.generation.messages import Logged, Ready
 
 logger = logging.getLogger(__name__)
 TICK = 0.5

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from engine.logs import PACKAGES
 from engine.generation.messages import Logged
+from engine.logs import PACKAGES
 
 
 def forward_log(report: Callable[[Logged], None], level: int) -> None:

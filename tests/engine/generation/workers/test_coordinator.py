@@ -10,7 +10,7 @@ import pytest
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
-from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Unable
+from engine.generation.messages import Done, Event, Failed, Left, Logged, Lost, Ready, Unable
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers import pool as pool_module
 from engine.generation.workers import retry_queue
@@ -18,7 +18,6 @@ from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
-from engine.generation.messages import Logged
 from tests.engine.bank import tiny
 from tests.log_lines import log_lines
 
