@@ -74,6 +74,10 @@ def _kd_loss_row_kernel(
     i_b = tl.program_id(0).to(tl.int64)
     student_ptr += i_b * student_stride
     teacher_ptr += i_b * teacher_stride
+    if grad_student_ptr is not None:
+        grad_student_ptr += i_b * classes
+    if grad_teacher_ptr is not None:
+        grad_teacher_ptr += i_b * classes
 
     # Sums of exp(logits / T) below running maxima, and the student's also at temperature 1.
     student_max = _LOWEST
@@ -139,7 +143,7 @@ def _kd_loss_row_kernel(
                 b_grad += tl.where(
                     counts, ce_weight * (tl.exp(b_s - student_max) / student_sum_one - b_target), 0.0
                 )
-            tl.store(grad_student_ptr + i_b * classes + o_c, b_grad, mask=m_c)
+            tl.store(grad_student_ptr + o_c, b_grad, mask=m_c)
 
     tl.store(row_losses_ptr + i_b, kl)
     if labels_ptr is not None:
@@ -156,7 +160,7 @@ def _kd_loss_row_kernel(
             b_p = tl.exp((b_t - teacher_max) * inverse_temperature) / teacher_sum
             b_d = ((b_s - student_base) - (b_t - teacher_base)) * inverse_temperature - constant
             b_grad = tl.where(b_p == 0, 0.0, kl_weight * b_p * (-b_d - kl))
-            tl.store(grad_teacher_ptr + i_b * classes + o_c, b_grad, mask=m_c)
+            tl.store(grad_teacher_ptr + o_c, b_grad, mask=m_c)
 
 
 @triton.jit
