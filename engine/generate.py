@@ -54,7 +54,7 @@ def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
         return None
     from engine.bank.merge import MERGED
     from engine.bank.reader import BankReader
-    from engine.provenance import DECIDING_COMPUTE
+    from engine.generation.provenance import DECIDING_COMPUTE
 
     try:
         recipe = BankReader.open(out, verify=False).header.recipe

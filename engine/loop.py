@@ -25,7 +25,7 @@ from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
 from engine.progress import Progress
-from engine.provenance import bank_header, require_same_facts
+from engine.generation.provenance import bank_header, require_same_facts
 from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.synthesize import Adversary

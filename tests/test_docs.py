@@ -21,7 +21,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from engine.recipe import Recipe, load_recipe
+from engine.recipes.load import Recipe, load_recipe
 from tests.tiny_recipe import write_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from engine.models.priors import ClipModel
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 
 NETWORK = "ViT-B-32"
 

@@ -19,7 +19,7 @@ from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 
 Opener = Callable[[Job], AbstractContextManager[WorkerPool[Any]]]

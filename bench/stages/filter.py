@@ -19,7 +19,7 @@ from engine.paths import resolve
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 
 EMBEDDED = "assets/fashion-mnist/open_clip"
 

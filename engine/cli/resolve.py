@@ -41,7 +41,7 @@ def resolve(
         feed=_feed(recipe.feed),
     )
     if recipe.has_auto_batch and batches == "measured":
-        from engine.auto_batch.settle import settled_batches
+        from engine.generation.auto_batch.settle import settled_batches
 
         recipe = settled_batches(recipe)
     recipe = with_default_batches(recipe)

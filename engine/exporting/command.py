@@ -17,7 +17,7 @@ from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe, with_default_batch
 from engine.errors import UserError
 from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
-from engine.provenance import CLIP, PRIOR, TEACHER, require_same_weights
+from engine.generation.provenance import CLIP, PRIOR, TEACHER, require_same_weights
 from engine.training.run_folder import BANK, by_hash, own_settings, require_agreement, require_student
 from engine.training.run_record import RunRecord
 

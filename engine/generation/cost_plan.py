@@ -18,7 +18,7 @@ from engine.errors import FailedShardsError
 from engine.generation.messages import Done, Failed, Job
 from engine.generation.workers.worker import Worker
 from engine.progress import clock
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 
 logger = logging.getLogger(__name__)
 LATER_SHARDS = 3

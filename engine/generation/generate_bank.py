@@ -21,7 +21,7 @@ from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.ray import RayCluster
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import requests
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 
 logger = logging.getLogger(__name__)
 

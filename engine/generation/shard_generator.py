@@ -13,7 +13,7 @@ from engine.generation.overlap import Lane, one_lane, overlapped, own_stream, th
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
 from engine.networks import OpenNetworks
 from engine.progress import Progress
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 from engine.stages.synthesize import Adversary, Synthesizer
 
 

@@ -23,7 +23,7 @@ from engine.networks import OpenNetworks
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
-from engine.stages.micro_batch import MicroBatch, is_out_of_memory
+from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.synthesize import Adversary, Synthesizer
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features, submodule
 from engine.runtime.batching import joined, pieces, rows, with_fixed_batch
-from engine.stages.micro_batch import is_out_of_memory
+from engine.runtime.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
 from kernels.fuse import fuse_frozen, sharing_tensors

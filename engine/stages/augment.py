@@ -18,7 +18,7 @@ from engine.models.priors import PROMPT, ClipModel
 from engine.runtime.networks import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.batch import ImageBatch
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 from engine.stages.solver import begin, build_scheduler
 
 

@@ -13,7 +13,7 @@ from engine.errors import NonFiniteError, more_precision
 from engine.models.priors import ClipModel
 from engine.runtime.base import Executable
 from engine.stages.batch import ImageBatch
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from engine import recipes
 from engine.config.decides import settings
 from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe, differences, to_yaml
 from engine.errors import UserError
-from engine.provenance import KEYS
+from engine.generation.provenance import KEYS
 from engine.recipes.load import load_recipe
 from engine.training.run_record import RunRecord
 from export.hashed import sha256_of

@@ -20,7 +20,7 @@ class RunRecord:
     """What a run folder remembers; runs of earlier versions remember nothing."""
 
     weights: dict[str, Any] = field(default_factory=dict)
-    """By part, as `engine.provenance.weights_of` gives them."""
+    """By part, as `engine.generation.provenance.weights_of` gives them."""
     factories: dict[str, Factory] = field(default_factory=dict)
     """By section, those that the command line named."""
     banks: list[str] = field(default_factory=list)

@@ -11,7 +11,7 @@ from engine.cli.resolve import resolve
 from engine.generation.messages import Job, Lost, Ready
 from engine.generation.workers.in_process import InProcessPool
 from engine.generation.workers.processes import ProcessPool
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
 

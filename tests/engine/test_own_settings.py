@@ -17,7 +17,7 @@ from engine.cli.resolve import resolve
 from engine.config.recipe import Recipe, differences
 from engine.errors import UserError
 from engine.evaluate import evaluate_run
-from engine.provenance import bank_header, weights_of
+from engine.generation.provenance import bank_header, weights_of
 from engine.recipes.load import load_recipe
 from engine.training.run_folder import OF_MACHINE, commit_config
 from engine.training.run_record import FILE_NAME, RunRecord

@@ -20,7 +20,7 @@ from engine.generation.overlap import lanes, thread_counts
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
 from engine.progress import Progress
-from engine.provenance import weights_of
+from engine.generation.provenance import weights_of
 from export.errors import ExportError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from engine import recipes
 from engine.config.decides import sections, settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.exporting.command import FREE
-from engine.provenance import DECIDING, DECIDING_COMPUTE
+from engine.generation.provenance import DECIDING, DECIDING_COMPUTE
 from engine.recipes.load import parse_recipe
 from engine.training.run_folder import OF_MACHINE, without_machine
 

@@ -28,7 +28,7 @@ from engine.exporting.sample import sample_of
 from engine.exporting.up_to_date import Exported, Stamp
 from engine.models.classifier import Classifier
 from engine.models.loading import load_classifier
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from engine.training.run_folder import commit_config, save_student
 from engine.training.run_record import RunRecord

@@ -22,7 +22,7 @@ from engine.generation.workers.fork_server import ANSWER_SECONDS, BINDING, NAME,
 from engine.generation.workers.preload import QUIET, names_for
 from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.worker_process import Place
-from engine.provenance import bank_header
+from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from tests.commands import ROOT
 from tests.engine.generation.workers.spy import HEAVY

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from engine import generate, networks, run
-from engine.auto_batch import measure
-from engine.auto_batch.settle import settled_batches
+from engine.generation.auto_batch import measure
+from engine.generation.auto_batch.settle import settled_batches
 from engine.bank.reader import BankReader
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
@@ -130,7 +130,7 @@ def holds(count: int, most: int) -> None:
 def test_a_host_without_memory_to_spare_keeps_the_smallest(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.auto_batch.measure.HostMemory.fits", lambda *_: False)
+    monkeypatch.setattr("engine.generation.auto_batch.measure.HostMemory.fits", lambda *_: False)
     found = settled_batches(recipe_of(path, tmp_path))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (8, 8)
 

@@ -11,7 +11,7 @@ import torch
 
 from engine.cli.main import main
 from engine.errors import OutOfMemoryError, UserError
-from engine.stages.micro_batch import MicroBatch, is_out_of_memory
+from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
 from export.errors import ExportError
 
 GPU_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 512.00 MiB free."
@@ -224,7 +224,7 @@ def run(x):
 RUN_OUT = """
 import resource
 import numpy as np
-from engine.stages.micro_batch import is_out_of_memory
+from engine.runtime.micro_batch import is_out_of_memory
 {runtime}
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
@@ -252,7 +252,7 @@ def test_the_error_of_a_runtime_that_finds_no_memory_is_recognised(runtime: str)
 REAL = """
 import logging, resource, sys
 import torch
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 torch.set_num_threads(1)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.auto_batch.measure import Reading
-from engine.auto_batch.settle import cache_path, read_cache, write_cache
+from engine.generation.auto_batch.measure import Reading
+from engine.generation.auto_batch.settle import cache_path, read_cache, write_cache
 
 QUESTION = {"stage": "augment", "device": "a GPU", "networks": {"teacher": ["wrn", "abc"]}}
 

@@ -10,7 +10,7 @@ import torch
 
 from engine.generation.overlap import own_stream
 from engine.runtime.torch import capture_cuda_graph
-from engine.stages.micro_batch import is_out_of_memory
+from engine.runtime.micro_batch import is_out_of_memory
 
 
 class Stream:

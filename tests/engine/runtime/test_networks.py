@@ -17,7 +17,7 @@ from engine.runtime.open import open_runtime
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 from export.store import Store
 from tests.places import torch_place
 from tests.tiny_priors import write_clip, write_prior

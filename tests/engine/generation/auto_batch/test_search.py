@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.auto_batch.measure import Reading, best, candidates
+from engine.generation.auto_batch.measure import Reading, best, candidates
 from engine.config.compute import ComputeConfig
 
 

@@ -21,7 +21,7 @@ from engine.networks import LoadedNetworks, OpenNetworks
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import filter_variations
-from engine.stages.micro_batch import MicroBatch
+from engine.runtime.micro_batch import MicroBatch
 
 WORTH_IT = 1.05
 """Minimum speed-up that justifies the memory of a larger size."""

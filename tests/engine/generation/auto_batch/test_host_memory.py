@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.auto_batch.measure import available_bytes
+from engine.generation.auto_batch.measure import available_bytes
 
 ROOT = Path(__file__).parents[3]
 MEMINFO = "MemTotal:       24000000 kB\nMemFree: 9 kB\nMemAvailable:    1000000 kB\n"
@@ -42,7 +42,7 @@ def fits(earlier: int, now: int) -> list[bool]:
     """
     code = f"""
 import torch
-from engine.auto_batch.measure import HostMemory
+from engine.generation.auto_batch.measure import HostMemory
 torch.ones({earlier} << 18).sum()
 memory = HostMemory(available=lambda: 300 << 20)
 torch.ones({now} << 18).sum()
