@@ -17,8 +17,8 @@ from engine.config.recipe import CONFIG
 from engine.datasets.test_set import load_test_set
 from engine.distributed import open_accelerator
 from engine.errors import UserError
-from engine.logs import add_log_flags
 from engine.generation.provenance import require_same_weights
+from engine.logs import add_log_flags
 from engine.recipes.load import load_recipe
 from engine.training.run_folder import own_settings, require_student
 from engine.training.run_record import RunRecord

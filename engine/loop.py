@@ -18,16 +18,16 @@ from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.config.recipe import Recipe
 from engine.config.schedule import Synthesis, Training
-from engine.coverage import MORE_BATCHES, coverage_warning
 from engine.datasets.test_set import check_test_set
 from engine.distributed import open_accelerator
+from engine.generation.provenance import bank_header, require_same_facts
 from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
 from engine.progress import Progress
-from engine.generation.provenance import bank_header, require_same_facts
 from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
+from engine.stages.labels import MORE_BATCHES, coverage_warning
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint
 from engine.training.curves import Curves

@@ -64,7 +64,11 @@ class House:
 
     def loose(self) -> list[str]:
         """The modules at the root, without `__init__`."""
-        return [name for name, path in self.modules.items() if path.parent == self.root and path.stem != "__init__"]
+        return [
+            name
+            for name, path in self.modules.items()
+            if path.parent == self.root and path.stem != "__init__"
+        ]
 
     def short(self) -> list[str]:
         """The modules of at most 45 lines."""
@@ -123,7 +127,11 @@ def _reads_command_line(function: ast.FunctionDef) -> bool:
             if node.func.attr in ("parse_args", "parse_known_args"):
                 return True
             first = node.args[0] if node.args else None
-            if node.func.attr in ("partition", "split") and isinstance(first, ast.Constant) and first.value == "=":
+            if (
+                node.func.attr in ("partition", "split")
+                and isinstance(first, ast.Constant)
+                and first.value == "="
+            ):
                 return True
     return False
 

@@ -19,9 +19,9 @@ from bench.stages.case import flops
 from bench.stages.filter import clip_of, preprocess_of
 from engine.models.priors import ClipModel
 from engine.runtime.base import RuntimeOptions
+from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
-from engine.runtime.micro_batch import MicroBatch
 
 NETWORK = "ViT-B-32"
 

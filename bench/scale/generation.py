@@ -15,11 +15,11 @@ from engine.cli.resolve import resolve
 from engine.config.recipe import Recipe
 from engine.generation.messages import Job
 from engine.generation.monitor.progress import GenerationStats
+from engine.generation.provenance import bank_header
 from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
-from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 
 Opener = Callable[[Job], AbstractContextManager[WorkerPool[Any]]]

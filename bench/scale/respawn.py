@@ -13,9 +13,9 @@ from bench.scale.generation import embedded
 from bench.scale.row import row
 from engine.config.recipe import Recipe
 from engine.generation.messages import Done, Failed, Job, Lost, Ready, Unable
+from engine.generation.provenance import bank_header
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.processes import ProcessPool
-from engine.generation.provenance import bank_header
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
 """Shards with little synthesis, so that start-up dominates."""

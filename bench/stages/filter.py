@@ -17,9 +17,9 @@ from bench.stages.case import Case, Machine, Ours, Work, flops
 from engine.models.priors import ClipModel
 from engine.paths import resolve
 from engine.runtime.base import RuntimeOptions
+from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import clip_spec, open_clip
 from engine.stages.filter import similarities
-from engine.runtime.micro_batch import MicroBatch
 
 EMBEDDED = "assets/fashion-mnist/open_clip"
 

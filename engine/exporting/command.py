@@ -16,8 +16,8 @@ from engine.config.decides import settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe, with_default_batches
 from engine.errors import UserError
 from engine.exporting.up_to_date import Exported, Stamp
-from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.generation.provenance import CLIP, PRIOR, TEACHER, require_same_weights
+from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
 from engine.training.run_folder import BANK, by_hash, own_settings, require_agreement, require_student
 from engine.training.run_record import RunRecord
 

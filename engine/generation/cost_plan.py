@@ -13,12 +13,12 @@ from rich.table import Table
 
 from engine.bank.agreement import Agreements
 from engine.config.recipe import Recipe
-from engine.coverage import MORE_SHARDS, planned_coverage
 from engine.errors import FailedShardsError
 from engine.generation.messages import Done, Failed, Job
+from engine.generation.provenance import bank_header
 from engine.generation.workers.worker import Worker
 from engine.progress import clock
-from engine.generation.provenance import bank_header
+from engine.stages.labels import MORE_SHARDS, planned_coverage
 
 logger = logging.getLogger(__name__)
 LATER_SHARDS = 3

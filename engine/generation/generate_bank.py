@@ -10,18 +10,18 @@ from engine.bank.manifest import MANIFEST, shard_name
 from engine.bank.storage import absolute, open_storage
 from engine.bank.writer import BankWriter, require_new
 from engine.config.recipe import Recipe
-from engine.coverage import MORE_SHARDS, coverage_warning
 from engine.errors import FailedShardsError
 from engine.generation.messages import Job
 from engine.generation.monitor.console import View
 from engine.generation.monitor.open import open_observers
 from engine.generation.monitor.progress import GenerationStats
+from engine.generation.provenance import bank_header
 from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.ray import RayCluster
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import requests
-from engine.generation.provenance import bank_header
+from engine.stages.labels import MORE_SHARDS, coverage_warning
 
 logger = logging.getLogger(__name__)
 

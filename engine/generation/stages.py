@@ -20,10 +20,10 @@ from engine.config.recipe import Recipe
 from engine.errors import OutOfMemoryError
 from engine.models.classifier import LUMA
 from engine.networks import OpenNetworks
+from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
-from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.synthesize import Adversary, Synthesizer
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]

@@ -15,10 +15,10 @@ from torch import Tensor
 from engine.config.augment import AugmentConfig
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.models.priors import PROMPT, ClipModel
+from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import OpenPrior
 from engine.seeding import derive_seed, randn_per_image
 from engine.stages.batch import ImageBatch
-from engine.runtime.micro_batch import MicroBatch
 from engine.stages.solver import begin, build_scheduler
 
 

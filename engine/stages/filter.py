@@ -12,8 +12,8 @@ from engine.config.filter import FilterConfig
 from engine.errors import NonFiniteError, more_precision
 from engine.models.priors import ClipModel
 from engine.runtime.base import Executable
-from engine.stages.batch import ImageBatch
 from engine.runtime.micro_batch import MicroBatch
+from engine.stages.batch import ImageBatch
 
 
 @dataclass(frozen=True, kw_only=True)

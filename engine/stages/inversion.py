@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from engine.config.views import Views
 from engine.errors import UserError
-from engine.runtime.torch import capture_cuda_graph
 from engine.runtime.micro_batch import is_out_of_memory
+from engine.runtime.torch import capture_cuda_graph
 from kernels.crop_flip import crop_flip_nchw, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]

@@ -18,8 +18,8 @@ from engine.config.schedule import ScheduleConfig
 from engine.datasets.test_set import check_test_set
 from engine.distributed import from_main, leave, open_accelerator
 from engine.errors import UserError
-from engine.progress import Progress
 from engine.generation.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
+from engine.progress import Progress
 from engine.training import checkpoint
 from engine.training.curves import Curves
 from engine.training.run_folder import (

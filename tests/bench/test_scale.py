@@ -9,9 +9,9 @@ from bench.scale.generation import Commits, generation, slope
 from bench.scale.throughput import seconds_an_image
 from engine.cli.resolve import resolve
 from engine.generation.messages import Job, Lost, Ready
+from engine.generation.provenance import bank_header
 from engine.generation.workers.in_process import InProcessPool
 from engine.generation.workers.processes import ProcessPool
-from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
 

@@ -18,10 +18,10 @@ from engine.config.recipe import Recipe
 from engine.distributed import open_accelerator
 from engine.generation.overlap import lanes, thread_counts, torch_threads
 from engine.networks import LoadedNetworks, OpenNetworks
+from engine.runtime.micro_batch import MicroBatch
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import filter_variations
-from engine.runtime.micro_batch import MicroBatch
 
 WORTH_IT = 1.05
 """Minimum speed-up that justifies the memory of a larger size."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from engine.generation.auto_batch.measure import HostMemory, Reading, Timing, best, candidates
 from engine.config.recipe import Recipe, with_default_batches
+from engine.generation.auto_batch.measure import HostMemory, Reading, Timing, best, candidates
 from engine.generation.overlap import lanes, thread_counts
-from engine.generation.stages import STAGES, Stage
 from engine.generation.provenance import weights_of
+from engine.generation.stages import STAGES, Stage
 from export.disk import full_disk
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
 from engine.generation.messages import Done, Failed, Job
 from engine.generation.overlap import lanes, thread_counts
+from engine.generation.provenance import weights_of
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
 from engine.progress import Progress
-from engine.generation.provenance import weights_of
 from export.errors import ExportError
 
 logger = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from engine.exporting.checking import check
 from engine.exporting.command import command
 from engine.exporting.sample import sample_of
 from engine.exporting.up_to_date import Exported, Stamp
+from engine.generation.provenance import bank_header
 from engine.models.classifier import Classifier
 from engine.models.loading import load_classifier
-from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from engine.training.run_folder import commit_config, save_student
 from engine.training.run_record import RunRecord

@@ -13,7 +13,15 @@ from engine.bank.writer import BankWriter
 from engine.config.compute import ComputeConfig
 from engine.config.recipe import Recipe
 from engine.errors import UserError
-from engine.generation.provenance import CLIP, DECIDING_COMPUTE, PRIOR, bank_header, require_same_weights, require_teacher_of_bank, weights_of
+from engine.generation.provenance import (
+    CLIP,
+    DECIDING_COMPUTE,
+    PRIOR,
+    bank_header,
+    require_same_weights,
+    require_teacher_of_bank,
+    weights_of,
+)
 from engine.recipes.load import load_recipe
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.generation.overlap import own_stream
-from engine.runtime.torch import capture_cuda_graph
 from engine.runtime.micro_batch import is_out_of_memory
+from engine.runtime.torch import capture_cuda_graph
 
 
 class Stream:

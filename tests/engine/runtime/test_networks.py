@@ -12,12 +12,12 @@ from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
 from engine.models.priors import load_clip, load_prior
+from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import classifier_spec, clip_spec, open_clip, open_prior
 from engine.runtime.open import open_runtime
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
-from engine.runtime.micro_batch import MicroBatch
 from export.store import Store
 from tests.places import torch_place
 from tests.tiny_priors import write_clip, write_prior

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.torch import TorchExecutable
 from engine.runtime.micro_batch import MicroBatch
+from engine.runtime.torch import TorchExecutable
 from export.parity import compare, reference
 from export.spec import NetworkSpec
 from tests.engine.runtime.conditioned import CHUNK, conditioned_spec

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.coverage import MORE_SHARDS, coverage_warning, planned_coverage
 from engine.errors import UserError
 from engine.recipes.load import load_recipe
+from engine.stages.labels import MORE_SHARDS, coverage_warning, planned_coverage
 
 
 def test_all_classes(recipe: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.generation.auto_batch.measure import Reading, best, candidates
 from engine.config.compute import ComputeConfig
+from engine.generation.auto_batch.measure import Reading, best, candidates
 
 
 def searched(rates: dict[int, float], *, holds: int = 10**6, fits: int = 10**6) -> tuple[Reading, list[int]]:

@@ -10,12 +10,12 @@ import torch
 import yaml
 
 from engine import generate, networks, run
-from engine.generation.auto_batch import measure
-from engine.generation.auto_batch.settle import settled_batches
 from engine.bank.reader import BankReader
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.recipe import Recipe, with_default_batches
+from engine.generation.auto_batch import measure
+from engine.generation.auto_batch.settle import settled_batches
 from engine.recipes.load import load_recipe
 from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe

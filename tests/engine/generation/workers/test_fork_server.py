@@ -18,11 +18,11 @@ import pytest
 
 from engine.cli.resolve import resolve
 from engine.generation.messages import Event, Job, Lost, Ready, Report, Unable
+from engine.generation.provenance import bank_header
 from engine.generation.workers.fork_server import ANSWER_SECONDS, BINDING, NAME, Forked, ForkServer, can_fork
 from engine.generation.workers.preload import QUIET, names_for
 from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.worker_process import Place
-from engine.generation.provenance import bank_header
 from engine.recipes.load import load_recipe
 from tests.commands import ROOT
 from tests.engine.generation.workers.spy import HEAVY
