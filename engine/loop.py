@@ -30,7 +30,7 @@ from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint
-from engine.training.curves import Curves
+from engine.curves import Curves
 from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,

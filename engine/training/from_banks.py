@@ -21,7 +21,7 @@ from engine.errors import UserError
 from engine.generation.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
 from engine.progress import Progress
 from engine.training import checkpoint
-from engine.training.curves import Curves
+from engine.curves import Curves
 from engine.training.run_folder import (
     CHECKPOINTS,
     OF_MACHINE,

@@ -19,7 +19,7 @@ from engine.feed.sampler import Sampler
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
-from engine.training.curves import Curves
+from engine.curves import Curves
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from engine.errors import UserError
 from engine.generation.monitor.progress import GenerationStats
-from engine.training.curves import Curves
+from engine.curves import Curves
 
 
 class Scalars:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.training.curves import Curves
+from engine.curves import Curves
 
 
 def test_tensorboard_reads_them(tmp_path: Path) -> None:
