@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from bench.rows import Row, table, write_csv, write_rows
 from engine.cli.main import main
 from engine.errors import UserError
-from engine.logs import add_log_flags
+from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -18,8 +18,8 @@ from engine.datasets.test_set import load_test_set
 from engine.distributed import open_accelerator
 from engine.errors import UserError
 from engine.generation.provenance import require_same_weights
-from engine.logs import add_log_flags
 from engine.recipes.load import load_recipe
+from engine.terminal import add_log_flags
 from engine.training.run_folder import own_settings, require_student
 from engine.training.run_record import RunRecord
 

@@ -18,6 +18,7 @@ from engine.bank.storage import open_storage
 from engine.bank.writer import BankWriter
 from engine.config.recipe import Recipe
 from engine.config.schedule import Synthesis, Training
+from engine.curves import Curves
 from engine.datasets.test_set import check_test_set
 from engine.distributed import open_accelerator
 from engine.generation.provenance import bank_header, require_same_facts
@@ -30,7 +31,6 @@ from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
 from engine.stages.synthesize import Adversary
 from engine.training import checkpoint
-from engine.curves import Curves
 from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,

@@ -14,7 +14,7 @@ from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.distributed import open_accelerator
 from engine.errors import UserError
-from engine.logs import add_log_flags
+from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:

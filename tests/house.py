@@ -1,4 +1,4 @@
-"""Measure the layout of engine/: `python tests/house.py [FOLDER]` prints the figures that test_house.py bounds."""
+"""Measure the layout of engine/. `python tests/house.py [FOLDER] [--list]` prints the figures."""
 
 import ast
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 SHORT_LINES = 45
 
@@ -45,7 +46,7 @@ class House:
         return {name for name, imported in self.imports.items() if module in imported}
 
     def folder(self, module: str) -> str:
-        """The folder of a module below the root, such as `bank`; a module at the root is a folder of its own."""
+        """The folder of a module, such as `bank/`; a module at the root stands for itself."""
         path = self.modules[module].relative_to(self.root)
         return path.parent.as_posix() if path.parent != Path() else path.stem
 
@@ -139,7 +140,7 @@ def _reads_command_line(function: ast.FunctionDef) -> bool:
 def main() -> None:
     """Print one line a figure."""
     house = House(Path(sys.argv[1] if len(sys.argv) > 1 else "engine"))
-    figures = {
+    figures: dict[str, list[Any]] = {
         "files": list(house.modules),
         f"files of at most {SHORT_LINES} lines": house.short(),
         "loose modules at the root": house.loose(),

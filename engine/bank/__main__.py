@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser, Namespace
 
 from engine.cli.main import main
-from engine.logs import add_log_flags
+from engine.terminal import add_log_flags
 
 VERIFY = "check every file, count and image of a bank; exit with code 1 if anything is wrong"
 MERGE = "copy the shards of several banks into a new bank"

@@ -13,9 +13,9 @@ from engine import recipes
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe
 from engine.errors import UserError
-from engine.logs import add_log_flags
 from engine.models.factory import Factory, is_factory
 from engine.recipes.load import parse_recipe
+from engine.terminal import add_log_flags
 
 RUNTIME = "--compute.runtime"
 SHORT = {

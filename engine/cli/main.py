@@ -9,7 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine import distributed, logs, terminal
+from engine import distributed, terminal
 from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, UserError
 from export.errors import ExportError
 
@@ -44,7 +44,7 @@ def main(command: Command, arguments: Sequence[str] | None = None) -> int:
 def outcome(command: Command, arguments: Sequence[str]) -> tuple[int, str]:
     """The exit code of `command`, and one line that says why it failed, empty where it did not."""
     try:
-        with logs.on_console(arguments) as rest:
+        with terminal.on_console(arguments) as rest:
             command(rest)
     except (UserError, ExportError) as error:
         return 2, _line(f"error: {error}")

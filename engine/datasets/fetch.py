@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from engine import logs
+from engine import terminal
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -208,8 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--root", type=Path, metavar="DIR", help="fetch into DIR (default: where the engine looks)"
     )
     parser.add_argument("--optional", action="store_true", help="exit with 0 even if no source works")
-    logs.add_log_flags(parser)
-    with logs.on_console(sys.argv[1:] if arguments is None else arguments) as rest:
+    terminal.add_log_flags(parser)
+    with terminal.on_console(sys.argv[1:] if arguments is None else arguments) as rest:
         return _fetch(parser.parse_args(rest))
 
 

@@ -15,13 +15,13 @@ from engine.bank.reader import BankReader, Snapshot, require_snapshot, snapshot
 from engine.bank.storage import absolute
 from engine.config.recipe import CONFIG, Recipe, differences
 from engine.config.schedule import ScheduleConfig
+from engine.curves import Curves
 from engine.datasets.test_set import check_test_set
 from engine.distributed import from_main, leave, open_accelerator
 from engine.errors import UserError
 from engine.generation.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
 from engine.progress import Progress
 from engine.training import checkpoint
-from engine.curves import Curves
 from engine.training.run_folder import (
     CHECKPOINTS,
     OF_MACHINE,

@@ -13,13 +13,13 @@ from engine.bank.rows import Spans
 from engine.config.distill import DistillConfig
 from engine.config.recipe import Recipe
 from engine.config.storage import Codec
+from engine.curves import Curves
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Sampler
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
-from engine.curves import Curves
 
 logger = logging.getLogger(__name__)
 

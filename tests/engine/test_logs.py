@@ -13,10 +13,10 @@ from engine.bank import __main__ as bank
 from engine.cli import main
 from engine.datasets import fetch
 from engine.exporting import command as exporting
-from engine.logs import PACKAGES
 from engine.loop import run as run_loop
 from engine.progress import Progress
 from engine.recipes.load import load_recipe
+from engine.terminal import PACKAGES
 
 LOGGER = logging.getLogger("engine.somewhere")
 

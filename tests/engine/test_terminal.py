@@ -76,8 +76,7 @@ def test_a_full_disk_is_one_line_with_the_next_step(number: int, capsys) -> None
 
 
 def test_brackets_and_colons_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.logs import on_console
-    from engine.terminal import console
+    from engine.terminal import console, on_console
 
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)

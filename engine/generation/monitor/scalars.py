@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
+from engine.curves import Curves
 from engine.errors import UserError
 from engine.generation.monitor.progress import GenerationStats
-from engine.curves import Curves
 
 
 class Scalars:

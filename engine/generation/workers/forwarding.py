@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from engine.generation.messages import Logged
-from engine.logs import PACKAGES
+from engine.terminal import PACKAGES
 
 
 def forward_log(report: Callable[[Logged], None], level: int) -> None:

@@ -13,7 +13,7 @@ from engine.generation.messages import Event, Left
 from engine.generation.monitor import console
 from engine.generation.monitor.console import View, picture
 from engine.generation.monitor.progress import GenerationStats, WorkerStats
-from engine.logs import on_console
+from engine.terminal import on_console
 from tests.engine.generation.monitor.example_stats import at_work, done
 
 
@@ -142,7 +142,7 @@ def test_on_a_terminal_it_draws_itself_and_lines_stand_above(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = _terminal()
-    monkeypatch.setattr("engine.logs.console", lambda: console)
+    monkeypatch.setattr("engine.terminal.console", lambda: console)
     with on_console([]):
         stats, shown = at_work(), View(console)
         shown.update(stats)
