@@ -20,11 +20,11 @@ class House:
 
     @cached_property
     def modules(self) -> dict[str, Path]:
-        """Path of every module by its dotted name, without the empty `__init__` files."""
+        """Path of every module by its dotted name, without the `__init__` files that hold nothing."""
         return {
             self._name(path): path
             for path in sorted(self.root.rglob("*.py"))
-            if path.stem != "__init__" or len(path.read_text(encoding="utf-8").splitlines()) > 2
+            if path.stem != "__init__" or len(path.read_text(encoding="utf-8").splitlines()) > 10
         }
 
     @cached_property
@@ -62,6 +62,13 @@ class House:
         """The pairs of folders that import each other."""
         edges = self.folder_imports
         return sorted((a, b) for a in edges for b in edges[a] if a < b and a in edges[b])
+
+    def module_circles(self) -> list[list[str]]:
+        """The groups of modules that import each other, directly or through others."""
+        graph = {name: imported - {name} for name, imported in self.imports.items()}
+        reached = {name: _reachable(graph, name) for name in graph}
+        groups = {frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]}
+        return sorted(sorted(group) for group in groups)
 
     def loose(self) -> list[str]:
         """The modules at the root, without `__init__`."""
@@ -115,6 +122,17 @@ class House:
                     yield f"{name}:{node.lineno} {node.name}", node
 
 
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = list(graph[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += graph[name]
+    return found
+
+
 def _compares_with_auto(node: ast.AST) -> bool:
     return isinstance(node, ast.Compare) and any(
         isinstance(side, ast.Constant) and side.value == "auto" for side in [node.left, *node.comparators]
@@ -145,6 +163,7 @@ def main() -> None:
         f"files of at most {SHORT_LINES} lines": house.short(),
         "loose modules at the root": house.loose(),
         "pairs of folders that import each other": house.circles(),
+        "circles of modules": house.module_circles(),
         "functions that read the command line": house.command_line_readers(),
         "functions that compare with auto": house.auto_resolvers(),
         "signatures with say": house.say_parameters(),
