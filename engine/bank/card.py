@@ -12,6 +12,8 @@ from engine.bank.storage import Storage
 
 BAR = 40
 """Length of the longest bar of a histogram, in characters."""
+EARLIER_HEADING = b"\n## Made with\n"
+"""A heading that cards had before their texts were rewritten."""
 
 
 def render_card(manifest: Manifest, stats: Stats) -> bytes:

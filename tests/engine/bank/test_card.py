@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from engine.bank.verify import verify
 from tests.engine.bank import tiny
 
 
@@ -50,3 +51,14 @@ def test_the_front_matter_is_what_hugging_face_reads(tmp_path: Path) -> None:
 def test_an_empty_bank_has_a_card(tmp_path: Path) -> None:
     tiny.write(tmp_path, [])
     assert "0 images of 8 x 8" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_of_earlier_wording_is_no_damage(tmp_path: Path) -> None:
+    text = _card(tmp_path)
+    earlier = text.replace("## Source models\n", "## Made with\n")
+    assert earlier != text
+    (tmp_path / "README.md").write_text(earlier)
+    assert verify(str(tmp_path)) == []
+    (tmp_path / "README.md").write_text(text.replace("| kept |", "| lost |"))
+    (problem,) = verify(str(tmp_path))
+    assert problem.file == "README.md"
