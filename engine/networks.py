@@ -15,7 +15,7 @@ from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import build_classifier, load_classifier, require_feature
 from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.runtime.base import Executable, RuntimeOptions, runtime_options
-from engine.runtime.batching import batches
+from engine.runtime.batching import batch_sizes
 from engine.runtime.networks import OpenPrior, classifier_spec, clip_spec, open_clip, open_prior, prior_spec
 from engine.runtime.open import open_runtime, torch_precision
 from engine.runtime.torch import FusedClassifier
@@ -105,7 +105,7 @@ def spec(
         feature_paths = [require_feature(network, name)] if recipe.distill.w_feature > 0 else []
         rows = max(recipe.distill.batch_size, rows)
     size = recipe.teacher.image_size
-    return classifier_spec(name, network, feature_paths, image_size=size, batches=batches(runtime, rows))
+    return classifier_spec(name, network, feature_paths, image_size=size, batches=batch_sizes(runtime, rows))
 
 
 def open_pair(recipe: Recipe, loaded: LoadedPair, accelerator: Accelerator) -> OpenPair:

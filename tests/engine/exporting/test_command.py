@@ -240,7 +240,7 @@ def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
     flags = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
     assert main(command, flags) == 0
     logged = "\n".join(log_lines(caplog))
-    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; taking fp32", logged)
+    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; falling back to fp32", logged)
 
 
 def test_activations_beyond_fp16_fall_back_with_a_warning(
@@ -256,7 +256,7 @@ def test_activations_beyond_fp16_fall_back_with_a_warning(
     out = tmp_path / "engines"
     assert main(command, arguments(recipe, out, "--network", "teacher")) == 0
     logged = "\n".join(log_lines(caplog))
-    assert "teacher: tensorrt fp16 gives numbers that are not finite; taking bf16" in logged
+    assert "teacher: tensorrt fp16 gives numbers that are not finite; falling back to bf16" in logged
     entry = report(out)["teacher"]["tensorrt fp16"]
     assert entry["precision"] == "bf16"
     assert not entry["parity"]["onnxruntime fp16"]["random"]["finite"]
