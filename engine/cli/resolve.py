@@ -41,9 +41,9 @@ def resolve(
         feed=_feed(recipe.feed),
     )
     if recipe.has_auto_batch and batches == "measured":
-        from engine.generation.auto_batch.settle import settled_batches
+        from engine.generation.auto_batch.resolve import resolve_micro_batches
 
-        recipe = settled_batches(recipe)
+        recipe = resolve_micro_batches(recipe)
     recipe = with_default_batches(recipe)
     assert recipe.is_resolved
     return recipe
