@@ -44,10 +44,10 @@ def _open_model(about: Mapping[str, Any], folder: Path, threads: int) -> Run:
         return _open_in_openvino(path, name, output, options, threads)
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads
     providers = [about["options"].get("provider", "CPUExecutionProvider")]
-    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    session = onnxruntime.InferenceSession(path, session_options, providers=providers)
     return lambda pixels: session.run([output], {name: pixels})[0]
 
 

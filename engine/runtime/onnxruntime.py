@@ -42,47 +42,14 @@ def require_provider(options: RuntimeOptions) -> str:
         )
     if (choice == "cpu") != (options.device.type == "cpu"):
         raise RuntimeUnavailableError(
-            f"onnxruntime: {provider} does not run on --compute.device {options.device.type}; make them agree"
+            f"onnxruntime: {provider} does not run on --compute.device {options.device.type};"
+            " change --compute.onnx_provider or --compute.device"
         )
     if choice == "cpu" and options.precision == "bf16":
         raise RuntimeUnavailableError(
             "onnxruntime has no bf16 on a CPU; use --precision fp32 or --runtime openvino"
         )
     return provider
-
-
-def _options(provider: str, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> dict[str, str]:
-    """Return the provider's options: the device index and no TF32; for TensorRT its profile and cache."""
-    if provider == PROVIDERS["cpu"]:
-        return {}
-    settings = {"device_id": str(_index(options.device))}
-    if provider == PROVIDERS["cuda"]:
-        return settings | {"use_tf32": "0"}
-    for index, point in enumerate(("min", "opt", "max")):
-        settings[f"trt_profile_{point}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
-        )
-    return settings | {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(_engines(spec, graph, options)),
-    }
-
-
-def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
-    """Return the folder of a graph's TensorRT engines, one per GPU, version and range of sizes."""
-    import onnxruntime
-
-    built_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
-    digest = hashlib.sha256(repr(built_for).encode()).hexdigest()[:16]
-    folder = options.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
-    folder.mkdir(exist_ok=True)
-    if not any(folder.iterdir()):
-        logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
-    return folder
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class OnnxExecutable:
@@ -132,3 +99,37 @@ class OnnxExecutable:
         torch.cuda.current_stream(self._device).synchronize()
         self._session.run_with_iobinding(binding)
         return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]
+
+
+def _options(provider: str, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> dict[str, str]:
+    """Return the provider's options: the device index and no TF32; for TensorRT its profile and cache."""
+    if provider == PROVIDERS["cpu"]:
+        return {}
+    settings = {"device_id": str(_index(options.device))}
+    if provider == PROVIDERS["cuda"]:
+        return settings | {"use_tf32": "0"}
+    for index, point in enumerate(("min", "opt", "max")):
+        settings[f"trt_profile_{point}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
+        )
+    return settings | {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(_engines(spec, graph, options)),
+    }
+
+
+def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
+    """Return the folder of a graph's TensorRT engines, one per GPU, version and range of sizes."""
+    import onnxruntime
+
+    built_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
+    digest = hashlib.sha256(repr(built_for).encode()).hexdigest()[:16]
+    folder = options.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
+    return folder
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
