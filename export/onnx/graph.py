@@ -111,8 +111,8 @@ def _traced_size(axis: Axis) -> int:
 def _names(given: Input) -> dict[int, str]:
     """Return the names of the axes that vary, by position; the exporter finds their constraints itself."""
     return {
-        place: size.name
-        for place, size in enumerate(given.shape)
+        position: size.name
+        for position, size in enumerate(given.shape)
         if isinstance(size, Axis) and size.min < size.max
     }
 
@@ -120,9 +120,9 @@ def _names(given: Input) -> dict[int, str]:
 def _check_axes(spec: NetworkSpec, program: ONNXProgram) -> None:
     """Raise ExportError if the exporter silently fixed an axis or merged two, as some code forces it to."""
     for given, value in zip(spec.inputs, program.model.graph.inputs, strict=True):
-        for place, name in _names(given).items():
+        for position, name in _names(given).items():
             assert value.shape is not None
-            found = value.shape[place]
+            found = value.shape[position]
             if isinstance(found, int):
                 what = f"a single {name} ({found}), because its code depends on it"
             elif found.value != name:

@@ -22,7 +22,7 @@ from engine.runtime.networks import open_prior
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 pytestmark = pytest.mark.timeout(600)  # the default recipe takes 217 s on two cores with AVX2 alone
 
@@ -74,7 +74,7 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
             "augment.class_condition": "none",
         },
     )
-    prior = open_prior(load_prior(folder, "cpu"), recipe.augment, torch_place())
+    prior = open_prior(load_prior(folder, "cpu"), recipe.augment, torch_options())
     sources = sources_from(torch.Generator().manual_seed(0), 3, 1)
     noise = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(1))
     scheduler = build_scheduler(prior, recipe.augment)

@@ -18,7 +18,7 @@ from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_priors import CLASS_NAMES, EMBED_DIM, write_clip, write_prior
 
@@ -65,7 +65,7 @@ def _sources(count: int = 3, *, variations: int = 3, size: int = 16) -> ImageBat
 
 
 def _opened(prior: DiffusionPrior) -> OpenPrior:
-    return open_prior(prior, _config(strength=0.5), torch_place())
+    return open_prior(prior, _config(strength=0.5), torch_options())
 
 
 def _all(sources: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, **changes: Any) -> ImageBatch:
