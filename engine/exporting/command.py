@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.exporting.up_to_date import Exported, Stamp
 from engine.generation.provenance import CLIP, PRIOR, TEACHER, require_same_weights
 from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
-from engine.training.run_folder import BANK, by_hash, own_settings, require_agreement, require_student
+from engine.training.run_folder import BANK, hashed_settings, own_settings, require_agreement, require_student
 from engine.training.run_record import RunRecord
 
 
@@ -148,7 +148,7 @@ def _require_run(
     run: Path, own: Mapping[str, Any], record: RunRecord, recipe: Recipe, names: Sequence[str]
 ) -> None:
     """Refuses settings, and files of the networks, that are not the run's."""
-    require_agreement(run, recipe, free=(*FREE, *by_hash(run)))
+    require_agreement(run, recipe, free=(*FREE, *hashed_settings(run)))
     parts = sorted({PARTS.get(name, PRIOR) for name in names if name != "student"})
     fix = "restore it, or export without --run"
     require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)

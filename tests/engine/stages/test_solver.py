@@ -65,7 +65,7 @@ def test_the_schedules_of_known_priors_pass(solver: str, strength: float) -> Non
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc"])
 @pytest.mark.parametrize("strength", [1.0, 0.5], ids=["noise", "source"])
 def test_flow_priors_reach_the_clean_latent(solver: str, strength: float) -> None:
-    """A perfect network with x = (1 - sigma) clean + sigma noise and velocity noise - clean ends at `clean`."""
+    """A perfect network for x = (1 - sigma) clean + sigma noise and velocity noise - clean ends at clean."""
     config = _config(scheduler=solver, strength=strength)
     prior = Stored(STORED | FLOW)
     assert schedule_fault(prior.scheduler_config) is None
