@@ -127,7 +127,7 @@ class Loop:
         self.batches = 0
         self.wall_seconds = 0.0
         self._rows: list[range] = []  # rows of each batch in the feed's index
-        self._adversary: tuple[int, Adversary] | None = None  # and the step at which it was built
+        self._adversary: tuple[int, Adversary] | None = None  # the student's step, and the one built for it
 
     def __enter__(self) -> "Loop":
         return self

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
+from engine.atomic import replacing
 from engine.config.decides import settings
 from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe, differences, to_yaml
 from engine.errors import UserError
@@ -73,7 +74,7 @@ def run_to_resume(out: str, *, resume: bool) -> Path | None:
 
 
 def without_machine(given: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without those on where to compute, which each machine resolves for itself."""
+    """Return settings without those of the machine, which each machine resolves for itself."""
     kept = dict(given)
     for section in OF_MACHINE_SECTIONS:
         names = {key.removeprefix(f"{section}.") for key in _portable() if key.startswith(f"{section}.")}
@@ -147,8 +148,6 @@ def _is_used(folder: Path, *, resume: bool) -> bool:
 
 def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     """Write the resolved recipe and the record. From then on, the folder holds a run."""
-    from engine.atomic import replacing
-
     record = replace(record, student_sha256=RunRecord.read(folder).student_sha256)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
@@ -158,8 +157,6 @@ def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
 def save_student(folder: Path, network: "nn.Module") -> None:
     """Write the student's weights, atomically, and add their hash to the run's record."""
     from safetensors.torch import save_file
-
-    from engine.atomic import replacing
 
     # clone each tensor: safetensors refuses tensors that share memory, as in tied layers
     state = {name: value.cpu().clone().contiguous() for name, value in network.state_dict().items()}

@@ -119,7 +119,7 @@ def test_a_run_must_resume_with_its_teacher(tmp_path: Path, capsys) -> None:
     state["fc.bias"] += 1
     save_file(state, weights)
     assert main(run.command, ["--out", str(out), "--resume"]) == 2
-    assert f"--out {out} was started with another teacher: its sha256 was" in capsys.readouterr().err
+    assert f"--out {out} was begun with another teacher: its sha256 was" in capsys.readouterr().err
     assert (out / FILE_NAME).read_bytes() == before
     save_file(state, out / "student.safetensors")
     with pytest.raises(UserError, match=rf"--run {out} was made with another teacher: its sha256 was"):
