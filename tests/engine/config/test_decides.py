@@ -11,7 +11,7 @@ from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.exporting.command import MAY_DIFFER
 from engine.generation.provenance import DECIDING, DECIDING_COMPUTE
 from engine.recipes.load import parse_recipe
-from engine.training.run_folder import OF_MACHINE, without_machine
+from engine.training.run_folder import MACHINE_SETTINGS, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
 IMAGES = {*NUMBERS, "device", "runtime", "onnx_provider", "threads", "overlap"}
@@ -37,7 +37,7 @@ def test_a_student_trained_on_a_bank_depends_on_the_rest() -> None:
 
 def test_how_to_compute_may_differ_on_another_machine() -> None:
     machine = keys("compute", *COMPUTE) | keys("tensorrt", *TENSORRT) | keys("feed", "kind", "threads")
-    assert set(OF_MACHINE) == machine
+    assert set(MACHINE_SETTINGS) == machine
     exported = {
         "feed.dtype:",
         "feed.newest:",

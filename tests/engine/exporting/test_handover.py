@@ -261,7 +261,7 @@ def test_files_that_are_not_the_runs_are_refused(run: Path, tmp_path: Path, caps
     state = load_file(copy / "student.safetensors")
     save_file({name: value * 2 for name, value in state.items()}, copy / "student.safetensors")
     assert export(copy, tmp_path / "out") == 2
-    assert f"--run {copy}: student.safetensors is not what this run trained" in capsys.readouterr().err
+    assert f"--run {copy}: student.safetensors is not the file that this run wrote" in capsys.readouterr().err
 
     teacher = tmp_path / "teacher.safetensors"
     flags = ["--network", "teacher", "--teacher.weights", str(teacher)]
