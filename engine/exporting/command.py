@@ -151,7 +151,7 @@ def _require_run(
     require_agreement(run, recipe, free=(*FREE, *by_hash(run)))
     parts = sorted({PARTS.get(name, PRIOR) for name in names if name != "student"})
     fix = "restore it, or export without --run"
-    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
+    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, networks=parts)
 
 
 def _all_networks(recipe: Recipe) -> list[str]:
