@@ -117,8 +117,8 @@ def require_same_weights(
         found = _digest(contents)
         if known != found and known not in (_digest_with_name(contents, name) for name in names):
             raise UserError(
-                f"{whose} was made with another {network} (sha256 {known[:12]}) than {KEYS[network]} {path} "
-                f"(sha256 {found[:12]}); {fix}"
+                f"{whose} was made with another {network}: its sha256 was {known[:12]}, but "
+                f"{KEYS[network]} {path} has {found[:12]}; {fix}"
             )
 
 
@@ -145,8 +145,8 @@ def require_same_facts(then: Mapping[str, Any], now: Mapping[str, Any], *, whose
         known = old.get("sha256") if isinstance(old, Mapping) else None
         if known and fact["sha256"] and known != fact["sha256"]:
             raise UserError(
-                f"{whose} was started with another {network} (sha256 {known[:12]}) than {KEYS[network]} "
-                f"(sha256 {fact['sha256'][:12]}); restore that file, or set another --out"
+                f"{whose} was begun with another {network}: its sha256 was {known[:12]}, but {KEYS[network]} "
+                f"now has {fact['sha256'][:12]}; restore that file, or set another --out"
             )
 
 
