@@ -37,7 +37,7 @@ class Request:
     index: int
     adversary: Adversary | None = None
     independent: bool = True
-    """Whether the batch is a function of (seed, index) alone, whatever batches were made before."""
+    """Whether the batch depends only on (seed, index), and not on earlier batches."""
 
 
 @dataclass(frozen=True, kw_only=True)

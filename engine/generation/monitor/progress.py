@@ -158,7 +158,7 @@ class Observer(Protocol):
     """Shows the statistics of a generation."""
 
     def update(self, stats: GenerationStats) -> None:
-        """Called at the start, after every event, and about twice a second if there are none."""
+        """Show the statistics. Called at the start, after events, and about twice a second without events."""
 
     def close(self, stats: GenerationStats) -> None:
-        """Called at the end, even after an error: show the last state, if any, and free all resources."""
+        """Show the final statistics and free all resources. Called at the end, even after an error."""

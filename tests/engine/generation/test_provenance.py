@@ -30,7 +30,7 @@ def recipe(recipe: Path) -> Recipe:
     return load_recipe(str(recipe))
 
 
-def test_of_compute_all_decides_but_where_engines_are_kept_and_how_steps_are_launched() -> None:
+def test_all_compute_settings_decide_except_the_engine_store_and_cuda_graphs() -> None:
     others = {field.name for field in fields(ComputeConfig)}.difference(DECIDING_COMPUTE)
     assert others == {"engines", "engines_gb", "cuda_graphs"}
 
@@ -73,12 +73,17 @@ def test_the_views_that_images_are_made_by_decide(
         ({"engines": "elsewhere", "cuda_graphs": False}, None),
     ],
 )
-def test_a_bank_made_on_a_gpu_goes_on_as_it_was_begun(
+def test_a_bank_made_on_a_gpu_continues_with_the_same_runtime(
     change: dict[str, Any], difference: str | None, recipe: Recipe, tmp_path: Path
 ) -> None:
-    begun = {"device": "cuda", "runtime": "onnxruntime", "runtime_precision": "fp16", "onnx_provider": "cuda"}
-    first = replace(recipe, compute=ComputeConfig(**begun))
-    then = replace(recipe, compute=ComputeConfig(**(begun | change)))
+    original = {
+        "device": "cuda",
+        "runtime": "onnxruntime",
+        "runtime_precision": "fp16",
+        "onnx_provider": "cuda",
+    }
+    first = replace(recipe, compute=ComputeConfig(**original))
+    then = replace(recipe, compute=ComputeConfig(**(original | change)))
     BankWriter.open(str(tmp_path), bank_header(first), resume=False).close()
     if difference is None:
         BankWriter.open(str(tmp_path), bank_header(then), resume=True).close()
@@ -130,7 +135,7 @@ def test_of_a_merged_bank_each_teacher_is_compared(recipe: Recipe) -> None:
     require_teacher_of_bank(recipe, "BANK", bank(recipe, **unknown))
 
 
-def test_a_teacher_that_sees_the_images_otherwise_is_refused(recipe: Recipe) -> None:
+def test_a_teacher_with_other_normalization_is_refused(recipe: Recipe) -> None:
     with pytest.raises(
         UserError, match=r"made with teacher\.mean \[0\.2\], but this command has \[0\.5\]; remove"
     ):

@@ -22,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_class_comes_twice_whoever_makes_the_shards(
+def test_every_class_comes_twice_if_workers_are_killed(
     recipe: Path, commands: CommandServer, tmp_path: Path
 ) -> None:
     def start(out: Path, *arguments: str):

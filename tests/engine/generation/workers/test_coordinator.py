@@ -107,7 +107,7 @@ def run(
     return stats, workers, lines
 
 
-def test_all_shards_are_committed_and_the_workers_are_let_go_as_the_work_ends(tmp_path: Path) -> None:
+def test_all_shards_are_committed_and_idle_workers_are_dismissed(tmp_path: Path) -> None:
     stats, workers, _ = run(tmp_path, {}, shards=10, capacity=3)
     assert BankReader.open(str(tmp_path)).numbers == list(range(10))
     assert (stats.made, stats.left, stats.accepted, stats.failed) == (10, 0, 40, {})
@@ -120,7 +120,7 @@ def test_shards_that_fail_are_tried_again_and_counted(tmp_path: Path) -> None:
     assert (stats.made, stats.retries, stats.errors["disk full"], stats.failed) == (4, 2, 2, {})
 
 
-def test_shards_that_go_on_failing_are_given_up_and_named_and_the_others_made(tmp_path: Path) -> None:
+def test_shards_that_keep_failing_are_given_up_and_the_others_are_made(tmp_path: Path) -> None:
     stats, _, lines = run(tmp_path, {1: [failure(1)] * 3, 2: [failure(2, final=True)]})
     assert stats.failed == {1: "disk full", 2: "disk full"}
     assert (stats.made, stats.retries, stats.left) == (2, 2, 0)
@@ -128,7 +128,7 @@ def test_shards_that_go_on_failing_are_given_up_and_named_and_the_others_made(tm
     assert BankReader.open(str(tmp_path)).numbers == [0, 3]
 
 
-def test_the_shards_of_the_dead_go_to_others_and_a_new_worker_comes(tmp_path: Path) -> None:
+def test_shards_of_a_lost_worker_go_to_others_and_the_worker_is_replaced(tmp_path: Path) -> None:
     stats, workers, lines = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
     assert (stats.made, stats.workers_lost) == (8, 1)
     assert not stats.workers["worker 1"].alive
@@ -150,14 +150,14 @@ def test_what_a_worker_logs_is_logged_by_the_logger_of_that_name(
     assert caplog.record_tuples == [("export.store", logging.WARNING, "unet: building 100%")]
 
 
-def test_where_no_worker_can_load_it_ends_in_that_line(tmp_path: Path) -> None:
+def test_if_no_worker_can_load_the_generation_ends_with_that_error(tmp_path: Path) -> None:
     script = {f"worker {number}": [LoadFailed("teacher.weights is damaged")] for number in (1, 2)}
     with pytest.raises(UserError, match=r"^teacher.weights is damaged$"):
         run(tmp_path, script)
 
 
 @pytest.mark.parametrize("first", ["worker 1", "worker 2"])
-def test_workers_that_cannot_load_are_said_and_done_without(first: str, tmp_path: Path) -> None:
+def test_workers_that_cannot_load_are_logged_and_the_others_continue(first: str, tmp_path: Path) -> None:
     """Whichever worker fails first; its replacements cannot load either, as on a node that lacks a file."""
     script = {f"worker {number}": [LoadFailed("no such file")] for number in range(3, 99)}
     script[first] = [LoadFailed("no such file")]
@@ -166,7 +166,7 @@ def test_workers_that_cannot_load_are_said_and_done_without(first: str, tmp_path
     assert lines[0] == f"{first}: no such file"
 
 
-def test_a_worker_that_fails_whatever_it_is_given_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_fails_every_shard_is_replaced(tmp_path: Path) -> None:
     stats, _, _ = run(tmp_path, {}, shards=40, broken="worker 1")
     assert (stats.made, stats.failed) == (40, {})
     assert stats.workers["worker 1"].shards == 0
@@ -186,7 +186,7 @@ def test_workers_that_die_while_they_load_end_it_after_three(tmp_path: Path) -> 
         run(tmp_path, script, capacity=1)
 
 
-def test_files_that_a_worker_did_not_put_into_the_bank_are_a_folder_not_shared(tmp_path: Path) -> None:
+def test_missing_files_of_a_finished_shard_point_to_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     entry = write_shard(str(tmp_path / "elsewhere"), 0, *tiny.shard(0), tiny.header())
     with (
         BankWriter.open(str(tmp_path / "bank"), tiny.header(), resume=False) as bank,

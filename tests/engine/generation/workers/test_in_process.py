@@ -56,7 +56,7 @@ def test_a_shard_that_goes_on_failing_is_named_and_resume_makes_it(
     assert verify(str(out)) == []
 
 
-def test_a_defect_is_told_with_its_traceback_and_ends_in_one_line(
+def test_a_bug_is_logged_with_its_traceback_and_ends_in_one_line(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fail(monkeypatch, {0: [ZeroDivisionError("by nothing")]})
@@ -76,7 +76,7 @@ def test_numbers_that_are_not_finite_are_not_tried_again(
 
 
 def test_resume_goes_on_with_the_threads_of_the_bank(recipe: Path, tmp_path: Path) -> None:
-    """Without --threads, whatever number of threads this machine would take."""
+    """Without --threads, and although this machine would take another number."""
     text = recipe.read_text().replace("  threads: 1\n", "")
     assert "threads" not in text
     bare = tmp_path / "bare.yaml"
