@@ -76,14 +76,14 @@ def test_the_views_that_images_are_made_by_decide(
 def test_a_bank_made_on_a_gpu_continues_with_the_same_runtime(
     change: dict[str, Any], difference: str | None, recipe: Recipe, tmp_path: Path
 ) -> None:
-    original = {
+    given = {
         "device": "cuda",
         "runtime": "onnxruntime",
         "runtime_precision": "fp16",
         "onnx_provider": "cuda",
     }
-    first = replace(recipe, compute=ComputeConfig(**original))
-    then = replace(recipe, compute=ComputeConfig(**(original | change)))
+    first = replace(recipe, compute=ComputeConfig(**given))
+    then = replace(recipe, compute=ComputeConfig(**(given | change)))
     BankWriter.open(str(tmp_path), bank_header(first), resume=False).close()
     if difference is None:
         BankWriter.open(str(tmp_path), bank_header(then), resume=True).close()
