@@ -45,9 +45,9 @@ class Commits:
         """Do nothing: there is nothing to close."""
 
     def images_a_second(self) -> float:
-        """Return the pace of warm workers: measured from each one's first shard on, summed over workers."""
-        paces = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
-        return self.images_a_shard * sum(paces)
+        """Return the rate of warm workers: measured after each one's first shard, summed over workers."""
+        rates = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
+        return self.images_a_shard * sum(rates)
 
 
 def embedded(batch_size: int) -> Recipe:
@@ -56,14 +56,14 @@ def embedded(batch_size: int) -> Recipe:
     return resolve(load_recipe("fashion-mnist", settings))
 
 
-def generation(recipe: Recipe, open_crew: Opener, shards: int) -> Commits:
+def generation(recipe: Recipe, open_pool: Opener, shards: int) -> Commits:
     """Generate `shards` shards into a temporary folder."""
     commits = Commits()
     with TemporaryDirectory() as folder:
         url = str(Path(folder) / "bank")
         job = Job(recipe=recipe, url=url, header=bank_header(recipe))
         stats = GenerationStats(target=shards, found=0)
-        with open_crew(job) as pool:
+        with open_pool(job) as pool:
             coordinator = Coordinator(pool, stats, Requests(), observers=[commits])
             coordinator.await_worker()
             with BankWriter.open(url, job.header, resume=False) as bank:

@@ -8,7 +8,7 @@ from statistics import median
 from bench.rows import Row
 from bench.scale.generation import Commits, Opener, embedded, generation, slope
 from bench.scale.row import row
-from engine.generation.cost_plan import sample
+from engine.generation.cost_plan import take_sample
 from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.ray import LOCAL, RayCluster, RayPool
 from engine.hardware import available_cores
@@ -31,39 +31,39 @@ def over_workers() -> Iterator[Row]:
         ways["ray"] = (lambda job: RayPool(job, cluster, workers), workers)
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
-            for name, (open_crew, count) in ways.items():
-                made = generation(recipe, open_crew, SHARDS_A_WORKER * count)
-                found[name].append(made.images_a_second())
-    pace = {name: median(values) for name, values in found.items()}
+            for name, (open_pool, count) in ways.items():
+                commits = generation(recipe, open_pool, SHARDS_A_WORKER * count)
+                found[name].append(commits.images_a_second())
+    rate = {name: median(values) for name, values in found.items()}
     shape = f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 thread a worker"
     dtype = recipe.compute.runtime_precision
     for case, baseline, ours, theirs in (
-        (f"{workers} workers", "one worker on one core", pace["pool"], pace["one"]),
-        (f"{workers} workers, ray local", "the pool", pace["ray"], pace["pool"]),
+        (f"{workers} workers", "one worker on one core", rate["pool"], rate["one"]),
+        (f"{workers} workers, ray local", "the pool", rate["ray"], rate["pool"]),
     ):
         yield row(case, baseline, ours, theirs, "img/s", ratio=ours / theirs, dtype=dtype, shape=shape)
 
 
 def over_shards() -> Iterator[Row]:
-    """Yield MANY small shards of one worker against the first FEW, and the plan of FEW against their time."""
+    """Yield MANY small shards of one worker against the first FEW, and the plan for FEW against its run."""
     recipe = embedded(SMALL_BATCH)
-    planned = sample(recipe).wall_seconds(FEW, 1)
+    planned = take_sample(recipe).wall_seconds(FEW, 1)
     start = time.perf_counter()
     generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - start
-    made = generation(recipe, lambda job: ProcessPool(job, 1), MANY)
+    commits = generation(recipe, lambda job: ProcessPool(job, 1), MANY)
     shape = f"{SMALL_BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
     same = partial(row, dtype=recipe.compute.runtime_precision, shape=shape)
-    few, many = (1000 * seconds_an_image(made, count) for count in (FEW, MANY))
+    few, many = (1000 * seconds_an_image(commits, count) for count in (FEW, MANY))
     yield same(f"{MANY} shards", f"the first {FEW} of them", many, few, "ms an image")
-    early, late = (made.rss["worker 1"][count - 1] / 2**20 for count in (FEW, MANY))
+    early, late = (commits.rss["worker 1"][count - 1] / 2**20 for count in (FEW, MANY))
     yield same(f"memory after {MANY} shards", f"after {FEW}", late, early, "MiB of RSS")
-    pixels = made.images_a_shard * 3 * recipe.teacher.image_size**2 / 1024
-    yield same("memory, slope", "the pixels of a shard", slope(made, FEW) / 1024, pixels, "KiB a shard")
+    pixels = commits.images_a_shard * 3 * recipe.teacher.image_size**2 / 1024
+    yield same("memory, slope", "the pixels of a shard", slope(commits, FEW) / 1024, pixels, "KiB a shard")
     yield same(f"plan of {FEW} shards", "as it was", planned, taken, "s", ratio=planned / taken)
 
 
-def seconds_an_image(made: Commits, shards: int) -> float:
+def seconds_an_image(commits: Commits, shards: int) -> float:
     """Return the time per image of the only worker up to shard number `shards`, without the first shard."""
-    (times,) = made.times.values()
-    return (times[shards - 1] - times[0]) / (shards - 1) / made.images_a_shard
+    (times,) = commits.times.values()
+    return (times[shards - 1] - times[0]) / (shards - 1) / commits.images_a_shard

@@ -121,7 +121,7 @@ def _require_run(
     require_agreement(run, recipe, free=(*MAY_DIFFER, *hashed_settings(run)))
     parts = sorted({WEIGHTS.get(name, PRIOR) for name in names if name != "student"})
     fix = "restore it, or export without --run"
-    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
+    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, networks=parts)
 
 
 def _names_in_recipe(recipe: Recipe) -> list[str]:
