@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from engine.atomic import replacing
-from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.arguments import CommandLine, add_short_flags, command_parser
 from engine.cli.resolve import resolve_compute
 from engine.config.decides import settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe, with_default_batches
@@ -92,7 +90,7 @@ FREE = tuple(
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m export", description=__doc__, exit_on_error=False)
+    parser = command_parser("export", __doc__)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the models, graphs, engines and parity.json (required)"
     )

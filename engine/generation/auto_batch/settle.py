@@ -16,7 +16,6 @@ from engine.config.recipe import Recipe, with_default_batches
 from engine.generation.auto_batch.measure import HostMemory, Reading, Timing, best, candidates
 from engine.generation.overlap import lanes, thread_counts
 from engine.generation.provenance import weights_of
-from engine.generation.stages import STAGES, Stage
 from export.disk import full_disk
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def settled_batches(recipe: Recipe) -> Recipe:
 
     Raises as `engine.networks.load` and `open` do, and OutOfMemoryError if not even one image fits in memory.
     """
-    unsettled = [stage.name for stage in STAGES if _is_auto(recipe, stage)]
+    unsettled = recipe.auto_batches
     recipe = with_default_batches(recipe)
     if not unsettled or recipe.augment.method == "none":
         return recipe
@@ -46,10 +45,6 @@ def settled_batches(recipe: Recipe) -> Recipe:
         recipe = _with(recipe, stage, reading.size)
     timing.close()
     return recipe
-
-
-def _is_auto(recipe: Recipe, stage: Stage) -> bool:
-    return stage.has_micro_batch and getattr(recipe, stage.name).micro_batch == "auto"
 
 
 def _with(recipe: Recipe, stage: str, size: int) -> Recipe:

@@ -34,7 +34,7 @@ def test_a_remembered_factory_need_not_be_named(module: Path) -> None:
     require(remembered)
     with pytest.raises(UserError, match=rf"student\.name: '{NAME}' is code, .* --student\.name {NAME}"):
         require({})
-    with pytest.raises(UserError, match="is code, which a file alone may not run"):
+    with pytest.raises(UserError, match="is code that a recipe file alone may not run"):
         require({"teacher": remembered["student"]})
 
 
