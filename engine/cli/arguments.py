@@ -95,7 +95,7 @@ class CommandLine:
         full = _spelled_out(arguments)
         flags: dict[str, str | None] = {}
         for argument, following in zip_longest(full, full[1:]):
-            flag, equals, value = argument.partition("=")
+            flag, equals, value = _split(argument)
             if flag.startswith("--"):
                 flags[flag.removeprefix("--")] = value if equals else _value(following)
         return cls(arguments=tuple(full), flags=flags)
@@ -166,6 +166,11 @@ class CommandLine:
         return recipe, options
 
 
+def _split(argument: str) -> tuple[str, str, str]:
+    """Split `--flag=value` at its equals sign; both other parts are empty without one."""
+    return argument.partition("=")
+
+
 def _value(following: str | None) -> str | None:
     """Return the argument after a flag, or None if argparse would read it as another flag."""
     return None if following is None or re.match(r"-\D", following) else following
@@ -176,7 +181,7 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
     full: list[str] = []
     given = iter(arguments)
     for argument in given:
-        flag, equals, value = argument.partition("=")
+        flag, equals, value = _split(argument)
         if flag == BATCH:
             size = value if equals else next(given, "")
             full += [f"{setting}={size}" for setting in BATCHES]
@@ -184,7 +189,7 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
             full.append(f"{RUNTIME}=tensorrt")
         else:
             full.append(SHORT.get(flag, flag) + equals + value)
-    runtimes = [argument for argument in full if argument.partition("=")[0] == RUNTIME]
+    runtimes = [argument for argument in full if _split(argument)[0] == RUNTIME]
     if TRT in arguments and len(runtimes) > 1:
         raise UserError("--trt means --runtime tensorrt, but another runtime is also given; give one of them")
     return full
