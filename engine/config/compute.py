@@ -17,7 +17,7 @@ class ComputeConfig:
     """Device, precision, runtime and threads"""
 
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=decides("images", "execution"))
-    """Where the networks run; auto uses the GPU if there is one."""
+    """Device that the networks run on; auto uses the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata=decides("images", "numbers", "execution")
     )

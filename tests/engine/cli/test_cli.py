@@ -170,7 +170,7 @@ def test_help_imports_no_heavy_library_and_lists_every_key(module: str) -> None:
     if module == "run":
         for key in ("--resume", "--synthesize.steps", "--filter.omega"):
             assert key in printed
-        for detail in ("Where the networks run", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
+        for detail in ("Device that the networks run on", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
             assert detail in printed
 
 

@@ -63,7 +63,10 @@ def test_settings_without_the_machine_keep_what_rounds_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "text"),
-    [("--compute.device", "Where the networks run"), ("--augment.micro_batch", "Variations made at once")],
+    [
+        ("--compute.device", "Device that the networks run on"),
+        ("--augment.micro_batch", "Variations made at once"),
+    ],
 )
 def test_help_shows_the_text_of_a_field_with_metadata(flag: str, text: str) -> None:
     parser = command_parser("engine.run", None)
