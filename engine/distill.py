@@ -24,7 +24,6 @@ from engine.training.run_folder import (
     without_machine,
 )
 from engine.training.run_record import RunRecord
-from engine.training.summary import results_table
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -63,6 +62,7 @@ def command(arguments: Sequence[str]) -> None:
     if distributed.is_main():
         check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
     from engine.training.from_banks import distill
+    from engine.training.summary import results_table
 
     try:
         with Progress() as progress:

@@ -14,7 +14,6 @@ from engine.progress import Progress
 from engine.terminal import console
 from engine.training.run_folder import by_hash, check, own_settings, run_to_resume
 from engine.training.run_record import RunRecord
-from engine.training.summary import results_table
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ def command(arguments: Sequence[str]) -> None:
     recipe = resolve(recipe, batches="measured")
     check(folder, recipe, resume=options.resume, free=by_hash(folder))
     from engine.loop import run
+    from engine.training.summary import results_table
 
     try:
         with Progress() as progress:

@@ -16,8 +16,13 @@ CONFIG = ComputeConfig(
 )
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages that engine.cli.resolve has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "engine.cli.resolve"]
+
+
 def test_an_engine_that_does_not_load_is_replaced_by_torch_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     built: list[int] = []
@@ -28,7 +33,7 @@ def test_an_engine_that_does_not_load_is_replaced_by_torch_with_a_warning(
 
     monkeypatch.setattr("export.tensorrt.loading.load_engine", refuse)
     resolved = with_torch_fallback(CONFIG, TensorRtConfig())
-    lines = capsys.readouterr().out.splitlines()
+    lines = warnings(caplog)
     assert built[0] > 1000, "a real engine was built"
     assert (resolved.runtime, resolved.runtime_precision, resolved.compile) == ("torch", "bf16", True)
     assert lines == [
@@ -46,7 +51,7 @@ def test_an_engine_that_does_not_load_is_replaced_by_torch_with_a_warning(
     ],
 )
 def test_a_gpu_that_no_engine_is_built_for_is_replaced_by_torch_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, method: str, config: TensorRtConfig, capsys
+    monkeypatch: pytest.MonkeyPatch, method: str, config: TensorRtConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As with TensorRT-RTX on an H100, the builder rejects the GPU or builds nothing."""
     pytest.importorskip("tensorrt_rtx")
@@ -60,7 +65,7 @@ def test_a_gpu_that_no_engine_is_built_for_is_replaced_by_torch_with_a_warning(
     monkeypatch.setattr(owner, method, refused)
     monkeypatch.setattr(targets, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
     resolved = with_torch_fallback(CONFIG, config)
-    lines = capsys.readouterr().out.splitlines()
+    lines = warnings(caplog)
     assert resolved.runtime == "torch"
     assert len(lines) == 1
     assert "SM 90 is not supported" in lines[0]
@@ -84,7 +89,7 @@ def test_a_missing_package_stays_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.gpu
-def test_this_gpu_runs_tensorrt_if_it_is_a_target(capsys) -> None:
+def test_this_gpu_runs_tensorrt_if_it_is_a_target(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorrt_rtx")
     from export.tensorrt.bindings import IS_RTX, trt
 
@@ -93,6 +98,6 @@ def test_this_gpu_runs_tensorrt_if_it_is_a_target(capsys) -> None:
     resolved = with_torch_fallback(
         CONFIG, TensorRtConfig(compute_capabilities=("current",) if IS_RTX else ())
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = warnings(caplog)
     assert resolved.runtime == ("tensorrt" if supported else "torch")
     assert len(lines) == (0 if supported else 1)

@@ -87,7 +87,7 @@ def test_auto_without_a_gpu_is_the_cpu() -> None:
 
 @NO_GPU
 def test_cuda_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r"compute\.device cuda.*cpu"):
+    with pytest.raises(UserError, match=r"compute\.device is cuda.*set it to cpu"):
         resolve_compute(ComputeConfig(device="cuda"))
 
 
