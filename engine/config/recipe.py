@@ -107,16 +107,14 @@ class Recipe:
         given, known = self.synthesize.class_weights, set(self.class_names)
         for name in given or ():
             if not isinstance(name, str):
-                raise UserError(f"synthesize.class_weights: {name!r} is not a string; quote the class name")
+                raise UserError(f"synthesize.class_weights: {name!r} is not text; write the class in quotes")
             if name not in known:
                 near = get_close_matches(name, self.class_names, 1)
-                guess = f"did you mean '{near[0]}'?" if near else "use the names in class_names"
+                guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
                 raise UserError(f"synthesize.class_weights: no class '{name}'; {guess}")
         weights = [weight for weight in self.class_weights or (1.0,) if weight > 0]
         if not weights:
-            raise UserError(
-                "synthesize.class_weights gives every class weight 0; set at least one weight above 0"
-            )
+            raise UserError("synthesize.class_weights leaves no class; set at least one weight above 0")
         if max(weights) > MAX_WEIGHT_RATIO * min(weights):
             raise UserError(
                 f"synthesize.class_weights: {max(weights):g} is more than {MAX_WEIGHT_RATIO:,} times another "

@@ -66,7 +66,7 @@ class SynthesizeConfig:
             raise UserError(f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}")
         for name, weight in (self.class_weights or {}).items():
             if not 0 <= weight < float("inf"):
-                raise UserError(f"synthesize.class_weights: '{name}' has {weight}; set it to 0 or above")
+                raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
         if self.start == "reinit" and self.warmup_steps:
             raise UserError(
                 f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start is reinit, which "

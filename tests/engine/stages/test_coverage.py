@@ -40,7 +40,7 @@ def test_weights_by_class_name(recipe: Path) -> None:
     [
         (
             {"nothing like it": 1.0},
-            "synthesize.class_weights: no class 'nothing like it'; use the names in class_names",
+            "synthesize.class_weights: no class 'nothing like it'; give names of class_names",
         ),
         ({"0": -1.0}, "synthesize.class_weights: '0' has -1.0; give 0 or more"),
         ("many", "synthesize.class_weights must be a mapping of names, each to a number or null, got 'many'"),
@@ -55,7 +55,7 @@ def test_weights_whose_names_yaml_reads_as_numbers_or_that_differ_too_much(recip
     plain = load_recipe(str(recipe))
     first, second, _ = plain.class_names
     for weights, message in (
-        ({0: 3.0}, "synthesize.class_weights: 0 is not a string; quote the class name"),
+        ({0: 3.0}, "synthesize.class_weights: 0 is not text; write the class in quotes"),
         ({first: 1e308, second: 1e308}, "1e\\+308 is more than 1,000,000 times another class's 1;"),
     ):
         with pytest.raises(UserError, match=message):
@@ -64,5 +64,5 @@ def test_weights_whose_names_yaml_reads_as_numbers_or_that_differ_too_much(recip
 
 def test_weights_that_leave_no_class(recipe: Path) -> None:
     names = load_recipe(str(recipe)).class_names
-    with pytest.raises(UserError, match=r"synthesize.class_weights gives every class weight 0"):
+    with pytest.raises(UserError, match=r"synthesize.class_weights leaves no class"):
         load_recipe(str(recipe), {"synthesize.class_weights": dict.fromkeys(names, 0)})
