@@ -1,6 +1,6 @@
-"""Compare the engine with baselines that run in the same process, or are started by it.
+"""Compare the engine with baselines, in this process or in processes that it starts.
 
-Two commands measure no baseline: `smoke` checks the code that needs a GPU in a minute, and `full-size` writes
+Two commands have no baseline: `smoke` checks the code that needs a GPU in a minute, and `full-size` writes
 random networks for `python -m export`.
 """
 
@@ -11,32 +11,30 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from bench.rows import Row, table, write_csv, write_rows
+from engine.cli.arguments import command_parser, parse
 from engine.cli.main import main
 from engine.errors import UserError
 from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m bench", description=__doc__, exit_on_error=False)
+    parser = command_parser("bench", __doc__)
     commands = parser.add_subcommands(dest="bench")
     for name, (text, add_options, _) in BENCHES.items():
-        own = ArgumentParser(description=text, exit_on_error=False)
+        own = command_parser(f"bench {name}", text)
         own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this JSON file")
         own.add_argument(
-            "--csv",
-            metavar="FILE",
-            default=None,
-            help="the same as CSV, with versions",
+            "--csv", metavar="FILE", default=None, help="write the rows and versions to this CSV file"
         )
         add_options(own)
         add_log_flags(own)
         commands.add_subcommand(name, own, help=text)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
-        own = ArgumentParser(description=text, exit_on_error=False)
+        own = command_parser(f"bench {name}", text)
         add_options(own)
         add_log_flags(own)
         commands.add_subcommand(name, own, help=text)
-    options = parser.parse_args(list(arguments))
+    options = parse(parser, arguments)
     chosen = options[options.bench]
     if options.bench in WITHOUT_ROWS:
         WITHOUT_ROWS[options.bench][2](chosen)
@@ -81,7 +79,7 @@ def _write(options: Namespace, rows: list[Row]) -> None:
 
 def _device_option(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU if there is one"
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto uses the GPU if there is one"
     )
 
 
@@ -94,7 +92,7 @@ def _kernel_options(parser: ArgumentParser) -> None:
 
 
 def _stage_options(parser: ArgumentParser) -> None:
-    known = "comma-separated: synthesize, augment, filter, distill, teacher"
+    known = "comma-separated stages: synthesize, augment, filter, distill, teacher"
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds to measure each call")
@@ -103,18 +101,18 @@ def _stage_options(parser: ArgumentParser) -> None:
 
 def _feed_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--images", type=int, default=1_000_000, help="images in the largest bank; 5.1 KB each on disk"
+        "--images", type=int, default=1_000_000, help="images in the largest bank, 5.1 kB each on disk"
     )
 
 
 def _production_options(parser: ArgumentParser) -> None:
     _device_option(parser)
-    parser.add_argument("--stage", default="augment,filter", help="comma-separated: augment, filter")
+    parser.add_argument("--stage", default="augment,filter", help="comma-separated stages: augment, filter")
     parser.add_argument("--prior", default="sd-1.5", help="size of the networks: sd-1.5 or unet-16m")
-    parser.add_argument("--batches", default="16,1,64", help="batch sizes, comma-separated")
-    parser.add_argument("--steps", default="4,1,8", help="solver steps, comma-separated")
+    parser.add_argument("--batches", default="16,1,64", help="comma-separated batch sizes")
+    parser.add_argument("--steps", default="4,1,8", help="comma-separated numbers of solver steps")
     parser.add_argument(
-        "--ways", default="eager,tensorrt", help="comma-separated: eager, compiled (minutes each), tensorrt"
+        "--ways", default="eager,tensorrt", help="comma-separated: eager, compiled (takes minutes), tensorrt"
     )
     parser.add_argument("--baseline", choices=["fp16", "fp32"], default="fp16", help="dtype of the baselines")
     parser.add_argument(
@@ -243,7 +241,7 @@ def _numbers(option: str, given: str) -> list[int]:
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
 BENCHES: dict[str, Bench] = {
-    "kernels": ("fused ops against what they replace", _kernel_options, _kernels),
+    "kernels": ("fused ops against the code that they replace", _kernel_options, _kernels),
     "stages": ("the stages against published code", _stage_options, _stages),
     "feed": ("the feed: speed, waiting time and memory", _feed_options, _feed),
     "scale": ("scaling: workers, Ray, shards, the plan, processes of a student", lambda _: None, _scale),

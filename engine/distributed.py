@@ -1,6 +1,7 @@
-"""The processes of one training on several devices, as torchrun starts them; each is a rank.
+"""Training in one process, or on several ranks that torchrun starts.
 
-`open_accelerator` opens the device of one process, alone or as a rank."""
+`open_accelerator` opens the device of this process.
+"""
 
 import os
 from collections.abc import Callable
@@ -16,56 +17,56 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)
-"""Of a wait for another rank, which may still verify its banks or build an engine. torchrun itself ends all
-ranks when one has ended with an error."""
+"""Limit of a collective: another rank may still verify its banks or build an engine. If a rank fails,
+torchrun stops all others without waiting for this limit."""
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
 
 
 def world() -> int:
-    """Number of ranks, before torch is imported."""
+    """Return the number of ranks, without importing torch."""
     return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
 
 
 def is_main() -> bool:
-    """Whether this is the one that reads the run's folder, writes and prints; before torch is imported."""
+    """Return whether this rank reads the run's folder, writes and prints, without importing torch."""
     return world() == 1 or os.environ["RANK"] == "0"
 
 
 def require_divisible(batch_size: int) -> None:
-    """Raises UserError for a `distill.batch_size` of which the ranks cannot have equal parts."""
+    """Raise UserError if `distill.batch_size` is not a multiple of the number of ranks."""
     count = world()
     if batch_size % count:
         near = max(count, round(batch_size / count) * count)
         raise UserError(
-            f"distill.batch_size is {batch_size}, which {count} processes cannot share alike; "
+            f"distill.batch_size is {batch_size}, which {count} processes cannot divide equally; "
             f"set it to a multiple of {count}, such as {near}, or start another number of processes"
         )
 
 
 def require_gpus(available: int) -> None:
-    """Raises UserError for more ranks on this machine than it has GPUs."""
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if world() > 1 else 1
-    if here > available:
+    """Raise UserError if this machine has more ranks than GPUs."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world() > 1 else 1
+    if local > available:
         raise UserError(
-            f"{here} processes were started on a machine where torch sees {available} GPUs; "
-            f"give torchrun --nproc-per-node {available}, or take --compute.device cpu"
+            f"torchrun started {local} processes on this machine, but torch sees {available} GPUs; "
+            f"give torchrun --nproc-per-node {available}, or set compute.device to cpu"
         )
 
 
 def from_main(accelerator: "Accelerator", value: Callable[[], T]) -> T:
-    """On every rank what `value()` is on the main one, which alone calls it."""
+    """Call `value` on the main rank only, and return its result on every rank."""
     if accelerator.num_processes == 1:
         return value()
     import torch
 
-    sent = [value() if accelerator.is_main_process else None]
-    torch.distributed.broadcast_object_list(sent, device=accelerator.device)
-    received: T = sent[0]  # type: ignore[assignment]
+    values = [value() if accelerator.is_main_process else None]
+    torch.distributed.broadcast_object_list(values, device=accelerator.device)
+    received: T = values[0]  # type: ignore[assignment]
     return received
 
 
 def leave() -> None:
-    """Ends what the ranks do together: none waits for another from here on."""
+    """Leave the process group, so that this rank and the others no longer wait for each other."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -73,13 +74,16 @@ def leave() -> None:
 
 
 def open_accelerator(config: ComputeConfig) -> "Accelerator":
-    """Open the Accelerator of a run, whose configuration must be resolved.
+    """Open the Accelerator of a run. A process can have only one at a time, as Accelerate's state is shared.
 
-    Sets torch's threads and the kernels' implementation, and on a CPU keeps freed memory mapped for reuse. In
-    a process that torchrun has started it joins the group of all ranks, by NCCL between GPUs, by gloo between
-    CPUs. Raises UserError for more ranks than GPUs.
+    Also sets torch's threads and the implementation of the kernels, keeps freed memory mapped on a CPU, and
+    joins the other ranks under torchrun, with NCCL between GPUs and gloo between CPUs.
 
-    One run at a time in a process: Accelerate's state is shared, and the last call owns it.
+    Args:
+        config: a resolved configuration.
+
+    Raises:
+        UserError: if this machine has more ranks than GPUs.
     """
     import torch
     from accelerate import Accelerator
@@ -101,15 +105,11 @@ def open_accelerator(config: ComputeConfig) -> "Accelerator":
         import kernels
 
         kernels.retain_freed_memory()
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # else a second run keeps the first one's precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # or a second run keeps the first one's precision
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=MIXED_PRECISION[config.precision],
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
-    torch.set_num_threads(
-        config.threads
-    )  # where it makes the group of several ranks, Accelerate sets them, too
+    torch.set_num_threads(config.threads)  # after Accelerate, which sets them when it creates the group
     return accelerator

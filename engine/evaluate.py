@@ -1,15 +1,12 @@
-"""Test accuracy of a finished run's student and its teacher; the last line is JSON."""
+"""Measure the test accuracy of a finished run's student and teacher. The last line of output is JSON."""
 
 import json
 import sys
-from argparse import ArgumentError
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from engine.cli.arguments import require_named
+from engine.cli.arguments import command_parser, parse, require_named
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
@@ -25,20 +22,23 @@ from engine.training.run_record import RunRecord
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m engine.evaluate", description=__doc__, exit_on_error=False)
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    """Run `python -m engine.evaluate` with these arguments."""
+    parser = command_parser("engine.evaluate", __doc__)
+    parser.add_argument("--run", metavar="DIR", help="folder of a finished run (required)")
     parser.add_argument("--root", metavar="DIR", help="folder of the test set's files (default: the run's)")
     parser.add_argument("--dataset", metavar="NAME", help="fashion-mnist or none (default: the run's)")
     for section in ("teacher", "student"):
         parser.add_argument(
-            f"--{section}.name", metavar="NAME", help="allows the run's module:factory to be imported"
+            f"--{section}.name",
+            dest=f"{section}_name",
+            metavar="NAME",
+            help=f"module:factory of the {section}; needed only if its source has changed since the run",
         )
     add_log_flags(parser)
-    try:
-        options = parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise UserError(f"{error}; --help lists the options (--run DIR)") from None
-    named = [options[f"{section}.name"] for section in ("teacher", "student")]
+    options = parse(parser, arguments)
+    if not options.run:
+        raise UserError("--run DIR is missing; give the folder of a finished run")
+    named = [options[f"{section}_name"] for section in ("teacher", "student")]
     result = evaluate_run(Path(options.run), named, root=options.root, dataset=options.dataset)
     print(f"teacher {result['teacher_top1']:.2%}, student {result['student_top1']:.2%}, agreement", end=" ")
     print(f"{result['agreement']:.2%}")
@@ -48,21 +48,27 @@ def command(arguments: Sequence[str]) -> None:
 def evaluate_run(
     folder: Path, named: Collection[str | None] = (), *, root: str | None = None, dataset: str | None = None
 ) -> dict[str, float]:
-    """teacher_top1, student_top1 and agreement of the run in `folder`, on the test set of its recipe.
+    """Return teacher_top1, student_top1 and agreement of a run on the test set of its recipe.
 
-    `named`: factories that may be imported, in addition to those that the run remembers. Raises UserError
-    naming the file that is missing, unreadable or not the run's.
+    Args:
+        folder: folder of the run.
+        named: factories that may be imported, in addition to those in the run's record.
+        root: folder of the test set's files, instead of the recipe's.
+        dataset: name of the test set, instead of the recipe's.
+
+    Raises:
+        UserError: if a file is missing, unreadable or not the run's, or there is no test set.
     """
-    made_with, record, fix = own_settings(folder), RunRecord.read(folder), "restore that file"
+    settings, record, fix = own_settings(folder), RunRecord.read(folder), "restore that file"
     weights = str(require_student(folder, record))
     recipe = load_recipe(str((folder / CONFIG).resolve()), {"evaluate.dataset": dataset} if dataset else None)
     require_named({"teacher": recipe.teacher, "student": recipe.student}, named, record.factories)
-    require_same_weights(recipe, record.weights, [made_with], whose=f"--run {folder}", fix=fix)
+    require_same_weights(recipe, record.weights, [settings], whose=f"--run {folder}", fix=fix)
     test_set, reason = load_test_set(replace(recipe.evaluate, root=root or recipe.evaluate.root))
     if test_set is None:
         raise UserError(
-            f"no test set: {reason}; --dataset fashion-mnist (10 classes of 32x32, the only one so far) and "
-            "--root FOLDER name one"
+            f"no test set: {reason}; give --dataset fashion-mnist (10 classes of 32x32 images, the only one "
+            "so far) and --root DIR"
         )
     from engine.models.loading import load_classifier
     from engine.stages.evaluate import evaluate

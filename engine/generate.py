@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.arguments import CommandLine, add_short_flags, command_parser
 from engine.cli.main import main
 from engine.cli.resolve import resolve, threads_of_bank
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def command(arguments: Sequence[str]) -> None:
     """Run `python -m engine.generate`."""
-    parser = ArgumentParser(prog="python -m engine.generate", description=__doc__, exit_on_error=False)
+    parser = command_parser("engine.generate", __doc__)
     _add_flags(parser)
     add_monitor_flags(parser)
     add_short_flags(parser)
@@ -124,7 +124,7 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
                 monitor_options=monitor_options(options),
             )
     except KeyboardInterrupt:
-        print(f"to continue, run the same command with --out {options.out} --resume", file=sys.stderr)
+        print(f"to continue, repeat the command with --out {options.out} --resume", file=sys.stderr)
         raise
     print(line)
 
@@ -147,7 +147,7 @@ def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recip
     with RayCluster(options.ray, cpus=max(available_cores(), needed)) as cluster:
         cores, on_gpu = cluster.cores(options.workers), recipe.compute.device == "cuda"
         resolved = cluster.run(resolve, recipe, "measured", cores, on_gpu=on_gpu)
-        if recipe.has_auto_batch:
+        if recipe.auto_batches:
             sizes = resolved.augment.micro_batch, resolved.filter.micro_batch
             logger.info("micro-batches: augment %s, filter %s", *sizes)
         yield resolved, WorkerOptions(cluster=cluster, workers=options.workers, retries=options.retries)

@@ -1,4 +1,4 @@
-"""What this machine has: its cores, and the precision and runtime that suit it."""
+"""Detect this machine's cores, and the precision and runtime that suit it."""
 
 import os
 from importlib.util import find_spec
@@ -10,12 +10,12 @@ BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 
 
 def available_cores() -> int:
-    """Of this process."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def native_precision(device: str) -> Literal["fp32", "bf16"]:
-    """bf16 where the hardware has matrix products of it, else fp32."""
+    """Return bf16 if the hardware computes matrix products in it, else fp32."""
     if device == "cuda":
         import torch
 
@@ -26,5 +26,5 @@ def native_precision(device: str) -> Literal["fp32", "bf16"]:
 
 
 def native_runtime(device: str, compiled: bool) -> Runtime:
-    """Return openvino on a CPU that has the package, else torch; also torch if inductor compiles."""
+    """Return openvino on a CPU if it is installed and inductor does not compile, else torch."""
     return "openvino" if device == "cpu" and not compiled and find_spec("openvino") else "torch"

@@ -1,14 +1,13 @@
-"""Train the embedded assets again: the teacher on the private half, the tiny priors on the public half.
+"""Train the bundled networks again: the teacher on the private half of the data, the priors on the public.
 
-Each network continues from its last epoch in --work; finished networks are not trained again.
+Each network resumes from its last epoch in --work; finished networks are skipped.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from engine.cli.arguments import command_parser, parse
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
@@ -18,14 +17,17 @@ from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="python -m engine.pretrain", description=__doc__, exit_on_error=False)
-    parser.add_argument("--out", metavar="DIR", default="assets/fashion-mnist", help="where the assets go")
-    parser.add_argument("--work", metavar="DIR", default="runs/pretrain", help="where the checkpoints go")
-    parser.add_argument("--data", metavar="DIR", default=None, help="folder of the Fashion-MNIST files")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and noise")
+    """Run `python -m engine.pretrain` with these arguments."""
+    parser = command_parser("engine.pretrain", __doc__)
+    parser.add_argument("--out", metavar="DIR", default="assets/fashion-mnist", help="output folder")
+    parser.add_argument("--work", metavar="DIR", default="runs/pretrain", help="folder for the checkpoints")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder of the Fashion-MNIST files (default: the usual places)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw")
     parser.add_class_arguments(ComputeConfig, "compute")
     add_log_flags(parser)
-    options = parser.instantiate(parser.parse_args(list(arguments)))
+    options = parse(parser, arguments)
     from engine.pretraining.assets import make_assets
 
     root = Path(options.data) if options.data else None

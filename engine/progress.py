@@ -1,4 +1,4 @@
-"""Progress a stage: bars on a terminal, one line a stage elsewhere, and the seconds and counts of each."""
+"""Show the progress of each stage, as bars on a terminal or log lines elsewhere, and count units and time."""
 
 import logging
 import sys
@@ -20,52 +20,54 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Stage:
-    """One stage at work; `advance` and `note` are its whole surface for the code that does the work."""
+    """The progress of one stage. The code that does the work calls `advance` and `note`."""
 
     name: str
     unit: str
     total: int = 0
-    """Units of the entries so far, or of the whole run where that was announced and is more."""
+    """Units of the entries so far, or of the whole run if that was announced and is larger."""
     begun: int = 0
     """Units of the entries so far."""
     done: int = 0
+    """Finished units."""
     entered: float = 0.0
-    """Clock at the last entry."""
+    """Time of the last entry, by `time.perf_counter`."""
     seconds: float = 0.0
-    """Seconds of the entries before this one."""
+    """Seconds spent in the entries that have ended."""
     text: str = ""
     active: bool = False
+    """Whether the stage is entered now."""
     changed: Callable[["Stage"], None]
-    """Called after every change of `done`."""
+    """Callback after every change of `done`."""
 
     def advance(self, count: int = 1) -> None:
-        """`count` more units are done."""
+        """Count `count` more finished units."""
         self.done += count
         self.changed(self)
 
     def note(self, text: str) -> None:
-        """A few words shown behind the rate, e.g. `kept 71 %`."""
+        """Set a few words to show after the rate, such as `kept 71 %`."""
         self.text = text
 
     def elapsed(self) -> float:
-        """Seconds spent in this stage, over all entries."""
+        """Return the seconds spent in this stage, over all entries."""
         return self.seconds + (time.perf_counter() - self.entered if self.active else 0.0)
 
     def rate(self) -> float:
-        """Units a second."""
+        """Return the units per second."""
         return self.done / max(self.elapsed(), 1e-9)
 
     def remaining(self) -> float | None:
-        """Seconds to the end of what is announced, None before the first unit."""
+        """Return the estimated seconds to the end of `total`, or None before the first unit."""
         return (self.total - self.done) / self.rate() if self.done else None
 
 
 class Progress:
-    """`with Progress() as progress, progress.stage("augment", total=600, unit="images") as stage: ...`
+    """The progress of a run: `with progress.stage("augment", total=600, unit="images") as stage: ...`
 
-    A stage may be entered again, in a later round: its bar, seconds and counts go on.
-    `seconds` and `counts` hold every stage that has ended, by name; a resumed run puts its earlier values in.
-    Bars are drawn, and lines logged, only if the logger of this module is enabled for INFO.
+    A later round may enter a stage again, which continues its bar, seconds and counts. `seconds` and `counts`
+    hold the values of ended entries by stage; a resumed run sets them to its earlier values. Bars and log
+    lines appear only if this module's logger is enabled for INFO.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -92,14 +94,14 @@ class Progress:
         self._bars.stop()
 
     def announce(self, name: str, *, total: int, unit: str) -> None:
-        """The whole run's units of a stage that is entered many times, so that its time left is the run's."""
+        """Set the units of a stage over the whole run, so that its time left covers all later entries."""
         stage = self._stages.get(name) or self._add(name, unit)
         stage.total = total
         self._draw(stage)
 
     @contextmanager
     def stage(self, name: str, *, total: int, unit: str) -> Iterator[Stage]:
-        """`total` more units of the stage `name`; yields the Stage to advance."""
+        """Enter the stage `name` for `total` more units, and yield the Stage to advance."""
         stage = self._stages.get(name) or self._add(name, unit)
         first = stage.done
         stage.begun += total
@@ -115,7 +117,7 @@ class Progress:
             self.counts[name] = self.counts.get(name, 0) + stage.done - first
             self._draw(stage)
         if self._bars.disable and not self._quiet:
-            logger.info(_line(stage, stage.done - first, spent))
+            logger.info(_summary(stage, stage.done - first, spent))
 
     def _add(self, name: str, unit: str) -> Stage:
         stage = self._stages[name] = Stage(name=name, unit=unit, changed=self._draw)
@@ -127,7 +129,7 @@ class Progress:
 
 
 class _StageColumn(ProgressColumn):
-    """Done, rate, time left (time taken once all is done) and note, from the task's Stage."""
+    """Shows the units, rate, time left (or time taken at the end) and note of the task's Stage."""
 
     def render(self, task: Task) -> Text:
         stage: Stage = task.fields["stage"]
@@ -137,7 +139,7 @@ class _StageColumn(ProgressColumn):
         return Text("  ".join([*parts, stage.text]))
 
 
-def _line(stage: Stage, count: int, seconds: float) -> str:
+def _summary(stage: Stage, count: int, seconds: float) -> str:
     rate = f"{count / max(seconds, 1e-9):.1f} {stage.unit}/s"
     left = stage.remaining() if stage.done < stage.total else None
     parts = [f"{stage.name:<10} {count} {stage.unit} in {seconds:.1f} s", rate, stage.text]
@@ -145,7 +147,7 @@ def _line(stage: Stage, count: int, seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from one hour on."""
+    """Return the time as `m:ss`, or as `h:mm:ss` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,7 @@
-"""What the commands print to: it never ends the work, and prints text as it is."""
+"""Output of the commands: safe standard streams, the console, and the log.
+
+A failed write never ends the work. Text is printed verbatim: brackets and :colons: are no markup.
+"""
 
 import io
 import logging
@@ -12,13 +15,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-
+PACKAGES = ("engine", "export", "kernels", "bench")
+"""Packages whose loggers have their names."""
+LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 _console: "Console | None" = None
 
 
 class Output(io.TextIOWrapper):
-    """Text to a file descriptor; if a write fails, it and all later ones go to /dev/null instead."""
+    """A text stream that redirects its file descriptor to /dev/null after the first failed write."""
 
     failure: OSError | None = None
 
@@ -26,29 +31,29 @@ class Output(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError as error:
-            self._give_up(error)
+            self._discard(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            self._give_up(error)
+            self._discard(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _discard(self, error: OSError) -> None:
         self.failure = self.failure or error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
 
 
-def settle() -> None:
-    """Make stdout and stderr such that printing raises nothing, whatever is at their other end.
+def protect_streams() -> None:
+    """Replace stdout and stderr by streams on which printing never raises.
 
-    It may be closed, from the start or in the middle (`| head`), full, or of an encoding without the
-    character. Streams that another program has put in their place are left alone.
+    Handles a stream that is closed from the start or later (`| head`), a full disk, and an encoding that
+    lacks a character. Streams that another program has already replaced stay as they are.
     """
-    _open_missing()
+    _open_missing_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -58,7 +63,7 @@ def settle() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why some of stdout was not written, None if all was, or if its reader went away."""
+    """Return the error that lost some of stdout; None without one, or if the reader closed the pipe."""
     if not isinstance(sys.stdout, Output):
         return None
     sys.stdout.flush()
@@ -66,14 +71,11 @@ def lost_output() -> OSError | None:
 
 
 def console() -> "Console":
-    """Return the console of stdout: one for all, so that lines are printed above a live display.
-
-    Text may have anything in it: brackets and :colons: are no markup.
-    """
+    """Return the console of stdout, the same for all callers, so that lines appear above a live display."""
     from rich.console import Console
 
     global _console
-    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a live display puts a proxy there
+    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a live display replaces stdout by a proxy
     if _console is None or _console.file is not stream:
         _console = Console(file=stream, markup=False, emoji=False, highlight=False)
     return _console
@@ -90,8 +92,8 @@ def _output(stream: io.TextIOWrapper) -> Output:
     )
 
 
-def _open_missing() -> None:
-    """Else the next file that is opened takes a standard number, and gets what C code prints."""
+def _open_missing_descriptors() -> None:
+    """Open the closed ones of descriptors 0 to 2, so that no other file gets what C code prints."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -99,26 +101,19 @@ def _open_missing() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-PACKAGES = ("engine", "export", "kernels", "bench")
-"""Their loggers are named after them."""
-LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
-
-
 def add_log_flags(parser: ArgumentParser) -> None:
-    """Add the flags to --help; `on_console` removes them before the parser reads the command line."""
+    """Add --quiet and --verbose to --help; `on_console` removes them before the command line is parsed."""
+    parser.add_argument("--quiet", action="store_true", help="show only the result, warnings and errors")
     parser.add_argument(
-        "--quiet", action="store_true", help="show the result, warnings and errors, but no news or progress"
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="also show debug lines, with the time and the logger's name"
+        "--verbose", action="store_true", help="also show debug lines, with the time and the logger"
     )
 
 
 @contextmanager
 def on_console(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Show the packages' log while the context lasts; yield the arguments without `--quiet` and `--verbose`.
+    """Show the packages' log inside the block, and yield the arguments without `--quiet` and `--verbose`.
 
-    The last of these flags counts.
+    If several of these flags are given, the last one applies.
     """
     level = [logging.INFO, *(LEVELS[each] for each in arguments if each in LEVELS)][-1]
     with _attached(_ConsoleHandler(is_verbose=level == logging.DEBUG), level):
@@ -127,7 +122,7 @@ def on_console(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 @contextmanager
 def _attached(handler: logging.Handler, level: int) -> Iterator[None]:
-    """Let `handler` alone get the packages' records, as other libraries add their own to the root logger."""
+    """Send the packages' records to `handler` only: other libraries add handlers to the root logger."""
     loggers = [logging.getLogger(name) for name in PACKAGES]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -144,7 +139,7 @@ def _attached(handler: logging.Handler, level: int) -> Iterator[None]:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints a record as its text, above progress bars; a warning starts with `warning: `."""
+    """Prints the text of a record above progress bars, with `warning: ` before a warning."""
 
     def __init__(self, *, is_verbose: bool) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ import torch
 from tests.commands import CommandServer, command_server
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it where a kernel is defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when a kernel is defined
 
 RAY_TESTS = Path(__file__).parent / "engine/generation/workers"
 POISONED_PACKAGES = {"engine", "export", "kernels"}

@@ -1,4 +1,4 @@
-"""The log of the packages as a list of lines."""
+"""What the engine logs inside a block, for tests and helpers without pytest's fixture."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def log_lines(name: str = "engine") -> Iterator[list[str]]:
-    """Yield what the logger and those below it log at INFO and above while the context lasts."""
+    """Yield the messages of a logger and its children inside the block, from INFO on."""
     lines: list[str] = []
 
     class Collector(logging.Handler):

@@ -14,12 +14,12 @@ def write_many_classes(folder: Path, *, classes: int, batch_size: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(wrn_16_1(classes, 1).state_dict(), folder / "teacher.safetensors")
-    door = {"num_classes": classes, "in_channels": 1, "image_size": 8, "mean": [0.2], "std": [0.3]}
+    inputs = {"num_classes": classes, "in_channels": 1, "image_size": 8, "mean": [0.2], "std": [0.3]}
     recipe = {
         "class_names": [f"class {number}" for number in range(classes)],
         "compute": {"device": "cpu", "precision": "fp32", "runtime": "torch", "threads": 1},
-        "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **door},
-        "student": {"name": "engine:wrn_16_1", **door},
+        "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **inputs},
+        "student": {"name": "engine:wrn_16_1", **inputs},
         "synthesize": {"batch_size": batch_size, "steps": 1, "latent_dim": 8},
         "augment": {"method": "none"},
         "filter": {"method": "none"},

@@ -1,7 +1,7 @@
-"""Every command, recipe and link in README.md, CONTRIBUTING.md and docs/ does what the page says.
+"""Every command, recipe and link in README.md, CONTRIBUTING.md and docs/ works.
 
-A command runs on a tiny recipe if that takes seconds. Otherwise `UNDERSTOOD` says why not, and the command's
-own parser reads it. A command that neither covers fails.
+A command that takes seconds runs on a tiny recipe. For the others, `UNDERSTOOD` gives the reason, and their
+own parser must accept them. A command that no rule covers fails.
 """
 
 import ast
@@ -36,7 +36,7 @@ RUN = (
     r"python -m engine\.(distill|bank) ",
     r"python -m export .*onnxruntime --run",
 )
-"""Commands that run here on the tiny recipe."""
+"""Commands that run on the tiny recipe."""
 UNDERSTOOD = {
     r"python -m engine\.run( --recipe fashion-mnist-long)?$": "minutes; test_embedded.py runs it",
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
@@ -48,7 +48,7 @@ UNDERSTOOD = {
     r"python -m bench ": "minutes each; tests/bench runs their parts",
     r"torchrun ": "several interpreters; test_distributed.py trains on several ranks",
 }
-"""Commands that are only parsed, and what running them takes."""
+"""Commands that are only parsed, with the reason."""
 NOT_OURS = {
     r"\. \.venv/bin/activate": "the shell's",
     r"kill -\w+ PID": "the shell's; tests/engine/generation/workers sends these signals",
@@ -62,11 +62,11 @@ PREPARING = (
     "python -m engine.run --recipe my-recipe.yaml --out runs/mine",
     "python -m engine.generate --out bank --shards 100",
 )
-"""Commands of the pages that make what the others take; they run once, before them."""
+"""Commands whose results the others need; they run once, before them."""
 SMALLER = {"--shards": "1", "--schedule.kd_steps": "4", "--metrics-port": "0"}
-"""Values that make a command one of seconds, or free of its machine's ports."""
+"""Values with which a command takes seconds and does not depend on a free port."""
 MORE = {**SMALLER, "--shards": "2"}
-"""Those of a command that resumes, so that there is something to make."""
+"""Values for a command that resumes, which needs more shards than there are."""
 
 
 class Block(NamedTuple):
@@ -86,7 +86,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def commands_of(page: Path) -> Iterator[str]:
-    """Every line of the `sh` blocks; in other blocks and inline code, what begins like a command."""
+    """Yield the lines of `sh` blocks, and what starts like a command in other blocks and inline code."""
     text = page.read_text(encoding="utf-8")
     for block in blocks(text):
         for line in block.text.replace("\\\n", " ").splitlines():
@@ -110,7 +110,7 @@ def is_run(command: str) -> bool:
 
 
 def smaller(command: str) -> tuple[str, ...]:
-    """The module and arguments of a command of the pages, as one of seconds."""
+    """Return the module and arguments of a command, with values that make it take seconds."""
     module, *arguments = shlex.split(command)[2:]
     for flag, value in (MORE if "--resume" in arguments else SMALLER).items():
         if flag in arguments:
@@ -121,12 +121,9 @@ def smaller(command: str) -> tuple[str, ...]:
     return module, *arguments
 
 
-# The workspace
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
-    """A folder with what the pages' commands take: a recipe, a run, banks here and at a URL."""
+    """Return a folder with the inputs of the commands: a recipe, a run, and banks here and at a URL."""
     folder = tmp_path_factory.mktemp("docs")
     _write_recipe(folder)
     (folder / "package").mkdir()
@@ -141,7 +138,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
 
 
 def _write_recipe(folder: Path) -> None:
-    """The tiny recipe with the classes and the kind of filter of README.md's."""
+    """Write the tiny recipe with the classes and the kind of filter of the recipe in README.md."""
     schedule = {"init_batches": 1, "rounds": 1, "kd_steps": 2}
     path = write_recipe(folder / "tiny", filter={"omega": -1.0, "quantile": None}, schedule=schedule)
     recipe = yaml.safe_load(path.read_text())
@@ -150,7 +147,7 @@ def _write_recipe(folder: Path) -> None:
 
 
 def put(bank: Path, bucket: str) -> None:
-    """Make the bucket's bank a copy of that folder."""
+    """Replace the bank in the bucket by a copy of that folder."""
     import s3fs
 
     filesystem = s3fs.S3FileSystem()
@@ -168,7 +165,7 @@ def clear(bucket: str) -> None:
 
 @pytest.fixture
 def workspace(prepared: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the prepared folder, in which the test stands."""
+    """Return a copy of the prepared folder, which becomes the working directory."""
     folder = tmp_path / "work"
     shutil.copytree(prepared, folder, symlinks=True)
     put(folder / "bank", s3)
@@ -178,19 +175,16 @@ def workspace(prepared: Path, s3: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def start(patch: pytest.MonkeyPatch, command: Sequence[str]) -> None:
-    """Do what `python -m COMMAND` does, in this process. Raises AssertionError unless it exits with 0."""
+    """Run `python -m COMMAND` in this process. Raises AssertionError if the exit code is not 0."""
     module, *arguments = command
     patch.setattr(sys, "argv", [module, *arguments])
     spec = importlib.util.find_spec(module)
     assert spec, f"{command}: no such module"
     main = f"{module}.__main__" if spec.submodule_search_locations else module
-    patch.delitem(sys.modules, main, raising=False)  # which runpy would warn of
+    patch.delitem(sys.modules, main, raising=False)  # runpy would warn about it
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert ended.value.code == 0, f"{command}: exit code {ended.value.code}"
-
-
-# Commands
 
 
 def test_every_command_is_covered() -> None:
@@ -199,9 +193,9 @@ def test_every_command_is_covered() -> None:
     assert len(ALL) > 40
     own = [command for command in ALL if not re.match(r"make |python -m [\w.]+$", command)]
     uncovered = [command for command in own if command not in PREPARING and not matches(command, rules)]
-    assert not uncovered, "no rule of RUN, UNDERSTOOD or NOT_OURS is about these"
+    assert not uncovered, "no rule in RUN, UNDERSTOOD or NOT_OURS matches these commands"
     unused = [rule for rule in rules if not any(matches(command, [rule]) for command in ALL)]
-    assert not unused, "no page has a command that these rules are about"
+    assert not unused, "these rules match no command of a page"
 
 
 @pytest.mark.parametrize(
@@ -243,11 +237,11 @@ def test_is_understood(command: str, prepared: Path, monkeypatch: pytest.MonkeyP
 
 
 class _UnderstoodError(BaseException):
-    """The command's parser has read the command line."""
+    """The command's parser has accepted the command line."""
 
 
 def understand(patch: pytest.MonkeyPatch, command: Sequence[str]) -> None:
-    """Run a command up to the point at which its own parser has accepted all arguments."""
+    """Run a command until its own parser has accepted all arguments."""
     parse_args = ArgumentParser.parse_args
 
     def parse(parser: ArgumentParser, *args: Any, **kwargs: Any) -> None:
@@ -265,9 +259,6 @@ def test_a_wrong_command_is_not_understood(command: str, monkeypatch: pytest.Mon
         understand(monkeypatch, shlex.split(command))
 
 
-# Recipes, links and other blocks
-
-
 def pages_with(language: str) -> list[Any]:
     return [
         pytest.param(block.text, id=f"{page.name}-{number}")
@@ -279,7 +270,7 @@ def pages_with(language: str) -> list[Any]:
 
 @pytest.mark.parametrize("text", pages_with("yaml"))
 def test_a_recipe_loads(text: str, tmp_path: Path) -> None:
-    """README.md's, and the others, which extend it."""
+    """The other recipes extend the one in README.md."""
     (readme,) = (
         block.text for block in blocks(PAGES[0].read_text(encoding="utf-8")) if block.language == "yaml"
     )
@@ -297,7 +288,7 @@ def test_a_recipe_loads(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", pages_with("python"))
 def test_python_is_python(text: str) -> None:
-    """tests/engine/bank/test_elsewhere.py runs it."""
+    """tests/engine/bank/test_elsewhere.py runs the code."""
     ast.parse(text)
 
 
@@ -317,11 +308,8 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "docs/variations.png").stat().st_size < 200_000
 
 
-# docs/recipes.md
-
-
 def keys_of(owner: Any, section: str = "") -> dict[tuple[str, str], Field]:
-    """Each key of a recipe by its section, "" for the top level."""
+    """Return every field of a recipe by (section, key); the section of the top level is empty."""
     kinds, found = get_type_hints(owner), {}
     for field in fields(owner):
         if is_dataclass(kinds[field.name]):
@@ -348,7 +336,7 @@ def test_every_key_is_in_the_page_with_its_default() -> None:
 
 
 def plain(value: Any) -> str:
-    """A default as the page writes it."""
+    """Return a default as the page shows it."""
     if isinstance(value, str):
         return value or "''"
     text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)

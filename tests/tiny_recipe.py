@@ -18,13 +18,13 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(wrn_16_1(3, 1).state_dict(), folder / "teacher.safetensors")
-    door = {"num_classes": 3, "in_channels": 1, "image_size": IMAGE_SIZE, "mean": [0.2], "std": [0.3]}
+    inputs = {"num_classes": 3, "in_channels": 1, "image_size": IMAGE_SIZE, "mean": [0.2], "std": [0.3]}
     recipe: dict[str, Any] = {
         "name": "tiny",
         "class_names": list(CLASS_NAMES),
         "compute": {"device": "cpu", "precision": "fp32", "runtime": "torch", "threads": 1},
-        "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **door},
-        "student": {"name": "engine:wrn_16_1", **door},
+        "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **inputs},
+        "student": {"name": "engine:wrn_16_1", **inputs},
         "schedule": {"init_batches": 2, "rounds": 2, "batches_per_round": 1, "kd_steps": 3},
         "synthesize": {"batch_size": 6, "steps": 2, "latent_dim": 8, "start": "meta", "warmup_steps": 1},
         "augment": {

@@ -3,34 +3,38 @@
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from engine.cli.arguments import command_parser, parse
 from engine.cli.main import main
 from engine.terminal import add_log_flags
 
-VERIFY = "check every file, count and image of a bank; exit with code 1 if anything is wrong"
+VERIFY = "check every file, count and image of a bank, and exit with code 1 if anything is wrong"
 MERGE = "copy the shards of several banks into a new bank"
 
 
 def command(arguments: Sequence[str]) -> None:
     """Run `python -m engine.bank` with these arguments."""
-    parser = ArgumentParser(prog="python -m engine.bank", description=__doc__, exit_on_error=False)
+    parser = command_parser("engine.bank", __doc__)
     commands = parser.add_subcommands(dest="command")
-    verify = ArgumentParser(description=VERIFY, exit_on_error=False)
-    verify.add_argument("bank", metavar="BANK", help="a folder, or a URL such as s3://BUCKET/BANK")
+    verify = command_parser("engine.bank verify", VERIFY)
+    verify.add_argument("bank", metavar="BANK", help="folder, or URL such as s3://BUCKET/BANK")
     commands.add_subcommand("verify", verify, help=VERIFY)
-    merge = ArgumentParser(description=MERGE, exit_on_error=False)
+    merge = command_parser("engine.bank merge", MERGE)
     merge.add_argument(
-        "banks", metavar="BANK", nargs="+", help="banks with the same classes, image size and codec"
+        "banks",
+        metavar="BANK",
+        nargs="+",
+        help="folders or URLs of banks with the same classes, image size and codec",
     )
-    merge.add_argument("--out", metavar="BANK", required=True, help="the new bank")
+    merge.add_argument("--out", metavar="BANK", required=True, help="folder or URL of the new bank")
     merge.add_argument(
         "--resume", action="store_true", help="continue an interrupted merge of the same banks"
     )
     commands.add_subcommand("merge", merge, help=MERGE)
     for each in (parser, verify, merge):
         add_log_flags(each)
-    options = parser.parse_args(list(arguments))
+    options = parse(parser, arguments)
     {"verify": _verify, "merge": _merge}[options.command](options[options.command])
 
 

@@ -1,1 +1,1 @@
-"""From a command line to a recipe, to values that this machine gives, to an exit code."""
+"""What every command needs: its arguments, a resolved recipe and an exit code."""

@@ -1,20 +1,20 @@
-"""From a command line to a recipe: which recipe, what overrides it, and the short flags spelled out."""
+"""Read a command line: the flags of every command, the short flags, and the recipe with its overrides."""
 
 import re
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from engine import recipes
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.factory import Factory, is_factory
-from engine.recipes.load import parse_recipe
+from engine.recipes.load import add_recipe, check_keys, errors_in_words, pop_recipe, setting_types
 from engine.terminal import add_log_flags
 
 RUNTIME = "--compute.runtime"
@@ -23,15 +23,58 @@ SHORT = {
     "--precision": "--compute.runtime_precision",
     "--threads": "--compute.threads",
 }
+METAVARS = {"--runtime": "R", "--precision": "P", "--threads": "N"}
 TRT = "--trt"
 BATCH = "--batch"
 BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Shows the default of a flag, but neither its type nor a default that means `not given`."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        if not action.help or not text.startswith(f"{action.help} ("):
+            return text
+        is_setting = "." in action.dest  # whose null has a meaning
+        if action.nargs == 0 or (action.default is None and not is_setting):
+            return f"{action.help} (required)" if action.required else action.help
+        return f"{action.help} (default: {_shown(action.default)})"
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, list | tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default) or "''"
+
+
+def command_parser(module: str, description: str | None, *, exit_on_error: bool = False) -> ArgumentParser:
+    """Return the parser of `python -m MODULE`; --help shows the docstrings of settings."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        exit_on_error=exit_on_error,
+        formatter_class=_HelpFormatter,
+    )
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Return the options, with objects for nested configurations. Raises ArgumentError for wrong arguments.
+
+    This is the only place that calls a parser.
+    """
+    return parser.instantiate(parser.parse_args(list(arguments)))
+
+
 def add_short_flags(parser: ArgumentParser) -> None:
-    """Show the short flags, --quiet and --verbose in --help; `CommandLine.read` replaces the short ones."""
+    """Add the short flags, --quiet and --verbose to --help; `CommandLine.read` replaces the short ones."""
     for flag, full in SHORT.items():
-        parser.add_argument(flag, metavar=flag[2].upper(), help=f"short for {full}")
+        parser.add_argument(flag, metavar=METAVARS[flag], help=f"short for {full}")
     parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
     add_log_flags(parser)
@@ -39,30 +82,30 @@ def add_short_flags(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A command line, read before the parser, whose defaults depend on it; the parser then checks it."""
+    """A command line, which is read before it is parsed, because the parser's defaults depend on it."""
 
     arguments: tuple[str, ...]
     """The command line with the short flags spelled out."""
     flags: Mapping[str, str | None]
-    """Value of each flag, by its name without dashes; None if no value follows it."""
+    """Value of each flag by its name without dashes; None if no value follows the flag."""
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> "CommandLine":
-        """Read the command line. Raises UserError for two runtimes."""
+        """Read the command line. Raises UserError if it selects two runtimes."""
         full = _spelled_out(arguments)
         flags: dict[str, str | None] = {}
         for argument, following in zip_longest(full, full[1:]):
-            flag, equals, value = argument.partition("=")
+            flag, equals, value = _split(argument)
             if flag.startswith("--"):
                 flags[flag.removeprefix("--")] = value if equals else _value(following)
         return cls(arguments=tuple(full), flags=flags)
 
     def given(self, flag: str) -> bool:
-        """Whether the command line has this flag."""
+        """Return whether the command line has this flag."""
         return flag in self.flags
 
     def value(self, flag: str) -> str | None:
-        """Return the value of a flag, None without the flag. Raises ArgumentError if no value follows it."""
+        """Return the value of a flag, or None without it. Raises ArgumentError if the flag has no value."""
         value = self.flags.get(flag)
         if value is None and self.given(flag):
             raise ArgumentError(None, f"argument --{flag}: expected one argument")
@@ -70,18 +113,19 @@ class CommandLine:
 
     @property
     def recipe(self) -> str:
-        """The recipe that `--recipe` names, or the default one."""
+        """Name or file of `--recipe`, or the default recipe."""
         given = self.value("recipe")
         return recipes.DEFAULT if given is None else given
 
-    def recipe_name(self, otherwise: str | None = None) -> str:
-        """Return the name that the recipe will have: `--name`, or the name of the recipe that is taken.
+    def recipe_name(self, base_name: str | None = None) -> str:
+        """Return the name that the recipe will have: `--name`, or else the name of the recipe itself.
 
-        `otherwise`: name of the settings that are taken without `--recipe`. Raises UserError for no recipe.
+        `base_name` is the name of the recipe that is used without `--recipe`. Raises UserError if `--recipe`
+        names no recipe.
         """
         given = self.value("name")
-        if given or (otherwise and not self.given("recipe")):
-            return str(given or otherwise)
+        if given or (base_name and not self.given("recipe")):
+            return str(given or base_name)
         return str(recipes.read(self.recipe)["name"])
 
     def parse(
@@ -92,38 +136,52 @@ class CommandLine:
         source: str = "the bank",
         remembered: Mapping[str, Factory] | None = None,
     ) -> tuple[Recipe, Namespace]:
-        """Return the recipe as given, not yet resolved, and the parser's own options.
-
-        Raises UserError for what does not fit.
+        """Return the recipe, not yet resolved, and the command's own options.
 
         Args:
-            parser: has the command's own flags, and `exit_on_error=False`.
+            parser: a `command_parser` with the command's own flags; gets the recipe's.
             base: a recipe as nested mappings, instead of the one that `--recipe` names.
-            source: where `base` is from.
+            source: origin of `base`, for messages.
             remembered: see `require_named`.
+
+        Raises:
+            UserError: if a key or value is not allowed; the message names the key.
         """
-        try:
+        parser.add_argument(
+            "--recipe",
+            metavar="NAME or FILE",
+            default=recipes.DEFAULT,
+            help=f"one of {', '.join(recipes.names())}; or a YAML file",
+        )
+        with errors_in_words():
             if base is None:
                 base, source = recipes.read(self.recipe), f"recipe '{self.recipe}'"
-        except ArgumentError as error:
-            raise UserError(str(error)) from None
-        recipe, options = parse_recipe(parser, self.arguments, base, source)
+            own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
+            add_recipe(parser, base, source)
+            check_keys(self.flags, "the command line", {*own_flags, *setting_types()})
+            options = parse(parser, self.arguments)
+        recipe = pop_recipe(options)
         classifiers = {"teacher": recipe.teacher, "student": recipe.student}
         require_named(classifiers, self.flags.values(), remembered)
         return recipe, options
 
 
+def _split(argument: str) -> tuple[str, str, str]:
+    """Split `--flag=value` at its equals sign; both other parts are empty without one."""
+    return argument.partition("=")
+
+
 def _value(following: str | None) -> str | None:
-    """Return what follows a flag if it is a value, as argparse has it: not another flag."""
+    """Return the argument after a flag, or None if argparse would read it as another flag."""
     return None if following is None or re.match(r"-\D", following) else following
 
 
 def _spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The command line with the short flags replaced. Raises UserError for two runtimes."""
+    """Return the command line with the short flags replaced. Raises UserError for two runtimes."""
     full: list[str] = []
     given = iter(arguments)
     for argument in given:
-        flag, equals, value = argument.partition("=")
+        flag, equals, value = _split(argument)
         if flag == BATCH:
             size = value if equals else next(given, "")
             full += [f"{setting}={size}" for setting in BATCHES]
@@ -131,9 +189,9 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
             full.append(f"{RUNTIME}=tensorrt")
         else:
             full.append(SHORT.get(flag, flag) + equals + value)
-    runtimes = [argument for argument in full if argument.partition("=")[0] == RUNTIME]
+    runtimes = [argument for argument in full if _split(argument)[0] == RUNTIME]
     if TRT in arguments and len(runtimes) > 1:
-        raise UserError("--trt is --runtime tensorrt; give one runtime")
+        raise UserError("--trt means --runtime tensorrt, but another runtime is also given; give one of them")
     return full
 
 
@@ -142,13 +200,13 @@ def require_named(
     named: Collection[str | None],
     remembered: Mapping[str, Factory] | None = None,
 ) -> None:
-    """Refuse Python factories that only a file names: the command line must name them, too.
+    """Require that the command line names every Python factory, because a recipe file alone may not run code.
 
     Args:
-        configs: by section.
-        named: values given on the command line.
-        remembered: the factories of the run that the command goes on with; one of them need not be named
-            again as long as its source is what it was.
+        configs: the classifiers by section.
+        named: values on the command line.
+        remembered: factories of the run that the command continues, by section; they need not be named again
+            unless their source has changed.
 
     Raises:
         UserError: if a factory is not named; the message gives the section and the factory.
@@ -159,11 +217,11 @@ def require_named(
         known = (remembered or {}).get(section)
         if known is None or known.name != config.name or not known.files:
             raise UserError(
-                f"{section}.name: '{config.name}' is code, which a file alone may not run; "
+                f"{section}.name is '{config.name}', which is code that a recipe file alone may not run; "
                 f"name it on the command line: --{section}.name {config.name}"
             )
         if change := known.change(Factory.of(config.name)):
             raise UserError(
-                f"{section}.name: this run used '{config.name}' from {change}; restore it, or name it on the "
-                f"command line to accept it as it is now: --{section}.name {config.name}"
+                f"{section}.name is '{config.name}', which this run used from {change}; restore it, or name "
+                f"it on the command line to accept the current source: --{section}.name {config.name}"
             )

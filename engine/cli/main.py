@@ -1,4 +1,4 @@
-"""How a command ends: what the user can mend is one line and an exit code, a defect is a traceback."""
+"""Run a command and turn its errors into exit codes: one line for a user's mistake, a traceback for a bug."""
 
 import contextlib
 import errno
@@ -18,65 +18,68 @@ if TYPE_CHECKING:
 
 Command = Callable[[Sequence[str]], None]
 
-_AGAIN = "then repeat the command, with --resume if it has that option"
+_REPEAT = "then repeat the command, with --resume if it has that option"
 REMEDIES = {
-    errno.ENOSPC: f"; free some space on that disk, {_AGAIN}",
-    errno.EDQUOT: f"; free some space or raise the quota, {_AGAIN}",
-    errno.EFBIG: f"; raise the limit on the size of files (ulimit -f), {_AGAIN}",
+    errno.ENOSPC: f"; free some space on that disk, {_REPEAT}",
+    errno.EDQUOT: f"; free some space or raise the quota, {_REPEAT}",
+    errno.EFBIG: f"; raise the file size limit (ulimit -f), {_REPEAT}",
 }
+"""What to do about an OSError, by its number."""
 
 
 def main(command: Command, arguments: Sequence[str] | None = None) -> int:
-    """Runs `command` on `arguments` (default: the command line's), says why it fails, returns the exit code.
+    """Run `command`, print why it failed on stderr, and return the exit code.
 
-    0 success, 1 numbers that are not finite, memory that runs out, shards or files that fail, 2 a mistake
-    of the user, 130 interrupted.
+    Exit codes: 0 for success; 1 for non-finite numbers, too little memory, and shards or files that fail; 2
+    for a mistake of the user; 130 for an interrupt.
+
+    Args:
+        arguments: arguments of the command, by default those of this process.
     """
-    terminal.settle()
+    terminal.protect_streams()
     code, message = outcome(command, sys.argv[1:] if arguments is None else arguments)
     if not code and (lost := terminal.lost_output()):
-        code, message = 1, _line(f"error: standard output: {lost.strerror}; the work itself is done")
+        code, message = 1, _one_line(f"error: standard output: {lost.strerror}; the work itself is done")
     if message:
         print(message, file=sys.stderr)
     return code
 
 
 def outcome(command: Command, arguments: Sequence[str]) -> tuple[int, str]:
-    """The exit code of `command`, and one line that says why it failed, empty where it did not."""
+    """Run `command`, and return its exit code and a line with the reason, which is empty after success."""
     try:
         with terminal.on_console(arguments) as rest:
             command(rest)
     except (UserError, ExportError) as error:
-        return 2, _line(f"error: {error}")
+        return 2, _one_line(f"error: {error}")
     except (NonFiniteError, OutOfMemoryError, FailedShardsError) as error:
-        return 1, _line(f"error: {error}")
+        return 1, _one_line(f"error: {error}")
     except ArgumentError as error:
-        return 2, _line(f"error: {error}; --help lists the options")
+        return 2, _one_line(f"error: {error}; --help lists the options")
     except OSError as error:
-        return 1, _line(f"error: {error}{REMEDIES.get(error.errno or 0, '')}")
+        return 1, _one_line(f"error: {error}{REMEDIES.get(error.errno or 0, '')}")
     except KeyboardInterrupt:
         return 130, "interrupted"
     return 0, ""
 
 
-def _line(message: str) -> str:
+def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
 def main_on_ranks(command: Command) -> int:
-    """`main` for the command line's arguments; the exit code.
+    """Run `command` on one or several ranks with this process's arguments, and return the exit code.
 
-    On several ranks all but the main one are silent. The rank that fails first says why, and its exit code is
-    that of every rank which fails with it, or because of it; torchrun stops those that are still at work, and
-    itself ends with 1.
+    Only the main rank prints to stdout. The first rank that fails prints the reason, and all ranks that fail
+    exit with its code. torchrun then stops the others and exits with 1 itself.
     """
     if distributed.world() == 1:
         return main(command)
-    terminal.settle()
+    terminal.protect_streams()
     with contextlib.ExitStack() as stack:
         if not distributed.is_main():
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
+            stack.enter_context(contextlib.redirect_stdout(null))
         code, message = _outcome_or_traceback(command)
     if code:
         _fail(code, message)
@@ -91,13 +94,13 @@ def _outcome_or_traceback(command: Command) -> tuple[int, str]:
 
 
 def _fail(code: int, message: str) -> None:
-    """Ends the process without interpreter shutdown, which can hang in a pending collective."""
+    """Exit without interpreter shutdown, which can hang in a pending collective."""
     import torch
 
-    with contextlib.suppress(torch.distributed.DistError):  # the launcher is gone, or is none of torch's
+    with contextlib.suppress(torch.distributed.DistError):  # the launcher has ended, or is not torch's
         store = _store()
         if store.add("failures", 1) > 1:
-            os._exit(int(store.get("exit code")))  # once the first has spoken
+            os._exit(int(store.get("exit code")))  # the first rank that failed has printed the reason
         print(message, file=sys.stderr, flush=True)
         store.set("exit code", str(code))
         os._exit(code)
@@ -106,9 +109,9 @@ def _fail(code: int, message: str) -> None:
 
 
 def _store() -> "Store":
-    """What the launcher keeps for the ranks of all machines; it is there before and after their group."""
+    """Return the launcher's store for the ranks of all machines, which outlives their process group."""
     from torch.distributed import PrefixStore, TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"ending/{attempt}", TCPStore(host, port, is_master=False))
+    return PrefixStore(f"exit/{attempt}", TCPStore(host, port, is_master=False))

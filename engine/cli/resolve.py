@@ -1,6 +1,6 @@
-"""Give every `auto` and null of a recipe the value that this machine gives it, once.
+"""Replace every `auto` and null of a recipe that depends on the machine by a value, once.
 
-What opens a device, a runtime or a feed asserts that this has been done (`is_resolved`).
+The functions that open a device, a runtime or a feed assert that their settings are resolved.
 """
 
 import logging
@@ -27,20 +27,20 @@ def resolve(
     """Return the recipe with a value for every `auto` and null that depends on the machine.
 
     Args:
-        batches: what an `auto` micro-batch becomes: the default size, or the fastest, measured here.
-        threads: `compute.threads` if the recipe leaves it null, at least 1; by default torch's own choice.
+        batches: whether an automatic micro-batch gets the default size or the fastest one, measured here.
+        threads: `compute.threads` if the recipe leaves it null, at least 1; by default torch's choice.
 
     Raises:
         UserError: if a setting does not fit this machine.
         RuntimeUnavailableError: if the runtime cannot run here.
-        OutOfMemoryError: if memory does not hold a measured batch of one image.
+        OutOfMemoryError: if not even a batch of one image fits in memory when batches are measured.
     """
     recipe = replace(
         recipe,
         compute=resolve_compute(recipe.compute, recipe.tensorrt, threads=threads),
-        feed=_feed(recipe.feed),
+        feed=_resolve_feed(recipe.feed),
     )
-    if recipe.has_auto_batch and batches == "measured":
+    if recipe.auto_batches and batches == "measured":
         from engine.generation.auto_batch.resolve import resolve_micro_batches
 
         recipe = resolve_micro_batches(recipe)
@@ -56,21 +56,27 @@ def resolve_compute(
     threads: int | None = None,
     must_run: bool = True,
 ) -> ComputeConfig:
-    """Return the configuration with a value for every `auto` and null; the part of `resolve` for a device.
+    """Return the configuration with a value for every `auto` and null that depends on the machine.
 
-    Without `must_run` the runtime need not be able to run here, as engines may be built for another GPU. With
-    `tensorrt`, the settings of its engines, torch replaces TensorRT if this GPU runs none of them.
+    Args:
+        tensorrt: settings of the engines; with them, torch replaces TensorRT if this GPU cannot run engines.
+        threads: as for `resolve`.
+        must_run: whether the runtime must run here; engines may be built for another GPU.
+
+    Raises:
+        UserError: if a setting does not fit this machine.
+        RuntimeUnavailableError: if the runtime cannot run here.
     """
-    used = _with_values(config, threads)
+    resolved = _with_values(config, threads)
     if must_run:
-        _require_runtime(used)
-    if must_run and tensorrt is not None and used.runtime == "tensorrt":
-        return runnable(used, tensorrt)
-    return used
+        _require_runtime(resolved)
+    if must_run and tensorrt is not None and resolved.runtime == "tensorrt":
+        return with_torch_fallback(resolved, tensorrt)
+    return resolved
 
 
 def threads_of_bank(url: str) -> int | None:
-    """Return `compute.threads` of the bank at `url`, None if there is no bank; its bytes depend on them."""
+    """Return `compute.threads` of the bank at `url`, on which its bytes depend, or None without a bank."""
     try:
         recipe = read_manifest(open_storage(url)).header.recipe
     except UserError:
@@ -87,11 +93,11 @@ def _with_values(config: ComputeConfig, default_threads: int | None) -> ComputeC
     if device == "auto":
         device = "cuda" if has_cuda and config.runtime != "openvino" else "cpu"
     if device == "cuda" and not has_cuda:
-        raise UserError("compute.device cuda: torch sees no GPU here; take --compute.device cpu")
+        raise UserError("compute.device is cuda, but torch sees no GPU here; set it to cpu")
     precision = config.precision if config.precision != "auto" else native_precision(device)
     runtime = config.runtime if config.runtime != "auto" else native_runtime(device, config.compile)
-    shared = torch.get_num_threads() if default_threads is None else max(1, default_threads)
-    threads = config.threads or shared
+    default = torch.get_num_threads() if default_threads is None else max(1, default_threads)
+    threads = config.threads or default
     return replace(
         config,
         device=device,
@@ -106,8 +112,8 @@ def _with_values(config: ComputeConfig, default_threads: int | None) -> ComputeC
 def _overlap(config: ComputeConfig, device: str, threads: int) -> bool:
     if config.overlap is True and device == "cpu" and threads < 2:
         raise UserError(
-            f"compute.overlap true shares out compute.threads, which is {threads} here; give 2 or more, or "
-            "--compute.overlap false"
+            f"compute.overlap is true, which divides compute.threads, but that is {threads}; set "
+            "compute.threads to 2 or more, or compute.overlap to false"
         )
     return device == "cuda" and not config.compile if config.overlap == "auto" else config.overlap
 
@@ -119,13 +125,16 @@ def _require_runtime(config: ComputeConfig) -> None:
 
         require_gpu()
         if config.device == "cpu":
-            raise UserError("compute.runtime tensorrt runs on the GPU; leave --compute.device cpu out")
+            raise UserError("compute.runtime is tensorrt, but compute.device is cpu; set the device to cuda")
     elif runtime == "openvino" and config.device != "cpu":
-        raise UserError("compute.runtime openvino runs on CPUs; take --compute.device cpu or --runtime torch")
+        raise UserError(
+            f"compute.runtime is openvino, but compute.device is {config.device}; set the device to cpu, or "
+            "the runtime to torch"
+        )
     elif not find_spec(runtime):
         raise RuntimeUnavailableError(
-            f"compute.runtime {runtime}: the package is not installed; pip install {runtime}, or take "
-            "--runtime torch"
+            f"compute.runtime is {runtime}, but the package is not installed; pip install {runtime}, or set "
+            "the runtime to torch"
         )
 
 
@@ -139,32 +148,35 @@ def _runtime_precision(
     return "fp16" if runtime == "tensorrt" or device == "cuda" else "fp32"
 
 
-def runnable(compute: ComputeConfig, config: TensorRtConfig) -> ComputeConfig:
-    """Return `compute`, of runtime tensorrt, or torch instead if this GPU builds or loads no engine.
+def with_torch_fallback(compute: ComputeConfig, config: TensorRtConfig) -> ComputeConfig:
+    """Return `compute` unchanged, or with compiled torch if this GPU cannot build or load an engine.
 
-    TensorRT-RTX has no kernels for data-centre GPUs such as the H100 (compute capability 9.0). Raises
-    RuntimeUnavailableError if the package is missing, ExportError for options that no build can take.
+    TensorRT-RTX has no kernels for data-center GPUs such as the H100 (compute capability 9.0).
+
+    Args:
+        compute: a resolved configuration with runtime tensorrt.
+
+    Raises:
+        RuntimeUnavailableError: if the package is missing.
+        ExportError: if no build accepts the options.
     """
     from engine.runtime.tensorrt_probe import unsupported_reason
 
     reason = unsupported_reason(config)
     if reason is None:
         return compute
-    logger.warning("%s; the frozen networks run in torch instead, compiled, as CUDA graphs", reason)
+    logger.warning("%s; using torch for the frozen networks instead, compiled, with CUDA graphs", reason)
     return _with_values(
         replace(compute, runtime="torch", runtime_precision="auto", compile=True, overlap="auto"), None
     )
 
 
-def _feed(config: FeedConfig) -> FeedConfig:
-    """Return the configuration with the kind that is installed for `auto`.
-
-    Raises UserError for DALI if it is not installed.
-    """
+def _resolve_feed(config: FeedConfig) -> FeedConfig:
+    """Return the configuration with an installed kind. Raises UserError if DALI is requested but missing."""
     installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if config.kind == "dali" and not installed:
         raise UserError(
-            "feed.kind dali: the package is not installed; pip install 'dda-engine[dali]', or take "
-            "--feed.kind torch"
+            "feed.kind is dali, but the package is not installed; pip install 'dda-engine[dali]', or set "
+            "feed.kind to torch"
         )
     return replace(config, kind="dali" if installed and config.kind != "torch" else "torch")

@@ -12,45 +12,45 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
-"""The name of diffusers' class, and the options that keep it deterministic."""
+"""Class name in diffusers, and the options that make the solver deterministic."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How sources become variations."""
+    """How the diffusion prior turns sources into variations."""
 
     method: Literal["variation", "none"] = "variation"
-    """`none` leaves diffusion out: the bank then holds the sources alone."""
+    """variation makes variations with the prior; none skips it, so that the bank holds only the sources."""
     prior: str = ""
-    """Folder, or hub id, of a StableDiffusionImageVariationPipeline; its `vae` may be an AutoencoderTiny
-    (TAESD). `python -m export` takes a pipeline of Stable Diffusion 1.x, 2.x or XL, too."""
+    """Folder or hub id of a StableDiffusionImageVariationPipeline; its vae may be an AutoencoderTiny (TAESD).
+    `python -m export` also accepts pipelines of Stable Diffusion 1.x, 2.x and XL."""
     variations: int = 8
-    """Variations for each source (K)."""
+    """Variations of each source (K)."""
     scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
-    """The solver; all are used without added noise."""
+    """Solver of the diffusion process; all run without added noise."""
     steps: int = 20
-    """Solver steps from pure noise; with `strength` < 1 only the last int(steps * strength) are run."""
+    """Solver steps from pure noise; with strength < 1, only the last int(steps * strength) of them run."""
     guidance_scale: float = 3.0
-    """Classifier-free guidance; 1 turns it off and halves the work."""
+    """Scale of classifier-free guidance; 1 turns guidance off and halves the work."""
     guidance_of: Literal["all", "class"] = "all"
-    """What guidance amplifies: all tokens, as the published pipelines do, or the class token alone. With
-    `class` an image whose class the encoder does not see is still drawn to its class."""
+    """What guidance amplifies: all tokens, as in the published pipelines, or only the class token, which
+    pulls an image to its class even if the encoder does not recognize that class."""
     strength: float = 1.0
-    """1 starts from pure noise; below, from the source's latent with that much noise."""
+    """1 starts from pure noise; a lower value starts from the source's latent with that much noise."""
     class_condition: Literal["none", "text"] = "none"
-    """`text` adds the class name's CLIP embedding as a second token beside the source's."""
+    """text adds the CLIP embedding of the class name as a second token after the source's."""
     micro_batch: int | Literal["auto"] = field(default=32, metadata=decides("images", "execution"))
-    """Variations made at once; auto: as many as are fastest, measured once before images are made."""
+    """Variations made at once; auto measures the fastest number on this machine and caches it."""
 
     @property
     def images_at_once(self) -> int:
-        """`micro_batch` where `auto` is settled."""
+        """`micro_batch` of a resolved recipe."""
         assert self.micro_batch != "auto"
         return self.micro_batch
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that condition an image: the source's, and the class's where there is one."""
+        """Number of tokens that condition an image: the source's, and the class's for text conditioning."""
         return 1 if self.class_condition == "none" else 2
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class AugmentConfig:
             )
         if self.guidance_of == "class" and (self.class_condition == "none" or self.guidance_scale == 1):
             raise UserError(
-                "augment.guidance_of class needs augment.class_condition text and augment.guidance_scale "
-                "above 1; set them, or guidance_of to all"
+                "augment.guidance_of is class, which needs augment.class_condition text and "
+                "augment.guidance_scale above 1; set both, or set augment.guidance_of to all"
             )
         if not 0 < self.strength <= 1:
             raise UserError(
@@ -79,5 +79,6 @@ class AugmentConfig:
             )
         if int(self.steps * self.strength) < 1:
             raise UserError(
-                f"augment.strength {self.strength} leaves no step of augment.steps {self.steps}; raise either"
+                f"augment.strength is {self.strength}, which leaves no step of augment.steps {self.steps}; "
+                "raise one of them"
             )

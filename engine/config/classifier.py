@@ -7,8 +7,8 @@ from engine.config.normalization import misfit
 from engine.errors import UserError
 
 ONE_LOGIT = (
-    "one logit is always 100 % certain of its class; for a binary classifier with logit z set num_classes to "
-    "2 and return torch.cat([torch.zeros_like(z), z], 1)"
+    "one logit always has probability 1; for a binary classifier with logit z, set num_classes to 2 and "
+    "return torch.cat([torch.zeros_like(z), z], 1)"
 )
 
 
@@ -17,42 +17,42 @@ class ClassifierConfig:
     """A classifier: the teacher or the student of a recipe."""
 
     name: str
-    """engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes num_classes
-    and in_channels and returns the network."""
+    """Network: engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes
+    num_classes and in_channels and returns the network."""
 
     weights: str | None = None
-    """A file with the state dict: .safetensors, one of torch.save, or the .index.json of several; a student
-    starts from random weights."""
+    """File of the teacher's state dict: .safetensors, a file of torch.save, or the .index.json of a sharded
+    checkpoint; null for the student, which starts from random weights."""
 
     weights_key: str | None = None
-    """Dotted path of the state dict in the file, e.g. state_dict_ema; needed only if the file holds several
-    that fit, such as raw and EMA weights."""
+    """Dotted path of the state dict in the file, such as state_dict_ema; needed only if several state dicts
+    in the file fit, such as raw and EMA weights."""
 
     num_classes: int = 10
-    """Classes, the width of the logits."""
+    """Number of classes, the width of the logits."""
 
     in_channels: int = 3
-    """Channels the network takes: 3 (RGB), or 1 (the luma of the RGB image)."""
+    """Channels of the network's input: 3 (RGB) or 1 (luma)."""
 
     image_size: int = 32
-    """Height and width of the images, in pixels."""
+    """Height and width of the images in pixels."""
 
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the image in [0, 1]: one number a channel, or one for all."""
+    """Mean to subtract from the image in [0, 1]: one number, or one per channel."""
 
     std: tuple[float, ...] = (0.5,)
-    """Divides the image after the mean is subtracted: one number a channel, or one for all."""
+    """Standard deviation to divide by after that: one number, or one per channel."""
 
     output: str | int | None = None
-    """Where the logits are, if the network returns several tensors that could be: a key such as logits, an
-    index such as 0, or a dotted path of these."""
+    """Which of the network's outputs holds the logits, if several could: a key such as logits, an index such
+    as 0, or a dotted path of these."""
 
     feature: str | None = None
-    """Path of the submodule whose output is the feature map before pooling; by default the network's own
-    `feature_path`, which only the engine's networks have."""
+    """Path of the submodule whose output is the feature map before pooling; null uses the network's own
+    feature_path, which only engine:NAME networks have."""
 
     def check(self, section: str) -> None:
-        """Raise UserError that names `section`.field for the first value out of range."""
+        """Raise UserError for the first value out of range; the message names `section` and the field."""
         for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
             if value < 1:
                 raise UserError(f"{section}.{field} must be a positive integer, got {value}")

@@ -1,6 +1,7 @@
-"""What a setting decides, said at its field and read by whatever compares or carries over settings.
+"""Which results a setting affects, declared as metadata of its field.
 
-A field without `decides` has the effects of its section.
+Code that compares settings or copies them to another run reads the declarations. A field without one has the
+effects of its section.
 """
 
 from collections.abc import Iterator
@@ -8,25 +9,25 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 Effect = Literal["images", "student", "numbers", "execution"]
-"""images: a bank is continued only with the same value, which its settings hash covers.
-student: training on a bank and measuring the student.
-numbers: how the same computation is rounded, on any machine.
-execution: how and where to compute, which may differ from machine to machine."""
+"""images: the images of a bank; its settings hash covers the value, which must stay the same to continue it.
+student: the training on a bank and the measurement of the student.
+numbers: how a computation is rounded, on any machine.
+execution: how and where to compute, which may differ between machines."""
 KEY = "decides"
 
 
 def decides(*effects: Effect) -> dict[str, frozenset[Effect]]:
-    """Return the `metadata` of a field that decides `effects`."""
+    """Return the metadata of a field that has these effects."""
     return {KEY: frozenset(effects)}
 
 
 def sections(recipe: type, effect: Effect) -> tuple[str, ...]:
-    """Return the names of the recipe's fields, most of them sections, that decide `effect` as a whole."""
+    """Return the names of the recipe's fields, most of them sections, that have `effect`."""
     return tuple(field.name for field in fields(recipe) if effect in _effects(field, frozenset()))
 
 
 def settings(recipe: type) -> dict[str, frozenset[Effect]]:
-    """Return the effects of every setting, by its dotted key."""
+    """Return the effects of every setting by dotted key."""
     return dict(_settings(recipe, "", frozenset()))
 
 

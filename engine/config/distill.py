@@ -9,36 +9,37 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The student's training. The defaults are those of DDA (arXiv 2410.17606) and its released code."""
+    """The student's training. The defaults are from DDA (arXiv 2410.17606) and its released code."""
 
     batch_size: int = 128
-    """Images a step."""
+    """Images in a training step, over all processes."""
     temperature: float = 20.0
-    """Temperature of both softmaxes in the KL term; the term is multiplied by its square."""
+    """Temperature of both softmaxes in the KL term, which is multiplied by its square."""
     w_kl: float = 1.0
     """Weight of KL(teacher || student)."""
     w_ce: float = 1.0
     """Weight of the cross-entropy with the image's label."""
     w_feature: float = 30.0
-    """Weight of the mean squared error between the aligned feature map and the teacher's; 0: no such head."""
+    """Weight of the mean squared error between the aligned feature map and the teacher's; 0 trains without
+    alignment."""
     lr: float = 0.1
-    """Highest learning rate of SGD; a cosine takes it to 0 over all steps of the run."""
+    """Peak learning rate of SGD, which decays to 0 with a cosine over all steps of the run."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov's form of the momentum."""
+    """Use Nesterov momentum."""
     weight_decay: float = 1e-4
     """Weight decay of SGD."""
     warmup_steps: int = 0
-    """Steps over which the learning rate first rises linearly."""
+    """Steps of linear learning-rate warm-up."""
     ce_on_agreement: bool = True
-    """Cross-entropy only for images whose label is the teacher's top-1 class; KL is always for all."""
+    """Apply the cross-entropy only to images whose label is the teacher's top-1 class; KL applies to all."""
     class_balance: bool = True
-    """Draw a class first, then one of its images, so that rare classes weigh as much as frequent ones."""
+    """Draw a class first, then one of its images, so that rare classes count as much as frequent ones."""
     flip: bool = True
-    """Mirror half of the images; false for digits, text and other images in which left and right matter."""
+    """Mirror half of the images; set to false if left and right matter, as in digits and text."""
     crop_padding: int = 4
-    """Pixels of zero padding for the random crop; 0: no crop."""
+    """Pixels of zero padding for the random crop; 0 turns the crop off."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
@@ -54,11 +55,11 @@ class DistillConfig:
 
     @property
     def views(self) -> Views:
-        """What the student and the teacher see of an image."""
+        """Random views of an image that the student and the teacher see."""
         return Views(flip=self.flip, crop_padding=self.crop_padding)
 
     def lr_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""
+        """Return the learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / (total_steps - self.warmup_steps)

@@ -1,4 +1,4 @@
-"""What a run is measured on. The loop itself reads no dataset."""
+"""Settings of the test set. The loop itself reads no dataset."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,9 +8,9 @@ from engine.config.decides import decides
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The test set. It is read once, after the last step of training."""
+    """The test set, which is read once, after the last training step."""
 
     dataset: Literal["fashion-mnist", "none"] = "none"
-    """Name of the test set; none leaves the accuracies null."""
+    """Test set to measure on; none leaves the accuracies null."""
     root: str | None = field(default=None, metadata=decides("execution"))
-    """Folder of the dataset's files; null tries the usual places."""
+    """Folder of the dataset's files; null looks in the usual places."""

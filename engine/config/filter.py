@@ -7,34 +7,35 @@ from engine.config.decides import decides
 from engine.errors import UserError
 
 LOCAL_DIR = "local-dir:"
-"""Starts the name of an open_clip model that is a folder."""
+"""Prefix of an open_clip model that is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which variations enter the bank."""
+    """Which variations are kept."""
 
     method: Literal["clip", "none"] = "clip"
-    """`clip` compares image embeddings with the source's; `none` passes every variation."""
+    """clip compares the image embeddings of a variation and its source; none keeps every variation."""
     model: str = ""
-    """open_clip model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture with `pretrained`."""
+    """CLIP model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture together with filter.pretrained."""
     pretrained: str | None = None
-    """Weights of an architecture: an open_clip tag or a file."""
+    """Weights of an open_clip architecture: a tag or a file."""
     omega: float | None = None
-    """Least cosine to the source (the paper's filter; its drawing puts it between 0.45 and 0.76)."""
+    """Minimum cosine similarity between a variation and its source (the paper's filter; its figure places it
+    between 0.45 and 0.76)."""
     quantile: float | None = None
-    """Instead of omega: the share of each batch's variations, the least similar ones, to drop."""
+    """Instead of omega: share of each batch's variations to drop, the least similar ones."""
     class_gate: bool = False
-    """Also ask that the teacher's top-1 is the label."""
+    """Also require that the teacher's top-1 class is the label."""
     min_confidence: float = 0.0
-    """Least teacher probability of its top-1; read by the class gate."""
+    """Minimum probability of the teacher's top-1 class, for the class gate."""
     micro_batch: int | Literal["auto"] = field(default=256, metadata=decides("images", "execution"))
-    """Images embedded or classified at once; auto: as many as are fastest, measured once before images are
-    made."""
+    """Images embedded or classified at once; auto measures the fastest number on this machine and caches
+    it."""
 
     @property
     def images_at_once(self) -> int:
-        """`micro_batch` where `auto` is settled."""
+        """`micro_batch` of a resolved recipe."""
         assert self.micro_batch != "auto"
         return self.micro_batch
 

@@ -1,4 +1,4 @@
-"""How a bank keeps its images."""
+"""Settings of a bank's image files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +10,12 @@ Codec = Literal["raw", "png", "webp", "jpeg"]
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """The files of a bank's images."""
+    """How a bank stores its images."""
 
     codec: Codec = "raw"
-    """raw: numpy files, not compressed, quickest for small images; png: lossless; webp and jpeg: lossy."""
+    """raw (uncompressed numpy files, fastest for small images), png (lossless), webp or jpeg (lossy)."""
     quality: int = 95
-    """Quality of webp and jpeg, 1 to 100; webp at 100 is lossless."""
+    """Quality of webp and jpeg, from 1 to 100; webp at 100 is lossless."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
@@ -23,5 +23,5 @@ class StorageConfig:
 
 
 def stored_channels(codec: Codec, in_channels: int) -> int:
-    """Channels of the stored images if the teacher takes `in_channels`; webp has no grey."""
+    """Return the channels of the stored images of a teacher with `in_channels`; webp has no grayscale."""
     return 3 if codec == "webp" else in_channels

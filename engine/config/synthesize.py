@@ -9,43 +9,46 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """The inversion of the teacher. Loss and optimizer of DDA (arXiv 2410.17606) and its released code."""
+    """The inversion of the teacher, with the loss and optimizer of DDA (arXiv 2410.17606) and its code."""
 
     batch_size: int = 200
-    """Images optimized together; their BatchNorm statistics are matched as one batch."""
+    """Images that are optimized together and matched to the BatchNorm statistics as one batch."""
     steps: int = 200
-    """Optimizer steps a batch; the images of the step with the lowest loss are kept."""
+    """Optimizer steps per batch; the images of the step with the lowest loss are kept."""
     start: Literal["reinit", "reuse", "meta"] = "reinit"
-    """The generator's weights at a batch's start: redrawn, those the last batch ended with, or a meta-learned
-    start that moves a little towards each batch's end (a few steps a batch are then enough)."""
+    """Initial weights of the generator for each batch: reinit draws new ones, reuse keeps the last batch's,
+    meta learns an initialization from which a few steps are enough."""
     warmup_steps: int = 0
-    """For reuse and meta: steps spent once, before the first batch, to leave the random start."""
+    """For reuse and meta: additional optimizer steps, once, before the first batch."""
     meta_rate: float = 0.5
-    """For meta: how far the start moves towards where a batch ended (Reptile, arXiv 1803.02999)."""
+    """For meta: how far the initialization moves towards the final weights of each batch (Reptile, arXiv
+    1803.02999)."""
     adversary: Literal["selfsup", "kl", "none"] = "selfsup"
-    """What makes images hard in the rounds: the rotation head's error, or the student's divergence."""
+    """What makes images hard in the rounds: selfsup (the rotation head's error), kl (the student's divergence
+    from the teacher) or none."""
     w_cls: float = 1.0
-    """Weight of the cross-entropy of the teacher with the drawn label."""
+    """Weight of the teacher's cross-entropy with the drawn label."""
     w_bn: float = 1.0
-    """Weight of the BatchNorm statistics; 0 for a teacher without BatchNorm."""
+    """Weight of the BatchNorm statistics; set to 0 for a teacher without BatchNorm."""
     w_adv: float = 10.0
-    """Weight of the adversary; the batches before the first round go without."""
+    """Weight of the adversary, in the rounds only."""
     class_weights: dict[str, float] | None = None
-    """How often a class is drawn, by its name; a class without a weight has 1. By default all alike."""
+    """Weight of a class in the draw, by its name; a class that is not named has 1. null draws all classes
+    equally often."""
     latent_dim: int = 256
     """Width of the generator's input z."""
     lr: float = 1e-3
-    """Learning rate of Adam (betas 0.5, 0.999) over the generator's weights and z."""
+    """Learning rate of Adam (betas 0.5 and 0.999) for the generator's weights and z."""
     flip: bool | None = None
-    """Mirror half of the images before the teacher sees them; null: same as `distill.flip`."""
+    """Mirror half of the images before the teacher sees them; null follows distill.flip."""
     crop_padding: int | None = None
-    """Pixels of zero padding for the crop that the teacher sees; null: same as `distill.crop_padding`."""
+    """Pixels of zero padding for the crop that the teacher sees; null follows distill.crop_padding."""
 
-    def views(self, *, otherwise: Views) -> Views:
-        """What the teacher sees of an image; `otherwise`: if it is not set here."""
+    def views(self, *, default: Views) -> Views:
+        """Return the views that the teacher sees, with `default` for settings that are null."""
         return Views(
-            flip=otherwise.flip if self.flip is None else self.flip,
-            crop_padding=otherwise.crop_padding if self.crop_padding is None else self.crop_padding,
+            flip=default.flip if self.flip is None else self.flip,
+            crop_padding=default.crop_padding if self.crop_padding is None else self.crop_padding,
         )
 
     def __post_init__(self) -> None:
@@ -66,6 +69,6 @@ class SynthesizeConfig:
                 raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
         if self.start == "reinit" and self.warmup_steps:
             raise UserError(
-                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start reinit redraws the "
-                "weights of every batch; set it to 0, or start to reuse or meta"
+                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start is reinit, which "
+                "draws new weights for every batch; set warmup_steps to 0, or start to reuse or meta"
             )

@@ -1,13 +1,13 @@
-"""How images are cropped and mirrored at random before a network sees them."""
+"""Random crops and mirror images that the networks see."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Of one stage."""
+    """The random views of one stage."""
 
     flip: bool = True
     """Mirror half of the images."""
     crop_padding: int = 4
-    """Zeros around an image that its crop may reach into; 0: no crop."""
+    """Pixels of zero padding that the crop may reach into; 0 turns the crop off."""

@@ -1,6 +1,5 @@
 """Find the four Fashion-MNIST files, or fetch them: `python -m engine.datasets.fetch`."""
 
-import argparse
 import gzip
 import hashlib
 import logging
@@ -199,27 +198,22 @@ def _can_be_made(folder: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.datasets.fetch",
-        description="Fetch and verify the four Fashion-MNIST files.",
-    )
-    parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="fetch into DIR (default: where the engine looks)"
-    )
-    parser.add_argument("--optional", action="store_true", help="exit with 0 even if no source works")
+    """Run `python -m engine.datasets.fetch` with these arguments and return the exit code."""
+    from engine.cli.arguments import command_parser, parse
+
+    description = "Fetch and verify the four Fashion-MNIST files."
+    parser = command_parser("engine.datasets.fetch", description, exit_on_error=True)
+    parser.add_argument("--root", metavar="DIR", help="target folder (default: the first usual place)")
+    parser.add_argument("--optional", action="store_true", help="exit with code 0 even if no source works")
     terminal.add_log_flags(parser)
     with terminal.on_console(sys.argv[1:] if arguments is None else arguments) as rest:
-        return _fetch(parser.parse_args(rest))
-
-
-def _fetch(options: argparse.Namespace) -> int:
-    folder = options.root or _default_folder()
-    try:
-        print(f"Fashion-MNIST: {folder} ({fetch(folder)})")
-    except (UserError, OSError) as error:
-        print(f"engine.datasets.fetch: {_one_line(error)}", file=sys.stderr)
-        return 0 if options.optional else 1
+        options = parse(parser, rest)
+        folder = Path(options.root) if options.root else _default_folder()
+        try:
+            print(f"Fashion-MNIST: {folder} ({fetch(folder)})")
+        except (UserError, OSError) as error:
+            print(f"engine.datasets.fetch: {_one_line(error)}", file=sys.stderr)
+            return 0 if options.optional else 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The test set that a recipe names."""
+"""Check and load the test set of a recipe."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_test_set(config: EvaluateConfig) -> None:
-    """Verifies the files of the test set before any work is done; its images are not looked at.
+    """Verify the files of the test set before a run starts, without decoding the images.
 
-    Raises UserError where a `root` was given and does not hold the files, or where a file is not as
-    published. That there is no test set is no error.
+    A missing test set is an error only if `config.root` names its folder. Raises UserError then, and if a
+    file differs from the published one.
     """
     if config.dataset == "none":
         return
@@ -30,7 +30,7 @@ def check_test_set(config: EvaluateConfig) -> None:
 
 
 def load_test_set(config: EvaluateConfig) -> "tuple[LabeledImages | None, str | None]":
-    """The test images and None, or None and the reason why there are none.
+    """Return (test images, None), or (None, the reason why there are none).
 
     Raises UserError as `check_test_set` does.
     """
@@ -52,6 +52,6 @@ def _root(config: EvaluateConfig) -> Path | None:
 
 def _wrong_root(config: EvaluateConfig, error: FileNotFoundError) -> UserError:
     return UserError(
-        f"evaluate.root {config.root} does not hold the files of {config.dataset} ({error});"
-        " give the folder of the idx.gz files, or null to try the usual places"
+        f"evaluate.root is {config.root}, but the files of {config.dataset} are not there ({error});"
+        " set it to the folder of the idx.gz files, or to null to look in the usual places"
     )

@@ -30,7 +30,7 @@ def open_feed(
         channels: channels of the stored images, 3 or 1.
         batch_size: maximum number of images in a batch.
     """
-    assert config.kind != "auto"
+    assert config.is_resolved
     if config.kind == "torch":
         return TorchFeed(config, index, codec=codec, image_size=image_size, channels=channels, device=device)
     return DaliFeed(

@@ -49,14 +49,12 @@ class RuntimeOptions:
 
 def runtime_options(compute: ComputeConfig, tensorrt: TensorRtConfig, device: torch.device) -> RuntimeOptions:
     """Return the options for a resolved `compute`; the store is in its engines folder."""
-    assert compute.threads is not None
-    assert compute.runtime != "auto"
-    assert compute.runtime_precision != "auto"
+    runtime, precision, threads = compute.resolved_runtime
     return RuntimeOptions(
-        runtime=compute.runtime,
-        precision=compute.runtime_precision,
+        runtime=runtime,
+        precision=precision,
         device=device,
-        threads=compute.threads,
+        threads=threads,
         store=Store(compute.engines_folder, max_bytes=int(compute.engines_gb * 1e9)),
         compiled=compute.compile,
         onnx_provider=compute.onnx_provider,

@@ -1,6 +1,6 @@
-"""`engine.distill` on several ranks on CPUs, by gloo: two processes against one with the same global batches.
+"""Compare `engine.distill` on two ranks, on CPUs with gloo, to one process with the same global batches.
 
-Most ranks are forked; what torchrun adds is tested with torchrun itself.
+Most tests fork the ranks; two of them start torchrun.
 """
 
 import json
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Some of its labels are the teacher's; a recipe that logs every step."""
+    """Return a bank in which some labels are the teacher's; its recipe logs every step."""
     folder = tmp_path_factory.mktemp("bank")
     schedule = {"rounds": 1, "kd_steps": STEPS, "checkpoint_steps": 1}
     recipe = write_recipe(folder / "recipe", schedule=schedule)
@@ -43,7 +43,7 @@ Distill = Callable[..., list[Command]]
 
 @pytest.fixture(scope="module")
 def distill(commands: CommandServer, bank: str) -> Distill:
-    """`distill(out, processes, *flags)` runs the ranks to their end."""
+    """Return `distill(out, processes, *flags)`, which runs the ranks until they end."""
 
     def distill(
         out: Path, processes: int, *flags: str, environment: Mapping[str, str] | None = None
@@ -65,7 +65,7 @@ def errors(ranks: list[Command]) -> str:
 
 @pytest.fixture(scope="module")
 def alone(distill: Distill, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, two threads."""
+    """Return the folder of a run with one process and two threads."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     assert_success(distill(out, 1))
     return out
@@ -92,12 +92,12 @@ def test_two_processes_have_the_losses_of_one(alone: Path, distill: Distill, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_continues_with_another_number_of_processes(
     before: int, after: int, alone: Path, distill: Distill, tmp_path: Path
 ) -> None:
     interrupted = distill(tmp_path, before, environment={INTERRUPT: "21"})  # one at loading
     assert {rank.returncode for rank in interrupted} == {130}
-    assert errors(interrupted).count(f"to continue: the same command with --out {tmp_path} --resume") == 1
+    assert errors(interrupted).count(f"to continue, repeat the command with --out {tmp_path} --resume") == 1
     assert list(losses(tmp_path)) == list(range(1, 21))
     assert_success(distill(tmp_path, after, "--resume"))
     assert_same_curves(tmp_path, alone)
@@ -107,7 +107,7 @@ def test_a_batch_that_does_not_divide_is_one_line(distill: Distill, tmp_path: Pa
     refused = distill(tmp_path / "out", 2, "--distill.batch_size", "9")
     assert {rank.returncode for rank in refused} == {2}
     assert errors(refused) == (
-        "error: distill.batch_size is 9, which 2 processes cannot share alike; set it to a multiple of 2, "
+        "error: distill.batch_size is 9, which 2 processes cannot divide equally; set it to a multiple of 2, "
         "such as 8, or start another number of processes\n"
     )
     assert not (tmp_path / "out").exists()
@@ -136,7 +136,7 @@ def test_torchrun_starts_the_ranks(bank: str, tmp_path: Path) -> None:
     ("kind", "code", "words"),
     [("mistake", 2, "error: bank b: shard 3 is damaged\n"), ("defect", 1, "KeyError: 'b'\n")],
 )
-def test_what_one_rank_says_ends_all_at_once(kind: str, code: int, words: str) -> None:
+def test_an_error_of_one_rank_ends_all(kind: str, code: int, words: str) -> None:
     ended = torchrun("tests.engine.one_rank_fails", [kind], processes=2)
     assert ended.stdout == "working\n"
     assert ended.stderr.count(words) == 1
@@ -148,5 +148,5 @@ def test_what_one_rank_says_ends_all_at_once(kind: str, code: int, words: str) -
 def test_the_whole_loop_refuses_several_processes(commands: CommandServer, tmp_path: Path) -> None:
     refused = commands.ranks("engine.run", ["--out", str(tmp_path / "out")], processes=2)
     assert {rank.returncode for rank in refused} == {2}
-    assert errors(refused).count("error: engine.run works in one process;") == 1
+    assert errors(refused).count("error: engine.run supports one process only;") == 1
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Progress: what it counts, and what it prints where there is no terminal."""
+"""What progress counts, and what it logs without a terminal."""
 
 import logging
 
@@ -9,7 +9,7 @@ from engine.progress import Progress, clock
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock's seconds, which the test moves on."""
+    """Return the clock's seconds, in a list that the test changes."""
     seconds = [100.0]
     monkeypatch.setattr("engine.progress.time.perf_counter", lambda: seconds[0])
     return seconds
@@ -42,7 +42,7 @@ def test_a_failing_stage_is_still_counted() -> None:
     assert progress.seconds["filter"] > 0
 
 
-def test_values_of_an_earlier_process_go_on() -> None:
+def test_values_of_an_earlier_process_are_continued() -> None:
     progress = Progress(quiet=True)
     progress.seconds["augment"], progress.counts["augment"] = 10.0, 100
     with progress, progress.stage("augment", total=2, unit="images") as stage:
@@ -51,7 +51,7 @@ def test_values_of_an_earlier_process_go_on() -> None:
     assert progress.seconds["augment"] > 10
 
 
-def test_without_a_terminal_one_line_a_stage(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_terminal_each_stage_logs_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Progress() as progress, progress.stage("augment", total=4, unit="images") as stage:
         stage.advance(4)

@@ -1,4 +1,4 @@
-"""Printing never ends the work, and prints text as it is."""
+"""A failed write never ends the work, and text is printed verbatim."""
 
 import io
 import logging
@@ -29,7 +29,7 @@ sys.exit(main(command))
 
 
 def _run(shell: str, done: Path, **environment: str) -> tuple[int, bytes, bytes]:
-    """Run a command that prints 20,000 lines, with `shell` after it; assert that it did its work."""
+    """Run a command that prints 20,000 lines, followed by `shell`, and assert that it did its work."""
     line = f"'{sys.executable}' -c '{COMMAND}' '{done}' {shell}"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
@@ -48,16 +48,16 @@ def test_closed_from_the_start(shell: str, tmp_path: Path) -> None:
     assert _run(shell, tmp_path / "done") == (0, b"", b"")
 
 
-def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_nothing(tmp_path: Path) -> None:
     assert _run("| head -n 1", tmp_path / "done", PYTHONUTF8="1") == (0, "b\u00e4r\n".encode(), b"")
 
 
-def test_output_that_was_lost_is_said_at_the_end(tmp_path: Path) -> None:
+def test_lost_output_is_reported_at_the_end(tmp_path: Path) -> None:
     code, _, error = _run("> /dev/full", tmp_path / "done")
     assert (code, error) == (1, b"error: standard output: No space left on device; the work itself is done\n")
 
 
-def test_a_character_that_the_terminal_does_not_have(tmp_path: Path) -> None:
+def test_a_character_that_the_terminal_lacks_is_escaped(tmp_path: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code, out, error = _run("", tmp_path / "done", **ascii_only)
     assert (code, error, out.splitlines()[0]) == (0, b"", rb"b\xe4r")
@@ -95,7 +95,7 @@ def test_brackets_and_colons_in_names_are_no_markup(monkeypatch: pytest.MonkeyPa
 
 
 def test_only_one_place_makes_a_console() -> None:
-    """Elsewhere it would take brackets in a name for markup."""
+    """Another console could read brackets in a name as markup."""
     found = [
         str(path.relative_to(ROOT))
         for floor in ("kernels", "export", "engine", "bench")

@@ -16,7 +16,6 @@ from engine.config.recipe import Recipe, with_default_batches
 from engine.generation.auto_batch.measure import HostMemory, Measurement, StageTimer, candidates, search
 from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.provenance import weights_of
-from engine.generation.stages import STAGES, Stage
 from export.disk import full_disk
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ def resolve_micro_batches(recipe: Recipe) -> Recipe:
 
     Raises as `engine.networks.load` and `open` do, and OutOfMemoryError if not even one image fits in memory.
     """
-    stages = [stage.name for stage in STAGES if _is_auto(recipe, stage)]
+    stages = recipe.auto_batches
     recipe = with_default_batches(recipe)
     if not stages or recipe.augment.method == "none":
         return recipe
@@ -47,10 +46,6 @@ def resolve_micro_batches(recipe: Recipe) -> Recipe:
         recipe = _with_size(recipe, stage, measurement.size)
     timer.close()
     return recipe
-
-
-def _is_auto(recipe: Recipe, stage: Stage) -> bool:
-    return stage.has_micro_batch and getattr(recipe, stage.name).micro_batch == "auto"
 
 
 def _with_size(recipe: Recipe, stage: str, size: int) -> Recipe:

@@ -1,4 +1,4 @@
-"""A command line is read once, before the parser whose defaults depend on it."""
+"""A command line is read before it is parsed, because the parser's defaults depend on it."""
 
 from argparse import ArgumentError
 
@@ -20,7 +20,7 @@ def test_flags_have_the_value_that_follows_or_is_joined() -> None:
 
 
 @pytest.mark.parametrize("following", [["--resume"], ["-x"], []])
-def test_a_flag_without_its_value_is_refused_when_it_is_asked_for(following: list[str]) -> None:
+def test_a_flag_without_a_value_is_refused_when_its_value_is_read(following: list[str]) -> None:
     line = CommandLine.read(["--out", *following])
     with pytest.raises(ArgumentError, match="argument --out: expected one argument"):
         line.value("out")
@@ -31,19 +31,19 @@ def test_the_short_flags_are_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "otherwise", "name"),
+    ("arguments", "base_name", "name"),
     [
         ([], None, "fashion-mnist"),
-        ([], "of-bank", "of-bank"),
-        (["--name", "mine"], "of-bank", "mine"),
-        (["--recipe", "fashion-mnist-long"], "of-bank", "fashion-mnist-long"),
+        ([], "bank", "bank"),
+        (["--name", "mine"], "bank", "mine"),
+        (["--recipe", "fashion-mnist-long"], "bank", "fashion-mnist-long"),
         (["--recipe=fashion-mnist-long", "--name=mine"], None, "mine"),
     ],
 )
 def test_the_name_is_known_before_the_recipe_is_parsed(
-    arguments: list[str], otherwise: str | None, name: str
+    arguments: list[str], base_name: str | None, name: str
 ) -> None:
-    assert CommandLine.read(arguments).recipe_name(otherwise) == name
+    assert CommandLine.read(arguments).recipe_name(base_name) == name
 
 
 def test_an_unknown_or_empty_recipe_is_refused() -> None:

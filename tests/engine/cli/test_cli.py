@@ -1,4 +1,4 @@
-"""The commands as a user meets them: exit codes, one line on stderr, and a quick --help."""
+"""The commands from a user's view: exit codes, one line on stderr, and a fast --help."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_expected_errors_are_one_line(error: Exception, code: int, line: str, ca
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_interruption_and_files_that_fail_are_one_line(capsys) -> None:
+def test_an_interrupt_and_a_failed_write_are_one_line(capsys) -> None:
     assert main(_raise(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert main(_raise(OSError(28, "No space left on device", "runs/x/state.pt")), []) == 1
@@ -48,7 +48,7 @@ def test_interruption_and_files_that_fail_are_one_line(capsys) -> None:
     )
 
 
-def test_defects_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         main(_raise(ZeroDivisionError()), [])
 
@@ -88,7 +88,7 @@ def _recipe():
     return resolve(recipe)
 
 
-def test_a_new_or_empty_folder_is_accepted_and_left_alone(tmp_path: Path) -> None:
+def test_a_new_or_empty_folder_is_accepted_and_unchanged(tmp_path: Path) -> None:
     run.check(tmp_path, _recipe(), resume=False)
     run.check(tmp_path / "new", _recipe(), resume=True)
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +155,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _help(module: str, *arguments: str) -> str:
-    """What `python -m MODULE ARGUMENTS --help` prints, then the heavy libraries that it imported."""
+    """Return the output of `python -m MODULE ARGUMENTS --help`, then the heavy libraries that it imported."""
     command = [sys.executable, "-c", HELP.format(heavy=HEAVY), module, *arguments, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -170,7 +170,7 @@ def test_help_imports_no_heavy_library_and_lists_every_key(module: str) -> None:
     if module == "run":
         for key in ("--resume", "--synthesize.steps", "--filter.omega"):
             assert key in printed
-        for detail in ("Where the networks run", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
+        for detail in ("Device that the networks run on", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
             assert detail in printed
 
 

@@ -1,4 +1,4 @@
-"""A GPU that TensorRT does not support: torch runs in its place, and the run says so."""
+"""On a GPU that TensorRT does not support, torch replaces it with a warning."""
 
 import sys
 from types import SimpleNamespace
@@ -6,16 +6,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.cli.resolve import runnable
+from engine.cli.resolve import with_torch_fallback
 from engine.config.compute import ComputeConfig
 from engine.config.tensorrt import TensorRtConfig
 from export.errors import ExportError, RuntimeUnavailableError
 
-ASKED = ComputeConfig(device="cpu", precision="bf16", runtime="tensorrt", runtime_precision="fp16", threads=2)
+CONFIG = ComputeConfig(
+    device="cpu", precision="bf16", runtime="tensorrt", runtime_precision="fp16", threads=2
+)
 
 
-def test_an_engine_that_does_not_load_gives_way_to_torch_aloud(
-    monkeypatch: pytest.MonkeyPatch, capsys
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages that engine.cli.resolve has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "engine.cli.resolve"]
+
+
+def test_an_engine_that_does_not_load_is_replaced_by_torch_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     built: list[int] = []
@@ -25,13 +32,13 @@ def test_an_engine_that_does_not_load_gives_way_to_torch_aloud(
         raise RuntimeUnavailableError("the engine was not built for compute capability 9.0")
 
     monkeypatch.setattr("export.tensorrt.loading.load_engine", refuse)
-    used = runnable(ASKED, TensorRtConfig())
-    said = capsys.readouterr().out.splitlines()
+    resolved = with_torch_fallback(CONFIG, TensorRtConfig())
+    lines = warnings(caplog)
     assert built[0] > 1000, "a real engine was built"
-    assert (used.runtime, used.runtime_precision, used.compile) == ("torch", "bf16", True)
-    assert said == [
+    assert (resolved.runtime, resolved.runtime_precision, resolved.compile) == ("torch", "bf16", True)
+    assert lines == [
         "the engine was not built for compute capability 9.0;"
-        " the frozen networks run in torch instead, compiled, as CUDA graphs"
+        " using torch for the frozen networks instead, compiled, with CUDA graphs"
     ]
 
 
@@ -43,10 +50,10 @@ def test_an_engine_that_does_not_load_gives_way_to_torch_aloud(
         ("build_serialized_network", TensorRtConfig(refit="stripped")),
     ],
 )
-def test_a_gpu_that_no_engine_is_built_for_gives_way_to_torch_aloud(
-    monkeypatch: pytest.MonkeyPatch, method: str, config: TensorRtConfig, capsys
+def test_a_gpu_that_no_engine_is_built_for_is_replaced_by_torch_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, method: str, config: TensorRtConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As with TensorRT-RTX on an H100: the builder does not take the GPU, or builds nothing."""
+    """As with TensorRT-RTX on an H100, the builder rejects the GPU or builds nothing."""
     pytest.importorskip("tensorrt_rtx")
     from export.tensorrt import targets
     from export.tensorrt.bindings import LOGGER, trt
@@ -57,18 +64,18 @@ def test_a_gpu_that_no_engine_is_built_for_gives_way_to_torch_aloud(
     owner = {"set_compute_capability": trt.IBuilderConfig, "build_serialized_network": trt.Builder}[method]
     monkeypatch.setattr(owner, method, refused)
     monkeypatch.setattr(targets, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
-    used = runnable(ASKED, config)
-    said = capsys.readouterr().out.splitlines()
-    assert used.runtime == "torch"
-    assert len(said) == 1
-    assert "SM 90 is not supported" in said[0]
-    assert said[0].endswith("the frozen networks run in torch instead, compiled, as CUDA graphs")
+    resolved = with_torch_fallback(CONFIG, config)
+    lines = warnings(caplog)
+    assert resolved.runtime == "torch"
+    assert len(lines) == 1
+    assert "SM 90 is not supported" in lines[0]
+    assert lines[0].endswith("using torch for the frozen networks instead, compiled, with CUDA graphs")
 
 
-def test_options_that_no_build_takes_stay_errors() -> None:
+def test_options_that_no_build_accepts_stay_errors() -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(ExportError, match=r"cannot build for compute capability 9\.7, only for"):
-        runnable(ASKED, TensorRtConfig(compute_capabilities=(9.7,)))
+        with_torch_fallback(CONFIG, TensorRtConfig(compute_capabilities=(9.7,)))
 
 
 def test_a_missing_package_stays_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,17 +85,19 @@ def test_a_missing_package_stays_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delattr("export.tensorrt")
     with pytest.raises(RuntimeUnavailableError, match="pip install 'dda-engine\\[trt\\]'"):
-        runnable(ASKED, TensorRtConfig())
+        with_torch_fallback(CONFIG, TensorRtConfig())
 
 
 @pytest.mark.gpu
-def test_this_gpu_runs_tensorrt_where_it_is_among_its_targets(capsys) -> None:
+def test_this_gpu_runs_tensorrt_if_it_is_a_target(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorrt_rtx")
     from export.tensorrt.bindings import IS_RTX, trt
 
     major, minor = torch.cuda.get_device_capability()
     supported = not IS_RTX or f"SM{major}{minor}" in trt.ComputeCapability.__members__
-    used = runnable(ASKED, TensorRtConfig(compute_capabilities=("current",) if IS_RTX else ()))
-    said = capsys.readouterr().out.splitlines()
-    assert used.runtime == ("tensorrt" if supported else "torch")
-    assert len(said) == (0 if supported else 1)
+    resolved = with_torch_fallback(
+        CONFIG, TensorRtConfig(compute_capabilities=("current",) if IS_RTX else ())
+    )
+    lines = warnings(caplog)
+    assert resolved.runtime == ("tensorrt" if supported else "torch")
+    assert len(lines) == (0 if supported else 1)

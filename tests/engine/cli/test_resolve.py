@@ -1,4 +1,4 @@
-"""Device, precision and threads as the machine gives them."""
+"""`auto` becomes the device, precision, runtime and threads of this machine."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from engine.distributed import open_accelerator
 from engine.errors import UserError
 from tests.rounding import as_torch_rounds, rounding
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_auto_on_a_cpu_goes_by_its_instructions(features: list[str], precision: 
     assert resolve_compute(used) == used
 
 
-def test_what_was_asked_for_is_kept() -> None:
-    asked = ComputeConfig(
+def test_given_values_are_kept() -> None:
+    given = ComputeConfig(
         device="cpu",
         precision="bf16",
         runtime="onnxruntime",
@@ -41,26 +41,28 @@ def test_what_was_asked_for_is_kept() -> None:
         threads=2,
         overlap=True,
     )
-    assert resolve_compute(asked) == asked
+    assert resolve_compute(given) == given
 
 
-def test_overlap_on_a_cpu_needs_threads_to_share_out() -> None:
-    with pytest.raises(UserError, match=r"compute\.overlap true shares out compute\.threads, which is 1"):
+def test_overlap_on_a_cpu_needs_threads_to_divide() -> None:
+    with pytest.raises(
+        UserError, match=r"compute\.overlap is true, which divides compute\.threads, but that is 1"
+    ):
         resolve_compute(ComputeConfig(device="cpu", threads=1, overlap=True))
 
 
 def test_overlap_and_inductor_exclude_each_other() -> None:
-    with pytest.raises(UserError, match=r"compute\.overlap true .* compute\.compile true"):
+    with pytest.raises(UserError, match=r"compute\.overlap and compute\.compile are both true"):
         ComputeConfig(overlap=True, compile=True)
 
 
 @pytest.mark.parametrize(("compiled", "overlap"), [(False, True), (True, False)])
-def test_auto_overlaps_on_a_gpu_but_with_inductor(
+def test_auto_overlaps_on_a_gpu_without_inductor(
     compiled: bool, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    asked = ComputeConfig(device="cuda", precision="fp32", runtime="torch", compile=compiled)
-    assert resolve_compute(asked).overlap is overlap
+    config = ComputeConfig(device="cuda", precision="fp32", runtime="torch", compile=compiled)
+    assert resolve_compute(config).overlap is overlap
 
 
 @as_torch_rounds()
@@ -68,7 +70,7 @@ def test_auto_overlaps_on_a_gpu_but_with_inductor(
 def test_a_run_in_fp32_on_a_gpu_is_not_rounded_to_tf32(
     precision: str, convolutions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For all of the process: what one lane computes would else depend on what the others are at."""
+    """The setting is global: results of one thread must not depend on what the others compute."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: None)
@@ -85,12 +87,12 @@ def test_auto_without_a_gpu_is_the_cpu() -> None:
 
 @NO_GPU
 def test_cuda_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r"compute\.device cuda.*cpu"):
+    with pytest.raises(UserError, match=r"compute\.device is cuda.*set it to cpu"):
         resolve_compute(ComputeConfig(device="cuda"))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_accelerator_has_the_asked_precision_even_after_another_one(
+def test_accelerator_has_the_requested_precision_even_after_another_one(
     precision: str, dtype: torch.dtype
 ) -> None:
     for first in ("bf16", "fp32"):

@@ -1,4 +1,4 @@
-"""The short flags mean the long ones, and --trt without a GPU does nothing but say so."""
+"""Short flags stand for long ones, and --trt without a GPU is refused before any work."""
 
 import subprocess
 import sys
@@ -33,12 +33,12 @@ def test_short_flags_are_spelled_out(short: list[str], long: list[str]) -> None:
 
 
 @pytest.mark.parametrize("other", [["--runtime", "torch"], ["--compute.runtime=openvino"]])
-def test_trt_beside_another_runtime_is_refused(other: list[str]) -> None:
-    with pytest.raises(UserError, match="--trt is --runtime tensorrt; give one runtime"):
+def test_trt_with_another_runtime_is_refused(other: list[str]) -> None:
+    with pytest.raises(UserError, match="--trt means --runtime tensorrt, but another runtime is also given"):
         CommandLine.read(["--trt", *other])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("arguments", [["--trt"], ["--runtime", "tensorrt"]])
 def test_trt_without_a_gpu_ends_with_2_and_one_line(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -62,11 +62,17 @@ def test_trt_without_a_gpu_ends_with_2_and_one_line(arguments: list[str], tmp_pa
     [
         (["--runtime", "nothing"], "compute.runtime must be one of"),
         (["--precision", "int8"], "compute.runtime_precision must be one of auto, fp32, bf16, fp16"),
-        (["--runtime", "openvino", "--compute.compile", "true"], "compute.compile is of runtime torch"),
+        (
+            ["--runtime", "openvino", "--compute.compile", "true"],
+            "compute.compile=true requires compute.runtime=torch (got openvino)",
+        ),
         (["--batch", "some"], "augment.micro_batch must be a whole number or one of auto, got 'some'"),
         (["--batch", "0"], "augment.micro_batch must be at least 1, got 0"),
         (["--filter.micro_batch", "-2"], "filter.micro_batch must be at least 1, got -2"),
-        (["--compute.onnx_provider", "cuda"], "compute.onnx_provider cuda is of runtime onnxruntime"),
+        (
+            ["--compute.onnx_provider", "cuda"],
+            "compute.onnx_provider=cuda requires compute.runtime=onnxruntime (got auto)",
+        ),
         (["--compute.engines_gb", "0"], "compute.engines_gb must be above 0"),
         (["--tensorrt.workspace_gb", "-1"], "tensorrt.workspace_gb must be above 0"),
     ],
@@ -78,13 +84,16 @@ def test_bad_runtimes_are_one_line(arguments: list[str], words: str, tmp_path: P
     assert error.count("\n") == 1
 
 
-def test_a_package_that_is_missing_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.cli.resolve.find_spec", lambda _: None)
     assert main(command, ["--out", str(tmp_path / "run"), "--runtime", "onnxruntime"]) == 2
-    assert "compute.runtime onnxruntime: the package is not installed; pip install" in capsys.readouterr().err
+    assert (
+        "compute.runtime is onnxruntime, but the package is not installed; pip install"
+        in capsys.readouterr().err
+    )
 
 
-def test_auto_is_torch_where_openvino_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_torch_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.cli.resolve import resolve_compute
     from engine.config.compute import ComputeConfig
 

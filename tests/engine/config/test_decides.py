@@ -1,16 +1,16 @@
-"""What the fields of a recipe say that they decide, against the lists written out."""
+"""The effects that the fields of a recipe declare, against lists written by hand."""
 
 from typing import Any
 
 import pytest
-from jsonargparse import ArgumentParser
 
 from engine import recipes
+from engine.cli.arguments import command_parser
 from engine.config.decides import sections, settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.exporting.command import MAY_DIFFER
 from engine.generation.provenance import DECIDING, DECIDING_COMPUTE
-from engine.recipes.load import parse_recipe
+from engine.recipes.load import add_recipe
 from engine.training.run_folder import MACHINE_SETTINGS, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
@@ -63,11 +63,14 @@ def test_settings_without_the_machine_keep_what_rounds_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "text"),
-    [("--compute.device", "Where the networks run"), ("--augment.micro_batch", "Variations made at once")],
+    [
+        ("--compute.device", "Device that the networks run on"),
+        ("--augment.micro_batch", "Variations made at once"),
+    ],
 )
 def test_help_shows_the_text_of_a_field_with_metadata(flag: str, text: str) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parse_recipe(parser, [], recipes.read("fashion-mnist"), "fashion-mnist")
+    parser = command_parser("engine.run", None)
+    add_recipe(parser, recipes.read("fashion-mnist"), "fashion-mnist")
     (action,) = [each for each in parser._actions if flag in each.option_strings]
     assert action.help is not None
     assert action.help.startswith(text)

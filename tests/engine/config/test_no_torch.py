@@ -1,4 +1,4 @@
-"""What a recipe may say is read without torch, so that --help and the errors of a command line stay quick."""
+"""engine.config does not import torch, so that --help and errors of the command line are fast."""
 
 import pkgutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Which mean and std may be meant for images in [0, 1]."""
+"""Which mean and std are plausible for images in [0, 1]."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Recipes: what loads, what is refused and with which words, and that no setting is dead."""
+"""Which recipes load, how errors name the wrong key, and that every setting is used."""
 
 import ast
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -60,14 +60,14 @@ REFUSED = {
     "empty schedule": ("schedule: {init_batches: 0, batches_per_round: 0}", r"schedule\.init_batches"),
     "threads": ("compute: {threads: 0}", r"compute\.threads"),
     "no mapping": ("synthesize: 3", r"synthesize .* must be a mapping, got 3"),
-    "class count": ("class_names: [a, b]", r"teacher\.num_classes is 10 but class_names has 2"),
+    "class count": ("class_names: [a, b]", r"teacher\.num_classes is 10, but class_names has 2"),
     "student's weights": (
         "student: {weights: a.pth}",
-        r"student\.weights is a\.pth; a student starts from rand",
+        r"student\.weights is a\.pth, but a student starts from random",
     ),
     "student's key": (
         "student: {weights_key: ema}",
-        r"student\.weights_key is ema; a student starts from random",
+        r"student\.weights_key is ema, but a student starts from random",
     ),
     "student's class count": ("student: {num_classes: 9}", r"student\.num_classes is 9"),
     "crop": ("distill: {crop_padding: 32}", r"distill\.crop_padding is 32, but teacher\.image_size is 32"),
@@ -77,7 +77,7 @@ REFUSED = {
     ),
     "wide crop": ("synthesize: {crop_padding: 40}", r"synthesize\.crop_padding is 40, but teacher"),
     "no flip": ("synthesize: {flip: 3}", r"synthesize\.flip must be true or false or null, got '3'"),
-    "image sizes": ("student: {image_size: 64}", r"student\.image_size is 64 but teacher\.image_size is 32"),
+    "image sizes": ("student: {image_size: 64}", r"student\.image_size is 64, but teacher\.image_size is 32"),
 }
 
 
@@ -130,9 +130,9 @@ def test_every_setting_has_a_docstring() -> None:
                 assert documented, f"{section}.{ast.unparse(statement.target)} has no docstring"
 
 
-# A field counts as read where code outside of the validation takes the attribute from an object known to be
-# that configuration: a section of a recipe (`recipe.filter.omega`), a name annotated with the class, or the
-# `config` of a module that knows the class.
+# A field counts as used if code outside of the validation reads the attribute of an object known to be that
+# configuration: a section of a recipe (`recipe.filter.omega`), a name annotated with the class, or `config`
+# in a module that imports the class.
 
 
 def _source(kind: type) -> str:

@@ -1,4 +1,4 @@
-"""Totals of a schedule, and schedules that would train nothing."""
+"""Totals and order of a schedule, and schedules that would train nothing."""
 
 import pytest
 

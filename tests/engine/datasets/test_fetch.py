@@ -1,4 +1,4 @@
-"""Finding and fetching the Fashion-MNIST files, with small stand-ins and without the network."""
+"""Find and fetch the Fashion-MNIST files, with small fake files and without a network."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ FIRST = next(iter(PAYLOADS))
 
 @pytest.fixture(autouse=True)
 def _small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small payloads, and every place the engine looks in moved below `tmp_path`."""
+    """Use small payloads, and move every folder where the engine looks below `tmp_path`."""
     digests = {name: hashlib.sha256(payload).hexdigest() for name, payload in PAYLOADS.items()}
     monkeypatch.setattr(fetch, "PAYLOAD_SHA256", digests)
     monkeypatch.setattr(fetch, "INSTALLED_FOLDER", tmp_path / "installed")
@@ -38,10 +38,10 @@ def files_in(folder: Path) -> list[str]:
 
 
 def broken_source(_scratch: Path) -> Path:
-    raise fetch.SourceError("the cable is cut")
+    raise fetch.SourceError("no network")
 
 
-def test_places_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user_cache = write_files(tmp_path / "home" / ".cache" / "dda-engine" / "fashion-mnist")
     assert fetch.fashion_mnist_root() == user_cache
     in_checkout = write_files(tmp_path / "checkout" / "data" / "fashion-mnist")
@@ -55,12 +55,12 @@ def test_places_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fetch.fashion_mnist_root(given) == given
 
 
-def test_data_never_goes_beside_an_installed_package(tmp_path: Path) -> None:
+def test_data_is_never_stored_next_to_an_installed_package(tmp_path: Path) -> None:
     (tmp_path / "checkout" / "pyproject.toml").unlink()
     assert fetch.cache_folders() == [tmp_path / "home" / ".cache" / "dda-engine" / "fashion-mnist"]
 
 
-def test_absent_everywhere_names_the_next_step() -> None:
+def test_missing_files_name_the_next_step() -> None:
     with pytest.raises(FileNotFoundError, match=r"make data.*ENGINE_FASHION_MNIST"):
         fetch.fashion_mnist_root()
 
@@ -77,7 +77,7 @@ def test_a_named_folder_is_never_replaced_by_another(
         fetch.fashion_mnist_root(named if way == "argument" else None)
 
 
-def test_fetch_passes_over_sources_that_fail(tmp_path: Path) -> None:
+def test_fetch_skips_sources_that_fail(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     altered = write_files(tmp_path / "altered")
@@ -96,7 +96,7 @@ def test_fetch_passes_over_sources_that_fail(tmp_path: Path) -> None:
     assert files_in(good) == sorted(PAYLOADS)
 
 
-def test_fetch_leaves_complete_files_alone(tmp_path: Path) -> None:
+def test_fetch_keeps_complete_files(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "data")
     assert fetch.fetch(folder, {"cut": broken_source}) == "already there"
 
@@ -112,7 +112,7 @@ def test_fetch_without_any_source_says_why_and_leaves_nothing(tmp_path: Path) ->
     altered = write_files(tmp_path / "altered")
     (altered / FIRST).write_bytes(b"no gzip")
     folder = tmp_path / "data"
-    with pytest.raises(UserError, match=r"cut: the cable is cut; altered: .*wrong sha256") as caught:
+    with pytest.raises(UserError, match=r"cut: no network; altered: .*wrong sha256") as caught:
         fetch.fetch(folder, {"cut": broken_source, "altered": lambda _: altered})
     assert "\n" not in str(caught.value)
     assert files_in(folder) == []
@@ -139,7 +139,7 @@ def test_a_corrupt_file_is_named(tmp_path: Path, damage) -> None:
 
 
 @pytest.mark.parametrize(("flags", "code"), [([], 1), (["--optional"], 0)], ids=["required", "optional"])
-def test_command_exit_code_where_nothing_works(
+def test_exit_code_if_no_source_works(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
@@ -165,7 +165,9 @@ def test_command_copies_the_installed_package(tmp_path: Path) -> None:
     assert files_in(tmp_path / "copy") == sorted(PAYLOADS)
 
 
-def test_command_fetches_to_where_the_engine_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_fetches_to_a_folder_where_the_engine_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert fetch._default_folder() == tmp_path / "checkout" / "data" / "fashion-mnist"
     monkeypatch.setenv(fetch.ROOT_VARIABLE, str(tmp_path / "named"))
     assert fetch._default_folder() == tmp_path / "named"

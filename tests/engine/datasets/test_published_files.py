@@ -1,4 +1,4 @@
-"""The real Fashion-MNIST files, where this machine has them."""
+"""The real Fashion-MNIST files, if this machine has them."""
 
 from pathlib import Path
 

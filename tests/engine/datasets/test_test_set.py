@@ -1,4 +1,4 @@
-"""The test set is optional; a folder that was named is not."""
+"""The test set is optional, unless the recipe names its folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def test_none_gives_the_reason() -> None:
     assert load_test_set(EvaluateConfig()) == (None, "evaluate.dataset is none")
 
 
-def test_files_that_cannot_be_had_give_the_reason(monkeypatch) -> None:
+def test_missing_files_give_the_reason(monkeypatch) -> None:
     def missing(_root: Path | None) -> Path:
         raise FileNotFoundError("no Fashion-MNIST here")
 
@@ -22,5 +22,5 @@ def test_files_that_cannot_be_had_give_the_reason(monkeypatch) -> None:
 
 
 def test_a_named_folder_without_the_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"evaluate\.root {tmp_path}"):
+    with pytest.raises(UserError, match=rf"evaluate\.root is {tmp_path}"):
         load_test_set(EvaluateConfig(dataset="fashion-mnist", root=str(tmp_path)))

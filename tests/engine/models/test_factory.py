@@ -32,9 +32,11 @@ def test_a_remembered_factory_need_not_be_named(module: Path) -> None:
     assert remembered.keys() == {"student"}
     assert set(remembered["student"].files) == {str(module), str(module.with_name("__init__.py"))}
     require(remembered)
-    with pytest.raises(UserError, match=rf"student\.name: '{NAME}' is code, .* --student\.name {NAME}"):
+    with pytest.raises(
+        UserError, match=rf"student\.name is '{NAME}', which is code .* --student\.name {NAME}"
+    ):
         require({})
-    with pytest.raises(UserError, match="is code, which a file alone may not run"):
+    with pytest.raises(UserError, match="is code that a recipe file alone may not run"):
         require({"teacher": remembered["student"]})
 
 

@@ -17,7 +17,7 @@ from engine.models.features import forward_with_features
 from engine.models.inverting import require_invertible
 from engine.models.loading import ClassifierConfig, build_classifier, load_classifier
 from engine.runtime.torch import FusedClassifier
-from tests.logs import logged
+from tests.log_lines import log_lines
 
 SIZE, CLASSES = 12, 3
 MADE: dict[str, Callable[[int, int], nn.Module]] = {}
@@ -101,7 +101,7 @@ class NoGradient(Net):
 
 
 def invertible(teacher: Classifier, w_bn: float = 1.0) -> list[str]:
-    with logged(inverting.logger) as lines:
+    with log_lines(inverting.logger.name) as lines:
         require_invertible(teacher, SIZE, w_bn)
     return lines
 

@@ -295,7 +295,7 @@ def test_non_finite_images_raise_with_their_keys(prior: DiffusionPrior, tokens: 
         ({"guidance_scale": float("nan")}, "augment.guidance_scale must be at least 1, got nan"),
         ({"strength": 0.0}, "augment.strength must lie in (0, 1], got 0.0"),
         ({"strength": 1.2}, "augment.strength must lie in (0, 1], got 1.2"),
-        ({"strength": 0.2, "steps": 4}, "augment.strength 0.2 leaves no step of augment.steps 4"),
+        ({"strength": 0.2, "steps": 4}, "augment.strength is 0.2, which leaves no step of augment.steps 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -190,7 +190,7 @@ def test_a_merged_bank_has_the_recipe_of_its_banks(
     capsys.readouterr()
     assert distill([tmp_path / "mixed"], tmp_path / "none") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "merged from banks of several recipes (distill.lr: 0.02 -> 0.5)" in line
+    assert "merged from banks with different recipes (distill.lr: 0.02 -> 0.5)" in line
     assert "--recipe" in line
     assert distill([tmp_path / "mixed"], tmp_path / "by recipe", "--recipe", str(recipe)) == 0
 
@@ -231,8 +231,8 @@ def test_a_damaged_bank_is_named_and_its_command_repairs_it(
     [
         (["--bank", ""], "--bank BANK is missing"),
         (["--bank", "nowhere"], "nowhere has no manifest.json"),
-        (["--bank", "A", "--shares", "1,2"], "--shares 1,2: give 1 numbers"),
-        (["--bank", "A,B", "--shares", "1,-2"], "--shares 1,-2: give 2 numbers"),
+        (["--bank", "A", "--shares", "1,2"], "--shares is 1,2; give 1 comma-separated numbers"),
+        (["--bank", "A,B", "--shares", "1,-2"], "--shares is 1,-2; give 2 comma-separated numbers"),
         (["--bank", "A", "--class_names", '["x", "y", "z"]'], "class_names"),
         (["--bank", "A", "--teacher.image_size", "20", "--student.image_size", "20"], "16x16"),
     ],
