@@ -20,22 +20,24 @@ def command(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m bench", description=__doc__, exit_on_error=False)
     commands = parser.add_subcommands(dest="bench")
     for name, (text, add_options, _) in BENCHES.items():
-        own = ArgumentParser(description=text, exit_on_error=False)
-        own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this JSON file")
-        own.add_argument(
+        subparser = ArgumentParser(description=text, exit_on_error=False)
+        subparser.add_argument(
+            "--json", metavar="FILE", default=None, help="write the rows to this JSON file"
+        )
+        subparser.add_argument(
             "--csv",
             metavar="FILE",
             default=None,
-            help="the same as CSV, with versions",
+            help="write the rows and the software versions to this CSV file",
         )
-        add_options(own)
-        add_log_flags(own)
-        commands.add_subcommand(name, own, help=text)
+        add_options(subparser)
+        add_log_flags(subparser)
+        commands.add_subcommand(name, subparser, help=text)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
-        own = ArgumentParser(description=text, exit_on_error=False)
-        add_options(own)
-        add_log_flags(own)
-        commands.add_subcommand(name, own, help=text)
+        subparser = ArgumentParser(description=text, exit_on_error=False)
+        add_options(subparser)
+        add_log_flags(subparser)
+        commands.add_subcommand(name, subparser, help=text)
     options = parser.parse_args(list(arguments))
     chosen = options[options.bench]
     if options.bench in WITHOUT_ROWS:
@@ -246,7 +248,7 @@ BENCHES: dict[str, Bench] = {
     "kernels": ("fused ops against what they replace", _kernel_options, _kernels),
     "stages": ("the stages against published code", _stage_options, _stages),
     "feed": ("the feed: speed, waiting time and memory", _feed_options, _feed),
-    "scale": ("scaling: workers, Ray, shards, the plan, processes of a student", lambda _: None, _scale),
+    "scale": ("scaling: workers, Ray, shards, the cost plan, student processes", lambda _: None, _scale),
     "startup": ("start-up time of --help and of an up-to-date export", lambda _: None, _startup),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("TensorRT engines on this GPU: build, load, values, speed", lambda _: None, _tensorrt),

@@ -9,7 +9,7 @@ import torch
 
 _LOCK = threading.Lock()
 _users = 0
-_put_back: Callable[[], None] | None = None
+_restore: Callable[[], None] | None = None
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def exact_float32() -> Iterator[None]:
 
 def use_exact_float32() -> None:
     """Switch to exact float32 for the rest of the process."""
-    global _users, _put_back
+    global _users, _restore
     with _LOCK:
         if _users == 0:
-            _put_back = _round_nothing()
+            _restore = _round_nothing()
         _users += 1
 
 
@@ -41,8 +41,8 @@ def _release() -> None:
     with _LOCK:
         _users -= 1
         if _users == 0:
-            assert _put_back is not None
-            _put_back()
+            assert _restore is not None
+            _restore()
 
 
 def _round_nothing() -> Callable[[], None]:
@@ -54,24 +54,24 @@ def _round_nothing() -> Callable[[], None]:
     """
     backends: Any = torch.backends
     tf32, products = _older(lambda: backends.cudnn.allow_tf32), _older(torch.get_float32_matmul_precision)
-    places = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
-    before = [place.fp32_precision for place in places]
+    settings = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    before = [setting.fp32_precision for setting in settings]
     if tf32:
         backends.cudnn.allow_tf32 = False
     if products:
         torch.set_float32_matmul_precision("highest")
-    for place in places:
-        place.fp32_precision = "ieee"
+    for setting in settings:
+        setting.fp32_precision = "ieee"
 
-    def put_back() -> None:
+    def restore() -> None:
         if tf32:
             backends.cudnn.allow_tf32 = True
         if products:
             torch.set_float32_matmul_precision(products)
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
-    return put_back
+    return restore
 
 
 def _older(read: Callable[[], Any]) -> Any:

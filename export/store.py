@@ -31,7 +31,7 @@ PART = ".part-"
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What determines an entry. `parts` by name, such as the hash of the weights or the builder's version."""
+    """What determines an entry; `parts` holds values by name, such as the weights' hash."""
 
     network: str
     kind: str
@@ -144,7 +144,7 @@ class Store:
             raise
 
     def _reason(self, key: Key, doing: str) -> str:
-        """Say why the entry is missing, by comparison with the newest one that differs only in `parts`."""
+        """Return why the entry is missing, compared with the newest one that differs only in `parts`."""
         what = f"{key.kind} {key.precision}"
         earlier = []
         for file in self.folder.glob(f"{key.family}*/{hashed.ENTRY_FILE}"):

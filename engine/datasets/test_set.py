@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_test_set(config: EvaluateConfig) -> None:
-    """Verifies the files of the test set before any work is done; its images are not looked at.
+    """Verify the files of the test set before any work is done, without reading its images.
 
-    Raises UserError where a `root` was given and does not hold the files, or where a file is not as
-    published. That there is no test set is no error.
+    Raises UserError if a `root` is given that does not hold the files, or if a file is not as published. A
+    missing test set is not an error.
     """
     if config.dataset == "none":
         return
@@ -30,7 +30,7 @@ def check_test_set(config: EvaluateConfig) -> None:
 
 
 def load_test_set(config: EvaluateConfig) -> "tuple[LabeledImages | None, str | None]":
-    """The test images and None, or None and the reason why there are none.
+    """Return the test images and None, or None and the reason why there are none.
 
     Raises UserError as `check_test_set` does.
     """

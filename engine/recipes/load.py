@@ -1,4 +1,4 @@
-"""Recipes as typed configurations: YAML under overrides, and errors in the words of a recipe."""
+"""Load recipes as typed configurations: YAML with overrides, and errors in the terms of a recipe."""
 
 import json
 import re
@@ -17,9 +17,9 @@ from engine.errors import UserError
 
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None) -> Recipe:
-    """A shipped recipe or a YAML file, with `overrides` by dotted key, e.g. `{"synthesize.steps": 3}`.
+    """Load a shipped recipe or a YAML file, with `overrides` by dotted key, e.g. `{"synthesize.steps": 3}`.
 
-    Raises UserError that names the key (or the recipe) for whatever does not fit.
+    Raises a UserError that names the key or the recipe for anything unknown or invalid.
     """
     settings = [f"--{key}={_as_text(value)}" for key, value in (overrides or {}).items()]
     parser = ArgumentParser(exit_on_error=False)
@@ -29,14 +29,14 @@ def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None
 def parse_recipe(
     parser: ArgumentParser, arguments: Sequence[str], mapping: Mapping[str, Any], source: str
 ) -> tuple[Recipe, Namespace]:
-    """Return the recipe `mapping` under the `--section.key VALUE` given, and the parser's own options.
+    """Return the recipe `mapping` with the flags `--section.key VALUE` applied, and the parser's own options.
 
     Adds those flags to `parser`, which must have `exit_on_error=False`; `--help` shows the recipe's values as
-    the defaults. Raises UserError that names the key for whatever does not fit.
+    the defaults. Raises a UserError that names the key for anything unknown or invalid.
 
     Args:
         mapping: a recipe as nested mappings.
-        source: where `mapping` is from, for messages.
+        source: what `mapping` was read from, for messages.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     known = f"one of {', '.join(recipes.names())}; or a YAML file"
@@ -48,7 +48,7 @@ def parse_recipe(
             action.help = SUPPRESS  # jsonargparse would also take a file for a whole section
     try:
         settings = dict(_leaves(mapping, Recipe, source))
-        parser.parse_object(settings)  # parse_args takes defaults unchecked
+        parser.parse_object(settings)  # parse_args does not check defaults
         parser.set_defaults(settings)
         _check_flags(arguments, own_flags)
         options = parser.instantiate(parser.parse_args(list(arguments)))
@@ -60,7 +60,7 @@ def parse_recipe(
 def _leaves(
     mapping: Mapping[str, Any], owner: type, source: str, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting. Raises UserError for a key that `owner` does not have."""
+    """Yield (dotted key, value) for every setting. Raises UserError for a key that `owner` does not have."""
     kinds = get_type_hints(owner)
     for key, value in mapping.items():
         path = f"{prefix}{key}"
@@ -91,7 +91,7 @@ def _unknown(key: str, source: str, keys: set[str]) -> UserError:
 
 
 def _keys(owner: Any = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Type of every setting by dotted key."""
+    """Return the type of every setting by dotted key."""
     keys: dict[str, Any] = {}
     for name, kind in get_type_hints(owner).items():
         keys |= _keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
@@ -99,11 +99,11 @@ def _keys(owner: Any = Recipe, prefix: str = "") -> dict[str, Any]:
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse's message in the words of a recipe: the key, what it takes, what it got."""
+    """Return jsonargparse's message in the terms of a recipe: the key, what it takes, and what it got."""
     pattern = r'Parser key "(?P<key>[\w.]+)":.*(?:Got|Given) value: (?P<value>[^\n]*)'
-    found = re.match(pattern, message, re.DOTALL)
-    if found and found["key"] in (keys := _keys()):
-        return f"{found['key']} must be {_in_words(keys[found['key']])}, got '{found['value']}'"
+    match = re.match(pattern, message, re.DOTALL)
+    if match and match["key"] in (keys := _keys()):
+        return f"{match['key']} must be {_in_words(keys[match['key']])}, got '{match['value']}'"
     return message
 
 
