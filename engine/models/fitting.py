@@ -160,7 +160,7 @@ def _is_float(value: object) -> bool:
 
 
 def _misfit(candidate: Candidate, state: Mapping[str, object], num_classes: int, section: str) -> str | None:
-    """Return why a candidate does not fit, as the predicate after the file's name; None if it fits."""
+    """Return why a candidate does not fit, phrased to follow the file's name; None if it fits."""
     pairs = {
         key: (given, mine)
         for key, given in candidate.values.items()

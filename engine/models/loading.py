@@ -39,8 +39,8 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
 def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
     """Load a trained classifier in eval mode, without gradients; torch's global generator is unchanged.
 
-    Raises UserError as `build_classifier` does. It names `section`.weights and the file if the weights are
-    missing, unreadable or do not fit, or if the logits are not finite or the same for every image.
+    Raises UserError as `build_classifier` does, and one that names `section`.weights and the file if the
+    weights are missing, unreadable or do not fit, or if the logits are not finite or equal for all images.
     """
     if config.weights is None:
         raise UserError(
@@ -244,7 +244,7 @@ def _evaluating(classifier: Classifier) -> Iterator[None]:
 def _not_run(
     classifier: Classifier, images: Tensor, config: ClassifierConfig, section: str, reason: str
 ) -> str:
-    """Describe a network that failed on four images for `reason`, by whether it runs on one of them."""
+    """Describe a network that failed on four images for `reason`: the image or the batch size is to blame."""
     try:
         classifier(images[:1])
     except Exception:  # the network may be anyone's

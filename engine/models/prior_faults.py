@@ -22,7 +22,7 @@ def vae_fault(vae: Mapping[str, Any], channels: int) -> str | None:
     """Return why an autoencoder cannot serve a UNet with `channels` channels, else None."""
     name, latent_channels = vae.get("_class_name"), vae.get("latent_channels", 4)
     if name not in AUTOENCODERS:
-        return f"is a {name}; use an {' or '.join(AUTOENCODERS)}"
+        return f"is of type {name}; use an {' or '.join(AUTOENCODERS)}"
     if latent_channels != channels:
         return (
             f"makes {latent_channels} latent channels, but its unet takes {channels}; use networks that match"

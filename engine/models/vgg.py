@@ -1,4 +1,4 @@
-"""VGG-11 with BatchNorm (Simonyan and Zisserman, arXiv 1409.1556) with a one-layer head for 32x32 images."""
+"""VGG-11 with BatchNorm (Simonyan and Zisserman, arXiv 1409.1556) and a one-layer head for 32x32 images."""
 
 from torch import Tensor, nn
 

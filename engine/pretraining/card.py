@@ -38,8 +38,8 @@ public half, and must say so.
 
 The weights are stored in fp16 (safetensors, {megabytes:.1f} MB in all) and computed in fp32 or bf16. No split was
 used to choose a checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
-Only one choice was made after looking at the test split, at the zero-shot accuracy: the length of the CLIP towers'
-training.
+Only one choice used the test split: the length of the CLIP towers' training was set after a look at their zero-shot
+accuracy.
 """
 
 

@@ -133,7 +133,7 @@ def _no_mean(folder: Path) -> None:
         ),
         pytest.param(
             _other_autoencoder,
-            "/vae is a AutoencoderDC; use an AutoencoderKL or AutoencoderTiny",
+            "/vae is of type AutoencoderDC; use an AutoencoderKL or AutoencoderTiny",
             id="other-autoencoder",
         ),
         pytest.param(_shifting_autoencoder, "/vae has latents_mean", id="shifting-autoencoder"),
