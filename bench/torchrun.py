@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.training.run_folder import SCALARS
+from engine.training.run_folder import TENSORBOARD
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +58,6 @@ def losses(out: Path, name: str = "loss") -> dict[int, float]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(out / SCALARS), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(out / TENSORBOARD), size_guidance={"scalars": 0})
     events.Reload()
     return {event.step: event.value for event in events.Scalars(f"distill/{name}")}

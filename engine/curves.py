@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, written by the thread that has the values: what fails, fails where it is seen."""
+"""Write curves for TensorBoard in the calling thread, so that the caller gets the errors."""
 
 import os
 import socket
@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Any, Self
 
 FLUSH_SECONDS = 10.0
+"""Minimum seconds between flushes."""
 
 
 class Curves:
-    """An events file in `folder`, local or at a URL that TensorBoard opens."""
+    """An events file in `folder`, which is local or a URL that TensorBoard can open."""
 
     def __init__(self, folder: str) -> None:
-        """Raises OSError that names the folder, as the other methods do."""
+        """Create the file. Like the other methods, raises an OSError that names the folder."""
         from tensorboard.compat import tf
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -25,7 +26,7 @@ class Curves:
             self._write(file_version="brain.Event:2")
             self._records.flush()
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_folder(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +41,7 @@ class Curves:
                 raise
 
     def add_scalar(self, name: str, value: Any, step: int) -> None:
-        """`value`: a number, or a tensor of one."""
+        """Append a point to the curve `name`. `value` is a number or a tensor with one element."""
         from torch.utils.tensorboard.summary import scalar
 
         try:
@@ -49,18 +50,19 @@ class Curves:
                 self._records.flush()
                 self._flushed = time.monotonic()
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_folder(error) from error
 
     def close(self) -> None:
+        """Flush and close the file."""
         try:
             self._records.close()
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_folder(error) from error
 
     def _write(self, **fields: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
-    def _named(self, error: OSError) -> OSError:
+    def _with_folder(self, error: OSError) -> OSError:
         return OSError(error.errno, error.strerror or str(error), self._folder)

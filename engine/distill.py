@@ -18,9 +18,9 @@ from engine.errors import UserError
 from engine.progress import Progress
 from engine.terminal import console
 from engine.training.run_folder import (
-    OF_MACHINE,
-    by_hash,
+    MACHINE_SETTINGS,
     check,
+    hashed_settings,
     own_settings,
     run_to_resume,
     without_machine,
@@ -62,7 +62,7 @@ def command(arguments: Sequence[str]) -> None:
     distributed.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
     if distributed.is_main():
-        check(folder, recipe, resume=options.resume, free=(*OF_MACHINE, *by_hash(folder)))
+        check(folder, recipe, resume=options.resume, free=(*MACHINE_SETTINGS, *hashed_settings(folder)))
     from engine.training.from_banks import distill
 
     try:

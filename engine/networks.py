@@ -1,4 +1,4 @@
-"""The networks of a recipe: loaded once, described for export, and the frozen ones open in a runtime."""
+"""Load the networks of a recipe, describe them for export, and open the frozen ones in a runtime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import build_classifier, load_classifier, require_feature
 from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.runtime.base import Executable, RuntimeOptions, runtime_options
-from engine.runtime.batching import batches
+from engine.runtime.batching import batch_sizes
 from engine.runtime.networks import OpenPrior, classifier_spec, clip_spec, open_clip, open_prior, prior_spec
 from engine.runtime.open import open_runtime, torch_precision
 from engine.runtime.torch import FusedClassifier
@@ -27,7 +27,7 @@ from export.spec import DTYPES, NetworkSpec, Precision
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPair:
-    """Teacher and student on one device, the teacher frozen and in eval mode."""
+    """Teacher and student on one device. The teacher is frozen and in eval mode."""
 
     teacher: Classifier
     student: Classifier
@@ -35,36 +35,36 @@ class LoadedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedNetworks(LoadedPair):
-    """The pair and the networks that make and filter variations, all frozen."""
+    """The pair, and the frozen networks that generate and filter variations."""
 
     prior: DiffusionPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None
-    """float32 [C, D], for augment.class_condition text."""
+    """float32 [C, D]; None unless augment.class_condition is text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPair(LoadedPair):
-    """The pair, with the teacher also open in the run's runtime."""
+    """The pair, with the teacher also open in a runtime."""
 
     teacher_forward: Executable
-    """The teacher's logits, and the feature map that distillation uses by its path."""
+    """Computes the teacher's logits and, under its path, the feature map that distillation uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenNetworks(OpenPair):
-    """The pair, prior and CLIP open in the run's runtime."""
+    """The pair, with the teacher, prior and CLIP open in a runtime."""
 
     prior: OpenPrior | None
     clip: ClipModel | None
     class_tokens: Tensor | None
-    """float32 [C, D], for augment.class_condition text."""
+    """float32 [C, D]; None unless augment.class_condition is text."""
 
 
 def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
     """Load the teacher and initialize the student from the seed.
 
-    Raises UserError, which names the setting and the file, for a network that does not load or fit.
+    Raises UserError that names the setting and the file if a network does not load or fit.
     """
     teacher = load_classifier(recipe.teacher, "teacher").place(device)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
@@ -73,7 +73,7 @@ def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
 
 
 def load(recipe: Recipe, device: torch.device) -> LoadedNetworks:
-    """Load all networks of the recipe. Raises UserError as `load_pair` does."""
+    """Load all networks of the recipe on one device. Raises UserError as `load_pair` does."""
     pair = load_pair(recipe, device)
     require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn)
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
@@ -92,9 +92,9 @@ def load(recipe: Recipe, device: torch.device) -> LoadedNetworks:
 def spec(
     name: str, recipe: Recipe, network: Classifier | ClipModel | LatentDiffusion, runtime: Runtime
 ) -> NetworkSpec:
-    """Return the spec of the loaded `network`: its inputs, outputs and batch sizes in a run of the recipe.
+    """Describe the loaded `network` for a run of the recipe: inputs, outputs and batch sizes.
 
-    `name`: teacher, student, clip or one of the prior's `engine.runtime.networks.NETWORKS`.
+    `name` is teacher, student, clip or one of `engine.runtime.networks.NETWORKS`.
     """
     if isinstance(network, ClipModel):
         return clip_spec(network, rows=recipe.filter.images_at_once, runtime=runtime)
@@ -105,14 +105,11 @@ def spec(
         feature_paths = [require_feature(network, name)] if recipe.distill.w_feature > 0 else []
         rows = max(recipe.distill.batch_size, rows)
     size = recipe.teacher.image_size
-    return classifier_spec(name, network, feature_paths, image_size=size, batches=batches(runtime, rows))
+    return classifier_spec(name, network, feature_paths, image_size=size, batches=batch_sizes(runtime, rows))
 
 
 def open_pair(recipe: Recipe, loaded: LoadedPair, accelerator: Accelerator) -> OpenPair:
-    """Open the teacher in the runtime of a resolved recipe.
-
-    Raises ExportError if the runtime cannot run it.
-    """
+    """Open the teacher in the runtime of a resolved recipe. Raises ExportError if that is impossible."""
     options = runtime_options(recipe.compute, recipe.tensorrt, accelerator.device)
     return OpenPair(
         teacher=loaded.teacher,
@@ -129,9 +126,8 @@ def open(
 ) -> OpenNetworks:
     """Open teacher, prior and CLIP in the runtime of a resolved recipe.
 
-    `threads`: CPU threads by stage, by default `compute.threads` for each.
-
-    Raises ExportError if the runtime cannot run one of them.
+    `threads` gives the CPU threads by stage, by default `compute.threads` for each. Raises ExportError if the
+    runtime cannot run one of the networks.
     """
     options = runtime_options(recipe.compute, recipe.tensorrt, accelerator.device)
     for_augment = replace(options, threads=threads["augment"]) if threads else options
@@ -152,12 +148,12 @@ def open(
 def _open_teacher(
     recipe: Recipe, teacher: Classifier, accelerator: Accelerator, options: RuntimeOptions
 ) -> Executable:
-    """Open the teacher; in runtime torch as a fused copy in the first precision that passes its check."""
-    described = spec("teacher", recipe, teacher, options.runtime)
+    """Open the teacher; in torch, as a fused copy in the first precision that passes the parity check."""
+    teacher_spec = spec("teacher", recipe, teacher, options.runtime)
     if options.runtime != "torch":
-        return open_runtime(described, options)
+        return open_runtime(teacher_spec, options)
 
-    def fused(precision: Precision) -> Executable:
-        return FusedClassifier(teacher, described.outputs[1:], accelerator, dtype=DTYPES[precision])
+    def fuse(precision: Precision) -> Executable:
+        return FusedClassifier(teacher, teacher_spec.outputs[1:], accelerator, dtype=DTYPES[precision])
 
-    return fused(torch_precision(described, options, fused))
+    return fuse(torch_precision(teacher_spec, options, fuse))

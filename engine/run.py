@@ -14,7 +14,7 @@ from engine.cli.resolve import resolve
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.terminal import console
-from engine.training.run_folder import by_hash, check, own_settings, run_to_resume
+from engine.training.run_folder import check, hashed_settings, own_settings, run_to_resume
 from engine.training.run_record import RunRecord
 from engine.training.summary import results_table
 
@@ -42,7 +42,7 @@ def command(arguments: Sequence[str]) -> None:
         )
     folder = Path(options.out or f"runs/{recipe.name}")
     recipe = resolve(recipe, batches="measured")
-    check(folder, recipe, resume=options.resume, free=by_hash(folder))
+    check(folder, recipe, resume=options.resume, free=hashed_settings(folder))
     from engine.loop import run
 
     try:

@@ -1,4 +1,4 @@
-"""`python -m export`. The command reads recipes, so it lives in the engine: this is the one upward import."""
+"""Run `python -m export`. The command reads recipes, so it lives in the engine, the one upward import."""
 
 import sys
 

@@ -32,7 +32,7 @@ def use_exact_float32() -> None:
     global _users, _restore
     with _LOCK:
         if _users == 0:
-            _restore = _round_nothing()
+            _restore = _disable_rounding()
         _users += 1
 
 
@@ -45,7 +45,7 @@ def _release() -> None:
             _restore()
 
 
-def _round_nothing() -> Callable[[], None]:
+def _disable_rounding() -> Callable[[], None]:
     """Turn off rounding in torch's settings and return a function that restores them.
 
     torch has an older and a newer set of settings. The older set is readable only while both agree, and its
@@ -54,22 +54,22 @@ def _round_nothing() -> Callable[[], None]:
     """
     backends: Any = torch.backends
     tf32, products = _older(lambda: backends.cudnn.allow_tf32), _older(torch.get_float32_matmul_precision)
-    settings = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
-    before = [setting.fp32_precision for setting in settings]
+    switches = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    before = [switch.fp32_precision for switch in switches]
     if tf32:
         backends.cudnn.allow_tf32 = False
     if products:
         torch.set_float32_matmul_precision("highest")
-    for setting in settings:
-        setting.fp32_precision = "ieee"
+    for switch in switches:
+        switch.fp32_precision = "ieee"
 
     def restore() -> None:
         if tf32:
             backends.cudnn.allow_tf32 = True
         if products:
             torch.set_float32_matmul_precision(products)
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
     return restore
 

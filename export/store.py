@@ -1,7 +1,7 @@
 """A cache of build results (ONNX graphs, engines, compiled models), keyed by what they were built from.
 
 An entry is a folder named by its key. It is built under another name, hashed, flushed to the disk and
-renamed, so it is either complete or absent; every lookup verifies its hashes. `.locks` holds two lock files
+renamed, so it is either complete or absent. Every lookup verifies its hashes. `.locks` holds two lock files
 per entry: `NAME.build`, held exclusively to build or remove it, and `NAME.use`, shared by its users.
 `.beside/NAME` holds files that a runtime derives from the entry for this machine. They count towards the
 entry's size and are removed with it, but are not verified here.
@@ -31,7 +31,7 @@ PART = ".part-"
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What determines an entry; `parts` holds values by name, such as the weights' hash."""
+    """Identifies an entry. `parts` are by name, such as the hash of the weights or the builder's version."""
 
     network: str
     kind: str
@@ -144,7 +144,7 @@ class Store:
             raise
 
     def _reason(self, key: Key, doing: str) -> str:
-        """Return why the entry is missing, compared with the newest one that differs only in `parts`."""
+        """Explain why an entry is built, by comparison with the newest one that differs only in `parts`."""
         what = f"{key.kind} {key.precision}"
         earlier = []
         for file in self.folder.glob(f"{key.family}*/{hashed.ENTRY_FILE}"):
@@ -158,7 +158,7 @@ class Store:
         return f"{' and '.join(changed)} changed, {doing} {what} again"
 
     def _remove_leftovers(self) -> None:
-        """Remove folders left by processes that were killed while building or removing."""
+        """Remove the folders of processes that were killed while building or removing."""
         for part in self.folder.glob(f"{PART}*"):
             name = part.name.removeprefix(PART)
             with locks.exclusive_if_free(self._lock(name, "build")) as free:

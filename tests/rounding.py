@@ -22,7 +22,7 @@ def as_torch_rounds() -> Iterator[None]:
         _set_defaults()
         float32._users = users
         if users:
-            float32._round_nothing()
+            float32._disable_rounding()
 
 
 def _set_defaults() -> None:

@@ -40,8 +40,8 @@ RUN = (
 UNDERSTOOD = {
     r"python -m engine\.run( --recipe fashion-mnist-long)?$": "minutes; test_embedded.py runs it",
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
-    r"python -m engine\.generate .*--workers": "eight processes; tests/engine/workers runs pools",
-    r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/workers runs some",
+    r"python -m engine\.generate .*--workers": "eight processes; tests/engine/generation/workers runs pools",
+    r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/generation/workers runs some",
     r"python -m engine\.distill --out runs/mixed --resume": "a run; its own tests continue some",
     r"python -m engine\.evaluate": "a run on Fashion-MNIST; test_embedded.py measures one",
     r"python -m export .*--augment\.prior models/sdxl": "SDXL; tests/engine/exporting exports a tiny one",
@@ -51,7 +51,7 @@ UNDERSTOOD = {
 """Commands that are only parsed, and what running them takes."""
 NOT_OURS = {
     r"\. \.venv/bin/activate": "the shell's",
-    r"kill -\w+ PID": "the shell's; tests/engine/workers sends these signals",
+    r"kill -\w+ PID": "the shell's; tests/engine/generation/workers sends these signals",
     r"docker build -f deploy/Dockerfile ": "Docker and the network",
     r"ray up deploy/ray-cluster\.yaml": "a cloud",
     r"sbatch .*deploy/slurm\.sh ": "a Slurm cluster",

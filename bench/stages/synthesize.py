@@ -62,10 +62,10 @@ def opened(accelerator: Accelerator, size: int = BATCH) -> tuple[Inversion, Call
     synthesizer = Synthesizer(teacher, config, image_size=SIZE, seed=0, accelerator=accelerator)
     rotation = RotationAdversary(student, SIZE, 0, accelerator)
     rotation.head.requires_grad_(False)
-    challenge = rotation.challenger()
+    term = rotation.adversarial_term()
 
     def adversary(images: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-        return challenge(images, labels)
+        return term(images, labels)
 
     inversion = synthesizer.inversion(adversary)
     inversion.begin(z, labels, torch.Generator().manual_seed(0))

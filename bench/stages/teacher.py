@@ -9,7 +9,7 @@ from bench.parity import require_alike
 from bench.stages.case import Case, Machine, Ours, Work, flops
 from bench.stages.pair import FEATURE, SIZE, feature_forward, pair
 from engine.runtime.base import Executable, RuntimeOptions
-from engine.runtime.batching import batches
+from engine.runtime.batching import batch_sizes
 from engine.runtime.networks import classifier_spec
 from engine.runtime.open import open_runtime
 from engine.runtime.torch import FusedClassifier
@@ -58,7 +58,7 @@ def fused(machine: Machine) -> Executable:
 
 def opened(options: RuntimeOptions, batch: int) -> Executable:
     teacher = pair(options.device)[0].to(memory_format=torch.channels_last)
-    sizes = batches(options.runtime, batch)
+    sizes = batch_sizes(options.runtime, batch)
     spec = classifier_spec("teacher", teacher, [FEATURE], image_size=SIZE, batches=sizes)
     return open_runtime(spec, options)
 

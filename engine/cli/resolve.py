@@ -41,9 +41,9 @@ def resolve(
         feed=_feed(recipe.feed),
     )
     if recipe.has_auto_batch and batches == "measured":
-        from engine.generation.auto_batch.settle import settled_batches
+        from engine.generation.auto_batch.resolve import resolve_micro_batches
 
-        recipe = settled_batches(recipe)
+        recipe = resolve_micro_batches(recipe)
     recipe = with_default_batches(recipe)
     assert recipe.is_resolved
     return recipe
@@ -145,9 +145,9 @@ def runnable(compute: ComputeConfig, config: TensorRtConfig) -> ComputeConfig:
     TensorRT-RTX has no kernels for data-centre GPUs such as the H100 (compute capability 9.0). Raises
     RuntimeUnavailableError if the package is missing, ExportError for options that no build can take.
     """
-    from engine.runtime.tensorrt_probe import refusal
+    from engine.runtime.tensorrt_probe import unsupported_reason
 
-    reason = refusal(config)
+    reason = unsupported_reason(config)
     if reason is None:
         return compute
     logger.warning("%s; the frozen networks run in torch instead, compiled, as CUDA graphs", reason)

@@ -1,1 +1,1 @@
-"""`python -m export`: the frozen networks of a recipe as graphs and engines, proved against torch."""
+"""`python -m export`: write the networks of a recipe as graphs and engines that are checked against torch."""

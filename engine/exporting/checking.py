@@ -1,4 +1,4 @@
-"""Whether an exported classifier, called as its JSON says, is the classifier that the user has in torch."""
+"""Check that an exported classifier, called as its JSON says, computes what the user's does in torch."""
 
 import json
 from collections.abc import Mapping
@@ -19,26 +19,28 @@ from export.float32 import exact_float32
 from export.parity import Parity, compare
 from export.spec import Precision
 
-LEAST_TOP1_FP32 = 0.99
+MIN_TOP1_FP32 = 0.99
 """Below this, classes differ by more than near ties can explain."""
-WEIGHTS_OF_GREY = (0.299, 0.587, 0.114)
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What came of calling the exported model."""
+    """The result of calling the exported model."""
 
     parity: Parity
     top1_agreement: float
     """Share of images with the same class in torch and in the export."""
     images: int
+    """Number of images."""
     source: str
+    """Origin of the images."""
     contradiction: str | None
-    """What the JSON says and the classifier's settings do not."""
+    """A statement of the JSON that the classifier's settings contradict."""
 
     @property
     def passes(self) -> bool:
-        is_close = self.parity.precision != "fp32" or self.top1_agreement >= LEAST_TOP1_FP32
+        is_close = self.parity.precision != "fp32" or self.top1_agreement >= MIN_TOP1_FP32
         return self.parity.passes and is_close and self.contradiction is None
 
     def __str__(self) -> str:
@@ -50,7 +52,7 @@ class Check:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return self.parity.as_json() | {
             "passes": self.passes,
             "top1_agreement": self.top1_agreement,
@@ -69,13 +71,13 @@ def check(
     threads: int,
     run: Run | None = None,
 ) -> Check:
-    """The model in `folder`, called as `name`.json says, against `config` with its weights in torch.
+    """Compare the model in `folder`, called as `name`.json says, with `config` and its weights in torch.
 
     `run`: see `engine.exporting.calling.call`.
     """
     about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     given = torch.from_numpy(call(about, folder, sample.images, threads, run))
-    wanted = logits_of(config, sample.images, name)
+    wanted = torch_logits(config, sample.images, name)
     return Check(
         parity=compare({"logits": wanted}, {"logits": given}, precision),
         top1_agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
@@ -86,19 +88,17 @@ def check(
 
 
 @torch.no_grad()
-def logits_of(
-    config: ClassifierConfig, images: NDArray[np.uint8], section: str = "student", rows: int = 32
-) -> Tensor:
-    """float32 [N, classes] of RGB images uint8 [N, 3, H, W], by the network in torch.
+def torch_logits(config: ClassifierConfig, images: NDArray[np.uint8], section: str, rows: int = 32) -> Tensor:
+    """Return the network's logits in torch, float32 [N, classes], for RGB images uint8 [N, 3, H, W].
 
-    The images are normalized here, apart from the code that exported graphs are made from: the network is
-    loaded with a mean of 0 and a standard deviation of 1.
+    This function normalizes the images itself, independently of the code that graphs are exported from: it
+    loads the network with a mean of 0 and a standard deviation of 1.
     """
     classifier = load_classifier(replace(config, mean=(0.0,), std=(1.0,)), section)
     pixels = images.astype(np.float64) / 255
     if config.in_channels == 1:
-        grey = np.tensordot(pixels, np.asarray(WEIGHTS_OF_GREY), (1, 0))
-        pixels = np.stack([grey] * 3, 1)
+        gray = np.tensordot(pixels, np.asarray(GRAY_WEIGHTS), (1, 0))
+        pixels = np.stack([gray] * 3, 1)
     mean, std = (np.reshape(values, (-1, 1, 1)) for values in (config.mean, config.std))
     normalized = torch.from_numpy((pixels - mean) / std).float()
     with exact_float32():
@@ -106,16 +106,16 @@ def logits_of(
 
 
 def _contradiction(about: Mapping[str, Any], config: ClassifierConfig, name: str) -> str | None:
-    """Of what a caller does not use as long as the normalization is inside the model."""
+    """Return a contradiction in what a caller does not use while the normalization is inside the model."""
     for field in ("mean", "std"):
-        said = about["normalization"][field]
+        stated = about["normalization"][field]
         given = list(getattr(config, field)) * (config.in_channels // len(getattr(config, field)))
-        if said != given:
-            return f"{name} says {field} {said}, the classifier has {given}"
+        if stated != given:
+            return f"{name} says {field} {stated}, but the classifier has {given}"
     size = [about["input"]["height"], about["input"]["width"]]
     if size != [config.image_size] * 2:
-        return f"{name} says {size[0]}x{size[1]} pixels, the classifier has {config.image_size}"
+        return f"{name} says {size[0]}x{size[1]} pixels, but the classifier has {config.image_size}"
     classes = len(about["output"]["classes"])
     if classes != config.num_classes:
-        return f"{name} names {classes} classes, the classifier has {config.num_classes}"
+        return f"{name} lists {classes} classes, but the classifier has {config.num_classes}"
     return None

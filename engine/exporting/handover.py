@@ -1,4 +1,4 @@
-"""What a user takes: the model of a classifier in a file of its own, and a JSON that says how to call it."""
+"""Write the files that a user takes: a classifier's model, and a JSON that says how to call it."""
 
 import json
 import shutil
@@ -28,21 +28,24 @@ from export.spec import NetworkSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class HandOver:
-    """Puts classifiers into `out`/NETWORK/RUNTIME-PRECISION, each checked as its user will call it."""
+class ModelWriter:
+    """Writes classifiers to `out`/NETWORK/RUNTIME-PRECISION, each checked as its user will call it."""
 
     out: Path
     networks: Networks
     class_names: Sequence[str]
     run: Path | None
-    """The run that the export is made from."""
+    """The folder of the run that is exported, if it is one."""
     sample: Sample
     """Images for the check."""
 
-    def make(
+    def write(
         self, spec: NetworkSpec, graph: Graph, engine: Path | None, options: RuntimeOptions
     ) -> tuple[Path, Check]:
-        """Write the folder, if the check passes; return both. `engine`: the store's entry of TensorRT."""
+        """Write a classifier's folder if its check passes; return the folder and the check.
+
+        `engine` is the store's entry of the TensorRT engine.
+        """
         name, config = spec.name, self.networks.config(spec.name)
         folder = self.out / name / f"{options.runtime}-{options.precision}"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,43 +57,43 @@ class HandOver:
                 "network": name,
                 **files,
                 "sha256": {path.name: sha256_of(path) for path in sorted(part.iterdir())},
-                **_described(spec, config, self.class_names, options),
+                **_call_description(spec, config, self.class_names, options),
                 "made_from": self._made_from(name, config),
             }
             (part / f"{name}.json").write_text(
                 json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-            found = check(
+            result = check(
                 part,
                 name,
-                self._config_now(name),
+                self._config_of_run(name),
                 self.sample,
                 options.precision,
                 threads=options.threads,
-                run=None if engine is None else _opened(spec, graph, options),
+                run=None if engine is None else _engine_run(spec, graph, options),
             )
-            if found.passes:
+            if result.passes:
                 shutil.rmtree(folder, ignore_errors=True)
                 part.rename(folder)
-        return folder, found
+        return folder, result
 
     def _made_from(self, name: str, config: ClassifierConfig) -> dict[str, Any]:
-        path = self.networks.weights(name)
+        path = self.networks.weights_file(name)
         run = {} if self.run is None else {"run": str(self.run.resolve())}
         return {**run, "architecture": config.name, "weights": str(path), "sha256": sha256_of(path)}
 
-    def _config_now(self, name: str) -> ClassifierConfig:
-        """Of the run, read from its folder once more: the check must not depend on what was exported."""
+    def _config_of_run(self, name: str) -> ClassifierConfig:
+        """Read the settings from the run's folder again: the check must not depend on what was exported."""
         if self.run is None:
             return self.networks.config(name)
         recipe = load_recipe(str((self.run / CONFIG).resolve()))
-        return replace(getattr(recipe, name), weights=str(self.networks.weights(name)))
+        return replace(getattr(recipe, name), weights=str(self.networks.weights_file(name)))
 
 
 def _write_model(
     folder: Path, name: str, graph: Graph, engine: Path | None, options: RuntimeOptions
 ) -> dict[str, str]:
-    """The model's files; which is which, for the JSON."""
+    """Write the model's files, and return their names for the JSON."""
     if options.runtime == "openvino":
         import openvino
 
@@ -98,7 +101,7 @@ def _write_model(
 
         openvino.save_model(core().read_model(graph.path), folder / f"{name}.xml", compress_to_fp16=False)
         return {"file": f"{name}.xml"}
-    for path in graph.path.parent.glob(f"{graph.path.name}*"):  # large weights keep the name the graph says
+    for path in graph.path.parent.glob(f"{graph.path.name}*"):  # the graph refers to large weights by name
         shutil.copyfile(path, folder / (f"{name}.onnx" if path == graph.path else path.name))
     if engine is None:
         return {"file": f"{name}.onnx"}
@@ -109,8 +112,8 @@ def _write_model(
     return files
 
 
-def _opened(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Run | None:
-    """The engine as the runtime executes it; None without a GPU."""
+def _engine_run(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Run | None:
+    """Return a function that runs the engine, or None without a GPU."""
     if options.device.type != "cuda":
         return None
     executable = open_graph(spec, graph, options)
@@ -121,10 +124,10 @@ def _opened(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Run | N
     return run
 
 
-def _described(
+def _call_description(
     spec: NetworkSpec, config: ClassifierConfig, class_names: Sequence[str], options: RuntimeOptions
 ) -> dict[str, Any]:
-    """How to call the model: plain values."""
+    """Return how to call the model, in plain values."""
     (images,) = spec.inputs
     batch, channels, height, width = images.shape
     assert not isinstance(batch, int)
@@ -163,7 +166,7 @@ def _described(
 
 
 def _options(options: RuntimeOptions) -> dict[str, str]:
-    """What the runtime must be told to compute as it did for the proof."""
+    """Return the options with which the runtime computes as in the parity check."""
     if options.runtime == "openvino":
         from engine.runtime.openvino import HINTS
 

@@ -1,4 +1,4 @@
-"""One network into graph and engine, in the least precision that a runtime reproduces torch with."""
+"""Export one network in the lowest precision in which the runtime reproduces torch."""
 
 import tempfile
 import time
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.exporting.checking import Check
-from engine.exporting.handover import HandOver
+from engine.exporting.handover import ModelWriter
 from engine.exporting.networks import Networks
 from engine.exporting.real_inputs import RealInputs
 from engine.exporting.up_to_date import CLASSIFIERS
@@ -27,29 +27,30 @@ from export.spec import NetworkSpec, Precision
 from export.store import Store
 
 LARGE = 100_000_000
-"""Parameters above which one sample must do for the proof."""
+"""Number of parameters above which the parity check uses a single sample."""
 ROWS = 2
 
 
 @dataclass(kw_only=True)
-class Proof:
-    """What became of a network."""
+class NetworkReport:
+    """The result of exporting one network."""
 
     precision: Precision
     parity: dict[str, dict[str, Parity]] = field(default_factory=dict)
-    """By runtime and precision, failed ones too; then by kind of inputs, random and real."""
+    """By runtime and precision, including failed ones; then by kind of inputs, random and real."""
     as_called: Check | None = None
-    """Of a classifier: the handed-over model against the weights in torch."""
+    """For a classifier: the model that is handed over, compared with the weights in torch."""
     entries: list[str] = field(default_factory=list)
-    """Folders of the store: the graph, and the engine where one was built."""
+    """Names of the store's entries: the graph and, if one was built, the engine."""
     handed_over: Path | None = None
     """The folder of a classifier's model and JSON."""
     megabytes: float = 0.0
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
         parity = {
-            name: {kind: found.as_json() for kind, found in kinds.items()}
+            name: {kind: result.as_json() for kind, result in kinds.items()}
             for name, kinds in self.parity.items()
         }
         return {
@@ -62,47 +63,47 @@ class Proof:
         }
 
 
-def prove(
-    name: str, networks: Networks, real: RealInputs | None, options: RuntimeOptions, hand_over: HandOver
-) -> Proof:
-    """Exports the network, compares it with torch, builds its engine, and hands over a classifier's files.
+def export_network(
+    name: str, networks: Networks, real: RealInputs | None, options: RuntimeOptions, writer: ModelWriter
+) -> NetworkReport:
+    """Export a network, check its parity with torch, build its engine, and write a classifier's model.
 
-    Raises ExportError where no precision reproduces torch.
+    Raises ExportError if no precision reproduces torch.
     """
     start = time.perf_counter()
-    proof = Proof(precision=options.precision)
+    report = NetworkReport(precision=options.precision)
     while True:
-        spec, graph, parity = _try(name, networks, real, options)
-        checking = _checking(options)
-        proof.parity[f"{checking.runtime} {checking.precision}"] = parity
-        failed = next((found for found in parity.values() if not found.passes), None)
+        spec, graph, parity = _export_and_compare(name, networks, real, options)
+        checking = _checking_options(options)
+        report.parity[f"{checking.runtime} {checking.precision}"] = parity
+        failed = next((result for result in parity.values() if not result.passes), None)
         if failed is None:
             engine = artifacts.engine(spec, graph, options) if options.runtime == "tensorrt" else None
             if name not in CLASSIFIERS:
                 break
-            proof.handed_over, proof.as_called = hand_over.make(spec, graph, engine, options)
-            if proof.as_called.passes:
+            report.handed_over, report.as_called = writer.write(spec, graph, engine, options)
+            if report.as_called.passes:
                 break
-            failed = proof.as_called.parity
-            if (options.runtime, options.precision) not in SAFER or proof.as_called.contradiction:
+            failed = report.as_called.parity
+            if (options.runtime, options.precision) not in SAFER or report.as_called.contradiction:
                 raise ExportError(
-                    f"{name}: the exported model, called as {name}.json says, is not the {name}: "
-                    f"{proof.as_called}; it was not handed over, please report this"
+                    f"{name}: the exported model, called as {name}.json says, does not match the {name} in"
+                    f" torch: {report.as_called}; no model was written, please report this"
                 )
         options = replace(options, precision=safer_precision(name, options, failed))
-    proof.precision = options.precision
-    proof.entries = [graph.path.parent.name, *([engine.name] if engine else [])]
-    files = (file for entry in proof.entries for file in (options.store.folder / entry).iterdir())
-    proof.megabytes = sum(file.stat().st_size for file in files) / 1e6
-    proof.seconds = time.perf_counter() - start
-    return proof
+    report.precision = options.precision
+    report.entries = [graph.path.parent.name, *([engine.name] if engine else [])]
+    files = (file for entry in report.entries for file in (options.store.folder / entry).iterdir())
+    report.megabytes = sum(file.stat().st_size for file in files) / 1e6
+    report.seconds = time.perf_counter() - start
+    return report
 
 
-def _checking(options: RuntimeOptions) -> RuntimeOptions:
-    """Where the graph is executed for the proof: in its runtime or, where that cannot run, by a stand-in.
+def _checking_options(options: RuntimeOptions) -> RuntimeOptions:
+    """Return the options to run the graph with: its own or, for TensorRT without a GPU, a substitute's.
 
-    OpenVINO executes bf16 graphs, which ONNX Runtime does not on a CPU. Where the processor has no bf16, its
-    arithmetic is in float32, with the weights, and the roundings between the operators, of the graph.
+    OpenVINO runs bf16 graphs, which ONNX Runtime cannot run on a CPU. On a processor without bf16, it
+    computes in float32, but with the graph's weights and its roundings between the operators.
     """
     if options.runtime != "tensorrt" or options.device.type == "cuda":
         return options
@@ -111,19 +112,19 @@ def _checking(options: RuntimeOptions) -> RuntimeOptions:
     return replace(options, runtime="openvino", precision=native_precision("cpu"))
 
 
-def _try(
+def _export_and_compare(
     name: str, networks: Networks, real: RealInputs | None, options: RuntimeOptions
 ) -> tuple[NetworkSpec, artifacts.Graph, dict[str, Parity]]:
-    """The network in one precision: its spec without the weights, its graph, parity by kind of inputs."""
+    """Return a network's spec without its weights, its graph, and the parity by kind of inputs."""
     spec = networks.load(name)
     sizes = _sizes(spec, options)
     kinds = {"random": spec.example(sizes)}
     if real is not None:
-        kinds["real"] = {given: value[: sizes["batch"]] for given, value in real.of(spec, sizes).items()}
+        kinds["real"] = {given: value[: sizes["batch"]] for given, value in real.inputs(spec, sizes).items()}
     wanted = {kind: reference(spec, inputs) for kind, inputs in kinds.items()}
     graph = artifacts.graph(spec, options)
-    spec = replace(spec, module=nn.Identity())  # with a session a large network does not fit into memory
-    with _opened(spec, graph, options, rows=sizes["batch"]) as executable:
+    spec = replace(spec, module=nn.Identity())  # a large network and its session do not fit into memory
+    with _open(spec, graph, options, rows=sizes["batch"]) as executable:
         parity = {
             kind: compare(wanted[kind], executable(**_on(options.device, inputs)), options.precision)
             for kind, inputs in kinds.items()
@@ -132,24 +133,24 @@ def _try(
 
 
 @contextmanager
-def _opened(
+def _open(
     spec: NetworkSpec, graph: artifacts.Graph, options: RuntimeOptions, *, rows: int
 ) -> Iterator[Executable]:
-    checking = _checking(options)
+    checking = _checking_options(options)
     if checking is options:
         yield open_graph(spec, graph, options)
         return
     with (
-        tempfile.TemporaryDirectory() as folder,  # what a stand-in compiles is of no use to the export
+        tempfile.TemporaryDirectory() as folder,  # the export has no use for what a substitute compiles
         Store(Path(folder)) as store,
     ):
         yield open_graph(with_fixed_batch(spec, rows), graph, replace(checking, store=store))
 
 
 def _sizes(spec: NetworkSpec, options: RuntimeOptions) -> dict[str, int]:
-    """Of the inputs of the proof; the least where a stand-in executes the graph, which knows no sizes."""
-    stands_in = _checking(options) is not options
-    sizes = {name: axis.min if stands_in else axis.opt for name, axis in spec.axes().items()}
+    """Return the sizes of the check's inputs: the tuned ones, or the smallest if a substitute runs."""
+    substituted = _checking_options(options) is not options
+    sizes = {name: axis.min if substituted else axis.opt for name, axis in spec.axes().items()}
     is_large = sum(weight.numel() for weight in spec.module.parameters()) > LARGE
     return sizes | {"batch": 1 if is_large else ROWS}
 

@@ -1,4 +1,4 @@
-"""Real inputs for the proof: a few images, and what the prior's own encoders make of them and of prompts."""
+"""Real inputs for the parity check: images, and what the prior's encoders compute from them and prompts."""
 
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,15 @@ from export.parity import reference
 from export.spec import NetworkSpec
 
 AESTHETIC_SCORE = 6.0
-"""What diffusers asks of SDXL's refiner."""
+"""The score that diffusers conditions SDXL's refiner on by default."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def read_images(folder: str | None, evaluate: EvaluateConfig, count: int) -> tuple[list[Tensor], str | None]:
-    """`count` RGB images [3, H, W] in [0, 1], of the folder or of Fashion-MNIST's public half.
+    """Return up to `count` RGB images [3, H, W] in [0, 1], or no images and the reason.
 
-    Or none and the reason. Raises UserError for a folder without images.
+    The images come from `folder`, or from the public half of Fashion-MNIST if the recipe evaluates on it.
+    Raises UserError for a folder without images.
     """
     if folder is not None:
         return _from_folder(Path(folder), count), None
@@ -44,26 +45,26 @@ def _from_folder(folder: Path, count: int) -> list[Tensor]:
 
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)[:count]
     if not files:
-        raise UserError(f"--images {folder} holds no {', '.join(sorted(SUFFIXES))}; give another folder")
+        raise UserError(f"--images {folder} holds no {', '.join(sorted(SUFFIXES))}; choose another folder")
     images = []
     for path in files:
         try:
             pixels = np.asarray(Image.open(path).convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"--images: {path} is not an image that can be read; remove it") from error
+            raise UserError(f"--images: {path} cannot be read as an image; remove it") from error
         images.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
     return images
 
 
 class RealInputs:
-    """The inputs of each network for real images; a latent diffusion model's networks feed one another."""
+    """Computes each network's inputs from real images; the prior's networks feed one another."""
 
     def __init__(self, images: list[Tensor], networks: Networks) -> None:
         self._images, self._networks = images, networks
-        self._made: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
 
-    def of(self, spec: NetworkSpec, sizes: dict[str, int]) -> dict[str, Tensor]:
-        """By input name, as many rows as there are images, other axes of `sizes`; `spec` has its module."""
+    def inputs(self, spec: NetworkSpec, sizes: dict[str, int]) -> dict[str, Tensor]:
+        """Return the inputs of `spec` by name, one row per image; `sizes` are those of the other axes."""
         example = spec.example(sizes | {"batch": len(self._images)})
         return {name: self._input(name, like, spec) for name, like in example.items()}
 
@@ -84,21 +85,21 @@ class RealInputs:
 
     @cached_property
     def _prompts(self) -> tuple[Tensor, Tensor | None] | None:
-        return self._networks.prompts(len(self._images))
+        return self._networks.embed_prompts(len(self._images))
 
     def _added_features(self, unet: Any) -> Tensor:
         assert self._prompts is not None
         text_embeds = self._prompts[1]
         assert text_embeds is not None
         width = unet.config.projection_class_embeddings_input_dim - text_embeds.shape[1]
-        ids = _time_ids(width // unet.config.addition_time_embed_dim, self._networks.prior().image_shape)
+        ids = _time_ids(width // unet.config.addition_time_embed_dim, self._networks.load_prior().image_shape)
         return added_features(unet, text_embeds, torch.tensor([ids] * len(text_embeds)))
 
     def _output(self, network: str) -> Tensor:
-        if network not in self._made:
+        if network not in self._outputs:
             spec = self._networks.load(network)
-            (self._made[network],) = reference(spec, self.of(spec, {})).values()
-        return self._made[network]
+            (self._outputs[network],) = reference(spec, self.inputs(spec, {})).values()
+        return self._outputs[network]
 
     def _resized(self, size: tuple[int, ...]) -> Tensor:
         return torch.cat(
@@ -110,5 +111,9 @@ class RealInputs:
 
 
 def _time_ids(count: int, size: tuple[int, int]) -> tuple[float, ...]:
-    """SDXL's six: original size, corner of the crop, target size; its refiner's five end with a score."""
+    """Return SDXL's time ids.
+
+    The base model takes six: original size, corner of the crop, target size. Its refiner takes five: the
+    first four and an aesthetic score.
+    """
     return (*size, 0, 0, *size) if count == 6 else (*size, 0, 0, AESTHETIC_SCORE)

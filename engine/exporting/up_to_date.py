@@ -1,4 +1,4 @@
-"""What an export was made from and what it proved, so that a second call need not load the networks."""
+"""Record what an export was made from, so that a repeated command need not load the networks."""
 
 import hashlib
 import json
@@ -27,20 +27,24 @@ RUNTIMES = ("onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export made: for which runtime and precision, and the proof of each network as JSON."""
+    """The results of one export."""
 
     target: str
-    proofs: dict[str, dict[str, Any]]
+    """Runtime and precision, such as "openvino fp32"."""
+    reports: dict[str, dict[str, Any]]
+    """By network, its entry in parity.json."""
     handed_over: dict[str, str]
-    """Folder of each classifier's model and JSON, in that of the export."""
+    """By classifier, the folder of its model and JSON, relative to the folder of the export."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
-    """`settings`: everything but files; `files`: those read, None where only a load could tell."""
+class UpToDateMarker:
+    """The inputs of an export. Its file in the folder of the export records them with the results."""
 
     settings: dict[str, Any]
+    """Everything but files."""
     files: list[Path] | None
+    """The files that the export reads; None if only loading the networks could tell."""
 
     @classmethod
     def of(
@@ -50,11 +54,8 @@ class Stamp:
         student: str | None,
         images: str | None,
         run: str | None = None,
-    ) -> "Stamp":
-        """`run`: the folder that the recipe is from.
-
-        Raises UserError for a file that the recipe names and that does not exist.
-        """
+    ) -> "UpToDateMarker":
+        """Return the marker of an export of `networks`; `run` is the folder that the recipe comes from."""
         settings = {
             "recipe": asdict(recipe),
             "run": run,
@@ -66,69 +67,84 @@ class Stamp:
         return cls(settings=settings, files=_files(recipe, student, images))
 
     @property
-    def name(self) -> str:
-        """Of its file: other settings have another one."""
+    def file_name(self) -> str:
+        """Name of the marker's file, derived from the settings."""
         return f".stamp-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]}"
 
-    def found(self, folder: Path) -> Exported | None:
-        """The export in `folder`, where it is of these settings and files and complete."""
+    def read(self, folder: Path) -> Exported | None:
+        """Return the export in `folder` if it is complete and its inputs have not changed, else None."""
         try:
-            noted = json.loads((folder / self.name).read_text(encoding="utf-8"))
-            same = set(noted["files"]) == set(map(str, self.files or ())) and all(
-                _unchanged(Path(path), note) for path, note in noted["files"].items()
+            recorded = json.loads((folder / self.file_name).read_text(encoding="utf-8"))
+            reports = {name: recorded["reports"][name] for name in self.settings["networks"]}
+            is_current = (
+                set(recorded["inputs"]) == set(map(str, self.files or ()))
+                and all(_is_unchanged(Path(path), facts) for path, facts in recorded["inputs"].items())
+                and all(
+                    (folder / entry).is_dir() for report in reports.values() for entry in report["entries"]
+                )
+                and all(sha256_of(folder / path) == sha256 for path, sha256 in recorded["outputs"].items())
             )
-            proofs = {name: noted["proofs"][name] for name in self.settings["networks"]}
-            whole = all((folder / entry).is_dir() for proof in proofs.values() for entry in proof["entries"])
-            handed_over = {name: str(noted["handed_over"][name]) for name in proofs if name in CLASSIFIERS}
-            given = noted["given"]
-            whole = whole and all(sha256_of(folder / path) == sha256 for path, sha256 in given.items())
-            exported = Exported(target=str(noted["target"]), proofs=proofs, handed_over=handed_over)
-            return exported if same and whole else None
+            exported = Exported(
+                target=str(recorded["target"]),
+                reports=reports,
+                handed_over={
+                    name: str(recorded["handed_over"][name]) for name in reports if name in CLASSIFIERS
+                },
+            )
         except (OSError, ValueError, LookupError, TypeError):
             return None
+        return exported if is_current else None
 
-    def put_on(self, folder: Path, exported: Exported) -> None:
-        """After a whole export."""
+    def write(self, folder: Path, exported: Exported) -> None:
+        """Mark `folder` as up to date, once the export is complete."""
         if self.files is None:
             return
-        files = {str(path): {"stat": _stat(path), "sha256": sha256_of(path)} for path in self.files}
-        handed_over = [folder / given for given in exported.handed_over.values()]
-        paths = [path for given in handed_over for path in sorted(given.iterdir())]
-        given = {str(path.relative_to(folder)): sha256_of(path) for path in paths}
-        with replacing(folder / self.name) as part:
-            noted = {"files": files, "given": given, **asdict(exported)}
-            part.write_text(json.dumps(noted), encoding="utf-8")
+        inputs = {str(path): {"stat": _stat(path), "sha256": sha256_of(path)} for path in self.files}
+        outputs = [
+            path for name in exported.handed_over.values() for path in sorted((folder / name).iterdir())
+        ]
+        recorded = {
+            "inputs": inputs,
+            "outputs": {str(path.relative_to(folder)): sha256_of(path) for path in outputs},
+            **asdict(exported),
+        }
+        with replacing(folder / self.file_name) as part:
+            part.write_text(json.dumps(recorded), encoding="utf-8")
 
 
 def _files(recipe: Recipe, student: str | None, images: str | None) -> list[Path] | None:
     if is_factory(recipe.teacher.name) or (student and is_factory(recipe.student.name)):
         return None  # its code may have changed
-    named = {"teacher.weights": recipe.teacher.weights, "--run": student, "--images": images}
-    named["augment.prior"] = recipe.augment.prior
-    named["filter.model"] = recipe.filter.model.removeprefix(LOCAL_DIR)
     if recipe.filter.pretrained is not None:
         return None
+    named = {
+        "teacher.weights": recipe.teacher.weights,
+        "--run": student,
+        "--images": images,
+        "augment.prior": recipe.augment.prior,
+        "filter.model": recipe.filter.model.removeprefix(LOCAL_DIR),
+    }
     files: list[Path] = []
-    for field, given in named.items():
+    for setting, given in named.items():
         if given:
             try:
-                found = resolve(given, field)
+                path = resolve(given, setting)
                 files += (
-                    sorted(path for path in found.rglob("*") if path.is_file())
-                    if found.is_dir()
-                    else weight_files(found, field)
+                    sorted(file for file in path.rglob("*") if file.is_file())
+                    if path.is_dir()
+                    else weight_files(path, setting)
                 )
             except UserError:
-                return None  # a hub id, or a mistake that the loading will name
+                return None  # a hub id, or a mistake that loading the networks will report
     return files
 
 
-def _unchanged(path: Path, note: dict[str, Any]) -> bool:
-    return _stat(path) == note["stat"] or sha256_of(path) == note["sha256"]
+def _is_unchanged(path: Path, facts: dict[str, Any]) -> bool:
+    return _stat(path) == facts["stat"] or sha256_of(path) == facts["sha256"]
 
 
 def _stat(path: Path) -> list[int]:
-    """Changes with every write; the time of the inode's change cannot be set back."""
+    """Return values that change with every write; ctime cannot be set back."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

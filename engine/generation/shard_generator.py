@@ -37,7 +37,7 @@ class ShardGenerator:
             image_size=recipe.teacher.image_size,
             seed=recipe.seed,
             accelerator=accelerator,
-            captured=recipe.compute.cuda_graphs,
+            cuda_graph=recipe.compute.cuda_graphs,
             class_weights=recipe.class_weights,
             views=recipe.synthesis_views,
         )

@@ -1,1 +1,1 @@
-"""The frozen networks behind one callable, whatever runs them: torch, OpenVINO, ONNX Runtime or TensorRT."""
+"""Run frozen networks in torch, OpenVINO, ONNX Runtime or TensorRT, all behind one protocol."""

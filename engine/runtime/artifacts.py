@@ -1,4 +1,4 @@
-"""The files that runtimes open, built into the store if missing: ONNX graphs and TensorRT engines."""
+"""Build the files that runtimes open, ONNX graphs and TensorRT engines, or find them in the store."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
-EVERY = 10.0
+LOG_INTERVAL = 10.0
 """Seconds between two log lines of a build."""
 
 
@@ -28,9 +28,10 @@ class Graph(NamedTuple):
 
 
 def graph(spec: NetworkSpec, options: RuntimeOptions) -> Graph:
-    """Return the graph of `spec` that the runtime reads; OpenVINO computes in bf16 from an fp32 graph.
+    """Return the graph of `spec` in the precision that the runtime reads.
 
-    Raises ExportError if the stored graph was altered or refers to weights outside its folder.
+    OpenVINO reads fp32 graphs, also to compute in bf16. Raises ExportError if the stored graph was altered
+    or refers to weights outside its folder.
     """
     precision = "fp32" if options.runtime == "openvino" else options.precision
     key = Key(network=spec.name, kind="onnx", precision=precision, parts=onnx_parts(spec))
@@ -39,24 +40,24 @@ def graph(spec: NetworkSpec, options: RuntimeOptions) -> Graph:
     return Graph(entry / FILE, key.digest)
 
 
-def engine(spec: NetworkSpec, given: Graph, options: RuntimeOptions) -> Path:
-    """Return the store's entry of a graph's TensorRT engine; the module of `spec` is not used."""
+def engine(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
+    """Return the store's entry of the TensorRT engine for `graph`. The module of `spec` is not used."""
     from export.tensorrt.builder import build_engine, engine_key_parts
 
     settings = build_options(options.tensorrt)
     shapes = spec.shapes()
-    parts = {"graph": given.digest, **engine_key_parts(shapes, settings)}
+    parts = {"graph": graph.digest, **engine_key_parts(shapes, settings)}
     key = Key(network=spec.name, kind="tensorrt", precision=options.precision, parts=parts)
 
     def build(folder: Path) -> None:
         with BuildProgress(spec.name) as progress:
-            build_engine(given.path, folder / ENGINE, shapes, settings, progress.step)
+            build_engine(graph.path, folder / ENGINE, shapes, settings, progress.step)
 
     return options.store.get(key, build)
 
 
 def build_options(config: TensorRtConfig) -> BuildOptions:
-    """Return the recipe's settings as the builder takes them."""
+    """Convert the recipe's settings to the options of a build."""
     return BuildOptions(
         workspace_bytes=None if config.workspace_gb is None else int(config.workspace_gb * 1e9),
         refit=config.refit,
@@ -65,7 +66,7 @@ def build_options(config: TensorRtConfig) -> BuildOptions:
 
 
 class BuildProgress:
-    """Logs what a builder reports to `step`: a line every ten seconds, and one at the end."""
+    """Logs the progress of a build: a line every ten seconds, and one at the end."""
 
     def __init__(self, network: str) -> None:
         self._network = network
@@ -81,6 +82,6 @@ class BuildProgress:
     def step(self, phase: str, done: int, total: int) -> None:
         """Report `done` of `total` steps of `phase`; phases are nested."""
         now = time.monotonic()
-        if now - self._last_log >= EVERY:
+        if now - self._last_log >= LOG_INTERVAL:
             self._last_log = now
             logger.info(f"{self._network}: {now - self._start:.0f} s, {phase} {done}/{total}")

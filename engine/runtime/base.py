@@ -1,4 +1,4 @@
-"""The one protocol of a frozen network, and the options that a runtime opens it with."""
+"""The protocol of a frozen network, and the options for opening it in a runtime."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,14 +15,14 @@ from export.store import Store
 class Executable(Protocol):
     """A frozen network open in a runtime: `executable(images=x)["logits"]`.
 
-    Inputs are float32 tensors on the device that the network was opened on. The names are those of its spec.
-    Outputs are float32 and have no gradients, except those of a `FusedClassifier`. The first axis of every
-    output is the batch, of any size.
+    Names of inputs and outputs come from the network's spec. Inputs are float32 tensors on the device that
+    the network was opened on. Outputs are float32 and have no gradients, except in a `FusedClassifier`. The
+    batch, the first axis of every output, may have any size.
     """
 
     @property
     def description(self) -> str:
-        """Library, version and device: what the numbers depend on besides the graph."""
+        """Library, version and device, on which the numbers depend besides the graph."""
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]: ...
 
@@ -35,20 +35,20 @@ class RuntimeOptions:
     precision: Precision
     device: torch.device
     threads: int
-    """CPU threads of one call."""
+    """Number of CPU threads of one call."""
     store: Store
-    """Graphs, engines and compiled models."""
+    """Holds graphs, engines and compiled models."""
     compiled: bool = False
-    """Runtime torch: compile with inductor."""
+    """For torch: compile with inductor."""
     onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """Runtime onnxruntime: the execution provider; auto selects the one of the device."""
+    """For onnxruntime: the execution provider; auto selects the one for the device."""
     cuda_graph: bool = False
-    """Runtime tensorrt: replay calls of a shape seen before as CUDA graphs."""
+    """For tensorrt: replay calls with shapes seen before as CUDA graphs."""
     tensorrt: TensorRtConfig = TensorRtConfig()
 
 
 def runtime_options(compute: ComputeConfig, tensorrt: TensorRtConfig, device: torch.device) -> RuntimeOptions:
-    """Return the options of a resolved `compute`, with the store in its folder of engines."""
+    """Return the options for a resolved `compute`; the store is in its engines folder."""
     assert compute.threads is not None
     assert compute.runtime != "auto"
     assert compute.runtime_precision != "auto"

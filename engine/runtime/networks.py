@@ -1,4 +1,4 @@
-"""The specs of the frozen networks, and the prior and CLIP open in a runtime."""
+"""Describe the frozen networks for export, and open the prior and CLIP in a runtime."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.priors import ClipModel, DiffusionPrior
 from engine.models.text_to_image import TextToImage
 from engine.runtime.base import Executable, RuntimeOptions
-from engine.runtime.batching import batches
+from engine.runtime.batching import batch_sizes
 from engine.runtime.open import open_runtime
 from export.networks import classifier as exported
 from export.networks.clip import clip_vision_spec, open_clip_spec
@@ -27,24 +27,24 @@ NETWORKS = ("image_encoder", "vae_encoder", "vae_decoder", "unet")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPrior:
-    """What the sampler needs of a `StableDiffusionImageVariationPipeline`; images are RGB in [0, 1]."""
+    """What sampling needs of a `StableDiffusionImageVariationPipeline`. Images are RGB in [0, 1]."""
 
     image_encoder: Executable
     """images [B, 3, s, s] -> embeddings [B, D]; s is `encoder_size`."""
     vae_encoder: Executable | None
-    """images [B, 3, H, W] -> scaled latents [B, C, h, w]; None if all start from pure noise."""
+    """images [B, 3, H, W] -> scaled latents [B, C, h, w]; None if sampling starts from pure noise."""
     vae_decoder: Executable
-    """scaled latents -> images in [0, 1], except for overshoot."""
+    """scaled latents -> images in about [0, 1], not clamped."""
     unet: Executable
     """latents, time_features [1, F], tokens [B, T, D] -> prediction."""
     time_features: Callable[[Tensor], Tensor]
-    """A timestep, [1] -> [1, F]."""
+    """Maps a timestep [1] to its embedding [1, F]."""
     latent_shape: tuple[int, int, int]
     image_shape: tuple[int, int]
     encoder_size: int
     scheduler_config: dict[str, Any]
     precision: Precision
-    """The requested one; a network that fails its parity check in it runs in a safer one."""
+    """The requested precision; a network that fails its parity check runs in a safer one."""
 
 
 def prior_spec(name: str, prior: LatentDiffusion, config: AugmentConfig, runtime: Runtime) -> NetworkSpec:
@@ -52,7 +52,7 @@ def prior_spec(name: str, prior: LatentDiffusion, config: AugmentConfig, runtime
 
     A TextToImage has no image encoder.
     """
-    rows = batches(runtime, config.images_at_once)
+    rows = batch_sizes(runtime, config.images_at_once)
     if name == "image_encoder":
         assert isinstance(prior, DiffusionPrior)
         size = (prior.encoder_size, prior.encoder_size)
@@ -65,7 +65,7 @@ def prior_spec(name: str, prior: LatentDiffusion, config: AugmentConfig, runtime
         return vae_decoder_spec(prior.vae, latent_shape=prior.latent_shape, batches=rows)
     assert name == "unet"
     guided = 2 if config.guidance_scale > 1 else 1
-    rows = batches(runtime, guided * config.images_at_once)
+    rows = batch_sizes(runtime, guided * config.images_at_once)
     num_tokens = prior.num_tokens if isinstance(prior, TextToImage) else config.num_tokens
     return unet_spec(prior.unet, num_tokens=num_tokens, batches=rows)
 
@@ -92,12 +92,12 @@ def open_prior(prior: DiffusionPrior, config: AugmentConfig, options: RuntimeOpt
 
 def clip_spec(clip: ClipModel, *, rows: int, runtime: Runtime) -> NetworkSpec:
     """Return the spec of CLIP's image tower for batches of up to `rows`."""
-    sizes = batches(runtime, rows)
+    sizes = batch_sizes(runtime, rows)
     return open_clip_spec(clip.network.visual, mean=clip.mean, std=clip.std, size=clip.size, batches=sizes)
 
 
 def open_clip(clip: ClipModel, spec: NetworkSpec, options: RuntimeOptions) -> ClipModel:
-    """Return `clip` with its image tower, `spec`, open. Raises ExportError as `open_runtime` does."""
+    """Return `clip` with its image tower `spec` open in a runtime. Raises ExportError as `open_runtime`."""
     tower = open_runtime(spec, options)
     return replace(clip, image_tower=lambda pixels: tower(images=pixels)["embeddings"])
 
@@ -122,8 +122,8 @@ def classifier_spec(
 ) -> NetworkSpec:
     """Return the spec of a teacher or student.
 
-    images [B, 3, H, W] in [0, 1] -> "logits", and the feature map of each path by its path. `batches`: (min,
-    tuned, max) rows.
+    Images [B, 3, H, W] in [0, 1] -> "logits", and the feature map of each path under the path. `batches` are
+    the (min, tuned, max) rows.
     """
     module = _WithFeatures(classifier, feature_paths).eval()
     return exported.classifier_spec(

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on CPUs in fp32, on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
+"""The ONNX Runtime: on CPUs, or on NVIDIA GPUs by its CUDA or TensorRT execution provider."""
 
 import hashlib
 import logging
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.runtime.artifacts import Graph
 from engine.runtime.base import RuntimeOptions
-from engine.runtime.batching import check_sizes, joined, pieces, rows
+from engine.runtime.batching import check_sizes, join, pieces, rows
 from export.errors import RuntimeUnavailableError
 from export.spec import NetworkSpec
 
@@ -26,62 +26,30 @@ WARNINGS_AND_WORSE = 3
 
 
 def require_provider(options: RuntimeOptions) -> str:
-    """Return the execution provider.
+    """Return the name of the execution provider.
 
-    Raises RuntimeUnavailableError if the installed package lacks it, or it lacks the precision.
+    Raises RuntimeUnavailableError if the installed package lacks it, or if it cannot compute in the precision
+    or on the device.
     """
     import onnxruntime
 
-    asked = options.device.type if options.onnx_provider == "auto" else options.onnx_provider
-    provider = PROVIDERS[asked]
+    choice = options.device.type if options.onnx_provider == "auto" else options.onnx_provider
+    provider = PROVIDERS[choice]
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeUnavailableError(
             f"onnxruntime: the installed package has no {provider}; "
-            "pip install onnxruntime-gpu instead of onnxruntime, or take another --runtime"
+            "pip install onnxruntime-gpu instead of onnxruntime, or choose another --runtime"
         )
-    if (asked == "cpu") != (options.device.type == "cpu"):
+    if (choice == "cpu") != (options.device.type == "cpu"):
         raise RuntimeUnavailableError(
-            f"onnxruntime: {provider} does not run on --compute.device {options.device.type}; make them agree"
+            f"onnxruntime: {provider} does not run on --compute.device {options.device.type};"
+            " change --compute.onnx_provider or --compute.device"
         )
-    if asked == "cpu" and options.precision == "bf16":
+    if choice == "cpu" and options.precision == "bf16":
         raise RuntimeUnavailableError(
-            "onnxruntime has no bf16 on a CPU; take --precision fp32, or --runtime openvino"
+            "onnxruntime has no bf16 on a CPU; use --precision fp32 or --runtime openvino"
         )
     return provider
-
-
-def _options(provider: str, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> dict[str, str]:
-    """Return the provider's options: device index and no TF32; for TensorRT the profile and the cache."""
-    if provider == PROVIDERS["cpu"]:
-        return {}
-    settings = {"device_id": str(_index(options.device))}
-    if provider == PROVIDERS["cuda"]:
-        return settings | {"use_tf32": "0"}
-    for index, point in enumerate(("min", "opt", "max")):
-        settings[f"trt_profile_{point}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
-        )
-    return settings | {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(_engines(spec, graph, options)),
-    }
-
-
-def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
-    """Return the folder of a graph's TensorRT engines, one per GPU, version and range of sizes."""
-    import onnxruntime
-
-    made_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
-    digest = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
-    folder = options.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
-    folder.mkdir(exist_ok=True)
-    if not any(folder.iterdir()):
-        logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
-    return folder
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class OnnxExecutable:
@@ -110,8 +78,8 @@ class OnnxExecutable:
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         check_sizes(self._spec, inputs)
         has_profile = self._provider == PROVIDERS["tensorrt"]
-        parts = pieces(self._spec, inputs) if has_profile else [inputs]
-        return joined(self._spec, [self._run(part) for part in parts], rows(self._spec, inputs))
+        batches = pieces(self._spec, inputs) if has_profile else [inputs]
+        return join(self._spec, [self._run(batch) for batch in batches], rows(self._spec, inputs))
 
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         contiguous = {name: value.float().contiguous() for name, value in inputs.items()}
@@ -131,3 +99,37 @@ class OnnxExecutable:
         torch.cuda.current_stream(self._device).synchronize()
         self._session.run_with_iobinding(binding)
         return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]
+
+
+def _options(provider: str, spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> dict[str, str]:
+    """Return the provider's options: the device index and no TF32; for TensorRT its profile and cache."""
+    if provider == PROVIDERS["cpu"]:
+        return {}
+    settings = {"device_id": str(_index(options.device))}
+    if provider == PROVIDERS["cuda"]:
+        return settings | {"use_tf32": "0"}
+    for index, point in enumerate(("min", "opt", "max")):
+        settings[f"trt_profile_{point}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in spec.shapes().items()
+        )
+    return settings | {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(_engines(spec, graph, options)),
+    }
+
+
+def _engines(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Path:
+    """Return the folder of a graph's TensorRT engines, one per GPU, version and range of sizes."""
+    import onnxruntime
+
+    built_for = (onnxruntime.__version__, torch.cuda.get_device_name(options.device), spec.shapes())
+    digest = hashlib.sha256(repr(built_for).encode()).hexdigest()[:16]
+    folder = options.store.derived_folder(graph.path.parent) / f"onnxruntime-tensorrt-{digest}"
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        logger.info(f"{spec.name}: onnxruntime builds a TensorRT engine at the first call, kept in {folder}")
+    return folder
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -51,42 +51,42 @@ def open_runtime(spec: NetworkSpec, options: RuntimeOptions) -> Executable:
     require(options)
     graph = artifacts.graph(spec, options)
     executable = open_graph(spec, graph, options)
-    found = _parity(spec, graph, executable, options)
-    if found.passes:
+    result = _parity(spec, graph, executable, options)
+    if result.passes:
         return executable
-    return open_runtime(spec, replace(options, precision=safer_precision(spec.name, options, found)))
+    return open_runtime(spec, replace(options, precision=safer_precision(spec.name, options, result)))
 
 
 def torch_precision(
-    spec: NetworkSpec, options: RuntimeOptions, opened: Callable[[Precision], Run]
+    spec: NetworkSpec, options: RuntimeOptions, open_in: Callable[[Precision], Run]
 ) -> Precision:
     """Return the requested precision, or the next safer one if it does not reproduce float32.
 
-    The parity is measured each time, because the store holds nothing of a network that is not exported.
-    `opened` should not compile: the result is called once, with few rows.
+    The parity is measured on each call, because the store has no entries of networks that are not exported.
+    `open_in` opens the network in a precision; it should not compile, as the result runs once, on few rows.
     """
     precision = options.precision
     while precision != "fp32":
         tried = replace(options, precision=precision)
-        found = _compared(spec, opened(precision), tried)
-        if found.passes:
+        result = _measured_parity(spec, open_in(precision), tried)
+        if result.passes:
             break
-        precision = safer_precision(spec.name, tried, found)
+        precision = safer_precision(spec.name, tried, result)
     return precision
 
 
-def safer_precision(network: str, options: RuntimeOptions, found: Parity) -> Precision:
-    """Log the failed check `found` and return the next precision. Raises ExportError after the last."""
-    failed = f"{network}: {options.runtime} {options.precision} gives {found}"
+def safer_precision(network: str, options: RuntimeOptions, failed: Parity) -> Precision:
+    """Log a failed parity check and return the next safer precision. Raises ExportError if there is none."""
+    failure = f"{network}: {options.runtime} {options.precision} gives {failed}"
     safer = SAFER.get((options.runtime, options.precision))
     if safer is None:
-        raise ExportError(f"{failed}; take --runtime torch")
-    logger.warning(f"{failed}; taking {safer}")
+        raise ExportError(f"{failure}; use --runtime torch")
+    logger.warning(f"{failure}; falling back to {safer}")
     return safer
 
 
 def require(options: RuntimeOptions) -> None:
-    """Raises RuntimeUnavailableError if the runtime cannot compute in the precision on the device."""
+    """Raise RuntimeUnavailableError if the runtime cannot compute in the precision on the device."""
     if options.runtime == "openvino":
         from engine.runtime.openvino import require_precision
 
@@ -101,36 +101,36 @@ def require(options: RuntimeOptions) -> None:
         require_gpu()
 
 
-def open_graph(spec: NetworkSpec, given: Graph, options: RuntimeOptions) -> Executable:
-    """Open a graph of `spec` in a runtime other than torch, without a check; the module is not used."""
+def open_graph(spec: NetworkSpec, graph: Graph, options: RuntimeOptions) -> Executable:
+    """Open a graph of `spec` in a runtime other than torch, without a parity check or its module."""
     if options.runtime == "openvino":
         from engine.runtime.openvino import OpenVinoExecutable
 
-        return OpenVinoExecutable(spec, given, options)
+        return OpenVinoExecutable(spec, graph, options)
     if options.runtime == "onnxruntime":
         from engine.runtime.onnxruntime import OnnxExecutable
 
-        return OnnxExecutable(spec, given, options)
+        return OnnxExecutable(spec, graph, options)
     from engine.runtime.tensorrt import TensorRtExecutable
 
-    entry = artifacts.engine(spec, given, options)
+    entry = artifacts.engine(spec, graph, options)
     return TensorRtExecutable(
         spec,
         options.store.read(entry, artifacts.ENGINE),
         options.device,
         compiled_file=options.store.derived_folder(entry)
         / f"{torch.cuda.get_device_name(options.device)}.bin",
-        weights=given.path if options.tensorrt.refit == "stripped" else None,
+        weights=graph.path if options.tensorrt.refit == "stripped" else None,
         cuda_graph=options.cuda_graph,
     )
 
 
 def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, options: RuntimeOptions) -> Parity:
-    """Return the parity, measured once per graph, runtime and device."""
+    """Return the parity from the store, measured once per graph, runtime and device."""
 
     def measure(folder: Path) -> None:
-        found = _compared(spec, executable, options)
-        (folder / REPORT).write_text(json.dumps(found.as_json()), encoding="utf-8")
+        result = _measured_parity(spec, executable, options)
+        (folder / REPORT).write_text(json.dumps(result.as_json()), encoding="utf-8")
 
     parts = {
         "graph": graph.digest,
@@ -144,8 +144,8 @@ def _parity(spec: NetworkSpec, graph: Graph, executable: Executable, options: Ru
     )
 
 
-def _compared(spec: NetworkSpec, run: Run, options: RuntimeOptions) -> Parity:
-    """Compare with torch on random inputs of the tuned resolution."""
+def _measured_parity(spec: NetworkSpec, run: Run, options: RuntimeOptions) -> Parity:
+    """Compare `run` with torch on random inputs of the tuned resolution."""
     example = spec.example({"batch": PARITY_BATCH})
     inputs = {name: value.to(options.device) for name, value in example.items()}
     return compare(reference(spec, inputs), run(**inputs), options.precision)

@@ -35,17 +35,17 @@ SMALL_MAP = 64
 
 
 def version() -> str:
-    """Return what compiled models depend on besides their graph."""
+    """Describe what compiled models depend on besides their graph: version, processor and this code."""
     name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
     code = files_hash((__file__,))[:12]
     return f"openvino {metadata.version('openvino')} on {name}, code {code}"
 
 
 def require_precision(precision: Precision) -> None:
-    """Raises RuntimeUnavailableError if OpenVINO lacks the precision on a CPU."""
+    """Raise RuntimeUnavailableError if OpenVINO lacks the precision on a CPU."""
     if precision not in HINTS:
         raise RuntimeUnavailableError(
-            f"openvino computes in {' or '.join(HINTS)} on a CPU, not in {precision}; take one of them"
+            f"openvino computes in {' or '.join(HINTS)} on a CPU, not in {precision}; choose one of them"
         )
 
 
@@ -68,22 +68,22 @@ class OpenVinoExecutable:
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         check_sizes(self._spec, inputs)
         count = rows(self._spec, inputs)
-        parts = [
-            {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in part.items()}
-            for part in pieces(self._spec, inputs)
+        batches = [
+            {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in piece.items()}
+            for piece in pieces(self._spec, inputs)
         ]
-        queue = self._queue(tuple(parts[0][given.name].shape for given in self._spec.inputs))
-        found: list[list[Any]] = [[] for _ in parts]
+        queue = self._queue(tuple(batches[0][given.name].shape for given in self._spec.inputs))
+        outputs: list[list[Any]] = [[] for _ in batches]
 
         def keep(request: InferRequest, index: int) -> None:
-            found[index] = [tensor.data.copy() for tensor in request.output_tensors]
+            outputs[index] = [tensor.data.copy() for tensor in request.output_tensors]
 
         queue.set_callback(keep)
-        for index, part in enumerate(parts):
-            queue.start_async(part, index, share_inputs=True)
+        for index, batch in enumerate(batches):
+            queue.start_async(batch, index, share_inputs=True)
         queue.wait_all()
         return self._spec.named(
-            torch.from_numpy(np.concatenate(pieces))[:count] for pieces in zip(*found, strict=True)
+            torch.from_numpy(np.concatenate(rows_of))[:count] for rows_of in zip(*outputs, strict=True)
         )
 
     def _queue(self, shapes: tuple[tuple[int, ...], ...]) -> AsyncInferQueue:
@@ -98,7 +98,7 @@ class OpenVinoExecutable:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
             "INFERENCE_NUM_THREADS": self._threads,
-            # each compiled model would pin its threads to the first cores, which all would share
+            # every compiled model would pin its threads to the same first cores
             "ENABLE_CPU_PINNING": self._threads >= available_cores(),
         }
 
@@ -126,8 +126,8 @@ class OpenVinoExecutable:
         wanted = HINTS[self._precision]
         if used != wanted:
             raise RuntimeUnavailableError(
-                f"{self._spec.name}: openvino was asked for {wanted} and computes in {used} here; "
-                "take --precision fp32"
+                f"{self._spec.name}: openvino should compute in {wanted} but computes in {used} on this"
+                " processor; use --precision fp32"
             )
 
 
@@ -135,8 +135,9 @@ class OpenVinoExecutable:
 def core() -> Core:
     """Return the only Core of the process, which is never freed.
 
-    The CPU plugin registers an alternate signal stack and unmaps it when its Core ends. If two Cores end in
-    the order of their creation, the unmapped stack stays registered and Ctrl-C is a segmentation fault.
+    The CPU plugin registers an alternate signal stack and unmaps it when its Core is freed. If two Cores are
+    freed in the order of their creation, an unmapped stack stays registered and Ctrl-C causes a segmentation
+    fault.
     """
     import openvino
 
@@ -146,9 +147,9 @@ def core() -> Core:
 def expand_small_maps(model: Model) -> None:
     """Expand per-channel scales and shifts of small feature maps to one value per pixel, in place.
 
-    OpenVINO walks one map at a time if the channel is broadcast: a map of 16 pixels is one vector and a loop
-    around it. With a value for every pixel the whole sample is one row. The products and their order stay the
-    same. `model` must have static shapes.
+    OpenVINO iterates over single maps if the constant is broadcast, and a map of 16 pixels is just one
+    vector. With a value for every pixel, it processes the whole sample as one row. The arithmetic and its
+    order stay the same. `model` must have static shapes.
     """
     from openvino import opset13
 
@@ -160,8 +161,8 @@ def expand_small_maps(model: Model) -> None:
             constant = node.input_value(index).get_node()
             if _is_per_channel(constant, shape[1]):
                 values = np.asarray(constant.data).reshape(1, shape[1], 1, 1)
-                written = np.broadcast_to(values, (1, *shape[1:])).copy()
-                node.input(index).replace_source_output(opset13.constant(written).output(0))
+                expanded = np.broadcast_to(values, (1, *shape[1:])).copy()
+                node.input(index).replace_source_output(opset13.constant(expanded).output(0))
     model.validate_nodes_and_infer_types()
 
 

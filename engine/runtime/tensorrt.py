@@ -1,4 +1,4 @@
-"""The TensorRT runtime: an engine on an NVIDIA GPU, on torch's own memory and streams."""
+"""The TensorRT runtime: engines on an NVIDIA GPU, on memory and streams of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.atomic import replacing
-from engine.runtime.batching import check_sizes, joined, pieces, rows
+from engine.runtime.batching import check_sizes, join, pieces, rows
 from engine.runtime.torch import capture_cuda_graph
 from export import locks
 from export.errors import ExportError, RuntimeUnavailableError
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 MAX_GRAPHS = 4
-"""CUDA graphs kept at a time, each with one set of shapes and its own memory."""
+"""Maximum number of CUDA graphs to keep; each has one set of shapes and its own memory."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 Tensors = dict[str, Tensor]
 
 
 def require_gpu() -> None:
-    """Raises RuntimeUnavailableError if torch sees no CUDA device."""
+    """Raise RuntimeUnavailableError if torch sees no CUDA device."""
     if not torch.cuda.is_available():
         raise RuntimeUnavailableError(
-            "tensorrt: no GPU here; its engines can be built here (python -m export --runtime tensorrt) but"
-            " not run; run on a machine with an NVIDIA GPU or take --runtime openvino"
+            "tensorrt: this machine has no GPU; it can build engines (python -m export --runtime tensorrt)"
+            " but not run them; use a machine with an NVIDIA GPU, or --runtime openvino"
         )
 
 
 class TensorRtExecutable:
-    """Run the engine of `spec` on `device`, from one thread at a time.
+    """Run the engine of `spec` on `device`. Only one thread may call it at a time.
 
     Args:
-        engine: bytes that the store has verified.
-        compiled_file: keeps the kernels of TensorRT-RTX, one file per engine and GPU.
+        engine: the engine's bytes, verified by the store.
+        compiled_file: file for the kernels that TensorRT-RTX compiles, one per engine and GPU.
         weights: ONNX graph with the weights of an engine that is stored without them.
-        cuda_graph: replay calls of a shape seen before as one CUDA graph.
+        cuda_graph: replay calls with shapes seen before as one CUDA graph.
 
     Raises RuntimeUnavailableError if the engine cannot run on this machine.
     """
@@ -82,13 +82,15 @@ class TensorRtExecutable:
     @torch.no_grad()
     def __call__(self, **inputs: Tensor) -> Tensors:
         check_sizes(self._spec, inputs)
-        assert all(value.is_cuda for value in inputs.values()), f"{self._spec.name}: inputs off the GPU"
+        assert all(value.is_cuda for value in inputs.values()), (
+            f"{self._spec.name}: inputs must be on the GPU"
+        )
         with torch.cuda.device(self._device):
-            done = [self._run(piece) for piece in pieces(self._spec, inputs)]
-        return joined(self._spec, done, rows(self._spec, inputs))
+            outputs = [self._run(piece) for piece in pieces(self._spec, inputs)]
+        return join(self._spec, outputs, rows(self._spec, inputs))
 
     def _run(self, inputs: Tensors) -> Tensors:
-        """Run one piece on our own stream: on the default stream TensorRT synchronizes the device."""
+        """Run one piece on a separate stream: on the default stream, TensorRT synchronizes the device."""
         inputs = {given.name: inputs[given.name].float().contiguous() for given in self._spec.inputs}
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
@@ -117,7 +119,7 @@ class TensorRtExecutable:
         return self._graphs[shapes](inputs)
 
     def _keep_compiled(self, inputs: Tensors) -> None:
-        """TensorRT-RTX compiles at the first call of a shape."""
+        """Save new kernels: TensorRT-RTX compiles when it first sees a set of shapes."""
         shapes = tuple(value.shape for value in inputs.values())
         if shapes not in self._seen:
             self._seen.add(shapes)
@@ -126,9 +128,9 @@ class TensorRtExecutable:
 
 
 class _Graph:
-    """One set of shapes at fixed addresses, captured in a CUDA graph.
+    """A CUDA graph for one set of shapes, with its inputs and outputs at fixed addresses.
 
-    It has a context of its own: a graph is void once its context has seen other shapes.
+    It has its own context, because a graph becomes invalid once its context has seen other shapes.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class _Graph:
         self._context, self._stream = context, stream
         self._inputs = {name: value.clone() for name, value in inputs.items()}
         self._outputs = bind(context, self._inputs, outputs)
-        enqueue(context, stream)  # allocates and compiles what a capture may not
+        enqueue(context, stream)  # allocate and compile first, which a capture may not do
         self._graph = None if IS_RTX else self._capture()
 
     def __call__(self, inputs: Tensors) -> Tensors:
@@ -176,18 +178,19 @@ def bind(context: trt.IExecutionContext, inputs: Tensors, outputs: tuple[str, ..
 
 
 def enqueue(context: trt.IExecutionContext, stream: torch.cuda.Stream) -> None:
+    """Launch the engine on the stream, with the bound tensors."""
     _check(context.execute_async_v3(stream.cuda_stream), "execution")
 
 
-def _check(done: bool, what: str) -> None:
-    if not done:
+def _check(succeeded: bool, what: str) -> None:
+    if not succeeded:
         from export.tensorrt.bindings import LOGGER, VERSION
 
-        raise ExportError(f"{VERSION}: {what} failed: {LOGGER.take()}; take another --runtime")
+        raise ExportError(f"{VERSION}: {what} failed: {LOGGER.take()}; choose another --runtime")
 
 
 def load_compiled(path: Path) -> bytes | None:
-    """Return what TensorRT-RTX compiled on this GPU, or None if the file is missing or damaged."""
+    """Return the kernels that TensorRT-RTX compiled earlier, or None if the file is missing or damaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -197,7 +200,7 @@ def load_compiled(path: Path) -> bytes | None:
 
 
 def save_compiled(path: Path, compiled: bytes) -> None:
-    """Replace the file, unless another process, which runs the same engine, is writing it."""
+    """Replace the file, unless another process with the same engine is writing it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive_if_free(path.with_name(f".{path.name}.lock")) as free:
         if free:

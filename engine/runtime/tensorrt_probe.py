@@ -1,4 +1,4 @@
-"""Whether this GPU builds and runs TensorRT's engines."""
+"""Find out whether TensorRT can build and run engines on this GPU."""
 
 import tempfile
 from dataclasses import replace
@@ -26,8 +26,8 @@ class _Probe(nn.Module):
         return (x @ self.weight,)
 
 
-def refusal(config: TensorRtConfig) -> str | None:
-    """Return why the current GPU builds or runs no engine of `config`, None if it does.
+def unsupported_reason(config: TensorRtConfig) -> str | None:
+    """Return why the current GPU cannot build or run engines with `config`, or None if it can.
 
     Probes with an 8x8 matmul, so that a workspace limit cannot cause the failure.
     """

@@ -1,4 +1,4 @@
-"""The torch runtime: a module under autocast, optionally compiled, or a classifier's fused copy.
+"""The torch runtime: a module under autocast, optionally compiled, or a fused copy of a classifier.
 
 Also captures CUDA graphs while other threads use the GPU.
 """
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features, submodule
-from engine.runtime.batching import joined, pieces, rows, with_fixed_batch
+from engine.runtime.batching import join, pieces, rows, with_fixed_batch
 from engine.runtime.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
 from kernels.fuse import fuse_frozen, sharing_tensors
 
 TRAINING_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
-"""By the accelerator's mixed precision."""
+"""dtype of the matrix products in training, by the accelerator's mixed precision."""
 _ONE_CAPTURE_AT_A_TIME = threading.Lock()
 
 
 class TorchExecutable:
     """Run `spec.module` itself, which must be on `device`.
 
-    In fp32 nothing is rounded to TF32. With `compiled`, inductor compiles it for the tuned batch, on a GPU
-    into a CUDA graph. Smaller batches are padded to that size. A larger batch compiles again, as does one
-    that fits in memory only without padding; later batches are padded to the new size.
+    In fp32, nothing is rounded to TF32. With `compiled`, inductor compiles the module for the tuned batch
+    size, on a GPU into a CUDA graph, and smaller batches are padded to that size. A larger batch compiles
+    again, as does one that fits in memory only without padding; later batches are padded to the new size.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class TorchExecutable:
 
     def _padded(self, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         assert self._size is not None
-        parts = pieces(with_fixed_batch(self._spec, self._size), inputs)
-        return joined(self._spec, [self._run(part) for part in parts], count)
+        batches = pieces(with_fixed_batch(self._spec, self._size), inputs)
+        return join(self._spec, [self._run(batch) for batch in batches], count)
 
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         is_float32 = self._dtype == torch.float32
@@ -86,10 +86,10 @@ class FusedClassifier:
     """Run a fused copy (`kernels.fuse`) of a classifier in eval mode, with its weights at construction.
 
     Returns the logits as "logits" and the output of each submodule in `feature_paths` by its path, in the
-    dtype of the computation, which may be bf16. Gradients flow to the images, unless disabled by the caller,
-    and never to the weights. If the forward cannot be traced, a copy of the modules around the classifier's
-    own weights runs instead; these must not change then. Either may run while another thread runs the
-    classifier.
+    dtype of the computation, which may be bf16. Gradients flow to the images, unless the caller disables
+    them, and never to the weights. If the forward pass cannot be traced, a copy of the modules runs instead;
+    it shares the classifier's weights, which must not change from then on. Either copy may run while another
+    thread runs the classifier.
 
     Raises UserError for a path that does not exist.
     """
@@ -102,7 +102,7 @@ class FusedClassifier:
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype`: of the matrix products, by default the one of training."""
+        """Fuse the classifier; `dtype`, of the matrix products, is by default the one of training."""
         assert not classifier.training
         for path in feature_paths:
             submodule(classifier, path)
@@ -132,13 +132,13 @@ class FusedClassifier:
 def capture_cuda_graph(
     graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None
 ) -> Iterator[None]:
-    """Capture what the calling thread launches inside in `graph` instead of running it.
+    """Capture in `graph` what the calling thread launches inside the block, instead of running it.
 
     Only one capture may run at a time: starting one synchronizes the device, which invalidates any capture
     in progress. Other threads may launch and allocate meanwhile. If the capture fails, the caller's stream
-    is current again, and the caller gets the error raised inside, not what torch makes of it.
+    is restored, and the error raised inside the block propagates, not torch's error about the capture.
     """
-    # torch stays on its capture stream if the capture fails
+    # if the capture fails, torch leaves its capture stream current
     with _ONE_CAPTURE_AT_A_TIME, torch.cuda.stream(torch.cuda.current_stream()):
         capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
         capture.__enter__()

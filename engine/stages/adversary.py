@@ -1,7 +1,7 @@
-"""Self-supervised difficulty (CSD, arXiv 2307.04542).
+"""Make images hard for the student: the rotation head of CSD (arXiv 2307.04542), or a KL divergence.
 
-A head learns to tell class and rotation from the student's features; the generator is asked for
-images on which the head fails: images the student does not know well yet.
+The head learns to predict class and rotation from the student's features. The generator is optimized towards
+images on which the head fails: images that the student does not know well yet.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,22 @@ from kernels.kd_loss import kd_loss
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The four quarter turns of images [B, C, H, H]: [4B, C, H, H] and joint labels 4 * label + turn [4B]."""
+    """Return the four quarter turns of square images, and their joint labels.
+
+    Args:
+        images: [B, C, H, H].
+        labels: int64 [B].
+
+    Returns:
+        Images [4B, C, H, H], turn by turn, and int64 [4B] with 4 * label + turn.
+    """
     turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
     joint = torch.cat([4 * labels + turn for turn in range(4)])
     return turned.contiguous(memory_format=torch.channels_last), joint
 
 
 class RotationHead(nn.Module):
-    """Pooled features [B, D] -> L2-normalised logits [B, 4 * num_classes]."""
+    """Two linear layers: pooled features [B, D] -> L2-normalised logits [B, 4 * num_classes]."""
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -41,7 +49,10 @@ class RotationHead(nn.Module):
 
 
 class RotationAdversary:
-    """The head, its optimizer and its two uses: learn beside the student, challenge the generator."""
+    """A rotation head on the student's features, with its optimizer.
+
+    `learn` trains the head along with the student; `adversarial_term` returns its loss for the generator.
+    """
 
     def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
         self.student, self.seed, self.accelerator = student, seed, accelerator
@@ -56,12 +67,12 @@ class RotationAdversary:
         self.restart(0)
 
     def restart(self, round_index: int) -> None:
-        """A head that knows nothing, with a fresh optimizer: once after every synthesis round."""
+        """Initialize the head and its optimizer again. The loop does so once after every synthesis round."""
         init_weights(self.head, generator(self.seed, "rotation-head", round_index))
         self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
-        """One step on a quarter of the batch in its four turns; the student's features are detached."""
+        """Train the head for a step on the four turns of a quarter batch; the student gets no gradients."""
         quarter = max(1, len(images) // 4)
         turned, joint = rotations(images[:quarter], labels[:quarter])
         with torch.no_grad():
@@ -71,18 +82,20 @@ class RotationAdversary:
         loss.backward()
         self.optimizer.step()
 
-    def challenger(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(images, labels) -> -CE(head(student features of the four turns), joint labels): low where the head
-        fails. For the student as it is now, which gets no gradients."""
+    def adversarial_term(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the loss (images, labels) -> -CE(head(student features of the four turns), joint labels).
+
+        It is low if the head fails. It uses the student's current weights, which get no gradients.
+        """
         assert self.student.feature_path is not None
         path = self.student.feature_path
         student = FusedClassifier(self.student, [path], self.accelerator)
 
-        def challenge(images: Tensor, labels: Tensor) -> Tensor:
+        def term(images: Tensor, labels: Tensor) -> Tensor:
             turned, joint = rotations(images, labels)
             return -F.cross_entropy(self.head(_pooled(student(images=turned)[path])), joint)
 
-        return challenge
+        return term
 
     def _feature_map(self, images: Tensor) -> Tensor:
         was_training = self.student.training
@@ -102,13 +115,13 @@ class RotationAdversary:
 
 
 def _pooled(feature: Tensor) -> Tensor:
-    """[B, D, h, w] -> float32 [B, D]."""
+    """Average over positions: [B, D, h, w] -> float32 [B, D]."""
     return feature.float().mean((2, 3))
 
 
 def kl_adversarial(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """-KL(student || teacher), mean over the batch, in float32: low where the two disagree.
+    """Return -KL(student || teacher), the mean over the batch in float32; it is low if the two disagree.
 
-    Logits [B, C]; gradients flow to both.
+    Logits are [B, C]; gradients flow to both.
     """
     return -kd_loss(teacher_logits, student_logits, temperature=1.0).total

@@ -1,7 +1,7 @@
-"""Image variations of synthesized images by a latent diffusion prior: K for each source, few steps.
+"""Make K variations of each synthesized image with a latent diffusion prior, in a few steps.
 
-A small sampler over diffusers' schedulers, VAE and UNet and a CLIP vision tower. Every image's noise comes
-from its own seed, every scheduler is deterministic: an image does not depend on the batch it is made in.
+A small sampler for diffusers' schedulers, VAE and UNet, and a CLIP vision tower. The noise of an image comes
+from its own seed and every scheduler is deterministic, so an image does not depend on the rest of its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,23 +24,23 @@ from engine.stages.solver import begin, build_scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCodes:
-    """What the sampler knows of the sources, computed once for each of them."""
+    """The sources as the prior's encoders see them. Rows are sources."""
 
     embeddings: Tensor  # float32 [S, 1, D], the vision tower's projected embedding, not normalised
-    latents: Tensor | None  # float32 [S, C, h, w], scaled, or None where pure noise is the start
+    latents: Tensor | None  # float32 [S, C, h, w], scaled; None if sampling starts from pure noise
 
 
 def class_tokens(clip: ClipModel, class_names: Sequence[str], *, cross_attention_dim: int) -> Tensor:
-    """One conditioning token for each class, float32 [C, D]: the prompt's unit embedding times sqrt(D).
+    """Return a conditioning token per class, float32 [C, D]: the prompt's unit embedding times sqrt(D).
 
-    Raises UserError where the text tower's D is not the UNet's `cross_attention_dim`.
+    Raises UserError if the text tower's D is not the UNet's `cross_attention_dim`.
     """
     embeddings = clip.embed_texts([PROMPT.format(name) for name in class_names])
     width = embeddings.shape[1]
     if width != cross_attention_dim:
         raise UserError(
-            f"augment.class_condition: filter.model embeds texts in {width} dimensions, the UNet of "
-            f"augment.prior takes {cross_attention_dim}; use a pair that match, or set it to none"
+            f"augment.class_condition is text, but filter.model embeds texts in {width} dimensions and the "
+            f"UNet of augment.prior takes {cross_attention_dim}; use models that match, or set it to none"
         )
     return embeddings * width**0.5
 
@@ -52,7 +52,7 @@ def encode_sources(
     device: torch.device,
     micro_batch: MicroBatch | None = None,
 ) -> SourceCodes:
-    """Embeds each source once and, where `strength` < 1, takes the mode of its latent posterior."""
+    """Embed each source and, if `strength` < 1, encode it as the mode of its latent posterior."""
     micro_batch = micro_batch or MicroBatch("augment", config.images_at_once)
 
     def encode(piece: slice) -> tuple[Tensor, Tensor | None]:
@@ -79,33 +79,41 @@ def augment(
     device: torch.device,
     micro_batch: MicroBatch | None = None,
 ) -> Iterator[ImageBatch]:
-    """Yields the S * K variations in micro-batches, by default of the configured size, source by source.
+    """Yield the S * K variations, source by source, in micro-batches.
 
-    Source keys are multiples of K + 1; variation k of source s has key s + 1 + k, parent s, the source's
-    label and size, and the seed `derive_seed(seed, "augment", s, k)`. class_tokens: [C, D], or None for the
-    image token alone. Raises NonFiniteError, naming the keys, where an image is not finite, and
-    OutOfMemoryError as MicroBatch does.
+    Variation k of source s has key s + 1 + k, parent s, the source's label and size, and the seed
+    `derive_seed(seed, "augment", s, k)`.
+
+    Args:
+        sources: their keys must be multiples of K + 1.
+        class_tokens: [C, D], or None to condition on the image token only.
+        micro_batch: by default one of the configured size.
+
+    Raises:
+        NonFiniteError: if an image has NaN or Inf; the message lists the keys.
+        OutOfMemoryError: if a single image does not fit in memory.
     """
     if not len(sources):
         return
     if (sources.keys % (config.variations + 1)).any():
-        raise ValueError(f"source keys are no multiples of {config.variations + 1}: some would be shared")
+        raise ValueError(
+            f"source keys are not multiples of {config.variations + 1}, so variations would share keys"
+        )
     micro_batch = micro_batch or MicroBatch("augment", config.images_at_once)
     codes = encode_sources(sources, prior, config, device, micro_batch)
     scheduler = build_scheduler(prior, config)
-    places = torch.arange(len(sources) * config.variations)
+    numbers = torch.arange(len(sources) * config.variations)
 
     def variations(piece: slice) -> ImageBatch:
-        index = places[piece]
-        rows, copies = index // config.variations, index % config.variations
+        rows, copies = numbers[piece] // config.variations, numbers[piece] % config.variations
         parents, labels = sources.keys[rows], sources.labels[rows]
         keys = parents + 1 + copies
         pairs = zip(parents.tolist(), copies.tolist(), strict=True)
         seeds = [derive_seed(seed, "augment", s, k) for s, k in pairs]
         noise = randn_per_image(seeds, prior.latent_shape).to(device)
         tokens = _tokens(codes.embeddings[rows], labels, class_tokens)
-        anchors = None if codes.latents is None else codes.latents[rows]
-        images = sample(prior, scheduler, config, noise, tokens, anchors)
+        latents = None if codes.latents is None else codes.latents[rows]
+        images = sample(prior, scheduler, config, noise, tokens, latents)
         return ImageBatch(
             images=_to_uint8(images, sources.images.shape[2:], keys, prior.precision),
             labels=labels,
@@ -114,7 +122,7 @@ def augment(
             seeds=torch.tensor(seeds, dtype=torch.int64),
         )
 
-    yield from micro_batch.over(len(places), variations)
+    yield from micro_batch.over(len(numbers), variations)
 
 
 @torch.no_grad()
@@ -124,15 +132,23 @@ def sample(
     config: AugmentConfig,
     noise: Tensor,
     tokens: Tensor,
-    anchors: Tensor | None,
+    source_latents: Tensor | None,
 ) -> Tensor:
-    """Denoises and decodes one micro-batch: float32 [B, 3, H, W], in [0, 1] but for overshoot.
+    """Denoise and decode one micro-batch.
 
-    noise [B, C, h, w] standard normal; tokens [B, T, D]; anchors: source latents [B, C, h, w] to start from
-    with noise (SDEdit, arXiv 2108.01073), or None for pure noise. Guidance as in arXiv 2207.12598: in
-    the unconditional half the tokens that `guidance_of` names are zeros. Solver arithmetic is float32.
+    Guidance follows arXiv 2207.12598: in the unconditional half, the tokens named by `guidance_of` are zeros.
+    The solver computes in float32.
+
+    Args:
+        noise: standard normal, [B, C, h, w].
+        tokens: [B, T, D].
+        source_latents: [B, C, h, w], which are noised and denoised (SDEdit, arXiv 2108.01073); None starts
+            from pure noise.
+
+    Returns:
+        float32 [B, 3, H, W] in [0, 1], except for overshoot.
     """
-    timesteps, latents = begin(scheduler, config, noise, anchors)
+    timesteps, latents = begin(scheduler, config, noise, source_latents)
     guided = config.guidance_scale > 1
     if guided:
         unconditional_tokens = tokens.clone()
@@ -152,14 +168,14 @@ def sample(
 
 
 def _tokens(embeddings: Tensor, labels: Tensor, class_tokens: Tensor | None) -> Tensor:
-    """[B, 1, D], or [B, 2, D] with the class's token behind the image's."""
+    """Return the image tokens [B, 1, D], or image and class tokens [B, 2, D]."""
     if class_tokens is None:
         return embeddings
     return torch.cat([embeddings, class_tokens.to(embeddings)[labels][:, None]], 1)
 
 
 def _embed(pixels: Tensor, prior: OpenPrior) -> Tensor:
-    """[B, 3, H, W] in [0, 1] -> [B, 1, D]; resized without antialiasing, as Lambda's model was trained."""
+    """Embed pixels [B, 3, H, W] in [0, 1] as [B, 1, D]; resize without antialiasing, like Lambda does."""
     size = (prior.encoder_size, prior.encoder_size)
     if pixels.shape[2:] != size:
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=False)
@@ -173,7 +189,7 @@ def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _to_uint8(images: Tensor, size: Sequence[int], keys: Tensor, precision: str) -> Tensor:
-    """Resizes to the sources' size and rounds half to even; uint8 [B, 3, H, W] on the CPU."""
+    """Resize to `size` and round half to even: uint8 [B, 3, H, W] on the CPU. Raises NonFiniteError."""
     finite = images.isfinite().flatten(1).all(1).cpu()
     if not finite.all():
         broken = ", ".join(map(str, keys[~finite].tolist()))

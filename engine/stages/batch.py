@@ -1,4 +1,4 @@
-"""What the stages hand to one another."""
+"""The images that the stages pass on."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
-    """Images between stages, on the CPU, RGB whatever the teacher takes. Rows belong together."""
+    """Images on the CPU, in RGB even for a grey teacher. Every field has a row per image."""
 
     images: Tensor  # uint8 [B, 3, H, W]
     labels: Tensor  # int64 [B]
     keys: Tensor  # int64 [B], unique in a run
-    parents: Tensor  # int64 [B], the key of the source image, -1 for a source
-    seeds: Tensor  # int64 [B], the seed the row's noise was drawn from
+    parents: Tensor  # int64 [B], key of the source image; -1 for a source
+    seeds: Tensor  # int64 [B], seed of the image's noise
 
     def __len__(self) -> int:
         return len(self.labels)

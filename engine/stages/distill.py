@@ -1,4 +1,4 @@
-"""Distill: train the student, and a feature alignment head, against the teacher."""
+"""Train the student and a feature alignment head against the teacher, on one device or several."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,27 +24,33 @@ from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 
-class Trained(nn.Module):
-    """The student, and the alignment head behind the feature map at `feature_paths`, if it has a path."""
+class StudentWithHead(nn.Module):
+    """The student and the alignment head on its feature map, as one module.
+
+    `feature_paths` holds the path of the feature map, or nothing without a head.
+    """
 
     def __init__(self, student: Classifier, align: AlignHead | None, feature_paths: Sequence[str]) -> None:
         super().__init__()
         self.student, self.align, self.feature_paths = student, align, feature_paths
 
     def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-        """images [B, 3, H, W] in [0, 1] -> logits [B, C], aligned feature map [B, C_t, *size] or None."""
+        """Return logits [B, C] and the aligned feature map [B, C_t, *size], or None without head or size.
+
+        Images are [B, 3, H, W] in [0, 1].
+        """
         logits, features = forward_with_features(self.student, images, self.feature_paths)
         return logits, None if self.align is None or size is None else self.align(features[0], size)
 
 
-def averaged(trained: Trained) -> DistributedDataParallel:
-    """`trained`, whose gradients are, after each backward pass, their means over the ranks.
+def data_parallel(module: StudentWithHead) -> DistributedDataParallel:
+    """Average the gradients of `module` over the ranks after each backward pass.
 
-    Its buffers are left alone: BatchNorm's come out alike on all ranks.
+    Buffers are not synchronized: BatchNormOverRanks computes the same ones on all ranks.
     """
-    device = next(trained.parameters()).device
+    device = next(module.parameters()).device
     return DistributedDataParallel(
-        trained,
+        module,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,
         static_graph=True,  # a student may have parameters that it does not use
@@ -54,21 +60,20 @@ def averaged(trained: Trained) -> DistributedDataParallel:
 def _check_pair(teacher: Classifier, student: Classifier) -> None:
     classes = teacher.num_classes
     if student.num_classes != classes:
-        raise UserError(f"student.num_classes is {student.num_classes}; set it to the teacher's {classes}")
+        raise UserError(
+            f"student.num_classes is {student.num_classes}, but the teacher has {classes} classes; "
+            f"set it to {classes}"
+        )
 
 
 class Distiller:
     """The state of a student's training: student, alignment head, SGD over both, and the step.
 
-    The models are moved to the accelerator's device, in their memory formats. `image_size` is the side of the
-    bank's images. `teacher_forward` returns the teacher's logits and the feature map at its `feature_path`;
-    the default is its fused copy. Raises UserError for a teacher and student that do not fit together. The
-    models are not passed through `accelerator.prepare`: it would make their later float32 evaluation run
-    under autocast.
+    The models are moved to the accelerator's device, in their memory formats. They do not go through
+    `accelerator.prepare`, which would run their later float32 evaluation under autocast.
 
-    On several ranks each has its equal part of every batch, and all take the step of the whole: gradients and
-    logged losses are those of the global batch, and so are the statistics of BatchNorm. The state is the same
-    on all ranks, and that of one process.
+    With several ranks, each trains on an equal part of every batch. Gradients, logged losses and BatchNorm
+    statistics are those of the global batch, so the state is the same on all ranks and as in one process.
     """
 
     def __init__(
@@ -83,11 +88,21 @@ class Distiller:
         image_size: int = 32,
         teacher_forward: Executable | None = None,
     ) -> None:
+        """Build the alignment head and the optimizer.
+
+        Args:
+            image_size: side of the bank's images.
+            teacher_forward: returns the teacher's logits and the feature map at its `feature_path`; a fused
+                copy of the teacher by default.
+
+        Raises:
+            UserError: if teacher and student do not fit together, or the warm-up exceeds `total_steps`.
+        """
         _check_pair(teacher, student)
         if 0 < config.warmup_steps >= total_steps:
             raise UserError(
-                f"distill.warmup_steps is {config.warmup_steps}; set it below the run's {total_steps} steps, "
-                "or to 0"
+                f"distill.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps; "
+                f"set it below {total_steps}"
             )
         self.config, self.total_steps, self.seed, self.accelerator = config, total_steps, seed, accelerator
         self.step = 0
@@ -100,11 +115,11 @@ class Distiller:
             student_paths = [require_feature(student, "student")]
             align = build_align_head(student, teacher, image_size, seed)
             self.align = align.to(device).to(memory_format=torch.channels_last)
-        trained = Trained(student.requires_grad_(True), self.align, student_paths)
-        self._several = accelerator.num_processes > 1
-        self._trained = averaged(trained) if self._several else trained
+        module = StudentWithHead(student.requires_grad_(True), self.align, student_paths)
+        self._has_ranks = accelerator.num_processes > 1
+        self._module = data_parallel(module) if self._has_ranks else module
         sgd = torch.optim.SGD(
-            trained.parameters(),
+            module.parameters(),
             config.lr,
             config.momentum,
             weight_decay=config.weight_decay,
@@ -123,13 +138,18 @@ class Distiller:
         on_log: Callable[[int, dict[str, float]], None] | None = None,
         log_every: int = 50,
     ) -> None:
-        """Take a step by each of the `num_steps` batches, which are those of the steps from `step` on.
+        """Take `num_steps` steps. The student is in train mode during and in eval mode after them.
 
-        The student is in train mode, then in eval mode. `after_step(images, labels)` gets what the step
-        trained on: float [B, 3, H, W] in [0, 1], and int64 [B]. `on_log(step, means)` is called every
-        `log_every` steps and at the end with the means since the last call (loss, kl, ce, feature,
-        label_agreement) and the last lr; only there does the host wait for the device, so only there is
-        NonFiniteError raised, on all ranks.
+        Args:
+            batches: one for each step from `step` on.
+            after_step: called with the step's images, float [B, 3, H, W] in [0, 1], and labels, int64 [B].
+            on_log: called every `log_every` steps and at the end with the step and a dictionary: the last lr
+                and the means since the last call (loss, kl, ce, feature, label_agreement).
+
+        Raises:
+            NonFiniteError: on all ranks, if a loss is NaN or Inf. The host waits for the device only when it
+                logs, so the error comes with the next log.
+            ValueError: if there are too few batches, or the steps exceed the schedule.
         """
         if self.step + num_steps > self.total_steps:
             raise ValueError(f"step {self.step} + {num_steps} is past the schedule's {self.total_steps}")
@@ -150,9 +170,9 @@ class Distiller:
             raise ValueError(f"{end - self.step} batches too few")
 
     def train_step(self, batch: FeedBatch) -> DistillationLoss:
-        """One update by `batch`, which is on the device; its loss. `set_training(True)` goes before.
+        """Update the student with a batch on the device; return the loss. Call `set_training(True)` first.
 
-        On several ranks both are this one's part; the mean of their losses is that of the global batch.
+        With several ranks, `batch` is this rank's part, and the mean loss over the ranks is the global loss.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step, self.total_steps)
@@ -172,8 +192,8 @@ class Distiller:
                 outputs = self._teacher_forward(images=images)
             features = [outputs[path] for path in self._teacher_paths]
             size = tuple(features[0].shape[2:]) if self.align is not None else None
-            with BatchNormOverRanks() if self._several else nullcontext():
-                student_logits, aligned = self._trained(images, size)
+            with BatchNormOverRanks() if self._has_ranks else nullcontext():
+                student_logits, aligned = self._module(images, size)
         return distillation_loss(
             student_logits,
             outputs["logits"],
@@ -203,13 +223,13 @@ class Distiller:
             )
 
     def set_training(self, training: bool) -> None:
-        """The student and its alignment head in train or in eval mode."""
+        """Put the student and the alignment head into train or eval mode."""
         self.student.train(training)
         if self.align is not None:
             self.align.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the remaining steps but their batches; tensors and plain values only."""
+        """Return all that decides the remaining steps except their batches: tensors and plain values only."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
@@ -222,12 +242,12 @@ class Distiller:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises UserError for the state of another run."""
+        """Continue from `state`. Raises UserError if it belongs to a run with another schedule or seed."""
         for name in ("total_steps", "seed"):
             if state[name] != getattr(self, name):
                 raise UserError(
-                    f"the checkpoint's distill {name} is {state[name]}, this run's is {getattr(self, name)}; "
-                    "resume with the settings it was begun with"
+                    f"distill {name} is {getattr(self, name)}, but {state[name]} in the checkpoint; "
+                    "resume with the settings that the run began with"
                 )
         self.step = state["step"]
         self.student.load_state_dict(state["student"])

@@ -1,4 +1,4 @@
-"""Top-1 accuracy and agreement, in float32 whatever the precision of the run."""
+"""Measure top-1 accuracy and agreement, always in float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from export.float32 import exact_float32
 
 
 class Evaluation(NamedTuple):
-    """Shares in [0, 1] of one image set."""
+    """Shares of one image set, in [0, 1]."""
 
     teacher_top1: float
     student_top1: float
@@ -23,9 +23,10 @@ class Evaluation(NamedTuple):
 def predict(
     classifiers: list[Classifier], images: Tensor, accelerator: Accelerator, batch_size: int = 500
 ) -> Tensor:
-    """The top-1 class of each classifier for images uint8 [N, 3, H, W]: int64 [len(classifiers), N], CPU.
+    """Return the top-1 class of each classifier for each image: int64 [len(classifiers), N] on the CPU.
 
-    Moves the classifiers to the accelerator's device, and leaves every module in the mode it was found in.
+    Images are uint8 [N, 3, H, W]. Moves the classifiers to the accelerator's device; every module keeps its
+    train or eval mode.
     """
     device = accelerator.device
     found = []
@@ -42,7 +43,7 @@ def predict(
 def accuracy(
     classifier: Classifier, images: Tensor, labels: Tensor, accelerator: Accelerator, batch_size: int = 500
 ) -> float:
-    """Share of images uint8 [N, 3, H, W], N > 0, whose top-1 class is the label (int64 [N])."""
+    """Return the share of images, uint8 [N, 3, H, W], N > 0, whose top-1 class is the label, int64 [N]."""
     return _share_equal(predict([classifier], images, accelerator, batch_size)[0], labels)
 
 
@@ -54,7 +55,7 @@ def evaluate(
     accelerator: Accelerator,
     batch_size: int = 500,
 ) -> Evaluation:
-    """Both accuracies and the agreement, in one pass over images uint8 [N, 3, H, W], labels int64 [N]."""
+    """Return both accuracies and the agreement for images uint8 [N, 3, H, W] with labels int64 [N]."""
     of_teacher, of_student = predict([teacher, student], images, accelerator, batch_size)
     return Evaluation(
         teacher_top1=_share_equal(of_teacher, labels),

@@ -1,4 +1,4 @@
-"""Keep the variations that stay close to their source in CLIP space and, with a class gate, to its class."""
+"""Decide which variations to keep, by their CLIP similarity to the source and the teacher's prediction."""
 
 import math
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from engine.stages.batch import ImageBatch
 
 @dataclass(frozen=True, kw_only=True)
 class FilterResult:
-    """What was found out about each of V variations, kept or not; on the CPU."""
+    """Measurements and decision for each of V variations, kept or not; on the CPU."""
 
-    labels: Tensor  # int64 [V], of the source
-    similarity: Tensor  # float32 [V], cosine to the source; NaN without CLIP
+    labels: Tensor  # int64 [V], label of the source
+    similarity: Tensor  # float32 [V], cosine similarity to the source; NaN without CLIP
     passes_clip: Tensor  # bool [V]
     teacher_top1: Tensor  # int64 [V]
-    confidence: Tensor  # float32 [V], the teacher's probability of its top-1
+    confidence: Tensor  # float32 [V], teacher's probability of its top-1
     kept: Tensor  # bool [V]
 
     @property
     def label_agreement(self) -> float:
-        """Share of all variations whose teacher top-1 is the label; NaN of none."""
+        """Share of all variations whose label is the teacher's top-1; NaN if there are none."""
         return _mean(self.teacher_top1 == self.labels)
 
     @property
     def kept_label_agreement(self) -> float:
-        """The same share of the kept variations; NaN of none."""
+        """Share of the kept variations whose label is the teacher's top-1; NaN if none is kept."""
         return _mean((self.teacher_top1 == self.labels)[self.kept])
 
 
@@ -48,12 +48,21 @@ def filter_variations(
     micro_batch: MicroBatch | None = None,
     precision: str = "fp32",
 ) -> FilterResult:
-    """Judges variations against their parents in `sources`; each source is embedded once.
+    """Decide which variations to keep.
 
-    A variation passes CLIP where its cosine is >= omega, or >= the `quantile` of this batch's cosines; with
-    `class_gate` it is kept only where the teacher's top-1 is the label, at `min_confidence` or more.
-    `clip` may be None with method `none`; `micro_batch` is by default of the configured size; `precision` is
-    that of the networks. Raises NonFiniteError, naming the keys, and OutOfMemoryError as MicroBatch does.
+    A variation passes CLIP if its cosine similarity to the source is at least `config.omega`, or at least the
+    `config.quantile` of the similarities of this batch. With `config.class_gate`, the teacher must also
+    predict its label, with a probability of at least `config.min_confidence`.
+
+    Args:
+        sources: must include the parent of every variation; each is embedded once.
+        clip: may be None if `config.method` is none.
+        micro_batch: by default one of the configured size.
+        precision: of the networks, for the advice in errors.
+
+    Raises:
+        NonFiniteError: if a probability or similarity is NaN or Inf; the message lists the keys.
+        OutOfMemoryError: if a single image does not fit in memory.
     """
     micro_batch = micro_batch or MicroBatch("filter", config.images_at_once)
     top1, confidence = classify(variations.images, teacher, micro_batch, device)
@@ -81,22 +90,22 @@ def filter_variations(
 def similarities(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: MicroBatch
 ) -> Tensor:
-    """Cosine of each variation's embedding and its parent's, float32 [V] on the CPU."""
+    """Return the cosine similarity of each variation and its parent, float32 [V] on the CPU."""
     keys, order = sources.keys.sort()
-    place = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
-    if not torch.equal(keys[place], variations.parents):
+    position = torch.searchsorted(keys, variations.parents).clamp(max=len(keys) - 1)
+    if not torch.equal(keys[position], variations.parents):
         raise ValueError("a variation's parent is not among the sources")
     embed = clip.embed_images
     of_sources = _in_chunks(embed, sources.images, micro_batch)
     of_variations = _in_chunks(embed, variations.images, micro_batch)
-    return (of_variations * of_sources[order[place]]).sum(1)
+    return (of_variations * of_sources[order[position]]).sum(1)
 
 
 @torch.no_grad()
 def classify(
     images: Tensor, teacher: Executable, micro_batch: MicroBatch, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's top-1, int64 [B], and its probability, float32 [B], of uint8 RGB images; on the CPU."""
+    """Return the teacher's top-1, int64 [B], and its probability, float32 [B], for uint8 RGB; on the CPU."""
 
     def probabilities(chunk: Tensor) -> Tensor:
         pixels = chunk.to(device).to(memory_format=torch.channels_last).float() / 255
@@ -107,9 +116,9 @@ def classify(
 
 
 def mean_pairwise_distance(embeddings: Tensor) -> float:
-    """Mean of 1 - cos over the distinct pairs of N embeddings [N, D]; NaN where N < 2.
+    """Return the mean of 1 - cos over all pairs of N embeddings [N, D]; NaN if N < 2.
 
-    In O(N D) and float64: the pairs' cosines sum to (|sum of unit vectors|^2 - N) / 2.
+    Takes O(N D) in float64: the cosines of the pairs sum to (|sum of unit vectors|^2 - N) / 2.
     """
     count = len(embeddings)
     if count < 2:
@@ -119,7 +128,7 @@ def mean_pairwise_distance(embeddings: Tensor) -> float:
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, micro_batch: MicroBatch) -> Tensor:
-    """`function` over chunks; float32 rows, gathered on the CPU."""
+    """Apply `function` to micro-batches of images and concatenate the rows, in float32 on the CPU."""
     rows = micro_batch.over(len(images), lambda piece: function(images[piece]).float().cpu())
     return torch.cat(list(rows))
 

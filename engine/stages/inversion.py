@@ -1,4 +1,4 @@
-"""The optimization of a batch of images: its tensors, its optimizer, and a step of it."""
+"""Optimize a generator and its input until the teacher sees the wanted classes in a batch of images."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,18 @@ from engine.runtime.torch import capture_cuda_graph
 from kernels.crop_flip import crop_flip_nchw, draw_crops
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""(augmented images, float32 [B, channels, H, W]; labels, int64 [B]) -> the scalar loss."""
+"""Maps augmented images, float32 [B, channels, H, W], and labels, int64 [B], to the scalar loss."""
 
 EAGER_STEPS = 3
+"""Steps before the CUDA graph is captured, in which memory is allocated and cuDNN chooses its kernels."""
 
 
 class Inversion:
-    """Adam over the weights of `network` and z, together, for the images with the lowest loss.
+    """Adam over the weights of `network` and its input z; keeps the images with the lowest loss.
 
     One object serves many batches: `begin` starts the next. A step has fixed shapes and never waits for the
-    device. With `captured`, on a GPU, the first EAGER_STEPS run as they are, then the whole step, optimizer
-    included, is recorded as a CUDA graph and replayed for all that follow: the same kernels in order.
+    device. With `cuda_graph`, on a GPU, EAGER_STEPS steps run eagerly; then the whole step, with its
+    optimizer, is captured as a CUDA graph and replayed: the same kernels in the same order.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Inversion:
         latent_dim: int,
         lr: float,
         accelerator: Accelerator,
-        captured: bool,
+        cuda_graph: bool,
         views: Views | None = None,
     ) -> None:
         self.views = views or Views()
@@ -53,14 +54,17 @@ class Inversion:
         self.best_images: Tensor | None = None
         self.draw = torch.Generator()
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.side_stream = torch.cuda.Stream() if captured and on_gpu else None
+        self.side_stream = torch.cuda.Stream() if cuda_graph and on_gpu else None
         self.eager_steps_left = EAGER_STEPS
 
     @torch.no_grad()
     def begin(self, z: Tensor, labels: Tensor, draw: torch.Generator) -> None:
-        """A new batch: z [B, latent_dim], labels [B], and the CPU generator of its crops; Adam starts anew.
+        """Start a batch and reset Adam. The caller sets the weights of the network, in place.
 
-        The weights of the network are the caller's to set, in place.
+        Args:
+            z: float32 [B, latent_dim], where the optimization starts.
+            labels: int64 [B].
+            draw: generator on the CPU for crops and flips.
         """
         self.z.copy_(z)
         self.labels.copy_(labels)
@@ -71,7 +75,7 @@ class Inversion:
                 value.zero_()
 
     def step(self) -> None:
-        """One update of the weights and z; crops and flips are drawn on the CPU."""
+        """Draw crops and flips on the CPU, and update the weights and z once."""
         pad, flip = self.views.crop_padding, self.views.flip
         crops = draw_crops(len(self.z), self.draw, pad=pad, flip=flip)
         for static, drawn in zip(self.crops, crops, strict=True):
@@ -87,7 +91,7 @@ class Inversion:
             self._capture()
 
     def update(self) -> None:
-        """One update with the crops that are set."""
+        """Update the weights and z once, eagerly, with the current crops."""
         with self.accelerator.autocast():
             images = self.network(self.z)
         images = images.float()
@@ -105,14 +109,14 @@ class Inversion:
         self.best_images.copy_(torch.where(better, images, self.best_images))
 
     def _update_on_side_stream(self, side: torch.cuda.Stream) -> None:
-        """As capturing asks of the steps before it: allocations and cuDNN's choices are then settled."""
+        """Update on a side stream, which PyTorch requires of the steps before a capture."""
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self.update()
         torch.cuda.current_stream().wait_stream(side)
 
     def _capture(self) -> None:
-        """Records a step, which does not run it, and then runs it."""
+        """Capture a step, which does not run it, and replay it."""
         graph = torch.cuda.CUDAGraph()
         try:
             with capture_cuda_graph(graph):
@@ -122,8 +126,8 @@ class Inversion:
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"synthesize: the step cannot be recorded as a CUDA graph ({reason}); "
-                "take --compute.cuda_graphs false"
+                f"compute.cuda_graphs is true, but the step of synthesize cannot be captured ({reason}); "
+                "set --compute.cuda_graphs false"
             ) from error
         self.graph = graph
         graph.replay()

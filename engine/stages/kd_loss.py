@@ -1,4 +1,4 @@
-"""The distillation loss. Everything here is computed in float32, or float64 where the logits are."""
+"""The distillation loss. It is computed in float32, or in float64 if the logits are float64."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ IGNORED = -100
 
 
 class DistillationLoss(NamedTuple):
-    """Scalars on the logits' device; only `total` carries a gradient, the parts are before their weights."""
+    """Scalars on the logits' device. Only `total` has gradients; the other terms are not weighted."""
 
     total: Tensor
     kl: Tensor
@@ -33,13 +33,18 @@ def distillation_loss(
     relative_agreement: float = 1.0,
     features: tuple[Tensor, Tensor] | None = None,
 ) -> DistillationLoss:
-    """w_kl · T² · KL(teacher ‖ student) + w_ce · CE + w_feature · MSE(aligned student feature, teacher's).
+    """Return the student's loss L_S of DDA (arXiv 2410.17606).
 
-    The student's loss L_S of DDA (arXiv 2410.17606). Logits [B, C]; labels int64 [B]; agrees bool [B] limits
-    the cross-entropy to rows whose label the teacher shares; features two tensors [B, C_t, H, W].
+    It is w_kl · T² · KL(teacher ‖ student) + w_ce · CE + w_feature · MSE(aligned student feature, teacher's).
 
-    These may be one of several equal parts of a batch: with `relative_agreement`, the share of agreeing rows
-    in this part over that in the whole batch, the mean of the parts' losses is the loss of the whole.
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        labels: int64 [B].
+        agrees: bool [B], limits the cross-entropy to rows whose label is the teacher's class.
+        relative_agreement: if the rows are one of several equal parts of a batch, the share of agreeing rows
+            in this part over their share in the batch. The mean loss of the parts is then the batch's loss.
+        features: the aligned student feature and the teacher's, both [B, C_t, H, W].
     """
     ce_share = 1.0
     if agrees is not None:

@@ -1,4 +1,4 @@
-"""Which classes the images of a batch are made for: a function of the seed and the batch's number alone."""
+"""Choose the classes of each batch from the seed and the batch's number, and count the classes covered."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,11 @@ from engine.config.recipe import Recipe
 from engine.seeding import derive_seed, generator
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 divided by the golden ratio: its multiples fill the circle evenly, however many are taken."""
+"""2^64 divided by the golden ratio: modulo 2^64, any number of its multiples is spread evenly."""
 CHUNK = 1 << 16
+"""Labels counted at once."""
+MORE_SHARDS = "give more --shards"
+MORE_BATCHES = "raise schedule.init_batches or synthesize.batch_size"
 
 
 def batch_labels(
@@ -20,24 +23,24 @@ def batch_labels(
 ) -> Tensor:
     """Return the labels of batch `number`, int64 [batch_size].
 
-    Without `weights` all classes are equally frequent: their counts differ by at most one within a batch and
-    over batches 0 to n, by at most two over any run of batches. With weights, [num_classes], none negative,
-    class c has its share weights[c] / sum(weights) of any run of labels, to within a few images.
+    Without `weights`, all classes are equally frequent: their counts differ by at most one within a batch and
+    over batches 0 to n, and by at most two over any consecutive batches. With `weights`, [num_classes], none
+    negative, class c has the share weights[c] / sum(weights) of any consecutive labels, up to a few images.
     """
     if weights is not None:
         start = number * batch_size
         return torch.from_numpy(_weighted(np.arange(start, start + batch_size), weights, seed))
-    # Batches go round one order of the classes until an end of the order is the end of a batch.
+    # Batches cycle through one permutation of the classes until its end is also the end of a batch.
     round_batches = math.lcm(batch_size, num_classes) // batch_size
-    turn, place = divmod(number, round_batches)
+    turn, batch = divmod(number, round_batches)
     order = torch.randperm(num_classes, generator=generator(seed, "labels", turn))
-    return order[(place * batch_size + torch.arange(batch_size)) % num_classes]
+    return order[(batch * batch_size + torch.arange(batch_size)) % num_classes]
 
 
 def classes_covered(
     batches: int, *, batch_size: int, num_classes: int, seed: int, weights: Sequence[float] | None = None
 ) -> int:
-    """Return how many classes the first `batches` batches have."""
+    """Return the number of classes in the first `batches` batches."""
     images = batches * batch_size
     if weights is None:
         return min(images, num_classes)
@@ -50,27 +53,23 @@ def classes_covered(
     return int(seen.sum())
 
 
-def _weighted(places: np.ndarray, weights: Sequence[float], seed: int) -> np.ndarray:
-    """Return the class at each place, int64 [N]: a golden-ratio sequence over the classes' shares."""
+def _weighted(positions: np.ndarray, weights: Sequence[float], seed: int) -> np.ndarray:
+    """Return the class at each position, int64 [N]: a golden-ratio sequence over the classes' shares."""
     ends = np.cumsum(np.divide(weights, max(weights)))
-    points = places.astype(np.uint64) * GOLDEN + np.uint64(derive_seed(seed, "labels"))
+    points = positions.astype(np.uint64) * GOLDEN + np.uint64(derive_seed(seed, "labels"))
     shares = (points >> np.uint64(11)).astype(np.float64) / 2**53  # in [0, 1), exact
     return np.searchsorted(ends, shares * ends[-1], side="right").clip(max=_last(weights))
 
 
 def _last(weights: Sequence[float]) -> int:
-    """Return the last class with a weight: rounding must not reach a class behind it."""
+    """Return the last class with a weight above 0, which rounding must not exceed."""
     return int(np.flatnonzero(weights)[-1])
-
-
-MORE_SHARDS = "give more --shards"
-MORE_BATCHES = "raise schedule.init_batches or synthesize.batch_size"
 
 
 def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
     """Return a line on how many classes the batches cover; it starts with `warning: ` if some are missing.
 
-    `more`: how the user asks for more batches.
+    `more` tells the user how to get more batches: MORE_SHARDS or MORE_BATCHES.
     """
     size, weights, classes = recipe.synthesize.batch_size, recipe.class_weights, len(recipe.class_names)
     wanted = classes if weights is None else sum(weight > 0 for weight in weights)
@@ -89,7 +88,7 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
 
 
 def coverage_warning(recipe: Recipe, batches: int, more: str) -> str | None:
-    """Return `planned_coverage`, without its `warning: `, if classes are missing."""
+    """Return the warning of `planned_coverage` if classes are missing, else None."""
     line = planned_coverage(recipe, batches, more)
     text = line.removeprefix("warning: ")
     return text if text != line else None

@@ -1,12 +1,12 @@
-"""BatchNorm of a batch whose equal parts are on several ranks, by the statistics of the whole.
+"""BatchNorm over a batch that is split evenly over ranks, with the statistics of the whole batch.
 
-Ioffe and Szegedy, arXiv 1502.03167. With N values a channel on all ranks, x̂ = (x - μ) / √(σ² + ε) and g the
-gradient by the output, y = γ x̂ + β and
+Ioffe and Szegedy, arXiv 1502.03167. With N values per channel on all ranks, x̂ = (x - μ) / √(σ² + ε) and g the
+gradient with respect to the output, y = γ x̂ + β and
 
     dL/dx = γ / √(σ² + ε) · (g - (Σ g + x̂ Σ g x̂) / N),
 
-whose sums go over all ranks. γ and β get the sums over this rank's part: whoever averages the gradients of
-the parameters over the ranks averages these, too.
+with sums over all ranks. The gradients of γ and β are sums over this rank's part only;
+DistributedDataParallel averages them over the ranks, like the gradients of all parameters.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class BatchNormOverRanks(TorchFunctionMode):
-    """Inside, `F.batch_norm` is `batch_norm_over_ranks`, whichever layer calls it; no layer is changed."""
+    """Replace `F.batch_norm` by `batch_norm_over_ranks` inside the context, without changing any layer."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,10 +40,10 @@ def batch_norm_over_ranks(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` of [B, C, ...] floating, where each rank has B rows; collective if `training`.
+    """Compute `F.batch_norm` of floating-point [B, C, ...] with B rows per rank; collective if `training`.
 
-    The running statistics, updated in place, come out the same on all ranks: those of one process with all
-    rows, the variance unbiased over all of them. Raises ValueError for a single value a channel.
+    The running statistics are updated in place with mean and unbiased variance over the rows of all ranks.
+    They are the same on all ranks. Raises ValueError if there is one value per channel.
     """
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
@@ -84,11 +84,11 @@ class _BatchNorm(torch.autograd.Function):
         scale = torch.ones_like(mean) if weight is None else weight
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, scale, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )  # as if the statistics were constants: the first term of dL/dx, and this rank's sums
+        )  # with constant statistics: the first term of dL/dx, and this rank's sums
         means = torch.stack([grad_bias, grad_weight]) / ctx.count
         all_reduce(means)
-        of_g, of_g_x = (value.to(scale.dtype) * scale * torch.rsqrt(var + ctx.eps) for value in means)
-        grad_x -= F.batch_norm(x, mean, var, of_g_x, of_g, eps=ctx.eps)
+        shift, slope = (value.to(scale.dtype) * scale * torch.rsqrt(var + ctx.eps) for value in means)
+        grad_x -= F.batch_norm(x, mean, var, slope, shift, eps=ctx.eps)
         grads = grad_x, grad_weight, grad_bias, None, None
         return tuple(
             grad if wanted else None for grad, wanted in zip(grads, ctx.needs_input_grad, strict=True)
@@ -96,7 +96,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of each channel over all ranks, from those of the equal parts."""
+    """Return mean and population variance of each channel over all ranks, from the ranks' own statistics."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(wide, [0, *range(2, x.ndim)], correction=0)
     mine = torch.stack([mean, var])

@@ -1,4 +1,4 @@
-"""Synthesize: invert the teacher with a generator, one batch of images at a time."""
+"""Invert the teacher with a generator, one batch of images at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +21,14 @@ from engine.stages.labels import batch_labels
 from kernels.fuse import measured
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(augmented images, labels, teacher logits) -> a scalar that is low for images the student finds hard."""
+"""Maps augmented images, labels and teacher logits to a scalar that is low if the student finds them hard."""
 
 
 class Synthesizer:
-    """Inverts `teacher`, which is in eval mode. `captured`: see Inversion; `class_weights`: see batch_labels.
+    """Makes batches of images by inverting a teacher. State: the generator's weights and `needs_warmup`.
 
-    State: the generator weights that the next batch starts from, `needs_warmup`. Batch i draws labels, z,
-    crops and flips from (seed, i) alone; with `reinit` its images are a function of (seed, i), with `reuse`
-    and `meta` also of the batches before it, unless they are made `independent`.
+    Batch i draws its labels, z, crops and flips from (seed, i). With start `reinit` its images are a function
+    of (seed, i); with `reuse` and `meta` they also depend on the batches before, unless made `independent`.
     """
 
     def __init__(
@@ -40,11 +39,18 @@ class Synthesizer:
         image_size: int,
         seed: int,
         accelerator: Accelerator,
-        captured: bool = True,
+        cuda_graph: bool = True,
         class_weights: Sequence[float] | None = None,
         views: Views | None = None,
     ) -> None:
-        self.captured, self.class_weights, self.views = captured, class_weights, views
+        """Initialize the generator from the seed.
+
+        Args:
+            teacher: in eval mode.
+            cuda_graph: see `Inversion`.
+            class_weights: see `batch_labels`.
+        """
+        self.cuda_graph, self.class_weights, self.views = cuda_graph, class_weights, views
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
         network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -62,20 +68,24 @@ class Synthesizer:
         independent: bool = False,
         on_step: Callable[[int], None] | None = None,
     ) -> ImageBatch:
-        """Batch number `index` of the run: `batch_size` images whose keys are multiples of `key_stride`.
+        """Make batch `index` of the run: `batch_size` images whose keys are multiples of `key_stride`.
 
-        An `independent` batch starts from the warmed-up generator and leaves it as it was: a function of
-        (seed, index) whatever the start. `on_step(steps)` is told of the steps done. Raises NonFiniteError
-        where no step gave a finite loss; a batch that fails leaves no trace in those that follow.
+        Args:
+            independent: start from the warmed-up generator and restore it after, also after an error, so
+                that the batch is a function of (seed, index) with any `start`.
+            on_step: called with 1 after each step, the warm-up's included.
+
+        Raises:
+            NonFiniteError: if no step has a finite loss; the message names the batch.
         """
         if self.needs_warmup:
-            with self._put_back_on_error(self._weights()):
+            with self._restored_on_error(self._weights()):
                 self._invert(-1, self.config.warmup_steps, None, on_step)
             self.needs_warmup = False
         start = self._start(index, independent)
-        with self._put_back_on_error(start):
+        with self._restored_on_error(start):
             images, labels = self._invert(index, self.config.steps, adversary, on_step)
-        self._keep_start(start, 0.0 if independent else self.config.meta_rate)
+        self._move_towards_start(start, 0.0 if independent else self.config.meta_rate)
         keys = (index * self.config.batch_size + torch.arange(len(labels))) * key_stride
         return ImageBatch(
             images=images,
@@ -86,7 +96,7 @@ class Synthesizer:
         )
 
     def _start(self, index: int, independent: bool) -> list[Tensor]:
-        """Puts the generator at its start; returns that start where `_keep_start` will need it."""
+        """Set the generator to a batch's start. Return the weights if `_move_towards_start` needs them."""
         if self.config.start == "reinit":
             init_weights(self.generator, generator(self.seed, "generator", index))
             return []
@@ -98,16 +108,16 @@ class Synthesizer:
         return [value.detach().clone() for value in self.generator.state_dict().values()]
 
     @contextmanager
-    def _put_back_on_error(self, start: list[Tensor]) -> Iterator[None]:
+    def _restored_on_error(self, start: list[Tensor]) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._keep_start(start, 0.0)
+            self._move_towards_start(start, 0.0)
             raise
 
     @torch.no_grad()
-    def _keep_start(self, start: list[Tensor], rate: float) -> None:
-        """Moves the generator from where it is back to `start`, but for a share `rate` of the way."""
+    def _move_towards_start(self, start: list[Tensor], rate: float) -> None:
+        """Set the weights to start + rate * (weights - start). Does nothing if `start` is empty."""
         if not start:
             return
         for value, before in zip(self.generator.state_dict().values(), start, strict=True):
@@ -119,7 +129,7 @@ class Synthesizer:
     def _invert(
         self, index: int, steps: int, adversary: Adversary | None, on_step: Callable[[int], None] | None
     ) -> tuple[Tensor, Tensor]:
-        """One inversion: images uint8 [B, 3, H, W] and labels [B] on the CPU. The host waits at the end."""
+        """Optimize one batch: images uint8 [B, 3, H, W] and labels [B] on the CPU. Waits for the device."""
         config = self.config
         draw = generator(self.seed, "synthesize", index)
         labels = batch_labels(
@@ -151,7 +161,7 @@ class Synthesizer:
         return pixels.contiguous().cpu(), labels
 
     def inversion(self, adversary: Adversary | None) -> Inversion:
-        """The inversion of the generator against `adversary`: the last one, where that is still the same."""
+        """Return the inversion for `adversary`; the last one is reused if its adversary is the same."""
         if self._inversion is None or self._inversion[0] is not adversary:
             inversion = Inversion(
                 self.generator,
@@ -160,7 +170,7 @@ class Synthesizer:
                 latent_dim=self.config.latent_dim,
                 lr=self.config.lr,
                 accelerator=self.accelerator,
-                captured=self.captured,
+                cuda_graph=self.cuda_graph,
                 views=self.views,
             )
             self._inversion = adversary, inversion

@@ -1,1 +1,1 @@
-"""What a run shows of itself."""
+"""Train a student on batches of a bank, and keep the files of a run."""

@@ -1,4 +1,4 @@
-"""A run's checkpoint: one state file, whole or absent, whose rename is the commit."""
+"""Save and load the checkpoint of a run: one file, committed by a rename."""
 
 import zipfile
 from pathlib import Path
@@ -13,15 +13,15 @@ FILE = "state.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Commits `state`, tensors and plain values only, in place of the last one."""
+    """Replace the checkpoint in `folder` by `state`, which holds tensors and plain values only."""
     with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)  # to a name its error would not say that the disk is full
+        torch.save(state, file)  # with a path, torch's error would not say that the disk is full
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The last committed state, every byte checked; None where nothing was committed.
+    """Return the last committed state, or None if there is none.
 
-    Raises UserError naming the file that is altered.
+    Raises UserError that names the file if it is damaged; every byte is checked.
     """
     path = folder / FILE
     if not path.exists():
@@ -35,6 +35,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"checkpoint {path} cannot be read: {reason}; begin again in another --out"
+            f"checkpoint {path} cannot be read: {reason}; start again with another --out"
         ) from error
     return state

@@ -1,4 +1,4 @@
-"""A picture of what augment and filter did: a source a row, its variations beside it, kept or rejected."""
+"""Draw variations.png: a row per source with its variations, framed as kept or rejected."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,58 @@ from engine.atomic import replacing
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult
 
-CELL = 96  # pixels; smaller images are enlarged by a whole factor up to about this side
+ROWS, COLUMNS = 20, 10
+CELL = 96
+"""Side in pixels to which smaller images are enlarged, approximately, by a whole factor."""
 FRAME, GAP, CAPTION, MARGIN, FONT_SIZE = 4, 10, 18, 14, 12
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (150, 150, 150)
 KEPT, REJECTED = (38, 150, 84), (208, 60, 52)
+
+
+class Examples:
+    """Collects up to ROWS sources, one per class and batch, with up to COLUMNS variations each."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, torch.Tensor]] = []
+
+    def add(self, sources: ImageBatch, variations: ImageBatch, result: FilterResult) -> None:
+        """Take the first source of each class of this batch, until there are ROWS rows."""
+        classes = sorted(set(sources.labels.tolist()))
+        for label in classes:
+            if len(self._rows) >= ROWS:
+                return
+            source = int((sources.labels == label).nonzero()[0])
+            children = (variations.parents == sources.keys[source]).nonzero()[:COLUMNS, 0]
+            self._rows.append(
+                {
+                    "source": sources.images[source].clone(),
+                    "label": sources.labels[source].clone(),
+                    "variations": variations.images[children],
+                    "similarity": result.similarity[children],
+                    "kept": result.kept[children],
+                }
+            )
+
+    def save(self, path: Path, class_names: Sequence[str]) -> None:
+        """Write the picture, unless nothing was augmented."""
+        if not self._rows:
+            return
+        columns = {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
+        save_grid(
+            path,
+            columns["source"],
+            columns["variations"],
+            columns["similarity"],
+            columns["kept"],
+            columns["label"],
+            class_names,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rows = state["rows"]
 
 
 def save_grid(
@@ -28,10 +76,14 @@ def save_grid(
     labels: Tensor,
     class_names: Sequence[str],
 ) -> None:
-    """Writes a PNG: per row a source over its class name, then its variations over their similarity.
+    """Write a PNG with a row per source: the source above its class name, variations above their similarity.
 
-    sources uint8 [N, 3, H, W]; variations uint8 [N, K, 3, H', W']; similarity float [N, K], NaN where not
-    measured; kept bool [N, K], a green frame if true, red if false; labels int64 [N].
+    Args:
+        sources: uint8 [N, 3, H, W].
+        variations: uint8 [N, K, 3, H', W'].
+        similarity: float [N, K], NaN if not measured.
+        kept: bool [N, K]; the frame is green if true, red if false.
+        labels: int64 [N].
     """
     num_rows, num_variations = kept.shape
     scale = max(1, round(CELL / sources.shape[-1]))
@@ -68,59 +120,10 @@ def _cell(
     caption: str,
     ink: tuple[int, int, int],
 ) -> None:
-    """A framed picture with its caption centred below; `corner` is the frame's top left."""
+    """Draw a framed picture with its caption centred below. `corner` is the top left of the frame."""
     left, top = corner
     right, bottom = left + picture.width + 2 * FRAME, top + picture.height + 2 * FRAME
     draw.rectangle((left, top, right - 1, bottom - 1), fill=frame)
     canvas.paste(picture, (left + FRAME, top + FRAME))
-    place = ((left + right) / 2, bottom + CAPTION / 2)
-    draw.text(place, caption, fill=ink, font=ImageFont.load_default(FONT_SIZE), anchor="mm")
-
-
-ROWS, COLUMNS = 20, 10
-
-
-class Examples:
-    """Collects the first source of each class, up to ROWS sources, with up to COLUMNS variations each."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, torch.Tensor]] = []
-
-    def add(self, sources: ImageBatch, variations: ImageBatch, result: FilterResult) -> None:
-        """Takes from this batch a first source of each class until there are ROWS rows."""
-        classes = sorted(set(sources.labels.tolist()))
-        for label in classes:
-            if len(self._rows) >= ROWS:
-                return
-            source = int((sources.labels == label).nonzero()[0])
-            mine = (variations.parents == sources.keys[source]).nonzero()[:COLUMNS, 0]
-            self._rows.append(
-                {
-                    "source": sources.images[source].clone(),
-                    "label": sources.labels[source].clone(),
-                    "variations": variations.images[mine],
-                    "similarity": result.similarity[mine],
-                    "kept": result.kept[mine],
-                }
-            )
-
-    def save(self, path: Path, class_names: Sequence[str]) -> None:
-        """Writes the picture; nothing where nothing was augmented."""
-        if not self._rows:
-            return
-        columns = {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
-        save_grid(
-            path,
-            columns["source"],
-            columns["variations"],
-            columns["similarity"],
-            columns["kept"],
-            columns["label"],
-            class_names,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rows = state["rows"]
+    centre = ((left + right) / 2, bottom + CAPTION / 2)
+    draw.text(centre, caption, fill=ink, font=ImageFont.load_default(FONT_SIZE), anchor="mm")

@@ -1,4 +1,4 @@
-"""Distillation alone: a student from banks that are there already."""
+"""Train a student on existing banks, on one device or several."""
 
 import logging
 import time
@@ -24,16 +24,16 @@ from engine.progress import Progress
 from engine.training import checkpoint
 from engine.training.run_folder import (
     CHECKPOINTS,
-    OF_MACHINE,
-    SCALARS,
-    alone,
+    MACHINE_SETTINGS,
+    TENSORBOARD,
     commit_config,
+    lock_run,
     own_settings,
     save_student,
 )
 from engine.training.run_record import RunRecord
 from engine.training.summary import Summary, summarize
-from engine.training.trainer import StudentTraining
+from engine.training.trainer import StudentTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,22 @@ def distill(
     resume: bool,
     progress: Progress,
 ) -> Summary | None:
-    """Trains the recipe's student for its schedule's steps on the shards that the banks have at the start.
+    """Train the recipe's student on the shards that the banks have at the start.
 
-    Writes what `engine.loop.run` writes, but for a bank. With `resume` it goes on from the last checkpoint,
-    which does not depend on the number of ranks: on several, each makes this call, the main one alone reads
-    and writes `out` and gives the summary, and the others are done after the last step.
+    Writes the files of `engine.loop.run`, except the bank. With several ranks, each must make this call; only
+    the main one reads and writes `out`. The checkpoint does not depend on the number of ranks.
 
-    Raises UserError for what the user can mend and NonFiniteError where numbers break.
+    Args:
+        urls: the banks.
+        shares: of each bank in a batch; None for shares by their sizes.
+        resume: continue from the last checkpoint, with the shards that the run began with.
+
+    Returns:
+        The summary on the main rank, None on the others.
+
+    Raises:
+        UserError: for a mistake of the user.
+        NonFiniteError: if the loss is NaN or Inf.
     """
     start = time.perf_counter()
     accelerator = open_accelerator(recipe.compute)
@@ -64,36 +73,38 @@ def distill(
         check_test_set(recipe.evaluate)
     with ExitStack() as stack:
         if is_main and resume:
-            stack.enter_context(alone(out, resume=True))
+            stack.enter_context(lock_run(out, resume=True))
         state = from_main(accelerator, lambda: checkpoint.load(out / CHECKPOINTS) if resume else None)
         if state is not None:
             start -= state["wall_seconds"]
             progress.seconds.update(state["seconds"])
         banks = _open(urls, recipe, state, shares, accelerator)
         pair = networks.open_pair(recipe, networks.load_pair(recipe, accelerator.device), accelerator)
-        commits = scalars = None
+        checkpoints = curves = None
         if is_main:
-            if not resume:  # a folder is made once everything has loaded
-                stack.enter_context(alone(out, resume=False))
+            if not resume:  # create the folder only once everything has loaded
+                stack.enter_context(lock_run(out, resume=False))
             _require_teacher_of_run(recipe, out)
             weights = {TEACHER: teacher_of(recipe)}
             commit_config(out, recipe, RunRecord.of(recipe, weights, banks=urls, shares=shares))
-            scalars = stack.enter_context(Curves(str(out / SCALARS)))
+            curves = stack.enter_context(Curves(str(out / TENSORBOARD)))
             shards = {url: snapshot(bank) for url, bank in zip(urls, banks, strict=True)}
             images = {"shards": shards, "shares": shares}
-            commits = _Commits(folder=out / CHECKPOINTS, images=images, progress=progress, start=start)
+            checkpoints = _Checkpoints(
+                folder=out / CHECKPOINTS, images=images, progress=progress, start=start
+            )
         header = banks[0].header
-        training = StudentTraining(
+        trainer = StudentTrainer(
             recipe,
             pair,
             accelerator,
             progress,
-            scalars,
+            curves,
             codec=header.codec,
             channels=header.channels,
             shares=shares,
         )
-        _train(stack.enter_context(training), banks, recipe.schedule, state, commits)
+        _train(stack.enter_context(trainer), banks, recipe.schedule, state, checkpoints)
         leave()
         if not is_main:
             return None
@@ -104,9 +115,9 @@ def distill(
 
 
 def _require_same_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Refuse a process whose settings, which it may have read from its own disk, are not the main one's."""
-    of_main = from_main(accelerator, lambda: recipe)
-    found = (each for each in differences(of_main, recipe) if not each.startswith(OF_MACHINE))
+    """Raise UserError if this process read other settings than the main one, perhaps from its own disk."""
+    main_recipe = from_main(accelerator, lambda: recipe)
+    found = (each for each in differences(main_recipe, recipe) if not each.startswith(MACHINE_SETTINGS))
     if difference := next(found, None):
         raise UserError(
             f"process {accelerator.process_index} has other settings than process 0: {difference};"
@@ -115,7 +126,7 @@ def _require_same_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
 
 
 def _require_teacher_of_run(recipe: Recipe, out: Path) -> None:
-    """Refuses another teacher than that of the run in `out`, if there is one."""
+    """Raise UserError if `out` holds a run with another teacher."""
     if (out / CONFIG).is_file():
         fix = "restore that file, or give another --out"
         known, made_with = RunRecord.read(out).weights, [own_settings(out)]
@@ -129,8 +140,8 @@ def _headline(recipe: Recipe, accelerator: Accelerator) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Commits:
-    """The checkpoints of a run, which one process writes."""
+class _Checkpoints:
+    """Writes the checkpoints of a run, on the main rank."""
 
     folder: Path
     images: dict[str, Any]
@@ -138,40 +149,40 @@ class _Commits:
     progress: Progress
     start: float
 
-    def save(self, training: StudentTraining) -> None:
-        """Commits everything that decides the remaining steps, the names of the shards included."""
+    def save(self, trainer: StudentTrainer) -> None:
+        """Save everything that decides the remaining steps, including the names of the shards."""
         state = {
             **self.images,
-            "training": training.state_dict(),
+            "training": trainer.state_dict(),
             "seconds": dict(self.progress.seconds),
             "wall_seconds": time.perf_counter() - self.start,
         }
         checkpoint.save(self.folder, state)
-        logger.debug("checkpoint after step %d", training.step)
+        logger.debug("checkpoint after step %d", trainer.step)
 
 
 def _train(
-    training: StudentTraining,
+    trainer: StudentTrainer,
     banks: Sequence[BankReader],
     schedule: ScheduleConfig,
     state: dict[str, Any] | None,
-    commits: _Commits | None,
+    checkpoints: _Checkpoints | None,
 ) -> None:
-    """All steps that are left after `state`, the checkpoint of an earlier training."""
-    for place, bank in enumerate(banks):
+    """Train to the end of the schedule, from `state` if it is a checkpoint."""
+    for position, bank in enumerate(banks):
         for number in bank.numbers:
-            training.add(bank.spans(number), bank=place)
-    training.warn_of_missing_classes()
+            trainer.add(bank.spans(number), bank=position)
+    trainer.warn_of_missing_classes()
     if state is not None:
-        training.load_state_dict(state["training"])
-    elif commits is not None:
-        commits.save(training)
-    training.announce()
-    while training.step < schedule.total_kd_steps:
-        left = schedule.total_kd_steps - training.step
-        training.steps(min(schedule.checkpoint_steps, left), first_step=0)
-        if commits is not None:
-            commits.save(training)
+        trainer.load_state_dict(state["training"])
+    elif checkpoints is not None:
+        checkpoints.save(trainer)
+    trainer.announce()
+    while trainer.step < schedule.total_kd_steps:
+        left = schedule.total_kd_steps - trainer.step
+        trainer.train(min(schedule.checkpoint_steps, left), first_step=0)
+        if checkpoints is not None:
+            checkpoints.save(trainer)
 
 
 def _open(
@@ -181,42 +192,50 @@ def _open(
     shares: Sequence[float] | None,
     accelerator: Accelerator,
 ) -> list[BankReader]:
-    """The banks, with those shards alone that the run was begun with, on every rank the main one's."""
+    """Open the banks with only the shards that the run began with, which are the same on all ranks."""
     if state is not None and [absolute(url) for url in state["shards"]] != list(urls):
-        begun = ",".join(state["shards"])
+        first = ",".join(state["shards"])
         raise UserError(
-            f"--resume: this run was begun with --bank {begun}; leave --bank out or give another --out"
+            f"--resume: this run began with --bank {first}; leave out --bank or give another --out"
         )
     if state is not None and state["shares"] != shares:
-        raise UserError("--resume: --shares is not that of the first command; repeat it")
+        raise UserError("--resume: --shares differs from the first command's; give the same shares")
     banks = [BankReader.open(url) for url in urls]
     for url, bank in zip(urls, banks, strict=True):
         _require_fit(url, bank, banks[0], recipe)
     found = [snapshot(bank) for bank in banks] if state is None else list(state["shards"].values())
-    taken: list[Snapshot] = from_main(accelerator, lambda: found)
-    for url, bank, shards in zip(urls, banks, taken, strict=True):
+    snapshots: list[Snapshot] = from_main(accelerator, lambda: found)
+    for url, bank, shards in zip(urls, banks, snapshots, strict=True):
         require_snapshot(bank, url, shards)
-    return [bank.only(shards) for bank, shards in zip(banks, taken, strict=True)]
+    return [bank.only(shards) for bank, shards in zip(banks, snapshots, strict=True)]
 
 
 def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) -> None:
-    """Refuse a bank of other classes, sizes or teacher than the recipe's, or of other files than the first's.
+    """Raise UserError if a bank does not fit the recipe or the first bank.
 
-    Raises UserError that names both sides.
+    Classes, image size and teacher must be the recipe's; codec and channels must be the first bank's.
     """
     size = recipe.teacher.image_size
     if bank.header.class_names != recipe.class_names:
-        raise UserError(f"--bank {url} has other class_names than the recipe; give its own recipe or another")
+        raise UserError(
+            f"--bank {url} has other class_names than the recipe; give the bank's recipe or another bank"
+        )
     if bank.header.image_size != (size, size):
         height, width = bank.header.image_size
-        raise UserError(f"--bank {url} has images of {height}x{width}, teacher.image_size is {size}")
+        raise UserError(
+            f"teacher.image_size is {size}, but --bank {url} has images of {height}x{width}; "
+            "give another size or another bank"
+        )
     require_teacher_of_bank(recipe, url, bank.header)
     if bank.header.codec != first.header.codec:
-        raise UserError(f"--bank {url} is of codec {bank.header.codec}, the first one {first.header.codec}")
+        raise UserError(
+            f"--bank {url} has codec {bank.header.codec}, but the first {first.header.codec}; "
+            "give banks with the same codec"
+        )
     if bank.header.channels != first.header.channels:
         raise UserError(
-            f"--bank {url} stores images as {_colours(bank)}, the first one as {_colours(first)};"
-            " give banks that agree in this"
+            f"--bank {url} stores images as {_colours(bank)}, but the first as {_colours(first)}; "
+            "give banks with the same colours"
         )
 
 

@@ -1,4 +1,4 @@
-"""The folder that a run leaves, and the check that a command may go on in one."""
+"""The folder of a run: its files, its lock, and the checks that a command may continue or use it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import recipes
+from engine.atomic import replacing
 from engine.config.decides import settings
 from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe, differences, to_yaml
 from engine.errors import UserError
@@ -21,25 +22,24 @@ if TYPE_CHECKING:
 
 BANK = "bank"
 CHECKPOINTS = "checkpoints"
-SCALARS = "tb"
+TENSORBOARD = "tb"
 STUDENT = "student.safetensors"
 VARIATIONS = "variations.png"
 LOCK = ".lock"
 
-OF_MACHINE = tuple(
+MACHINE_SETTINGS = tuple(
     f"{key}:"
     for key, effects in settings(Recipe).items()
     if "execution" in effects and key.partition(".")[0] in OF_MACHINE_SECTIONS
 )
-"""Prefixes, in `differences`, of the settings that say how and where to compute."""
+"""Prefixes, in `differences`, of the settings that choose how and where to compute."""
 
 
 def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] = ()) -> None:
-    """Makes sure that `folder` is new, or holds the beginning of just this run.
+    """Check that `folder` is new or, with `resume`, holds a run with the settings of `recipe`.
 
-    Settings that begin with one of `free` may have changed.
-
-    Raises UserError that names the folder, or the first setting that differs, and the remedies.
+    Settings that start with a prefix in `free` may differ. Raises UserError that names the folder or the
+    first setting that differs, and what to do.
     """
     config = folder / CONFIG
     if folder.exists() and not folder.is_dir():
@@ -48,33 +48,33 @@ def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] =
         return
     if not config.exists():
         raise UserError(
-            f"--resume: {folder} has no {CONFIG}, so it is no run to continue; give another --out"
+            f"--resume: {folder} has no {CONFIG}, so there is no run to continue; give another --out"
         )
     found = differences(load_recipe(str(config)), recipe)
     difference = next((each for each in found if not each.startswith(free)), None)
     if difference:
         raise UserError(
             f"--resume: this command differs from {config} in {difference};"
-            " leave out --recipe and the flags that differ, since --resume takes the run's own settings,"
+            " leave out --recipe and the flags that differ, since --resume uses the run's own settings,"
             " or give another --out"
         )
 
 
 def own_settings(folder: Path) -> dict[str, Any]:
-    """The recipe in a run's config.yaml, as nested mappings. Raises UserError if it has none."""
+    """Return the recipe in a run's config.yaml as nested mappings. Raises UserError if there is no file."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"--run {folder} has no {CONFIG}; give the folder of a finished run")
     return recipes.read(str((folder / CONFIG).resolve()))
 
 
 def run_to_resume(out: str, *, resume: bool) -> Path | None:
-    """Return the folder `out` if it holds a run that `--resume` continues, else None."""
+    """Return the folder `out` if `--resume` continues a run in it, else None."""
     folder = Path(out)
     return folder if resume and (folder / CONFIG).is_file() else None
 
 
 def without_machine(given: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without those that say where to compute, which another machine resolves for itself."""
+    """Return settings without those of the machine, which each machine resolves for itself."""
     kept = dict(given)
     for section in OF_MACHINE_SECTIONS:
         names = {key.removeprefix(f"{section}.") for key in _portable() if key.startswith(f"{section}.")}
@@ -88,58 +88,58 @@ def _portable() -> list[str]:
     return [key for key, effects in known if "execution" not in effects or "numbers" in effects]
 
 
-def by_hash(folder: Path) -> tuple[str, ...]:
-    """How the settings begin that name files which the run's record has by hash: a copy will do."""
+def hashed_settings(folder: Path) -> tuple[str, ...]:
+    """Return prefixes of the settings whose files are recorded by hash, so that a copy may replace them."""
     weights = RunRecord.read(folder).weights
-    return tuple(f"{KEYS[part]}:" for part, fact in weights.items() if part in KEYS and fact["sha256"])
+    return tuple(f"{KEYS[name]}:" for name, fact in weights.items() if name in KEYS and fact["sha256"])
 
 
 def require_agreement(folder: Path, recipe: Recipe, *, free: tuple[str, ...]) -> None:
-    """Refuse a recipe or flags that contradict the finished run in `folder`.
+    """Check that `recipe` has the settings of the finished run in `folder`.
 
-    Settings that begin with one of `free` may differ. Raises UserError that names both sides.
+    Settings that start with a prefix in `free` may differ. Raises UserError that names both values.
     """
     found = differences(load_recipe(str(folder / CONFIG)), recipe)
     difference = next((each for each in found if not each.startswith(free)), None)
     if difference:
         raise UserError(
             f"--run {folder}: this command differs from its {CONFIG} in {difference};"
-            " leave out --recipe and the flags that differ, since --run brings the run's own settings"
+            " leave out --recipe and the flags that differ, since --run uses the run's own settings"
         )
 
 
 def require_student(folder: Path, record: RunRecord) -> Path:
-    """The absolute path of the run's student. Raises UserError if it is missing or not the run's own."""
+    """Return the absolute path of the run's student. Raises UserError if it is missing or was replaced."""
     path = (folder / STUDENT).resolve()
     if not path.is_file():
         raise UserError(f"--run {folder} has no {STUDENT}; give the folder of a finished run")
     if record.student_sha256 and (found := sha256_of(path)) != record.student_sha256:
         raise UserError(
-            f"--run {folder}: {STUDENT} is not what this run trained: its sha256 was "
-            f"{record.student_sha256[:12]}, now it is {found[:12]}; restore it, or let the run's command "
-            "with --resume write it again"
+            f"--run {folder}: {STUDENT} is not the file that this run wrote: its sha256 was "
+            f"{record.student_sha256[:12]}, now it is {found[:12]}; restore it, or write it again with the "
+            "run's command and --resume"
         )
     return path
 
 
 @contextmanager
-def alone(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Keeps other processes out of `folder`, which is made, until the context ends.
+def lock_run(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Create `folder` and keep other processes out of it until the context ends.
 
-    Raises UserError where one is at work in it or, without `resume`, has been since `check`.
+    Raises UserError if another process holds the lock or, without `resume`, has written to it since `check`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_if_free(folder / LOCK) as free:
         if not free:
             raise UserError(
-                f"--out {folder} is in use by another process; wait for its end or give another --out"
+                f"--out {folder} is in use by another process; wait for it to end, or give another --out"
             )
         _is_used(folder, resume=resume)
         yield
 
 
 def _is_used(folder: Path, *, resume: bool) -> bool:
-    """Raises UserError where it is, and no run is to be continued."""
+    """Return whether `folder` has files. Raises UserError if it has any without `resume`."""
     used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if used and not resume:
         raise UserError(f"--out {folder} is not empty; continue that run with --resume or give another --out")
@@ -147,9 +147,7 @@ def _is_used(folder: Path, *, resume: bool) -> bool:
 
 
 def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
-    """Writes what the run is made with and the recipe as resolved: from now on the folder is a run."""
-    from engine.atomic import replacing
-
+    """Write the resolved recipe and the record. From then on, the folder holds a run."""
     record = replace(record, student_sha256=RunRecord.read(folder).student_sha256)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
@@ -157,12 +155,10 @@ def commit_config(folder: Path, recipe: Recipe, record: RunRecord) -> None:
 
 
 def save_student(folder: Path, network: "nn.Module") -> None:
-    """Writes the student's weights, whole or not at all, and their hash into the run's record."""
+    """Write the student's weights, atomically, and add their hash to the run's record."""
     from safetensors.torch import save_file
 
-    from engine.atomic import replacing
-
-    # each tensor by itself: safetensors refuses those that share memory, as tied layers do
+    # clone each tensor: safetensors refuses tensors that share memory, as in tied layers
     state = {name: value.cpu().clone().contiguous() for name, value in network.state_dict().items()}
     with replacing(folder / STUDENT) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""provenance.json: the files that a run was made with, by hash, next to its config.yaml."""
+"""Read and write provenance.json, which records the hashes of the files that a run uses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ FILE_NAME = "provenance.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run folder remembers; runs of earlier versions remember nothing."""
+    """The contents of provenance.json. Folders of earlier versions have none; their record is empty."""
 
     weights: dict[str, Any] = field(default_factory=dict)
-    """By part, as `engine.generation.provenance.weights_of` gives them."""
+    """Facts about the weights by network, from `engine.generation.provenance.weights_of`."""
     factories: dict[str, Factory] = field(default_factory=dict)
-    """By section, those that the command line named."""
+    """Python factories by section, which the command line allowed to run."""
     banks: list[str] = field(default_factory=list)
-    """The banks of a distillation: absolute paths, or URLs."""
+    """Banks of a distillation, as absolute paths or URLs."""
     shares: list[float] | None = None
-    """Of the banks in a batch; None for their sizes."""
+    """Share of each bank in a batch; None if shares follow the banks' sizes."""
     student_sha256: str | None = None
-    """Of the finished student's file."""
+    """SHA-256 of the finished student's file."""
 
     @classmethod
     def of(
@@ -39,7 +39,7 @@ class RunRecord:
         banks: Sequence[str] = (),
         shares: Sequence[float] | None = None,
     ) -> "RunRecord":
-        """The record of a run that begins, or goes on."""
+        """Return the record of a run that starts or continues."""
         return cls(
             weights=dict(weights),
             factories=factories({"teacher": recipe.teacher.name, "student": recipe.student.name}),
@@ -49,7 +49,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """The record in `folder`, empty if there is none. Raises UserError that names a damaged file."""
+        """Return the record in `folder`, empty without a file. Raises UserError if the file is damaged."""
         path = folder / FILE_NAME
         try:
             return cls._of_json(json.loads(path.read_text(encoding="utf-8")))
@@ -57,12 +57,12 @@ class RunRecord:
             return cls()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged ({error}); restore it, or delete it: then no hash is compared"
+                f"{path} is damaged ({error}); restore it, or delete it to compare no hashes"
             ) from None
 
     @classmethod
     def _of_json(cls, fields: Mapping[str, Any]) -> "RunRecord":
-        """Raises ValueError, LookupError, TypeError or AttributeError for what `write` did not write."""
+        """Raise ValueError, LookupError, TypeError or AttributeError unless `write` wrote the fields."""
         record = cls(**{**fields, "factories": read_factories(fields["factories"])})
         hashes = [record.student_sha256, *(fact["sha256"] for fact in record.weights.values())]
         if not all(sha256 is None or isinstance(sha256, str) for sha256 in hashes):
@@ -74,10 +74,10 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Whole or not at all."""
+        """Write the file to `folder`, atomically."""
         with replacing(folder / FILE_NAME) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def write_student(self, folder: Path, file: Path) -> None:
-        """The record with the hash of the student's file."""
+        """Add the hash of the student's file to the record and write it to `folder`."""
         replace(self, student_sha256=sha256_of(file)).write(folder)

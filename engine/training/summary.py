@@ -1,4 +1,4 @@
-"""The last step of a run: measure the student and the banks, once, and put the figures together."""
+"""Measure the student and the banks at the end of a run: summary.json and the table on the terminal."""
 
 import hashlib
 import json
@@ -29,24 +29,26 @@ from engine.stages.evaluate import evaluate
 from engine.stages.filter import mean_pairwise_distance
 
 FILE_NAME = "summary.json"
+MEASURED_IMAGES = 5000
+"""Most images of a bank that CLIP measures."""
 
 
 class LabelAgreement(TypedDict):
-    """Shares of images whose label the teacher's top-1 confirms, null for a gate that was not there."""
+    """Shares of images whose label is the teacher's top-1; None if there are no such images."""
 
     sources: float | None
-    """Of the synthesized images."""
+    """Share of the synthesized images."""
     before: float | None
-    """Of all variations."""
+    """Share of all variations."""
     after_clip: float | None
-    """Of those that the similarity gate kept."""
+    """Share of the variations that pass CLIP."""
     after: float | None
-    """Of those that every gate kept."""
+    """Share of the kept variations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Shares in [0, 1], times in seconds. What a run could not measure is None, never left out."""
+    """The figures of a run: shares in [0, 1], times in seconds. What was not measured is None."""
 
     recipe: str
     seed: int
@@ -56,101 +58,37 @@ class Summary:
     teacher_top1: float | None
     student_top1: float | None
     agreement: float | None
-    """Share of test images to which teacher and student give the same class."""
+    """Share of test images for which teacher and student predict the same class."""
     accuracy_reason: str | None
-    """Why the three above are None; None where they are not."""
+    """Why the three figures above are None; None if they are measured."""
     images_synthesized: int
     images_augmented: int
     images_accepted: int
     acceptance_rate: float | None
-    """images_accepted / images_augmented, None where nothing was augmented."""
+    """images_accepted / images_augmented; None if nothing was augmented."""
     label_agreement: LabelAgreement
     clip_agreement: float | None
-    """Share of the bank's images whose zero-shot CLIP class is the label, None without a text tower."""
+    """Share of the bank's images whose zero-shot CLIP class is the label; None without CLIP."""
     mean_pairwise_clip_distance: float | None
-    """1 - cosine between CLIP embeddings, mean over pairs of the bank's images."""
+    """Mean of 1 - cosine of CLIP embeddings over pairs of the bank's images; None without CLIP or pairs."""
     seconds_by_stage: dict[str, float]
     images_per_second: float
-    """Images that went into the bank over the seconds of the run."""
+    """Images in the bank per second of the run."""
     wall_seconds: float
     images_sha256: str
     warning: str | None = None
-    """What is wrong with the images, None if nothing is known to be."""
+    """What seems wrong with the images; None if nothing does."""
 
     def __post_init__(self) -> None:
         for name in ("teacher_top1", "student_top1", "agreement"):
             missing = getattr(self, name) is None
             if missing != (self.accuracy_reason is not None):
-                raise ValueError(f"{name} or accuracy_reason, and not both")
+                raise ValueError(f"set either {name} or accuracy_reason, and not both")
 
     def write(self, folder: Path) -> None:
-        """`folder`/summary.json, whole or not at all."""
+        """Write `folder`/summary.json, atomically."""
         with replacing(folder / FILE_NAME) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@dataclass(kw_only=True)
-class Count:
-    """Images, and those among them whose label is the teacher's top-1."""
-
-    images: int = 0
-    agreeing: int = 0
-
-    def add(self, agrees: npt.NDArray[np.bool_]) -> None:
-        self.images += len(agrees)
-        self.agreeing += int(agrees.sum())
-
-    @property
-    def agreement(self) -> float | None:
-        return self.agreeing / self.images if self.images else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Of the synthesized images, of all variations, of those that pass CLIP, of those that are kept."""
-
-    synthesized: Count
-    augmented: Count
-    passed_clip: Count
-    accepted: Count
-    agreements: Agreements
-
-    @property
-    def acceptance_rate(self) -> float | None:
-        return self.accepted.images / self.augmented.images if self.augmented.images else None
-
-    @property
-    def label_agreement(self) -> LabelAgreement:
-        return {
-            "sources": self.synthesized.agreement,
-            "before": self.augmented.agreement,
-            "after_clip": self.passed_clip.agreement,
-            "after": self.accepted.agreement,
-        }
-
-
-def count_images(shards: Iterable[Rows]) -> Counts:
-    """The counts over all rows of the shards."""
-    synthesized, augmented, passed_clip, accepted = Count(), Count(), Count(), Count()
-    agreements = Agreements()
-    for rows in shards:
-        agreements += Agreements.of(rows)
-        agrees = rows.teacher_top1 == rows.labels
-        variation = rows.parents >= 0
-        synthesized.add(agrees[~variation])
-        augmented.add(agrees[variation])
-        passed_clip.add(agrees[variation & rows.passes_clip & ~np.isnan(rows.similarity)])
-        accepted.add(agrees[variation & rows.kept])
-    return Counts(
-        synthesized=synthesized,
-        augmented=augmented,
-        passed_clip=passed_clip,
-        accepted=accepted,
-        agreements=agreements,
-    )
-
-
-MEASURED_IMAGES = 5000
 
 
 def summarize(
@@ -162,9 +100,11 @@ def summarize(
     progress: Progress,
     start: float,
 ) -> Summary:
-    """The summary; `start` is the value of time.perf_counter() at which the run's wall clock stood at 0.
+    """Evaluate the student, measure the banks, and return the summary.
 
-    `clip`: by what the first bank's images are measured, too; None leaves those figures out.
+    Args:
+        clip: measures images of the first bank; without it, those figures are None.
+        start: time.perf_counter() at the start of the run, less the seconds of earlier commands.
     """
     test_set, reason = load_test_set(recipe.evaluate)
     result = None
@@ -173,7 +113,7 @@ def summarize(
             result = evaluate(pair.teacher, pair.student, test_set.images, test_set.labels, accelerator)
             stage.advance(len(test_set.labels))
     counts = count_images(bank.rows(number) for bank in banks for number in bank.numbers)
-    clip_agreement, distance = (None, None) if clip is None else _seen_by_clip(recipe, banks[0], clip)
+    clip_agreement, distance = (None, None) if clip is None else _clip_figures(recipe, banks[0], clip)
     wall_seconds = time.perf_counter() - start
     return Summary(
         recipe=recipe.name,
@@ -206,9 +146,9 @@ def _sha256(banks: Sequence[BankReader]) -> str:
     return hashlib.sha256(" ".join(bank.images_sha256 for bank in banks).encode()).hexdigest()
 
 
-def _seen_by_clip(recipe: Recipe, bank: BankReader, clip: ClipModel) -> tuple[float, float | None]:
-    """Zero-shot agreement with the labels and mean pairwise distance, of at most MEASURED_IMAGES images."""
-    images, labels = _some_images(bank, generator(recipe.seed, "measured-images"))
+def _clip_figures(recipe: Recipe, bank: BankReader, clip: ClipModel) -> tuple[float, float | None]:
+    """Return zero-shot agreement and mean pairwise distance of at most MEASURED_IMAGES images."""
+    images, labels = _sample_images(bank, generator(recipe.seed, "measured-images"))
     chunks = images.split(recipe.filter.images_at_once)
     embeddings = torch.cat([clip.embed_images(chunk).cpu() for chunk in chunks])
     captions = clip.embed_texts([PROMPT.format(name) for name in recipe.class_names]).cpu()
@@ -217,21 +157,82 @@ def _seen_by_clip(recipe: Recipe, bank: BankReader, clip: ClipModel) -> tuple[fl
     return agrees.double().mean().item(), None if math.isnan(distance) else distance
 
 
-def _some_images(bank: BankReader, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most MEASURED_IMAGES of the bank, uint8 [N, 3, H, W], and their labels."""
+def _sample_images(bank: BankReader, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return at most MEASURED_IMAGES of the bank, uint8 [N, 3, H, W], and their labels, int64 [N]."""
     spans = {number: bank.spans(number) for number in bank.numbers}
-    places = [(number, place) for number, span in spans.items() for place in range(len(span))]
+    positions = [(number, row) for number, span in spans.items() for row in range(len(span))]
     images, labels = [], []
-    chosen = torch.randperm(len(places), generator=draw)[:MEASURED_IMAGES].sort().values.tolist()
+    chosen = torch.randperm(len(positions), generator=draw)[:MEASURED_IMAGES].sort().values.tolist()
     for number in bank.numbers:
-        mine = [places[row][1] for row in chosen if places[row][0] == number]
-        images.append(torch.from_numpy(bank.images(number, mine)).permute(0, 3, 1, 2))
-        labels.append(torch.from_numpy(spans[number].labels[mine]))
+        rows = [positions[i][1] for i in chosen if positions[i][0] == number]
+        images.append(torch.from_numpy(bank.images(number, rows)).permute(0, 3, 1, 2))
+        labels.append(torch.from_numpy(spans[number].labels[rows]))
     return torch.cat(images), torch.cat(labels)
 
 
+@dataclass(kw_only=True)
+class LabelCount:
+    """Number of images, and of images whose label is the teacher's top-1."""
+
+    images: int = 0
+    agreeing: int = 0
+
+    def add(self, agrees: npt.NDArray[np.bool_]) -> None:
+        self.images += len(agrees)
+        self.agreeing += int(agrees.sum())
+
+    @property
+    def agreement(self) -> float | None:
+        return self.agreeing / self.images if self.images else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCounts:
+    """Counts of the synthesized images, all variations, those that pass CLIP and the kept ones."""
+
+    synthesized: LabelCount
+    augmented: LabelCount
+    passed_clip: LabelCount
+    accepted: LabelCount
+    agreements: Agreements
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        return self.accepted.images / self.augmented.images if self.augmented.images else None
+
+    @property
+    def label_agreement(self) -> LabelAgreement:
+        return {
+            "sources": self.synthesized.agreement,
+            "before": self.augmented.agreement,
+            "after_clip": self.passed_clip.agreement,
+            "after": self.accepted.agreement,
+        }
+
+
+def count_images(shards: Iterable[Rows]) -> ImageCounts:
+    """Count the images over all rows of the shards."""
+    synthesized, augmented, passed_clip, accepted = LabelCount(), LabelCount(), LabelCount(), LabelCount()
+    agreements = Agreements()
+    for rows in shards:
+        agreements += Agreements.of(rows)
+        agrees = rows.teacher_top1 == rows.labels
+        variation = rows.parents >= 0
+        synthesized.add(agrees[~variation])
+        augmented.add(agrees[variation])
+        passed_clip.add(agrees[variation & rows.passes_clip & ~np.isnan(rows.similarity)])
+        accepted.add(agrees[variation & rows.kept])
+    return ImageCounts(
+        synthesized=synthesized,
+        augmented=augmented,
+        passed_clip=passed_clip,
+        accepted=accepted,
+        agreements=agreements,
+    )
+
+
 def results_table(summary: Summary, folder: Path) -> Table:
-    """Two columns, what and how much; what the run could not measure is a dash with the reason."""
+    """Return the summary as a table of two columns. What was not measured is a dash or the reason."""
     table = Table(title=f"{summary.recipe}, seed {summary.seed}", show_header=False, title_justify="left")
     rows = {
         "test accuracy": summary.accuracy_reason
@@ -239,8 +240,8 @@ def results_table(summary: Summary, folder: Path) -> Table:
         "agreement": _percent(summary.agreement),
         "images": _images(summary),
         "label agreement": ", ".join(
-            f"{gate.replace('_', ' ')} {_percent(share)}"
-            for gate, share in (
+            f"{name.replace('_', ' ')} {_percent(share)}"
+            for name, share in (
                 ("sources", summary.label_agreement["sources"]),
                 ("before", summary.label_agreement["before"]),
                 ("after_clip", summary.label_agreement["after_clip"]),
@@ -255,8 +256,8 @@ def results_table(summary: Summary, folder: Path) -> Table:
     }
     if summary.warning:
         rows["warning"] = summary.warning
-    for what, value in rows.items():
-        table.add_row(what, value)
+    for name, value in rows.items():
+        table.add_row(name, value)
     return table
 
 

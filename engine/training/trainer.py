@@ -1,4 +1,4 @@
-"""The student's training on the images of banks: distiller, feed, progress and scalars in one."""
+"""Train a student on the images of banks: connect distiller, feed, progress and curves."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ from engine.stages.distill import Distiller
 logger = logging.getLogger(__name__)
 
 
-class StudentTraining:
-    """`add` images, then take `steps`; within steps of one `first_step` the images must stay the same.
+class StudentTrainer:
+    """Trains a student: `add` images, then `train`.
 
-    What decides the remaining steps is in `state_dict` and in the images; the feed has no state of its own.
-    On several ranks each calls what the others call, and has its part of every batch.
+    `state_dict` and the images decide the remaining steps; the feed has no state. With several ranks, all
+    must make the same calls, and each gets its part of every batch.
     """
 
     def __init__(
@@ -37,19 +37,24 @@ class StudentTraining:
         pair: OpenPair,
         accelerator: Accelerator,
         progress: Progress,
-        scalars: Curves | None,
+        curves: Curves | None,
         *,
         codec: Codec,
         channels: int,
         shares: Sequence[float] | None = None,
     ) -> None:
-        """`scalars` gets the logged means; `codec` and `channels` of the banks; `shares` of each batch from
-        each bank, by default as all are.
+        """Build the distiller and open the feed.
+
+        Args:
+            curves: get the logged means.
+            codec: of the images in the banks.
+            channels: of the images in the banks.
+            shares: of each bank in a batch; None for shares by their sizes.
         """
         self.config: DistillConfig = recipe.distill
-        self.wanted = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.class_names)]
+        self.has_weight = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.class_names)]
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
-        self.progress, self.scalars, self.shares = progress, scalars, shares
+        self.progress, self.curves, self.shares = progress, curves, shares
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         size = recipe.teacher.image_size
         self.distiller = Distiller(
@@ -83,29 +88,29 @@ class StudentTraining:
 
     @property
     def step(self) -> int:
-        """Steps taken so far."""
+        """Number of steps taken so far."""
         return self.distiller.step
 
     def add(self, spans: Spans, *, bank: int = 0) -> range:
-        """The images of one more shard of bank number `bank`; their rows in the index."""
+        """Add the images of a shard of bank number `bank`; return their rows in the index."""
         return self.index.add(spans, bank=bank)
 
     def warn_of_missing_classes(self) -> None:
-        """Log how many classes of weight above 0 the images so far leave out, if any."""
-        counts = np.bincount(self.index.labels(slice(None)), minlength=len(self.wanted))
-        missing = int((np.array(self.wanted) & (counts == 0)).sum())
+        """Log a warning if classes of weight above 0 have no images yet."""
+        counts = np.bincount(self.index.labels(slice(None)), minlength=len(self.has_weight))
+        missing = int((np.array(self.has_weight) & (counts == 0)).sum())
         if missing:
             logger.warning(
-                f"the banks have no images of {missing:,} of {sum(self.wanted):,} classes,"
+                f"the banks have no images of {missing:,} of {sum(self.has_weight):,} classes,"
                 " and the student learns nothing of them; add a bank with more shards"
             )
 
     def announce(self) -> None:
-        """Tells the progress bar of the steps that are left."""
+        """Announce the remaining steps to the progress bar."""
         left = self.distiller.total_steps - self.step
         self.progress.announce("distill", total=left * self.config.batch_size, unit="images")
 
-    def steps(
+    def train(
         self,
         count: int,
         *,
@@ -113,9 +118,12 @@ class StudentTraining:
         newest_rows: range | None = None,
         after_step: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        """`count` steps of those that began with `first_step` on the images that there are now.
+        """Take `count` steps on the images added so far.
 
-        `newest_rows`: the rows of the index of which `feed.newest` of each batch is drawn.
+        Args:
+            first_step: step at which training on the current images began; their order depends on it.
+            newest_rows: rows of the index from which the share `feed.newest` of each batch is drawn.
+            after_step: see `Distiller.train`.
         """
         sampler = Sampler(
             self.index,
@@ -131,18 +139,18 @@ class StudentTraining:
             pad=self.config.crop_padding,
             flip=self.config.flip,
         )
-        images_a_step = self.config.batch_size
-        with self.progress.stage("distill", total=count * images_a_step, unit="images") as stage:
+        batch_size = self.config.batch_size
+        with self.progress.stage("distill", total=count * batch_size, unit="images") as stage:
             previous = self.step
 
             def on_log(step: int, means: dict[str, float]) -> None:
                 nonlocal previous
-                stage.advance((step - previous) * images_a_step)
+                stage.advance((step - previous) * batch_size)
                 stage.note(f"loss {means['loss']:.3f}")
                 previous = step
-                if self.scalars is not None:
+                if self.curves is not None:
                     for name, value in means.items():
-                        self.scalars.add_scalar(f"distill/{name}", value, step)
+                        self.curves.add_scalar(f"distill/{name}", value, step)
 
             batches = self.feed.batches(sampler, self.step, self.step + count)
             self.distiller.train(batches, count, after_step=after_step, on_log=on_log)

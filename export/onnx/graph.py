@@ -1,4 +1,4 @@
-"""Export a spec with torch.onnx, with its dynamic axes and in one precision throughout."""
+"""Export a spec with torch.onnx: its dynamic axes, in one precision throughout."""
 
 import copy
 import io
@@ -111,8 +111,8 @@ def _traced_size(axis: Axis) -> int:
 def _names(given: Input) -> dict[int, str]:
     """Return the names of the axes that vary, by position; the exporter finds their constraints itself."""
     return {
-        index: size.name
-        for index, size in enumerate(given.shape)
+        position: size.name
+        for position, size in enumerate(given.shape)
         if isinstance(size, Axis) and size.min < size.max
     }
 
@@ -120,13 +120,13 @@ def _names(given: Input) -> dict[int, str]:
 def _check_axes(spec: NetworkSpec, program: ONNXProgram) -> None:
     """Raise ExportError if the exporter silently fixed an axis or merged two, as some code forces it to."""
     for given, value in zip(spec.inputs, program.model.graph.inputs, strict=True):
-        for index, name in _names(given).items():
+        for position, name in _names(given).items():
             assert value.shape is not None
-            size = value.shape[index]
-            if isinstance(size, int):
-                what = f"a single {name} ({size}), because its code depends on it"
-            elif size.value != name:
-                what = f"{name} equal to {size.value}, because its code compares them"
+            found = value.shape[position]
+            if isinstance(found, int):
+                what = f"a single {name} ({found}), because its code depends on it"
+            elif found.value != name:
+                what = f"{name} equal to {found.value}, because its code compares them"
             else:
                 continue
             raise ExportError(f"{spec.name} only runs with {what}; use --runtime torch")

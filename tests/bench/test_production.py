@@ -66,7 +66,7 @@ def test_rows_of_each_vae_batch_and_number_of_steps(capsys: pytest.CaptureFixtur
     for row in rows:
         assert row.ratio == pytest.approx(row.ours / row.theirs)
     said = capsys.readouterr().err
-    assert said.count("tensorrt fp16: left out: tensorrt: no GPU here") == 4
+    assert said.count("tensorrt fp16: left out: tensorrt: this machine has no GPU") == 4
 
 
 def test_both_filters_are_measured_on_all_images() -> None:

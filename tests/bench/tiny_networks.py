@@ -9,7 +9,7 @@ from bench.stages.case import Machine
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.distributed import open_accelerator
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -48,4 +48,4 @@ def pipeline(scheduler: str = "DPMSolverMultistepScheduler") -> Any:
 def machine(**changes: object) -> Machine:
     """Return runtime torch in float32 on the CPU, with these `changes`."""
     config = ComputeConfig(device="cpu", precision="fp32", runtime="torch", threads=torch.get_num_threads())
-    return Machine(accelerator=open_accelerator(resolve_compute(config)), options=torch_place(**changes))
+    return Machine(accelerator=open_accelerator(resolve_compute(config)), options=torch_options(**changes))

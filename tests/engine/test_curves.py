@@ -1,4 +1,4 @@
-"""Curves are read back by TensorBoard, and a disk that is full is one error that names their folder."""
+"""TensorBoard reads the curves, and a full disk raises one error that names their folder."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_tensorboard_reads_them(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_an_error_of_the_caller(tmp_path: Path) -> None:
-    """No thread has a traceback of its own: pytest would fail on it."""
+    """No other thread fails: pytest would report its exception."""
     curves = Curves(str(tmp_path / "tb"))
 
     def write() -> None:

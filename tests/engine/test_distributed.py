@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_divide_is_one_line(distill: Distill, tmp_path: Pa
 
 
 def test_a_folder_in_use_ends_all_processes_with_one_line(distill: Distill, tmp_path: Path) -> None:
-    with run_folder.alone(tmp_path, resume=True):
+    with run_folder.lock_run(tmp_path, resume=True):
         refused = distill(tmp_path, 2, "--resume")
     assert {rank.returncode for rank in refused} == {2}
     assert errors(refused).startswith(f"error: --out {tmp_path} is in use by another process;")

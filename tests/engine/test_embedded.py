@@ -1,4 +1,4 @@
-"""The shipped assets and the default recipe, as a user gets them."""
+"""The embedded assets and the default recipe."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from engine.runtime.networks import open_prior
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 pytestmark = pytest.mark.timeout(600)  # the default recipe takes 217 s on two cores with AVX2 alone
 
@@ -41,11 +41,11 @@ def test_the_teacher_is_as_good_as_its_card_says(summary: dict[str, Any]) -> Non
     assert f"top-1 {summary['teacher_top1']:.2%}" in (ASSETS / "README.md").read_text()
 
 
-def test_the_halves_are_disjoint_and_the_test_split_is_apart(fashion_mnist_root: Path) -> None:
+def test_the_two_halves_are_disjoint(fashion_mnist_root: Path) -> None:
     halves = [fashion_mnist.load(split, fashion_mnist_root) for split in ("private", "public")]
     private, public = ({row.numpy().tobytes() for row in half.images[:, 0]} for half in halves)
     assert [len(half.labels) for half in halves] == [30000, 30000]
-    assert len(private & public) < 30, "the set has a few exact duplicates, no more"
+    assert len(private & public) < 30, "only the few exact duplicates of the data set"
 
 
 def sources_from(generator: torch.Generator, count: int, stride: int) -> ImageBatch:
@@ -62,7 +62,7 @@ def sources_from(generator: torch.Generator, count: int, stride: int) -> ImageBa
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0], ids=["unguided", "guided"])
-def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance: float) -> None:
+def test_the_embedded_prior_gives_the_image_of_diffusers_for_the_same_noise(guidance: float) -> None:
     from diffusers import StableDiffusionImageVariationPipeline
 
     folder = str(ASSETS / "image-variation")
@@ -74,7 +74,7 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
             "augment.class_condition": "none",
         },
     )
-    prior = open_prior(load_prior(folder, "cpu"), recipe.augment, torch_place())
+    prior = open_prior(load_prior(folder, "cpu"), recipe.augment, torch_options())
     sources = sources_from(torch.Generator().manual_seed(0), 3, 1)
     noise = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(1))
     scheduler = build_scheduler(prior, recipe.augment)
@@ -99,7 +99,7 @@ def test_the_shipped_prior_gives_diffusers_own_image_for_the_same_noise(guidance
 def test_another_micro_batch_gives_the_same_images_in_the_default_precision() -> None:
     compute = resolve_compute(ComputeConfig())
     accelerator = open_accelerator(compute)
-    place = runtime_options(compute, TensorRtConfig(), accelerator.device)
+    options = runtime_options(compute, TensorRtConfig(), accelerator.device)
     recipe = load_recipe("fashion-mnist", {"augment.variations": 4})
     prior = load_prior(str(ASSETS / "image-variation"), accelerator.device)
     clip = load_clip(f"local-dir:{ASSETS / 'open_clip'}", None, accelerator.device)
@@ -110,9 +110,9 @@ def test_another_micro_batch_gives_the_same_images_in_the_default_precision() ->
         config = load_recipe(
             "fashion-mnist", {"augment.variations": 4, "augment.micro_batch": micro_batch}
         ).augment
-        opened = open_prior(prior, config, place)
-        made = augment(sources, opened, config, seed=0, class_tokens=tokens, device=accelerator.device)
-        return torch.cat([batch.images for batch in made])
+        opened = open_prior(prior, config, options)
+        batches = augment(sources, opened, config, seed=0, class_tokens=tokens, device=accelerator.device)
+        return torch.cat([batch.images for batch in batches])
 
     whole, parts = images(64), images(24)
     assert ((whole.int() - parts.int()).abs() <= 1).double().mean() >= 0.999
@@ -126,7 +126,7 @@ def test_the_default_recipe_cut_short_learns(summary: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def summary(fashion_mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of less than a minute of the real thing: the embedded assets through every stage."""
+    """The summary of a run of every stage on the embedded assets, which takes less than a minute."""
     out = tmp_path_factory.mktemp("runs") / "short"
     short = {
         "schedule.init_batches": 1,

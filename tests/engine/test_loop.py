@@ -1,4 +1,4 @@
-"""The whole loop on tiny real models: what it writes, that it repeats and resumes, and what data it reads."""
+"""The whole loop on tiny models: its files, repeated and resumed runs, and the data that it reads."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ from engine.run import command
 from engine.seeding import derive_seed
 from engine.stages.distill import Distiller
 from engine.training import summary as summary_module
-from engine.training.run_folder import alone
+from engine.training.run_folder import lock_run
 from tests.tiny_priors import IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 
@@ -47,7 +47,7 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_leaves_everything_a_user_needs(finished: Path) -> None:
+def test_a_run_writes_all_its_files(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["images_synthesized"] == 4 * 6
     assert summary["images_augmented"] == 4 * 6 * 3
@@ -65,7 +65,7 @@ def test_a_run_leaves_everything_a_user_needs(finished: Path) -> None:
     assert len(shards) == 4
     columns = {name: np.concatenate([getattr(rows, name) for rows in shards]) for name in Rows.__slots__}
     variation, kept = columns["parents"] >= 0, columns["kept"]
-    assert len(np.unique(columns["keys"])) == 4 * 6 * 4, "rejected ones, too"
+    assert len(np.unique(columns["keys"])) == 4 * 6 * 4, "also of rejected images"
     assert kept[variation].sum() == summary["images_accepted"]
     assert kept[~variation].all()
     similarity = columns["similarity"]
@@ -95,14 +95,14 @@ DRAWS = {
     ("align",),
     ("measured-images",),
     *(("synthesize", batch) for batch in range(-1, 4)),
-    *(("labels", turn) for turn in range(-1, 4)),  # 6 images of 3 classes: a turn a batch
+    *(("labels", turn) for turn in range(-1, 4)),  # 6 images of 3 classes: one turn per batch
     *(("augment", 4 * source, k) for source in range(24) for k in range(3)),
     *(("distill-forward", step, 0) for step in range(6)),
 }
 
 
 def test_draws_keep_their_names(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under another name a bank or run that an earlier version began would go on with other numbers."""
+    """With other names, a bank or run of an earlier version would continue with other numbers."""
     drawn: set[tuple[int | str, ...]] = set()
 
     def recorded(seed: int, *parts: int | str) -> int:
@@ -128,9 +128,9 @@ OFTEN = ("--schedule.checkpoint_steps", "2")
 def run_until(
     commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> int:
-    """The exit code of a run that is interrupted instead of a commit.
+    """Run until commit `commit_number`, interrupt instead of committing, and return the exit code.
 
-    Its commits: a checkpoint after each of 4 batches and after each 2 of 6 steps, in rounds of 3.
+    The run commits a checkpoint after each of 4 batches, and after every 2 of 6 steps in rounds of 3.
     """
     commit, commits = loop_module.checkpoint.save, 0
 
@@ -229,13 +229,13 @@ def test_a_run_is_continued_by_one_process_at_a_time(
     recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (finished / "checkpoints/state.pt").stat().st_mtime_ns
-    with alone(finished, resume=True):
+    with lock_run(finished, resume=True):
         assert main(command, ["--recipe", str(recipe), "--out", str(finished), "--resume"]) == 2
     assert f"--out {finished} is in use by another process" in capsys.readouterr().err
     assert (finished / "checkpoints/state.pt").stat().st_mtime_ns == before
 
 
-def test_a_run_that_another_began_meanwhile_is_left_alone(
+def test_a_run_that_another_process_has_started_meanwhile_is_left_alone(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, load = tmp_path / "out", networks.load
@@ -263,10 +263,10 @@ def test_another_micro_batch_gives_the_same_images_up_to_rounding(recipe: Path, 
     assert (abs(whole - parts) <= 1).mean() >= 0.999
 
 
-def test_the_test_set_is_looked_at_once_after_the_last_step(
+def test_the_test_set_is_read_once_after_the_last_step(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[int] = []
+    reads: list[int] = []
     steps_done = 0
     whole_train = Distiller.train
 
@@ -276,32 +276,32 @@ def test_the_test_set_is_looked_at_once_after_the_last_step(
         steps_done = self.step
 
     def watched_load(_: object) -> tuple[fashion_mnist.LabeledImages, None]:
-        looks.append(steps_done)
+        reads.append(steps_done)
         images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
         return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2])), None
 
     monkeypatch.setattr(Distiller, "train", counting_train)
     monkeypatch.setattr(summary_module, "load_test_set", watched_load)
     summary = run(recipe, tmp_path / "out")
-    assert looks == [6]
+    assert reads == [6]
     assert summary["teacher_top1"] == pytest.approx(1 / 3)
     assert summary["accuracy_reason"] is None
 
 
 @pytest.mark.parametrize(
-    ("half", "rooms"),
+    ("half", "folders"),
     [("private", {"datasets", "pretraining"}), ("public", {"datasets", "pretraining", "exporting"})],
 )
-def test_the_loop_names_no_training_half(half: str, rooms: set[str]) -> None:
-    """Pretraining reads both halves; the proof of an export, no part of the loop, reads public images."""
+def test_the_loop_reads_no_training_half(half: str, folders: set[str]) -> None:
+    """Pretraining reads both halves. The parity check of an export reads public images; the loop does not."""
     engine = Path(loop_module.__file__).parent
-    asking = {
+    naming = {
         path.relative_to(engine).parts[0]
         for path in engine.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value == half
     }
-    assert asking == rooms
+    assert naming == folders
     importing = {
         path.relative_to(engine).parts[0]
         for path in engine.rglob("*.py")
@@ -322,7 +322,7 @@ def test_the_loop_names_no_training_half(half: str, rooms: set[str]) -> None:
     ],
     ids=["synthesis only", "no filter", "class gate", "kl adversary", "no adversary", "from the source"],
 )
-def test_every_way_through_the_loop_ends_in_a_student(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_every_combination_of_stages_trains_a_student(settings: dict[str, Any], tmp_path: Path) -> None:
     if "augment" in settings and settings["augment"].get("method") == "none":
         settings = {**settings, "augment": {**settings["augment"], "class_condition": "none"}}
     recipe = write_recipe(tmp_path / "recipe", schedule={"init_batches": 1}, **settings)
@@ -339,7 +339,7 @@ def save_seven_classes(folder: Path) -> None:
 
 
 def point_at(name: str, content: object) -> Callable[[Path], None]:
-    """The recipe names the pickle file `name`, which holds `content`."""
+    """Save `content` in the pickle file `name` and make the recipe use it."""
 
     def break_it(folder: Path) -> None:
         torch.save(content, folder / name)
@@ -396,7 +396,7 @@ def add_unknown_key(folder: Path) -> None:
         "no pipeline",
     ],
 )
-def test_what_cannot_be_used_is_one_line_and_leaves_no_folder(
+def test_unusable_files_are_one_line_and_leave_no_folder(
     break_it: Callable[[Path], None], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path / "recipe")

@@ -1,4 +1,4 @@
-"""A run or bank that goes on has its own settings; what contradicts them is refused."""
+"""A resumed run or bank uses its own settings; commands that contradict them are refused."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.evaluate import evaluate_run
 from engine.generation.provenance import bank_header, weights_of
 from engine.recipes.load import load_recipe
-from engine.training.run_folder import OF_MACHINE, commit_config
+from engine.training.run_folder import MACHINE_SETTINGS, commit_config
 from engine.training.run_record import FILE_NAME, RunRecord
 from tests.tiny_recipe import write_recipe
 
@@ -27,17 +27,19 @@ Seen = list[tuple[Recipe, Any]]
 
 
 @pytest.fixture(scope="module")
-def made(recipe: Path) -> Recipe:
-    """As a command with flags of its own made it."""
+def own_recipe(recipe: Path) -> Recipe:
+    """The recipe of a run whose first command had flags."""
     return resolve(load_recipe(str(recipe), {"seed": 7, "distill.lr": 0.125}))
 
 
 @pytest.fixture
-def begun(made: Recipe, tmp_path: Path) -> Path:
-    folder = tmp_path / "begun"
+def started(own_recipe: Recipe, tmp_path: Path) -> Path:
+    folder = tmp_path / "started"
     folder.mkdir()
-    record = RunRecord.of(made, weights_of(made), banks=["/some/bank", "s3://other"], shares=[0.25, 0.75])
-    commit_config(folder, made, record)
+    record = RunRecord.of(
+        own_recipe, weights_of(own_recipe), banks=["/some/bank", "s3://other"], shares=[0.25, 0.75]
+    )
+    commit_config(folder, own_recipe, record)
     return folder
 
 
@@ -51,30 +53,30 @@ def spy(seen: Seen) -> Callable[..., None]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What the commands hand over to the work itself."""
+    """The recipes and arguments that the commands pass on."""
     seen: Seen = []
-    for place in (
+    for function in (
         "engine.loop.run",
         "engine.training.from_banks.distill",
         "engine.generation.generate_bank.generate",
     ):
-        monkeypatch.setattr(place, spy(seen))
+        monkeypatch.setattr(function, spy(seen))
     return seen
 
 
-def test_a_resumed_run_needs_no_settings(begun: Path, made: Recipe, seen: Seen) -> None:
-    assert main(run.command, ["--out", str(begun), "--resume"]) == 2
-    assert seen == [(made, (begun,))]
+def test_a_resumed_run_needs_no_settings(started: Path, own_recipe: Recipe, seen: Seen) -> None:
+    assert main(run.command, ["--out", str(started), "--resume"]) == 2
+    assert seen == [(own_recipe, (started,))]
 
 
 def test_a_resumed_distillation_needs_neither_settings_nor_banks(
-    begun: Path, made: Recipe, seen: Seen
+    started: Path, own_recipe: Recipe, seen: Seen
 ) -> None:
-    assert main(distill.command, ["--out", str(begun), "--resume"]) == 2
-    assert [others for _, others in seen] == [(["/some/bank", "s3://other"], [0.25, 0.75], begun)]
-    assert not [each for each in differences(made, seen[0][0]) if not each.startswith(OF_MACHINE)]
-    assert main(distill.command, ["--out", str(begun), "--resume", "--compute.threads", "2"]) == 2
-    assert seen[1][0].compute.threads == 2, "how to compute may change"
+    assert main(distill.command, ["--out", str(started), "--resume"]) == 2
+    assert [others for _, others in seen] == [(["/some/bank", "s3://other"], [0.25, 0.75], started)]
+    assert not [each for each in differences(own_recipe, seen[0][0]) if not each.startswith(MACHINE_SETTINGS)]
+    assert main(distill.command, ["--out", str(started), "--resume", "--compute.threads", "2"]) == 2
+    assert seen[1][0].compute.threads == 2, "settings of compute may change"
 
 
 @pytest.mark.parametrize("command", [run.command, distill.command])
@@ -83,33 +85,35 @@ def test_a_resumed_distillation_needs_neither_settings_nor_banks(
     [(["--seed", "1"], "seed: 7 -> 1"), (["--recipe", "RECIPE"], "seed: 7 -> 0")],
     ids=["flag", "recipe"],
 )
-def test_what_contradicts_a_run_is_refused(
-    command: Any, flags: list[str], words: str, recipe: Path, begun: Path, seen: Seen, capsys
+def test_a_command_that_contradicts_the_run_is_refused(
+    command: Any, flags: list[str], words: str, recipe: Path, started: Path, seen: Seen, capsys
 ) -> None:
     flags = [str(recipe) if flag == "RECIPE" else flag for flag in flags]
-    assert main(command, ["--out", str(begun), "--resume", *flags]) == 2
+    assert main(command, ["--out", str(started), "--resume", *flags]) == 2
     line = capsys.readouterr().err
-    assert f"this command differs from {begun / 'config.yaml'} in {words}; leave out --recipe and the" in line
+    assert (
+        f"this command differs from {started / 'config.yaml'} in {words}; leave out --recipe and the" in line
+    )
     assert not seen
 
 
-def test_a_resumed_bank_needs_no_settings(made: Recipe, seen: Seen, tmp_path: Path) -> None:
+def test_a_resumed_bank_needs_no_settings(own_recipe: Recipe, seen: Seen, tmp_path: Path) -> None:
     bank = str(tmp_path / "bank")
-    BankWriter.open(bank, bank_header(made), resume=False).close()
+    BankWriter.open(bank, bank_header(own_recipe), resume=False).close()
     assert main(generate.command, ["--out", bank, "--shards", "3", "--resume"]) == 2
     (recipe, others) = seen[0]
     assert others == (bank, 3)
-    assert bank_header(recipe).settings_sha256 == bank_header(made).settings_sha256
+    assert bank_header(recipe).settings_sha256 == bank_header(own_recipe).settings_sha256
 
 
-def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path, capsys) -> None:
+def test_a_run_must_resume_with_its_teacher(tmp_path: Path, capsys) -> None:
     path = write_recipe(
         tmp_path / "recipe", augment={"method": "none"}, filter={"method": "none", "model": ""}
     )
-    made = resolve(load_recipe(str(path), {"augment.class_condition": "none"}))
-    out, weights = tmp_path / "out", Path(made.teacher.weights or "")
+    own_recipe = resolve(load_recipe(str(path), {"augment.class_condition": "none"}))
+    out, weights = tmp_path / "out", Path(own_recipe.teacher.weights or "")
     out.mkdir()
-    commit_config(out, made, RunRecord.of(made, weights_of(made)))
+    commit_config(out, own_recipe, RunRecord.of(own_recipe, weights_of(own_recipe)))
     before = (out / FILE_NAME).read_bytes()
     state = load_file(weights)
     state["fc.bias"] += 1
@@ -122,12 +126,12 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path, capsy
         evaluate_run(out)
 
 
-def test_a_copy_of_the_teacher_elsewhere_will_do(
-    begun: Path, made: Recipe, seen: Seen, tmp_path: Path
+def test_a_copy_of_the_teacher_elsewhere_is_accepted(
+    started: Path, own_recipe: Recipe, seen: Seen, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.safetensors"
-    shutil.copy(made.teacher.weights or "", copy)
-    assert main(run.command, ["--out", str(begun), "--resume", "--teacher.weights", str(copy)]) == 2
+    shutil.copy(own_recipe.teacher.weights or "", copy)
+    assert main(run.command, ["--out", str(started), "--resume", "--teacher.weights", str(copy)]) == 2
     assert seen[0][0].teacher.weights == str(copy)
 
 
@@ -150,22 +154,22 @@ def test_a_refused_teacher_leaves_a_run_without_a_record_as_it_was(tmp_path: Pat
 
 
 def test_a_run_is_found_by_the_name_of_its_recipe(
-    begun: Path, made: Recipe, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: Path, own_recipe: Recipe, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").mkdir()
-    begun.rename(tmp_path / "runs" / "mine")
+    started.rename(tmp_path / "runs" / "mine")
     monkeypatch.chdir(tmp_path)
     assert main(run.command, ["--name", "mine", "--resume"]) == 2
-    assert [recipe.seed for recipe, _ in seen] == []  # its own name is another
+    assert [recipe.seed for recipe, _ in seen] == []  # the recipe has another name
     config = tmp_path / "runs" / "mine" / "config.yaml"
     config.write_text(config.read_text().replace("name: tiny", "name: mine", 1))
     assert main(run.command, ["--name", "mine", "--resume"]) == 2
-    assert [recipe.seed for recipe, _ in seen] == [made.seed]
+    assert [recipe.seed for recipe, _ in seen] == [own_recipe.seed]
 
 
-def test_a_damaged_record_is_named(begun: Path) -> None:
-    assert asdict(RunRecord.read(begun))["shares"] == [0.25, 0.75]
-    assert RunRecord.read(begun / "nowhere") == RunRecord()
+def test_a_damaged_record_is_named(started: Path) -> None:
+    assert asdict(RunRecord.read(started))["shares"] == [0.25, 0.75]
+    assert RunRecord.read(started / "nowhere") == RunRecord()
     wrong: list[dict[str, Any]] = [
         {"weights": []},
         {"weights": {"teacher": {"sha256": 5}}},
@@ -174,6 +178,8 @@ def test_a_damaged_record_is_named(begun: Path) -> None:
     wrong += [{"student_sha256": 5}, {"banks": {"a": "b"}}, {"shares": 3}]
     others = [json.dumps({"factories": {}, **fields}) for fields in wrong]
     for text in (*others, "{", "[]", '{"factories": {"student": 3}}', '{"factories": {}, "more": 1}'):
-        (begun / FILE_NAME).write_text(text)
-        with pytest.raises(UserError, match=rf"{begun / FILE_NAME} is damaged .*; restore it, or delete it"):
-            RunRecord.read(begun)
+        (started / FILE_NAME).write_text(text)
+        with pytest.raises(
+            UserError, match=rf"{started / FILE_NAME} is damaged .*; restore it, or delete it"
+        ):
+            RunRecord.read(started)

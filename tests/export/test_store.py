@@ -1,3 +1,5 @@
+"""The store: one build per key, verified entries, processes that share it, and its size limit."""
+
 import errno
 import json
 import logging
@@ -39,7 +41,7 @@ def writes(**files: bytes) -> Callable[[Path], None]:
 
 
 def forbidden(_: Path) -> None:
-    raise AssertionError("built where the entry was there")
+    raise AssertionError("built although the entry exists")
 
 
 def flip(path: Path, at: int) -> None:
@@ -245,7 +247,7 @@ def test_leftovers_of_a_killed_builder_are_ignored_and_removed(folder: Path) -> 
     with Store(folder) as store:
         store.get(key(kind="onnx"), writes(graph=b""))
         part = f".part-{key().name}"
-        assert content(folder) == {key(kind="onnx").name, part}, "a build that goes on was touched"
+        assert content(folder) == {key(kind="onnx").name, part}, "an unfinished build was touched"
         builder.kill()
         builder.join()
         assert store.find(key()) is None

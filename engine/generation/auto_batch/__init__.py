@@ -1,1 +1,1 @@
-"""`micro_batch: auto`: the number of images at once that a stage is fastest with here, measured once."""
+"""`micro_batch: auto`: find the batch size with which a stage is fastest on this machine, and cache it."""

@@ -1,4 +1,4 @@
-"""Measure the images per second of a stage at several batch sizes, and select one."""
+"""Measure the speed of a stage at growing batch sizes, and choose one."""
 
 import ctypes
 import logging
@@ -23,73 +23,73 @@ from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import filter_variations
 
-WORTH_IT = 1.05
+MIN_SPEEDUP = 1.05
 """Minimum speed-up that justifies the memory of a larger size."""
-OF_ANY_SIZE = (8, 16, 32, 64, 128, 256, 512, 1024)
-IN_CHUNKS = (32, 64, 128, 256)
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+OPENVINO_SIZES = (32, 64, 128, 256)
 """OpenVINO compiles for chunks of at most 32 (`CPU_CHUNK`): only the first two cost a compilation."""
-REBUILT = (16, 64, 256)
-"""Each costs a build of minutes."""
+BUILT_SIZES = (16, 64, 256)
+"""For TensorRT and torch.compile: each size costs minutes to build."""
 REPEATS, SECONDS = 2, 1.0
-"""Minimum number and total duration of the timed runs after one warm-up; the fastest counts."""
-BUILT_FOR_A_SIZE = ("openvino", "tensorrt")
-SHARE = 0.5
-"""Part of the free memory that the next size may need."""
+"""Minimum number and total seconds of the timed runs after a warm-up; the fastest one counts."""
+RUNTIMES_BUILT_PER_SIZE = ("openvino", "tensorrt")
+MEMORY_SHARE = 0.5
+"""Fraction of the available memory that the next size may need."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """The speed of a stage at one batch size."""
 
     size: int
-    """Images at once that fit in memory, at most those requested."""
+    """Batch size; smaller than requested if that did not fit in memory."""
     rate: float
     """Images per second."""
 
 
-def candidates(compute: ComputeConfig, most: int) -> Sequence[int]:
-    """Return the sizes to try, ascending and at most `most`, the most images that the stage ever gets."""
+def candidates(compute: ComputeConfig, max_images: int) -> Sequence[int]:
+    """Return the sizes to try, ascending; `max_images` is the maximum that the stage gets."""
     if compute.runtime == "tensorrt" or compute.compile:
-        sizes: Sequence[int] = REBUILT
+        sizes: Sequence[int] = BUILT_SIZES
     else:
-        sizes = IN_CHUNKS if compute.runtime == "openvino" else OF_ANY_SIZE
-    return [size for size in sizes if size <= most] or [most]
+        sizes = OPENVINO_SIZES if compute.runtime == "openvino" else SIZES
+    return [size for size in sizes if size <= max_images] or [max_images]
 
 
-def best(
-    sizes: Sequence[int], measure: Callable[[int], Reading], fits: Callable[[int, int], bool]
-) -> Reading:
-    """Return the reading of the smallest batch size whose successor is less than 5 % faster.
+def search(
+    sizes: Sequence[int], measure: Callable[[int], Measurement], fits: Callable[[int, int], bool]
+) -> Measurement:
+    """Return the measurement of the smallest batch size whose successor is less than 5 % faster.
 
-    `sizes` ascend. The search also ends at a size that does not fit in memory, and before one that
-    `fits(now, next)`, called after `now` has run, predicts not to fit.
+    `sizes` must ascend. The search also ends at a size that does not fit in memory, and before a size that
+    `fits(current, next)`, called after `current` has run, predicts not to fit.
     """
-    found = measure(sizes[0])
+    best = measure(sizes[0])
     for before, size in zip(sizes, sizes[1:], strict=False):
-        if found.size < before or not fits(before, size):
+        if best.size < before or not fits(before, size):
             break
-        reading = measure(size)
-        if reading.size < size or reading.rate < WORTH_IT * found.rate:
+        measurement = measure(size)
+        if measurement.size < size or measurement.rate < MIN_SPEEDUP * best.rate:
             break
-        found = reading
-    return found
+        best = measurement
+    return best
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
-    """Return the memory available without swapping, within the limit of a container (cgroup v2)."""
+    """Return the bytes available without swapping, within the limit of a container (cgroup v2)."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
-        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    if limit.is_file() and (maximum := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, int(maximum) - int(used.read_text(encoding="utf-8")))
     return free
 
 
 class HostMemory:
-    """Predict whether a larger batch fits, so that a search does not get the process killed.
+    """Predicts whether a larger batch fits in memory, because the host kills processes that exceed it.
 
-    The prediction scales the peak of the process since construction, which grows at most in proportion to
+    The prediction scales the process's peak memory since construction, which grows at most in proportion to
     the batch size.
     """
 
@@ -97,15 +97,15 @@ class HostMemory:
         self._available = available
         with suppress(AttributeError):  # only glibc keeps freed memory mapped, which would hide growth
             ctypes.CDLL(None).malloc_trim(0)
-        with suppress(OSError):  # if not allowed, an earlier peak counts and the search ends sooner
+        with suppress(OSError):  # if this is not allowed, an earlier peak counts, and the search ends sooner
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._start = _resident_bytes()
 
-    def fits(self, now: int, next: int) -> bool:
-        """Return whether `next` images at once will fit, after `now` at once have run."""
-        needed = (_peak_bytes() - self._start) * next / now
-        already = _resident_bytes() - self._start
-        return needed - already <= SHARE * self._available()
+    def fits(self, current: int, next: int) -> bool:
+        """Return whether batches of `next` images will fit, after batches of `current` have run."""
+        needed = (_peak_bytes() - self._start) * next / current
+        allocated = _resident_bytes() - self._start
+        return needed - allocated <= MEMORY_SHARE * self._available()
 
 
 def _resident_bytes() -> int:
@@ -117,8 +117,8 @@ def _peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-class Timing:
-    """Measure the stages of recipes that differ only in their micro-batch sizes, with the same networks."""
+class StageTimer:
+    """Measures the stages of recipes that differ only in their micro-batch sizes, with the same networks."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._accelerator = open_accelerator(recipe.compute)
@@ -126,22 +126,22 @@ class Timing:
         self._loaded: LoadedNetworks | None = None
         self._opened: OpenNetworks | None = None
 
-    def measure(self, recipe: Recipe, stage: str) -> Reading:
-        """Return the reading of "augment" or "filter" at its micro-batch, or at the part that fits in memory.
+    def measure(self, recipe: Recipe, stage: str) -> Measurement:
+        """Measure "augment" or "filter" at its micro-batch size, or at a smaller one that fits in memory.
 
         Raises OutOfMemoryError if not even one image fits.
         """
-        opened, size = self.opened(recipe), getattr(recipe, stage).images_at_once
-        micro_batch = MicroBatch(stage, size, level=logging.DEBUG)
+        opened, requested = self.opened(recipe), getattr(recipe, stage).images_at_once
+        micro_batch = MicroBatch(stage, requested, level=logging.DEBUG)
         run = self._augment if stage == "augment" else self._filter
         with torch_threads(self._threads[stage]):
-            run(recipe, opened, micro_batch, size)
-            held, seconds = micro_batch.size, list[float]()
+            run(recipe, opened, micro_batch, requested)
+            size, seconds = micro_batch.size, list[float]()
             while len(seconds) < REPEATS or sum(seconds) < SECONDS:
                 start = time.perf_counter()
-                run(recipe, opened, micro_batch, held)
+                run(recipe, opened, micro_batch, size)
                 seconds.append(time.perf_counter() - start)
-        return Reading(micro_batch.size, held / min(seconds))
+        return Measurement(micro_batch.size, size / min(seconds))
 
     def close(self) -> None:
         """Free the networks and their memory."""
@@ -149,9 +149,9 @@ class Timing:
         clear_device_cache(garbage_collection=True)
 
     def opened(self, recipe: Recipe) -> OpenNetworks:
-        """Return the networks, loaded once; opened again for each size if the runtime builds for a size."""
+        """Return the open networks: loaded once, but opened for each size if the runtime builds per size."""
         compute = recipe.compute
-        if self._opened is None or compute.compile or compute.runtime in BUILT_FOR_A_SIZE:
+        if self._opened is None or compute.compile or compute.runtime in RUNTIMES_BUILT_PER_SIZE:
             self._opened = None
             clear_device_cache(garbage_collection=True)
             device = self._accelerator.device
@@ -159,7 +159,7 @@ class Timing:
                 self._loaded = networks.load(recipe, device)
             self._place_prior(device)
             self._opened = networks.open(recipe, self._loaded, self._accelerator, self._threads)
-            if compute.runtime != "torch":  # a run frees the prior's modules once they are open
+            if compute.runtime != "torch":  # as a run does, free the prior's modules once they are open
                 self._place_prior(torch.device("cpu"))
                 clear_device_cache(garbage_collection=True)
         return self._opened
@@ -170,10 +170,10 @@ class Timing:
             self._loaded.prior.place(device)
 
     def _augment(self, recipe: Recipe, opened: OpenNetworks, micro_batch: MicroBatch, size: int) -> None:
-        """Run one micro-batch and its sources."""
+        """Run the stage on one micro-batch of variations and their sources."""
         assert opened.prior is not None
         count = -(-size // recipe.augment.variations)
-        made = augment(
+        batches = augment(
             _noise(recipe, count),
             opened.prior,
             recipe.augment,
@@ -182,10 +182,10 @@ class Timing:
             device=self._accelerator.device,
             micro_batch=micro_batch,
         )
-        next(made)
+        next(batches)
 
     def _filter(self, recipe: Recipe, opened: OpenNetworks, micro_batch: MicroBatch, size: int) -> None:
-        """Run one micro-batch and its sources."""
+        """Run the stage on one micro-batch of variations and their sources."""
         sources = _noise(recipe, -(-size // recipe.augment.variations))
         rows = torch.arange(size) // recipe.augment.variations
         variations = replace(sources[rows], keys=torch.arange(size), parents=sources.keys[rows])
@@ -196,12 +196,12 @@ class Timing:
 
 
 def _noise(recipe: Recipe, count: int) -> ImageBatch:
-    """Return sources of random pixels."""
+    """Return `count` sources of random pixels."""
     size = recipe.teacher.image_size
-    draw = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     keys = torch.arange(count) * (recipe.augment.variations + 1)
     return ImageBatch(
-        images=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=draw),
+        images=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
         labels=torch.arange(count) % len(recipe.class_names),
         keys=keys,
         parents=torch.full_like(keys, -1),

@@ -51,8 +51,8 @@ def test_trt_without_a_gpu_ends_with_2_and_one_line(arguments: list[str], tmp_pa
     assert found.returncode == 2
     assert found.stdout == ""
     assert found.stderr == (
-        "error: tensorrt: no GPU here; its engines can be built here (python -m export --runtime tensorrt)"
-        " but not run; run on a machine with an NVIDIA GPU or take --runtime openvino\n"
+        "error: tensorrt: this machine has no GPU; it can build engines (python -m export --runtime tensorrt)"
+        " but not run them; use a machine with an NVIDIA GPU, or --runtime openvino\n"
     )
     assert not out.exists()
 

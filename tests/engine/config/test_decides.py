@@ -8,10 +8,10 @@ from jsonargparse import ArgumentParser
 from engine import recipes
 from engine.config.decides import sections, settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
-from engine.exporting.command import FREE
+from engine.exporting.command import MAY_DIFFER
 from engine.generation.provenance import DECIDING, DECIDING_COMPUTE
 from engine.recipes.load import parse_recipe
-from engine.training.run_folder import OF_MACHINE, without_machine
+from engine.training.run_folder import MACHINE_SETTINGS, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
 IMAGES = {*NUMBERS, "device", "runtime", "onnx_provider", "threads", "overlap"}
@@ -37,7 +37,7 @@ def test_a_student_trained_on_a_bank_depends_on_the_rest() -> None:
 
 def test_how_to_compute_may_differ_on_another_machine() -> None:
     machine = keys("compute", *COMPUTE) | keys("tensorrt", *TENSORRT) | keys("feed", "kind", "threads")
-    assert set(OF_MACHINE) == machine
+    assert set(MACHINE_SETTINGS) == machine
     exported = {
         "feed.dtype:",
         "feed.newest:",
@@ -45,7 +45,7 @@ def test_how_to_compute_may_differ_on_another_machine() -> None:
         "filter.micro_batch:",
         "evaluate.root:",
     }
-    assert set(FREE) == machine | exported
+    assert set(MAY_DIFFER) == machine | exported
 
 
 def test_settings_without_the_machine_keep_what_rounds_numbers() -> None:

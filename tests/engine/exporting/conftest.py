@@ -1,4 +1,4 @@
-"""A recipe to export the networks of, and real images for the proof."""
+"""A recipe whose networks to export, and real images for the parity check."""
 
 import shutil
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def add_graphs(run_folder: Path) -> Callable[[Path], Path]:
-    """`add_graphs(out)` puts the graphs that this test run has made by now into the folder `out`."""
+    """Return a function that copies the graphs that this test run has exported so far to a folder."""
 
     def add(out: Path) -> Path:
         for entry in (run_folder / "engines").glob("*-onnx-*"):

@@ -1,4 +1,4 @@
-"""`python -m export` on tiny real models: what it leaves, what it builds anew, what it refuses."""
+"""`python -m export` on tiny real models: what it writes, what it builds again, what it rejects."""
 
 import json
 import re
@@ -46,17 +46,17 @@ def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "parity.json").read_text())
 
 
-def test_each_network_has_a_graph_an_engine_and_a_proof(exported: Path) -> None:
+def test_each_network_has_a_graph_an_engine_and_a_parity(exported: Path) -> None:
     assert report(exported).keys() == NETWORKS
     for network, targets in report(exported).items():
-        proof = targets["tensorrt fp16"]
-        assert proof["precision"] == "fp16"
-        graph, engine = (exported / entry for entry in proof["entries"])
+        entry = targets["tensorrt fp16"]
+        assert entry["precision"] == "fp16"
+        graph, engine = (exported / folder for folder in entry["entries"])
         assert graph.name.startswith(f"{network}-onnx-fp16-")
         assert (graph / "model.onnx").stat().st_size > 1000
         assert engine.name.startswith(f"{network}-tensorrt-fp16-")
         assert (engine / "model.engine").stat().st_size > 1000
-        kinds = next(iter(proof["parity"].values()))
+        kinds = next(iter(entry["parity"].values()))
         assert kinds.keys() == {"random", "real"}
         for found in kinds.values():
             assert found["finite"]
@@ -85,12 +85,12 @@ def test_runtimes_reproduce_torch(
     flags = ["--precision", precision, "--images", str(images)]
     assert main(command, arguments(recipe, exported, *flags, runtime=runtime)) == 0
     for network, targets in report(exported).items():
-        proof = targets[f"{runtime} {precision}"]
-        assert proof["precision"] == precision, network
-        for found in proof["parity"][f"{runtime} {precision}"].values():
+        entry = targets[f"{runtime} {precision}"]
+        assert entry["precision"] == precision, network
+        for found in entry["parity"][f"{runtime} {precision}"].values():
             assert found["finite"]
             assert found["relative_error"] <= tolerance
-    assert "tensorrt fp16" in report(exported)["teacher"], "earlier proofs stay"
+    assert "tensorrt fp16" in report(exported)["teacher"], "earlier entries stay"
 
 
 def test_a_second_call_loads_nothing(
@@ -103,12 +103,12 @@ def test_a_second_call_loads_nothing(
     monkeypatch.setattr(networks, "load_prior", never)
     monkeypatch.setattr(networks, "load_clip", never)
     assert main(command, arguments(recipe, exported, "--images", str(images))) == 0
-    said = capsys.readouterr().out
-    assert "is up to date" in said
-    assert "unet           fp16" in said
+    printed = capsys.readouterr().out
+    assert "is up to date" in printed
+    assert "unet           fp16" in printed
 
 
-def test_proofs_are_those_of_the_recipe_that_is_asked_for(
+def test_the_report_describes_the_requested_recipe(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "engines"
@@ -119,46 +119,46 @@ def test_proofs_are_those_of_the_recipe_that_is_asked_for(
     text = recipe.read_text()
     assert str(recipe.parent) in text
     (other / recipe.name).write_text(text.replace(str(recipe.parent), str(other)))
-    proofs, tables = [], []
-    for asked in (recipe, other / recipe.name, recipe, recipe):
+    reports, tables = [], []
+    for requested in (recipe, other / recipe.name, recipe, recipe):
         flags = ["--network", "teacher"]
-        assert main(command, arguments(asked, out, *flags, runtime="onnxruntime")) == 0
-        proofs.append(report(out)["teacher"]["onnxruntime fp32"])
+        assert main(command, arguments(requested, out, *flags, runtime="onnxruntime")) == 0
+        reports.append(report(out)["teacher"]["onnxruntime fp32"])
         tables.append(capsys.readouterr().out)
     assert "is up to date" not in tables[2], "the other recipe's model is in the folder"
     assert "is up to date" in tables[3]
-    assert proofs[0]["parity"] == proofs[2]["parity"]
-    assert proofs[2] == proofs[3]
-    assert proofs[0]["entries"] == proofs[2]["entries"] != proofs[1]["entries"]
+    assert reports[0]["parity"] == reports[2]["parity"]
+    assert reports[2] == reports[3]
+    assert reports[0]["entries"] == reports[2]["entries"] != reports[1]["entries"]
     assert tables[2].splitlines()[-2:] == tables[3].splitlines()[-2:]
     about = json.loads((out / "teacher/onnxruntime-fp32/teacher.json").read_text())
     assert about["made_from"]["weights"] == str(recipe.parent / "teacher.safetensors")
 
 
-@pytest.mark.parametrize("left", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
-def test_a_report_that_is_damaged_or_lacks_a_network_is_made_again(
+@pytest.mark.parametrize("damage", ["{", "[]", '{"teacher": 1}', '{"teacher": {}}', "{}", None])
+def test_a_report_that_is_damaged_or_lacks_a_network_is_written_again(
     recipe: Path,
     tmp_path: Path,
     add_graphs: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-    left: str | None,
+    damage: str | None,
 ) -> None:
     out = add_graphs(tmp_path / "engines")
-    asked = arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")
-    assert main(command, asked) == 0
+    flags = arguments(recipe, out, "--network", "teacher", runtime="onnxruntime")
+    assert main(command, flags) == 0
     whole = report(out)
-    if left is None:
+    if damage is None:
         (out / "parity.json").unlink()
     else:
-        (out / "parity.json").write_text(left)
+        (out / "parity.json").write_text(damage)
     capsys.readouterr()
     caplog.clear()
-    assert main(command, asked) == 0
-    said = capsys.readouterr().out
-    assert "is up to date" in said
+    assert main(command, flags) == 0
+    printed = capsys.readouterr().out
+    assert "is up to date" in printed
     assert report(out) == whole
-    damaged = left in ("{", "[]", '{"teacher": 1}')
+    damaged = damage in ("{", "[]", '{"teacher": 1}')
     assert caplog.text.count("parity.json was damaged and is replaced") == damaged
 
 
@@ -186,7 +186,7 @@ def test_a_second_process_imports_no_torch(recipe: Path, images: Path, exported:
     assert done.stdout.endswith("False\n")
 
 
-def test_a_touched_weight_builds_that_network_anew_and_says_why(
+def test_a_changed_weight_builds_that_network_again_and_logs_why(
     recipe: Path, images: Path, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record_info(caplog)
@@ -201,10 +201,10 @@ def test_a_touched_weight_builds_that_network_anew_and_says_why(
         assert main(command, arguments(recipe, out, "--images", str(images))) == 0
     finally:
         weights.write_bytes(before)
-    said = "\n".join(log_lines(caplog))
-    assert "teacher: weights changed, building onnx fp16 again" in said
-    assert "teacher: graph changed, building tensorrt fp16 again" in said
-    assert said.count("building") == 2, "the others are taken from the folder"
+    logged = "\n".join(log_lines(caplog))
+    assert "teacher: weights changed, building onnx fp16 again" in logged
+    assert "teacher: graph changed, building tensorrt fp16 again" in logged
+    assert logged.count("building") == 2, "the others are taken from the folder"
 
 
 def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
 def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
     recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph is executed, not the network in its place."""
+    """The parity check runs the exported graph, not the module."""
     record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
 
@@ -237,13 +237,15 @@ def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
                 value.const_value = ir.tensor(doubled, dtype=ir.DataType.BFLOAT16, name=value.name)
 
     monkeypatch.setattr("export.onnx.graph.narrow_weights", altered)
-    asked = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
-    assert main(command, asked) == 0
-    said = "\n".join(log_lines(caplog))
-    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; taking fp32", said)
+    flags = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
+    assert main(command, flags) == 0
+    logged = "\n".join(log_lines(caplog))
+    assert re.search(r"teacher: tensorrt bf16 gives relative error .*; falling back to fp32", logged)
 
 
-def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_activations_beyond_fp16_fall_back_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
@@ -253,18 +255,18 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, caplog: pytest.
     save_file(state, weights)
     out = tmp_path / "engines"
     assert main(command, arguments(recipe, out, "--network", "teacher")) == 0
-    said = "\n".join(log_lines(caplog))
-    assert "teacher: tensorrt fp16 gives numbers that are not finite; taking bf16" in said
-    proof = report(out)["teacher"]["tensorrt fp16"]
-    assert proof["precision"] == "bf16"
-    assert not proof["parity"]["onnxruntime fp16"]["random"]["finite"]
-    (by,) = proof["parity"].keys() - {"onnxruntime fp16"}
-    assert by == f"openvino {native_precision('cpu')}", "the graph itself is executed"
-    assert proof["parity"][by]["random"]["passes"]
-    assert proof["parity"][by]["random"]["precision"] == "bf16"
+    logged = "\n".join(log_lines(caplog))
+    assert "teacher: tensorrt fp16 gives numbers that are not finite; falling back to bf16" in logged
+    entry = report(out)["teacher"]["tensorrt fp16"]
+    assert entry["precision"] == "bf16"
+    assert not entry["parity"]["onnxruntime fp16"]["random"]["finite"]
+    (by,) = entry["parity"].keys() - {"onnxruntime fp16"}
+    assert by == f"openvino {native_precision('cpu')}", "the graph itself ran"
+    assert entry["parity"][by]["random"]["passes"]
+    assert entry["parity"][by]["random"]["precision"] == "bf16"
     assert not list(out.glob("teacher-openvino-*"))
-    assert proof["no_real_images"].startswith("no real images: give a folder")
-    assert proof["entries"][1].startswith("teacher-tensorrt-bf16-")
+    assert entry["no_real_images"].startswith("no real images: give a folder")
+    assert entry["entries"][1].startswith("teacher-tensorrt-bf16-")
 
 
 @pytest.mark.parametrize(
@@ -272,9 +274,9 @@ def test_activations_beyond_fp16_fall_back_aloud(tmp_path: Path, caplog: pytest.
     [
         (
             ["--network", "teacher,nothing"],
-            "--network: no 'nothing'; there are teacher, clip, unet, vae, student",
+            "--network: unknown network 'nothing'; choose from teacher, clip, unet, vae, student",
         ),
-        (["--network", "student"], "--network student: give --run DIR"),
+        (["--network", "student"], "--network student needs --run DIR"),
         (
             ["--network", "student", "--run", "no/such/run"],
             "--run no/such/run has no config.yaml; give the folder of a finished run",
@@ -291,24 +293,24 @@ def test_bad_requests_are_one_line(
     recipe: Path, tmp_path: Path, capsys, flags: list[str], words: str
 ) -> None:
     if torch.cuda.is_available() and "refit" in flags[0]:
-        pytest.skip("speaks of machines without a GPU")
-    asked = ["--recipe", str(recipe), "--out", str(tmp_path), "--network", "teacher"]
+        pytest.skip("this error is for machines without a GPU")
+    common = ["--recipe", str(recipe), "--out", str(tmp_path), "--network", "teacher"]
     runtime = [] if "--runtime" in flags else ["--runtime", "tensorrt"]
-    assert main(command, [*asked, *runtime, *flags]) == 2
+    assert main(command, [*common, *runtime, *flags]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
 
 
-def test_without_out_it_says_so(recipe: Path, capsys) -> None:
+def test_out_is_required(recipe: Path, capsys) -> None:
     assert main(command, ["--recipe", str(recipe)]) == 2
     assert "--out is missing" in capsys.readouterr().err
 
 
-def test_a_file_among_the_images_that_is_none_is_named(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_a_file_that_is_no_image_is_named(recipe: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"nothing")
     flags = ["--network", "teacher", "--images", str(folder)]
     assert main(command, arguments(recipe, tmp_path / "out", *flags, runtime="openvino")) == 2
-    assert "broken.png is not an image that can be read" in capsys.readouterr().err
+    assert "broken.png cannot be read as an image" in capsys.readouterr().err

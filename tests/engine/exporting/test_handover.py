@@ -1,4 +1,4 @@
-"""The files that a user takes from an export compute what the run's student does, or are not handed over."""
+"""The files of an export compute what the run's student computes; otherwise they are not handed over."""
 
 import hashlib
 import json
@@ -24,8 +24,7 @@ from engine.config.recipe import Recipe
 from engine.exporting import networks
 from engine.exporting.checking import check
 from engine.exporting.command import command
-from engine.exporting.sample import sample_of
-from engine.exporting.up_to_date import Exported, Stamp
+from engine.exporting.sample import read_sample
 from engine.generation.provenance import bank_header
 from engine.models.classifier import Classifier
 from engine.models.loading import load_classifier
@@ -50,7 +49,7 @@ def tinted(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @pytest.fixture(scope="module")
 def student() -> Classifier:
-    """Trained for a moment: far from chance, and from perfect."""
+    """Return a briefly trained student, whose accuracy is far from chance and from perfect."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = smooth(CLASSES, 3)
@@ -70,25 +69,25 @@ def student() -> Classifier:
 
 @pytest.fixture(scope="module")
 def run(student: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of that student, with a bank; size, channels, mean and network are not the default's."""
+    """Return the student's run folder, with a bank; size, mean, std and network are not the defaults."""
     folder = tmp_path_factory.mktemp("tinted")
     save_file(student.network.state_dict(), folder / "teacher.safetensors")
-    door = {"num_classes": CLASSES, "in_channels": 3, "image_size": SIZE, "mean": MEAN, "std": STD}
+    settings = {"num_classes": CLASSES, "in_channels": 3, "image_size": SIZE, "mean": MEAN, "std": STD}
     recipe = {
         "class_names": [f"tint {number}" for number in range(CLASSES)],
         "compute": {"device": "cpu", "precision": "fp32", "runtime": "torch", "threads": 1},
-        "teacher": {"name": STUDENT, "weights": str(folder / "teacher.safetensors"), **door},
-        "student": {"name": STUDENT, **door},
+        "teacher": {"name": STUDENT, "weights": str(folder / "teacher.safetensors"), **settings},
+        "student": {"name": STUDENT, **settings},
         "synthesize": {},
         "augment": {"method": "none"},
         "filter": {"method": "none"},
         "distill": {"w_feature": 0.0},
     }
     (folder / "tinted.yaml").write_text(yaml.safe_dump(recipe))
-    made = load_recipe(str(folder / "tinted.yaml"))
-    header, out = bank_header(made), folder / "run"
+    loaded = load_recipe(str(folder / "tinted.yaml"))
+    header, out = bank_header(loaded), folder / "run"
     out.mkdir()
-    commit_config(out, made, RunRecord.of(made, header.facts))
+    commit_config(out, loaded, RunRecord.of(loaded, header.facts))
     save_student(out, student.network)
     images, labels = tinted(40, 2)
     every, none = np.ones(40, bool), np.full(40, -1)
@@ -114,8 +113,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def handed(run: Path, out: Path) -> Path:
-    """The folder of the student's ONNX file."""
+def exported(run: Path, out: Path) -> Path:
+    """Return the folder of the student's ONNX file."""
     folder = out / "student/onnxruntime-fp32"
     assert folder.is_dir() or export(run, out) == 0
     return folder
@@ -127,7 +126,7 @@ def export(run: Path, out: Path, *flags: str, runtime: str = "onnxruntime") -> i
 
 
 def by_hand(card: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a reader of the JSON does without this project's code: numpy and the runtime."""
+    """Do what a reader of the JSON does, with numpy and the runtime but without this project's code."""
     about = json.loads(card.read_text("utf-8"))
     assert (about["input"]["layout"], about["input"]["colour"]) == ("NCHW", "RGB")
     assert about["normalization"]["inside"]
@@ -136,7 +135,7 @@ def by_hand(card: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     given, wanted = about["input"]["name"], about["output"]["name"]
     model = card.parent / about["file"]
     if about["runtime"] == "openvino":
-        from engine.runtime.openvino import core  # the one that a process may have
+        from engine.runtime.openvino import core  # a process may have only one
 
         return core().compile_model(model, "CPU", about["options"])({given: pixels})[wanted]
     import onnxruntime
@@ -146,10 +145,10 @@ def by_hand(card: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_runs_student_scores_what_it_scores_in_torch(
+def test_an_exported_student_scores_as_in_torch(
     runtime: str, run: Path, out: Path, student: Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(run, out, runtime=runtime) == 0, "neither network nor recipe need be named"
+    assert export(run, out, runtime=runtime) == 0, "--network and --recipe are optional"
     folder = out / "student" / f"{runtime}-fp32"
     assert f"student.json, which says how to call it, are in {folder}" in capsys.readouterr().out
     images, labels = tinted(2000, 3)
@@ -178,25 +177,10 @@ def test_a_runs_student_scores_what_it_scores_in_torch(
     assert called["relative_error"] < 1e-5
 
 
-def test_an_export_whose_files_are_gone_or_changed_is_not_up_to_date(tmp_path: Path) -> None:
-    (tmp_path / "student").mkdir()
-    files = [tmp_path / "student" / name for name in ("student.json", "student.onnx")]
-    for path in files:
-        path.write_text(path.name)
-    stamp = Stamp(settings={"networks": ["student"]}, files=[])
-    made = Exported(target="any", proofs={"student": {"entries": []}}, handed_over={"student": "student"})
-    stamp.put_on(tmp_path, made)
-    assert stamp.found(tmp_path) == made
-    files[1].write_text("something else")
-    assert stamp.found(tmp_path) is None
-    files[1].unlink()
-    assert stamp.found(tmp_path) is None
-
-
 def test_a_wrong_mean_in_the_graph_is_caught(
     run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph equals the network that it was made from; that is not the run's."""
+    """The graph equals the network that it was exported from, but that network is not the run's."""
 
     def with_another_mean(config: ClassifierConfig, section: str) -> Classifier:
         return load_classifier(replace(config, mean=(0.219,)), section)
@@ -204,7 +188,7 @@ def test_a_wrong_mean_in_the_graph_is_caught(
     monkeypatch.setattr(networks, "load_classifier", with_another_mean)
     assert export(run, tmp_path) == 2
     line = capsys.readouterr().err
-    assert "called as student.json says, is not the student: top-1 agreement" in line
+    assert "called as student.json says, does not match the student in torch: top-1 agreement" in line
     assert not list(tmp_path.glob("student/*"))
 
 
@@ -220,34 +204,34 @@ def altered(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("alter", "words"),
     [
-        (altered("normalization", "mean", value=[0.5, 0.3, 0.1]), "says mean [0.5, 0.3, 0.1], the"),
+        (altered("normalization", "mean", value=[0.5, 0.3, 0.1]), "says mean [0.5, 0.3, 0.1], but the"),
         (altered("normalization", "inside", value=False), "top-1 agreement"),
         (altered("input", "range", value=[0, 255]), "top-1 agreement"),
         (altered("input", "height", value=32), "says 32x24 pixels"),
-        (altered("output", "classes", value=["a"]), "names 1 classes"),
+        (altered("output", "classes", value=["a"]), "lists 1 classes"),
         (altered("network", value="any"), None),
     ],
-    ids=["mean", "inside", "range", "size", "classes", "another word"],
+    ids=["mean", "inside", "range", "size", "classes", "another key"],
 )
-def test_a_wrong_word_in_the_json_is_caught(
-    alter: Callable[[dict[str, Any]], None], words: str | None, run: Path, handed: Path, tmp_path: Path
+def test_a_wrong_value_in_the_json_is_caught(
+    alter: Callable[[dict[str, Any]], None], words: str | None, run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(handed, tmp_path / "copy")
+    folder = shutil.copytree(exported, tmp_path / "copy")
     about = json.loads((folder / "student.json").read_text())
     alter(about)
     (folder / "student.json").write_text(json.dumps(about))
-    config = replace(settings(run).student, weights=str(run / "student.safetensors"))
-    found = check(folder, "student", config, sample_of([str(run / "bank")], SIZE), "fp32", threads=1)
+    config = replace(recipe_of(run).student, weights=str(run / "student.safetensors"))
+    found = check(folder, "student", config, read_sample([str(run / "bank")], SIZE), "fp32", threads=1)
     assert found.passes == (words is None)
     assert words is None or words in str(found)
 
 
-def settings(run: Path) -> Recipe:
+def recipe_of(run: Path) -> Recipe:
     return load_recipe(str(run / "config.yaml"))
 
 
-def test_without_its_bank_a_run_is_checked_on_random_images_and_says_so(run: Path) -> None:
-    sample = sample_of([str(run / "no bank")], SIZE)
+def test_a_run_without_its_bank_is_checked_on_random_images(run: Path) -> None:
+    sample = read_sample([str(run / "no bank")], SIZE)
     assert sample.images.shape[1:] == (3, SIZE, SIZE)
     assert sample.source.startswith("of random pixels (")
     assert "no bank has no manifest.json" in sample.source
@@ -277,7 +261,7 @@ def test_files_that_are_not_the_runs_are_refused(run: Path, tmp_path: Path, caps
     state = load_file(copy / "student.safetensors")
     save_file({name: value * 2 for name, value in state.items()}, copy / "student.safetensors")
     assert export(copy, tmp_path / "out") == 2
-    assert f"--run {copy}: student.safetensors is not what this run trained" in capsys.readouterr().err
+    assert f"--run {copy}: student.safetensors is not the file that this run wrote" in capsys.readouterr().err
 
     teacher = tmp_path / "teacher.safetensors"
     flags = ["--network", "teacher", "--teacher.weights", str(teacher)]

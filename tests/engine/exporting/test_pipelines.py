@@ -38,13 +38,13 @@ def prior(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(recipe: Path, out: Path, *flags: str) -> dict[str, Any]:
-    """parity.json."""
+    """Export to `out` and return its parity.json."""
     common = ["--recipe", str(recipe), "--out", str(out), "--runtime", "onnxruntime", "--precision", "fp32"]
     assert main(command, [*common, *flags]) == 0
     return json.loads((out / "parity.json").read_text())
 
 
-def assert_proved(report: dict[str, Any]) -> None:
+def assert_passes(report: dict[str, Any]) -> None:
     for network, targets in report.items():
         assert targets[TARGET]["precision"] == "fp32", network
         parity = targets[TARGET]["parity"][TARGET]
@@ -81,7 +81,7 @@ def test_a_pipelines_unet_and_vae_are_exported(
     flags = ["--augment.prior", str(prior), "--images", str(images), "--network", networks]
     report = export(recipe, tmp_path, *flags)
     assert report.keys() == ({"unet", "vae_encoder", "vae_decoder"} if "vae" in networks else {"unet"})
-    assert_proved(report)
+    assert_passes(report)
 
     pipeline = DiffusionPipeline.from_pretrained(prior)
     unet, vae, added = pipeline.unet, pipeline.vae, {}
@@ -99,33 +99,33 @@ def test_a_pipelines_unet_and_vae_are_exported(
 
 
 @torch.no_grad()
-def test_real_inputs_are_those_that_the_pipeline_gives_its_unet(
+def test_real_inputs_equal_what_the_pipeline_gives_its_unet(
     kind: str, prior: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked of diffusers' pipeline by its first call of the UNet."""
+    """Compare with the first call of the UNet by diffusers' pipeline."""
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
     networks = Networks(load_recipe(str(recipe), {"augment.prior": str(prior)}), "onnxruntime", None)
     real = RealInputs([torch.rand(3, 16, 16)] * 2, networks)
     spec = networks.load("unet")
-    found = real.of(spec, {})
+    found = real.inputs(spec, {})
 
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     forward = UNet2DConditionModel.forward
 
-    def listen(self: Any, *values: Any, **options: Any) -> Any:
-        asked.append(options)
+    def record(self: Any, *values: Any, **options: Any) -> Any:
+        calls.append(options)
         return forward(self, *values, **options)
 
-    monkeypatch.setattr(UNet2DConditionModel, "forward", listen)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", record)
     pipeline = DiffusionPipeline.from_pretrained(prior)
     pipeline.set_progress_bar_config(disable=True)
     start = {"image": torch.rand(2, 3, 16, 16)} if kind == "sdxl_refiner" else {}
     pipeline(prompt=PROMPTS, num_inference_steps=4, guidance_scale=1.0, output_type="latent", **start)
-    torch.testing.assert_close(found["tokens"], asked[0]["encoder_hidden_states"])
+    torch.testing.assert_close(found["tokens"], calls[0]["encoder_hidden_states"])
     assert (found["tokens"][0] - found["tokens"][1]).norm() > 0.1
     if kind in SIZES:
-        given = asked[0]["added_cond_kwargs"]
+        given = calls[0]["added_cond_kwargs"]
         assert given["time_ids"].tolist() == [list(SIZES[kind])] * 2
         torch.testing.assert_close(found["added_features"], added_features(pipeline.unet, **given))
 
@@ -139,7 +139,7 @@ def test_a_tiny_autoencoder_is_exported(recipe: Path, images: Path, tmp_path: Pa
     flags = ["--augment.prior", str(prior), "--images", str(images), "--network", "vae"]
     report = export(recipe, tmp_path / "out", *flags)
     assert report.keys() == {"vae_encoder", "vae_decoder"}
-    assert_proved(report)
+    assert_passes(report)
     vae = AutoencoderTiny.from_pretrained(prior / "vae")
     latents, pixels = drawn(3, 4, 8, 8), drawn(3, 3, 16, 16).sigmoid()
     scale = vae.config.scaling_factor
@@ -151,7 +151,7 @@ def test_a_tiny_autoencoder_is_exported(recipe: Path, images: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("conditioned_by", ["text", "nothing"])
-def test_clip_is_exported_where_no_prior_has_an_image_encoder(
+def test_clip_is_exported_without_a_prior_that_has_an_image_encoder(
     conditioned_by: str, recipe: Path, tmp_path: Path
 ) -> None:
     flags = ["--augment.method", "none", "--augment.prior", ""]
@@ -161,7 +161,7 @@ def test_clip_is_exported_where_no_prior_has_an_image_encoder(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"cross_attention_dim": 99}, "cross_attention_dim is 99, but hidden_size in text_encoder"),
         ({"in_channels": 9}, "in_channels is 9, out_channels 4"),
@@ -170,10 +170,10 @@ def test_clip_is_exported_where_no_prior_has_an_image_encoder(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_unet_that_does_not_fit_is_named(
-    prior: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    prior: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     folder = shutil.copytree(prior, tmp_path / "odd")
     file = folder / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(UserError, match=rf"augment.prior: .*/unet/config.json: {said}"):
+    with pytest.raises(UserError, match=rf"augment.prior: .*/unet/config.json: {words}"):
         load_text_to_image(PipelineFolder.open(str(folder)), "cpu", parts=())

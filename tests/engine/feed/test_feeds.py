@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.feed.feed import DTYPES, Feed, FeedBatch
 from engine.feed.open import open_feed
 from engine.feed.sampler import BatchSample, Sampler
-from engine.training.run_folder import alone
+from engine.training.run_folder import lock_run
 from kernels.crop_flip import crop_flip_nchw
 from tests.engine.feed.spans import TinyBank
 
@@ -243,11 +243,11 @@ FEEDING = """
 import sys, time
 from pathlib import Path
 from engine.feed.sampler import Sampler
-from engine.training.run_folder import alone
+from engine.training.run_folder import lock_run
 from tests.engine.feed.test_feeds import bank_of, opened
 folder = Path(sys.argv[1])
 bank = bank_of(folder, "png")
-with alone(folder / "out", resume=False), opened(bank, "torch") as feed:
+with lock_run(folder / "out", resume=False), opened(bank, "torch") as feed:
     next(feed.batches(Sampler(bank.index, batch_size=8, seed=1), 0, 3))
     print("fed", flush=True)
     time.sleep(600)
@@ -262,7 +262,7 @@ def test_workers_of_a_killed_process_hold_no_lock(tmp_path: Path) -> None:
         assert feeding.stdout.readline() == b"fed\n"
         feeding.kill()
     for _ in range(20):  # an orphaned worker notices by itself after five seconds
-        with contextlib.suppress(UserError), alone(tmp_path / "out", resume=True):
+        with contextlib.suppress(UserError), lock_run(tmp_path / "out", resume=True):
             return
         time.sleep(0.1)
     pytest.fail("the folder is still locked")

@@ -159,9 +159,9 @@ def test_augment_and_filter_go_on_with_what_memory_holds(
     found.context = replace(found.context, networks=limits)
     assert digests(found, [1, 2]) == expected
     assert [line.split(";")[0] for line in caplog.messages] == [
-        "augment: out of memory with 16 images at once, going on with 8",
-        "augment: out of memory with 8 images at once, going on with 4",
-        "filter: out of memory with 6 images at once, going on with 3",
+        "augment: out of memory with 16 images at once, continuing with 8",
+        "augment: out of memory with 8 images at once, continuing with 4",
+        "filter: out of memory with 6 images at once, continuing with 3",
     ]
 
 

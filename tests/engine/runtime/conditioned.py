@@ -8,7 +8,7 @@ from engine.runtime.base import Executable
 from engine.runtime.open import open_graph
 from export.spec import Axis, Input, NetworkSpec
 from export.store import Store
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 CHUNK = 4
 BATCH = Axis(name="batch", min=1, opt=CHUNK, max=64)
@@ -37,5 +37,5 @@ def conditioned_spec() -> NetworkSpec:
 
 def opened(spec: NetworkSpec, store: Store, runtime: str, precision: str) -> Executable:
     """Open the graph of `spec`, built in `store`, in a runtime on the CPU."""
-    place = torch_place(runtime=runtime, precision=precision, store=store)
-    return open_graph(spec, artifacts.graph(spec, place), place)
+    options = torch_options(runtime=runtime, precision=precision, store=store)
+    return open_graph(spec, artifacts.graph(spec, options), options)

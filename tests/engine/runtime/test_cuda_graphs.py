@@ -1,4 +1,4 @@
-"""A capture that fails: the thread's stream, the error that is raised, the next capture."""
+"""Captures of CUDA graphs, above all failed ones: the thread's stream, the error, the next capture."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from engine.runtime.torch import capture_cuda_graph
 
 
 class Stream:
-    """`torch.cuda.stream(stream)` of one thread; `now` is its current stream."""
+    """Replaces `torch.cuda.stream(stream)`; `now` is the current stream."""
 
     now = "the thread's own"
 
@@ -29,13 +29,13 @@ class Stream:
 
 
 class Graph:
-    """A CUDA graph that notes on which stream it is recorded; `fails` is what one end of it raises."""
+    """A fake CUDA graph that notes the stream of its capture; its begin or end fails, as `fails` says."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.recorded_on = fails, ""
+        self.fails, self.captured_on = fails, ""
 
     def capture_begin(self, **_: object) -> None:
-        self.recorded_on = Stream.now
+        self.captured_on = Stream.now
         if self.fails == "begin":
             raise RuntimeError("capture_begin failed")
 
@@ -46,7 +46,7 @@ class Graph:
 
 @pytest.fixture(autouse=True)
 def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch's own `graph` on fakes of what needs a GPU."""
+    """Replace what needs a GPU under torch's own `torch.cuda.graph`."""
     if request.node.get_closest_marker("gpu"):
         yield
         return
@@ -60,36 +60,36 @@ def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     yield
 
 
-def record(graph: Any, stream: Any = None, error: BaseException | None = None) -> None:
+def capture(graph: Any, stream: Any = None, error: BaseException | None = None) -> None:
     with capture_cuda_graph(graph, stream):
         if error is not None:
             raise error
 
 
 @pytest.mark.parametrize("stream", [None, "given"])
-def test_a_recording_is_on_a_stream_of_its_own_and_ends_on_that_of_the_thread(stream: str | None) -> None:
+def test_a_capture_uses_its_own_stream_and_restores_the_threads(stream: str | None) -> None:
     graph = Graph()
-    record(graph, stream)
-    assert graph.recorded_on == (stream or "torch's")
+    capture(graph, stream)
+    assert graph.captured_on == (stream or "torch's")
     assert Stream.now == "the thread's own"
 
 
 @pytest.mark.parametrize("fails", ["begin", "end"])
 @pytest.mark.parametrize("stream", [None, "given"])
-def test_a_recording_that_fails_leaves_the_thread_on_its_stream(fails: str, stream: str | None) -> None:
+def test_a_failed_capture_restores_the_threads_stream(fails: str, stream: str | None) -> None:
     with pytest.raises(RuntimeError, match=r"capture_begin failed|during capture"):
-        record(Graph(fails), stream)
+        capture(Graph(fails), stream)
     assert Stream.now == "the thread's own"
-    record(graph := Graph())
-    assert graph.recorded_on == "torch's", "the next one is not kept waiting"
+    capture(graph := Graph())
+    assert graph.captured_on == "torch's", "the next capture does not wait"
 
 
 @pytest.mark.parametrize("fails", ["", "end"])
-def test_what_was_raised_inside_is_what_the_caller_gets(fails: str) -> None:
-    """Also if torch, asked to end the capture that it broke, raises an error of its own."""
+def test_the_caller_gets_the_error_raised_inside(fails: str) -> None:
+    """Even if torch raises an error of its own when it ends the broken capture."""
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        record(Graph(fails), error=error)
+        capture(Graph(fails), error=error)
     assert caught.value is error
     assert is_out_of_memory(caught.value)
     assert Stream.now == "the thread's own"
@@ -130,7 +130,7 @@ def test_other_threads_launch_and_allocate_meanwhile() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("given", [False, True])
-def test_after_a_real_failure_the_thread_records_again(given: bool) -> None:
+def test_the_thread_captures_again_after_a_real_failure(given: bool) -> None:
     x = torch.arange(4.0, device="cuda")
     own = torch.cuda.Stream()
     capture_on = torch.cuda.Stream() if given else None

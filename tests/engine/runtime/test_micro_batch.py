@@ -1,4 +1,4 @@
-"""Micro-batches that are halved where memory runs out, by its real errors, too."""
+"""Micro-batches are halved if memory runs out, as faked and real errors of the libraries report it."""
 
 import logging
 import subprocess
@@ -18,7 +18,7 @@ GPU_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 512.00 
 
 
 def fits(most: int, error: Exception, tried: list[int]) -> Callable[[slice], list[int]]:
-    """Gives the indices of a piece of up to `most`."""
+    """Return work that returns the indices of a piece, and raises `error` for more than `most`."""
 
     def work(piece: slice) -> list[int]:
         tried.append(piece.stop - piece.start)
@@ -51,7 +51,7 @@ def test_pieces_cover_all_in_order(count: int, size: int) -> None:
     ],
     ids=["GPU", "CPU", "C++"],
 )
-def test_it_is_halved_for_good_and_the_same_images_are_done_again(
+def test_the_size_stays_halved_and_the_same_images_run_again(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -60,9 +60,9 @@ def test_it_is_halved_for_good_and_the_same_images_are_done_again(
     assert flat(micro_batch.over(20, fits(5, error, tried))) == list(range(20))
     assert tried == [16, 8, 4, 4, 4, 4, 4]
     assert caplog.messages == [
-        "augment: out of memory with 16 images at once, going on with 8; put augment.micro_batch: 8 into the"
+        "augment: out of memory with 16 images at once, continuing with 8; set augment.micro_batch: 8 in the"
         " recipe",
-        "augment: out of memory with 8 images at once, going on with 4; put augment.micro_batch: 4 into the"
+        "augment: out of memory with 8 images at once, continuing with 4; set augment.micro_batch: 4 in the"
         " recipe",
     ]
     assert flat(micro_batch.over(8, fits(5, error, tried))) == list(range(8))
@@ -77,7 +77,9 @@ def test_a_last_piece_that_fails_is_halved_itself() -> None:
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_single_image_too_many_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_image_that_does_not_fit_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     micro_batch = MicroBatch("filter", 2)
 
     def command(_: object) -> None:
@@ -85,7 +87,7 @@ def test_a_single_image_too_many_is_one_line_and_exit_code_1(capsys: pytest.Capt
 
     assert main(command, []) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: filter: out of memory with a single image at once; ")
+    assert error.startswith("error: filter: out of memory with a single image; ")
     assert error.count("\n") == 1
 
 
@@ -100,12 +102,12 @@ def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
     assert tried == [8]
 
 
-def test_an_error_of_ours_is_not_taken_for_one_of_memory() -> None:
+def test_our_own_error_is_not_mistaken_for_one_of_a_library() -> None:
     assert not is_out_of_memory(OutOfMemoryError("synthesize: out of memory. with 200 images"))
 
 
 class FromOnnxRuntime(Exception):
-    """As its exceptions, which derive from Exception alone."""
+    """Like ONNX Runtime's exceptions, which derive directly from Exception."""
 
     __module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
 
@@ -114,7 +116,7 @@ IN_NODE = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
     "Name:'/conv_in/Conv' Status Message: "
 )
-NO_MEMORY = {
+OUT_OF_MEMORY = {
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "cuDNN 9, host": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
     "cuDNN 9, device": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
@@ -141,11 +143,11 @@ NO_MEMORY = {
     ),
     "TensorRT": ExportError(
         "TensorRT 10.9: execution failed: [virtualMemoryBuffer.cpp::resizePhysical::160] Error Code 2: "
-        "OutOfMemory (no further information); take another --runtime"
+        "OutOfMemory (no further information); choose another --runtime"
     ),
     "TensorRT's CUDA": ExportError(
         "TensorRT 10.9: execution failed: [defaultAllocator.cpp::allocate::19] Error Code 1: Cuda Runtime "
-        "(out of memory); take another --runtime"
+        "(out of memory); choose another --runtime"
     ),
     "OpenVINO's C++": RuntimeError(
         "Exception from src/inference/src/cpp/compiled_model.cpp:128:\nException from "
@@ -164,8 +166,8 @@ NO_MEMORY = {
     ),
 }
 OTHER = {
-    "no memory at fault": RuntimeError("CUDA error: an illegal memory access was encountered"),
-    "host memory at fault": RuntimeError("CUDA error: part or all of the requested memory range is mapped"),
+    "illegal address": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "mapped memory": RuntimeError("CUDA error: part or all of the requested memory range is mapped"),
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     "cuDNN inside": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"),
@@ -173,22 +175,22 @@ OTHER = {
     "NVML elsewhere": RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/Other.cpp":1'),
     "capture": RuntimeError("CUDA error: operation failed due to a previous error during capture"),
     "ONNX Runtime": FromOnnxRuntime(IN_NODE + "CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0"),
-    "TensorRT": ExportError("TensorRT 10.9: execution failed: Error Code 1: Cask; take another --runtime"),
-    "our own": OutOfMemoryError("synthesize: out of memory with 200 images at once"),
-    "the user's": UserError("the recipe speaks of out of memory"),
-    "a stranger's": ValueError("CUDNN_STATUS_ALLOC_FAILED"),
+    "TensorRT": ExportError("TensorRT 10.9: execution failed: Error Code 1: Cask; choose another --runtime"),
+    "OutOfMemoryError": OutOfMemoryError("synthesize: out of memory with 200 images at once"),
+    "UserError": UserError("the recipe mentions out of memory"),
+    "ValueError": ValueError("CUDNN_STATUS_ALLOC_FAILED"),
 }
 
 
-@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY.keys())
-def test_whatever_a_library_calls_it_the_images_are_done_again_in_halves(error: Exception) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY.keys())
+def test_every_librarys_out_of_memory_error_halves_the_size(error: Exception) -> None:
     tried: list[int] = []
     assert flat(MicroBatch("augment", 8).over(8, fits(4, error, tried))) == list(range(8))
     assert tried == [8, 4, 4]
 
 
 @pytest.mark.parametrize("error", OTHER.values(), ids=OTHER.keys())
-def test_what_is_no_lack_of_memory_is_not_taken_for_one(error: Exception) -> None:
+def test_other_errors_are_not_mistaken_for_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
@@ -196,8 +198,8 @@ RUNTIMES = {
     "openvino": """
 import openvino
 from openvino import opset13
-door = opset13.parameter([-1, 4 << 20], np.float32, name="x")
-model = openvino.Model([opset13.exp(opset13.tile(door, opset13.constant([256, 1])))], [door])
+x = opset13.parameter([-1, 4 << 20], np.float32, name="x")
+model = openvino.Model([opset13.exp(opset13.tile(x, opset13.constant([256, 1])))], [x])
 queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU"))
 def run(x):
     queue.start_async({0: x})
@@ -206,11 +208,11 @@ def run(x):
     "onnxruntime": """
 import onnxruntime
 from onnx import TensorProto, helper
-doors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in "xz"]
+values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in "xz"]
 times = helper.make_tensor("times", TensorProto.INT64, [2], [200, 1])
 nodes = [helper.make_node("Tile", ["x", "times"], ["y"]), helper.make_node("Exp", ["y"], ["z"])]
 model = helper.make_model(
-    helper.make_graph(nodes, "g", doors[:1], doors[1:], [times]),
+    helper.make_graph(nodes, "g", values[:1], values[1:], [times]),
     opset_imports=[helper.make_opsetid("", 17)],
     ir_version=8,
 )
@@ -236,8 +238,8 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_error_of_a_runtime_that_finds_no_memory_is_recognised(runtime: str) -> None:
-    """More than 3 GB for one tensor, of 0.6 GB that the process may still have."""
+def test_the_real_error_of_a_runtime_is_recognised(runtime: str) -> None:
+    """One tensor needs more than 3 GB, but the process may allocate only 0.6 GB more."""
     pytest.importorskip(runtime)
     found = subprocess.run(
         [sys.executable, "-c", RUN_OUT.format(runtime=RUNTIMES[runtime])],
@@ -264,14 +266,14 @@ print(int(torch.cat(list(sums)).sum()) == 64 * 16 * MB)
 """
 
 
-def test_the_host_s_own_error_is_recognised_and_what_was_taken_is_free_again() -> None:
-    """4 GiB for all at once, of 0.6 GB that the process may still have."""
+def test_the_hosts_real_error_is_recognised_and_the_memory_is_freed() -> None:
+    """All at once need 4 GiB, but the process may allocate only 0.6 GB more."""
     found = subprocess.run(
         [sys.executable, "-c", REAL], capture_output=True, text=True, timeout=200, check=False
     )
     assert found.stderr == ""
-    *said, last = found.stdout.splitlines()
+    *logged, last = found.stdout.splitlines()
     assert last == "True"
-    sizes = [int(line.split("going on with ")[1].split(";")[0]) for line in said]
+    sizes = [int(line.split("continuing with ")[1].split(";")[0]) for line in logged]
     assert sizes[:3] == [32, 16, 8]
     assert sizes[-1] in (8, 4)

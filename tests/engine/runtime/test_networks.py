@@ -1,4 +1,4 @@
-"""The tiny prior, CLIP and teacher make the same of images in every runtime."""
+"""The tiny prior, CLIP and teacher compute the same in every runtime."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import similarities
 from export.store import Store
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 from tests.tiny_priors import write_clip, write_prior
 
 RUNTIMES = ["openvino", "onnxruntime"]
@@ -44,7 +44,7 @@ def sources(count: int = 3, size: int = 16) -> ImageBatch:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_variations_are_those_of_torch_up_to_rounding(
+def test_variations_equal_torchs_up_to_rounding(
     tmp_path_factory: pytest.TempPathFactory, store: Store, runtime: str, strength: float
 ) -> None:
     prior = load_prior(str(write_prior(tmp_path_factory.mktemp("prior"))), "cpu")
@@ -52,19 +52,19 @@ def test_variations_are_those_of_torch_up_to_rounding(
         prior="unused", variations=3, steps=4, guidance_scale=2.0, strength=strength, micro_batch=4
     )
 
-    def made(runtime: str) -> torch.Tensor:
-        opened = open_prior(prior, config, torch_place(runtime=runtime, store=store))
+    def augmented(runtime: str) -> torch.Tensor:
+        opened = open_prior(prior, config, torch_options(runtime=runtime, store=store))
         batches = augment(sources(), opened, config, seed=1, class_tokens=None, device=torch.device("cpu"))
         return torch.cat([batch.images for batch in batches]).int()
 
-    ours, wanted = made(runtime), made("torch")
+    ours, wanted = augmented(runtime), augmented("torch")
     assert wanted.float().std() > 5
     assert (ours - wanted).abs().max() <= 1
 
 
 @pytest.fixture
 def shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[torch.Size, ...]]]:
-    """What each network that torch is asked to compile, which it is not, is called with."""
+    """Replace `torch.compile`; return the input shapes that each network to be compiled is called with."""
     found: dict[str, set[tuple[torch.Size, ...]]] = {}
 
     def compile_nothing(module: nn.Module, **_: object) -> nn.Module:
@@ -76,21 +76,21 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[torch.Size, .
     return found
 
 
-def test_the_last_sources_and_variations_are_compiled_for_no_size_of_their_own(
+def test_the_last_sources_and_variations_cause_no_compilation_of_their_own(
     tmp_path: Path, store: Store, shapes: dict[str, set[tuple[torch.Size, ...]]]
 ) -> None:
-    """5 sources and 15 variations of them, by 4; the images are those of batches as they are."""
+    """Augment 5 sources by 3 variations each in batches of 4, compiled and not."""
     folder = str(write_prior(tmp_path))
     config = AugmentConfig(
         prior="unused", variations=3, steps=2, guidance_scale=2.0, strength=0.5, micro_batch=4
     )
 
-    def made(compiled: bool) -> list[ImageBatch]:
-        place = torch_place(store=store, compiled=compiled)
-        opened = open_prior(load_prior(folder, "cpu"), config, place)
-        return list(augment(sources(5), opened, config, seed=1, class_tokens=None, device=place.device))
+    def augmented(compiled: bool) -> list[ImageBatch]:
+        options = torch_options(store=store, compiled=compiled)
+        opened = open_prior(load_prior(folder, "cpu"), config, options)
+        return list(augment(sources(5), opened, config, seed=1, class_tokens=None, device=options.device))
 
-    ours, wanted = made(compiled=True), made(compiled=False)
+    ours, wanted = augmented(compiled=True), augmented(compiled=False)
     assert [len(batch) for batch in ours] == [4, 4, 4, 3]
     assert (ImageBatch.cat(ours).images.int() - ImageBatch.cat(wanted).images.int()).abs().max() <= 1
     assert torch.equal(ImageBatch.cat(ours).keys, ImageBatch.cat(wanted).keys)
@@ -98,42 +98,42 @@ def test_the_last_sources_and_variations_are_compiled_for_no_size_of_their_own(
     assert {name: len(seen) for name, seen in shapes.items()} == dict.fromkeys(shapes, 1)
 
 
-def test_the_last_images_of_the_filter_are_compiled_for_no_size_of_their_own(
+def test_the_last_images_of_the_filter_cause_no_compilation_of_their_own(
     tmp_path: Path, store: Store, shapes: dict[str, set[tuple[torch.Size, ...]]]
 ) -> None:
     clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
-    of, others = sources(5, 24), sources(11, 24)
-    variations = replace(others, parents=of.keys[torch.arange(11) % 5])
-    wanted = similarities(of, variations, clip, MicroBatch("filter", 11))
+    originals, others = sources(5, 24), sources(11, 24)
+    variations = replace(others, parents=originals.keys[torch.arange(11) % 5])
+    wanted = similarities(originals, variations, clip, MicroBatch("filter", 11))
     opened = open_clip(
-        clip, clip_spec(clip, rows=3, runtime="torch"), torch_place(store=store, compiled=True)
+        clip, clip_spec(clip, rows=3, runtime="torch"), torch_options(store=store, compiled=True)
     )
-    found = similarities(of, variations, opened, MicroBatch("filter", 3))
+    found = similarities(originals, variations, opened, MicroBatch("filter", 3))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert [[shape[0] for (shape,) in seen] for seen in shapes.values()] == [[3]]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_similarities_are_those_of_torch(tmp_path: Path, store: Store, runtime: str) -> None:
+def test_similarities_equal_torchs(tmp_path: Path, store: Store, runtime: str) -> None:
     clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
-    of, others = sources(2, 24), sources(5, 24)
+    originals, others = sources(2, 24), sources(5, 24)
     variations = ImageBatch(
         images=others.images,
         labels=others.labels,
         keys=others.keys + 1,
-        parents=of.keys[[0, 1, 1, 0, 1]],
+        parents=originals.keys[[0, 1, 1, 0, 1]],
         seeds=others.seeds,
     )
     opened = open_clip(
-        clip, clip_spec(clip, rows=3, runtime=runtime), torch_place(runtime=runtime, store=store)
+        clip, clip_spec(clip, rows=3, runtime=runtime), torch_options(runtime=runtime, store=store)
     )
-    wanted = similarities(of, variations, clip, MicroBatch("filter", 5))
-    found = similarities(of, variations, opened, MicroBatch("filter", 3))
+    wanted = similarities(originals, variations, clip, MicroBatch("filter", 5))
+    found = similarities(originals, variations, opened, MicroBatch("filter", 3))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_teacher_and_its_feature_map_are_those_of_torch(store: Store, runtime: str) -> None:
+def test_a_teacher_and_its_feature_map_equal_torchs(store: Store, runtime: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = wrn_16_1(10).eval().requires_grad_(False)
@@ -142,7 +142,7 @@ def test_a_teacher_and_its_feature_map_are_those_of_torch(store: Store, runtime:
     ).eval()
     spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=32, batches=(1, 4, 8))
     images = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    outputs = open_runtime(spec, torch_place(runtime=runtime, store=store))(images=images)
+    outputs = open_runtime(spec, torch_options(runtime=runtime, store=store))(images=images)
     logits, feature = outputs["logits"], outputs["network.relu"]
     with torch.no_grad():
         wanted, (wanted_feature,) = forward_with_features(teacher, images, ["network.relu"])

@@ -15,8 +15,8 @@ from export.parity import compare, reference
 from export.spec import NetworkSpec
 from export.store import Store
 from tests.engine.runtime.conditioned import conditioned_spec
-from tests.logs import log_lines
-from tests.places import torch_place
+from tests.logs import log_lines, record_info
+from tests.runtime_options import torch_options
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ class Recorded:
     def io_binding(self) -> "Recorded":
         return self
 
-    def bind_input(self, name: str, *asked: Any) -> None:
-        self.bound.append((name, *asked[:2]))
+    def bind_input(self, name: str, *arguments: Any) -> None:
+        self.bound.append((name, *arguments[:2]))
         if name == "images":
-            self.rows.append(asked[3][0])
+            self.rows.append(arguments[3][0])
 
-    def bind_output(self, *asked: Any) -> None:
-        self.bound.append(asked)
+    def bind_output(self, *arguments: Any) -> None:
+        self.bound.append(arguments)
 
     def run_with_iobinding(self, binding: "Recorded") -> None:
         assert binding is self
@@ -74,8 +74,8 @@ def test_onnxruntime_runs_on_the_gpu_of_the_options(
     spec: NetworkSpec, store: Store, second_gpu: torch.device, provider: str
 ) -> None:
     """Check only the arguments of the session and its binding: their effect takes two GPUs."""
-    place = torch_place(runtime="onnxruntime", store=store, device=second_gpu, onnx_provider=provider)
-    executable = OnnxExecutable(spec, artifacts.graph(spec, place), place)
+    options = torch_options(runtime="onnxruntime", store=store, device=second_gpu, onnx_provider=provider)
+    executable = OnnxExecutable(spec, artifacts.graph(spec, options), options)
     executable(**spec.example({"batch": 3}))
     session: Any = executable._session
     assert session.options["device_id"] == "1"
@@ -85,16 +85,17 @@ def test_onnxruntime_runs_on_the_gpu_of_the_options(
     assert session.bound == [(name, "cuda", 1) for name in names]
 
 
-def test_onnxruntimes_tensorrt_caches_engines_and_gets_batches_of_its_profile(
+def test_the_tensorrt_provider_caches_engines_and_gets_batches_of_its_profile(
     spec: NetworkSpec, tmp_path: Path, second_gpu: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Check only the arguments of the session: just onnxruntime-gpu builds engines."""
+    record_info(caplog)
     store = Store(tmp_path)
     settings = {"runtime": "onnxruntime", "onnx_provider": "tensorrt", "device": second_gpu}
-    place = torch_place(store=store, **settings)
-    graph = artifacts.graph(spec, place)
+    options = torch_options(store=store, **settings)
+    graph = artifacts.graph(spec, options)
     caplog.clear()
-    executable = OnnxExecutable(spec, graph, place)
+    executable = OnnxExecutable(spec, graph, options)
     session: Any = executable._session
     folder = Path(session.options["trt_engine_cache_path"])
     assert session.options["trt_engine_cache_enable"] == "True"
@@ -107,18 +108,18 @@ def test_onnxruntimes_tensorrt_caches_engines_and_gets_batches_of_its_profile(
     assert torch.equal(given["hidden"][:, 0], torch.arange(150.0))
     assert torch.equal(given["logits"][:, 0], -torch.arange(150.0))
     (folder / "an.engine").write_bytes(b"engine")
-    OnnxExecutable(spec, graph, place)
+    OnnxExecutable(spec, graph, options)
     assert len(log_lines(caplog)) == 1
 
 
-def test_a_provider_that_the_package_lacks_is_one_line(spec: NetworkSpec, store: Store) -> None:
+def test_a_missing_provider_is_one_line(spec: NetworkSpec, store: Store) -> None:
     import onnxruntime
 
     if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this package has it")
-    place = torch_place(runtime="onnxruntime", store=store, onnx_provider="tensorrt")
+    options = torch_options(runtime="onnxruntime", store=store, onnx_provider="tensorrt")
     with pytest.raises(RuntimeUnavailableError, match="no TensorrtExecutionProvider; pip install"):
-        open_graph(spec, artifacts.graph(spec, place), place)
+        open_graph(spec, artifacts.graph(spec, options), options)
 
 
 @pytest.mark.gpu
@@ -129,8 +130,10 @@ def test_onnxruntime_on_the_gpu(spec: NetworkSpec, store: Store, precision: str)
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime without CUDA")
-    place = torch_place(runtime="onnxruntime", precision=precision, store=store, device=torch.device("cuda"))
-    executable = open_graph(spec, artifacts.graph(spec, place), place)
+    options = torch_options(
+        runtime="onnxruntime", precision=precision, store=store, device=torch.device("cuda")
+    )
+    executable = open_graph(spec, artifacts.graph(spec, options), options)
     inputs = spec.example({"batch": 7})
     given = executable(**{name: value.cuda() for name, value in inputs.items()})
     assert compare(reference(spec, inputs), given, precision).passes

@@ -1,4 +1,4 @@
-"""Every network is proved against torch where it is opened, and run in a safer precision where that fails."""
+"""Opening a network checks its parity with torch, and falls back to a safer precision if that fails."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from export.parity import compare, reference
 from export.spec import Input, NetworkSpec, batch
 from export.store import Store
 from tests.logs import log_lines, record_info
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 
 class Amplified(nn.Module):
-    """A GroupNorm of activations that are too large for fp16 from a gain of some 20,000 on."""
+    """A GroupNorm whose input overflows fp16 if the gain exceeds about 20,000."""
 
     def __init__(self, gain: float) -> None:
         super().__init__()
@@ -45,51 +45,58 @@ def _record_info(caplog: pytest.LogCaptureFixture) -> None:
 
 def options(folder: Path, **changes: object) -> RuntimeOptions:
     settings = {"runtime": "onnxruntime", "precision": "fp16", "store": Store(folder)}
-    return torch_place(**{**settings, **changes})
+    return torch_options(**{**settings, **changes})
 
 
-def test_fp16_that_holds_the_network_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fp16_is_used_if_it_reproduces_the_network(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     executable = open_runtime(amplified(1.0), options(tmp_path))
-    assert not [line for line in log_lines(caplog) if "taking" in line]
+    assert not [line for line in log_lines(caplog) if "falling back" in line]
     inputs = amplified(1.0).example()
     torch.testing.assert_close(
         executable(**inputs)["y"], reference(amplified(1.0), inputs)["y"], rtol=0, atol=5e-3
     )
 
 
-def test_activations_beyond_fp16_are_caught_and_run_in_fp32_aloud(
+def test_activations_beyond_fp16_run_in_fp32_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = amplified(1e6)
     executable = open_runtime(spec, options(tmp_path))
-    assert "amplified: onnxruntime fp16 gives numbers that are not finite; taking fp32" in log_lines(caplog)
+    assert "amplified: onnxruntime fp16 gives numbers that are not finite; falling back to fp32" in log_lines(
+        caplog
+    )
     inputs = spec.example({"batch": 3})
     torch.testing.assert_close(executable(**inputs)["y"], reference(spec, inputs)["y"], rtol=1e-4, atol=1e-4)
 
 
-def test_torch_is_proved_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_torch_is_checked_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = amplified(1e6)
     inputs = spec.example({"batch": 3})
     wanted = reference(spec, inputs)
     executable = open_runtime(spec, options(tmp_path, runtime="torch"))
-    assert log_lines(caplog) == ["amplified: torch fp16 gives numbers that are not finite; taking bf16"]
+    assert log_lines(caplog) == [
+        "amplified: torch fp16 gives numbers that are not finite; falling back to bf16"
+    ]
     assert compare(wanted, executable(**inputs), "bf16").passes
     open_runtime(amplified(1.0), options(tmp_path, runtime="torch"))
     assert len(log_lines(caplog)) == 1
 
 
-def test_torch_that_holds_in_float32_alone_ends_there(
+def test_torch_falls_back_to_float32_at_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(parity, "TOLERANCE", {"fp32": 0.0, "bf16": 0.0, "fp16": 0.0})
     spec = amplified(1.0)
     inputs = spec.example()
     executable = open_runtime(spec, options(tmp_path, runtime="torch"))
-    assert [line.rpartition("; ")[2] for line in log_lines(caplog)] == ["taking bf16", "taking fp32"]
+    assert [line.rpartition("; ")[2] for line in log_lines(caplog)] == [
+        "falling back to bf16",
+        "falling back to fp32",
+    ]
     assert torch.equal(executable(**inputs)["y"], reference(spec, inputs)["y"])
 
 
-def test_the_proof_is_measured_once(
+def test_parity_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_runtime(amplified(1.0), options(tmp_path))
@@ -104,17 +111,17 @@ def test_the_proof_is_measured_once(
         open_runtime(amplified(2.0), options(tmp_path))
 
 
-def test_a_proof_against_another_reference_is_measured_again(
+def test_parity_with_another_reference_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as one that was kept when the reference was rounded to TF32."""
+    """For instance, one that was stored when the reference was rounded to TF32."""
     open_runtime(amplified(1.0), options(tmp_path))
     monkeypatch.setattr(opening, "files_hash", lambda _: "another")
     open_runtime(amplified(1.0), options(tmp_path))
     assert sum("onnxruntime_parity" in line for line in log_lines(caplog)) == 2
 
 
-def test_a_network_that_no_precision_reproduces_is_refused(
+def test_a_network_that_no_precision_reproduces_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "reference", lambda *_: {"y": torch.ones(2, 4, 6, 6)})
@@ -122,11 +129,11 @@ def test_a_network_that_no_precision_reproduces_is_refused(
         open_runtime(amplified(1.0), options(tmp_path))
 
 
-def test_tensorrt_without_a_gpu_is_refused_before_anything_is_built(
+def test_tensorrt_without_a_gpu_is_rejected_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    here = torch_place(runtime="tensorrt", precision="fp16", store=Store(tmp_path))
-    with pytest.raises(RuntimeUnavailableError, match="no GPU here"):
-        open_runtime(amplified(1.0), here)
+    settings = options(tmp_path, runtime="tensorrt")
+    with pytest.raises(RuntimeUnavailableError, match="this machine has no GPU"):
+        open_runtime(amplified(1.0), settings)
     assert not log_lines(caplog)

@@ -20,7 +20,7 @@ from export.spec import NetworkSpec
 from export.store import Store
 from tests.engine.runtime.conditioned import CHUNK, conditioned_spec, opened
 from tests.logs import log_lines, record_info
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def test_a_graph_or_compiled_model_with_one_altered_byte_is_rejected(
 
 
 def test_a_stored_graph_that_reads_files_elsewhere_is_rejected(spec: NetworkSpec, tmp_path: Path) -> None:
-    """Hashes do not help against an attacker, who can also write a matching entry.json."""
+    """Hashes do not protect against an attacker, who can also write a matching entry.json."""
     folder = tmp_path / "store"
     with Store(folder) as store:
-        path = artifacts.graph(spec, torch_place(runtime="onnxruntime", store=store)).path
+        path = artifacts.graph(spec, torch_options(runtime="onnxruntime", store=store)).path
     model = onnx.load(path)
     onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
     (path.parent / "weights").rename(tmp_path / "weights")
@@ -140,14 +140,14 @@ def test_a_stored_graph_that_reads_files_elsewhere_is_rejected(spec: NetworkSpec
     with Store(folder) as store:
         for runtime in ("onnxruntime", "openvino"):
             with pytest.raises(ExportError, match=r"point to '../../weights', outside the graph's folder"):
-                open_runtime(spec, torch_place(runtime=runtime, store=store))
+                open_runtime(spec, torch_options(runtime=runtime, store=store))
 
 
 @pytest.mark.parametrize(
     ("runtime", "precision", "words"),
     [
         ("openvino", "fp16", "openvino computes in fp32 or bf16 on a CPU, not in fp16"),
-        ("onnxruntime", "bf16", "onnxruntime has no bf16 on a CPU; take --precision fp32"),
+        ("onnxruntime", "bf16", "onnxruntime has no bf16 on a CPU; use --precision fp32"),
     ],
 )
 def test_a_precision_that_a_runtime_lacks_is_one_line(
@@ -163,7 +163,7 @@ def test_openvino_checks_the_precision_it_computes_in(spec: NetworkSpec, store: 
     in_fp32, in_bf16 = (opened(spec, store, "openvino", precision) for precision in ("fp32", "bf16"))
     assert isinstance(in_fp32, OpenVinoExecutable)
     assert isinstance(in_bf16, OpenVinoExecutable)
-    with pytest.raises(RuntimeUnavailableError, match="asked for bf16 and computes in f32 here"):
+    with pytest.raises(RuntimeUnavailableError, match="should compute in bf16 but computes in f32"):
         in_bf16._check_precision(in_fp32._compiled(shapes))
 
 
@@ -173,8 +173,8 @@ def test_the_description_names_version_and_provider(spec: NetworkSpec, store: St
 
 
 def test_openvino_computes_in_bf16_from_the_fp32_graph(spec: NetworkSpec, store: Store) -> None:
-    places = [torch_place(runtime="openvino", precision=p, store=store) for p in ("bf16", "fp32")]
-    assert len({artifacts.graph(spec, place).path for place in places}) == 1
+    options = [torch_options(runtime="openvino", precision=p, store=store) for p in ("bf16", "fp32")]
+    assert len({artifacts.graph(spec, each).path for each in options}) == 1
 
 
 CORES_THEN_CTRL_C = """
@@ -195,6 +195,6 @@ signal.raise_signal(signal.SIGINT)
 
 def test_ctrl_c_after_openvino_causes_no_segmentation_fault() -> None:
     command = [sys.executable, "-X", "faulthandler", "-c", CORES_THEN_CTRL_C]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
-    assert ended.returncode == -signal.SIGINT
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert finished.returncode == -signal.SIGINT

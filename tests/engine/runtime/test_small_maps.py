@@ -1,4 +1,4 @@
-"""Scales and shifts written out over small maps: the same numbers, and only where maps are small."""
+"""Expanded scales and shifts of small maps: the same numbers, and larger maps are left alone."""
 
 from pathlib import Path
 
@@ -33,9 +33,9 @@ def spec(side: int) -> NetworkSpec:
     return NetworkSpec(name="normalized", module=module, inputs=(images,), outputs=("y",))
 
 
-@pytest.mark.parametrize(("side", "written"), [(2, 2), (8, 2), (9, 0)])
+@pytest.mark.parametrize(("side", "expanded"), [(2, 2), (8, 2), (9, 0)])
 @pytest.mark.parametrize("hint", ["f32", "bf16"])
-def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, written: int, hint: str) -> None:
+def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, expanded: int, hint: str) -> None:
     write_onnx(spec(side), "fp32", tmp_path)
     pixels = spec(side).example({"batch": ROWS})["images"].numpy()
     given = []
@@ -48,7 +48,7 @@ def test_small_maps_give_the_same_numbers(tmp_path: Path, side: int, written: in
             shapes = [
                 list(op.get_output_shape(0)) for op in model.get_ops() if op.get_type_name() == "Constant"
             ]
-            assert shapes.count(full) == written
+            assert shapes.count(full) == expanded
         compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
         given.append(compiled([pixels])[0].copy())
     assert np.abs(given[0]).max() > 0.5

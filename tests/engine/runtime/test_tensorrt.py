@@ -1,3 +1,5 @@
+"""The TensorRT runtime: engines on a GPU, and with fakes what needs none."""
+
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime import tensorrt
-from engine.runtime.tensorrt import TensorRtExecutable, bind, enqueue, require_gpu
+from engine.runtime.tensorrt import (
+    TensorRtExecutable,
+    bind,
+    enqueue,
+    load_compiled,
+    require_gpu,
+    save_compiled,
+)
 from export.errors import ExportError, RuntimeUnavailableError
 from export.onnx import FILE, write_onnx
 from export.spec import Axis, Input, NetworkSpec
@@ -17,8 +26,8 @@ from export.tensorrt.options import BuildOptions
 BATCH = Axis(name="batch", min=2, opt=3, max=4)
 SIDES = [Axis(name=name, min=8, opt=16, max=32) for name in ("height", "width")]
 NO_GPU = (
-    "tensorrt: no GPU here; its engines can be built here (python -m export --runtime tensorrt) but not run;"
-    " run on a machine with an NVIDIA GPU or take --runtime openvino"
+    "tensorrt: this machine has no GPU; it can build engines (python -m export --runtime tensorrt) but"
+    " not run them; use a machine with an NVIDIA GPU, or --runtime openvino"
 )
 
 
@@ -43,7 +52,7 @@ def spec() -> NetworkSpec:
     )
 
 
-def test_without_a_gpu_that_is_said_before_all_else(
+def test_a_missing_gpu_is_reported_first(
     spec: NetworkSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -51,22 +60,22 @@ def test_without_a_gpu_that_is_said_before_all_else(
         require_gpu,
         lambda: TensorRtExecutable(spec, b"", torch.device("cuda"), compiled_file=tmp_path / "c"),
     ):
-        with pytest.raises(RuntimeUnavailableError) as refused:
+        with pytest.raises(RuntimeUnavailableError) as error:
             use()
-        assert str(refused.value) == NO_GPU
+        assert str(error.value) == NO_GPU
 
 
 class FakeContext:
-    """Notes what it is given; its outputs are one wider than its input."""
+    """Notes its arguments; its outputs are one wider than its input."""
 
-    def __init__(self, *, works: bool = True) -> None:
+    def __init__(self, *, succeeds: bool = True) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.works = works
+        self.succeeds = succeeds
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return self.works
+        return self.succeeds
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
@@ -77,7 +86,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle == 7
-        return self.works
+        return self.succeeds
 
 
 class FakeStream:
@@ -94,11 +103,11 @@ def test_a_context_is_given_the_memory_of_the_tensors() -> None:
     assert context.addresses == {name: value.data_ptr() for name, value in {**inputs, **outputs}.items()}
 
 
-def test_a_context_that_refuses_is_said() -> None:
+def test_a_failing_context_is_an_error() -> None:
     pytest.importorskip("tensorrt_rtx")
-    context: Any = FakeContext(works=False)
+    context: Any = FakeContext(succeeds=False)
     stream: Any = FakeStream()
-    with pytest.raises(ExportError, match=r"x failed: .*; take another --runtime"):
+    with pytest.raises(ExportError, match=r"x failed: .*; choose another --runtime"):
         bind(context, {"x": torch.zeros(2, 3)}, ("y",))
     with pytest.raises(ExportError, match=r"execution failed"):
         enqueue(context, stream)
@@ -106,7 +115,7 @@ def test_a_context_that_refuses_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def engine(spec: NetworkSpec, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """For the GPU at hand; where there is none, for those that TensorRT-RTX builds for."""
+    """Return an engine for this GPU or, without one, for the GPUs that TensorRT-RTX builds for."""
     pytest.importorskip("tensorrt_rtx")
     from export.tensorrt.bindings import IS_RTX, trt
     from export.tensorrt.builder import build_engine
@@ -130,11 +139,11 @@ def opened(
     return TensorRtExecutable(spec, engine, device, compiled_file=kernels, cuda_graph=cuda_graph)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is left to do on a machine without a GPU")
-def test_the_engine_of_these_tests_lacks_nothing_but_a_gpu(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what a machine without a GPU can")
+def test_opening_the_engine_fails_only_for_lack_of_a_gpu(
     spec: NetworkSpec, engine: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Built for real and opened as on a GPU, it gets as far as TensorRT's own look at the device."""
+    """The engine is real; opening it as on a GPU gets as far as TensorRT's own query of the device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr("export.tensorrt.loading._gpu", lambda: "no GPU")
@@ -161,7 +170,7 @@ def example(spec: NetworkSpec, *, seed: int = 0, **sizes: int) -> dict[str, Tens
 
 
 @pytest.mark.gpu
-def test_it_gives_what_torch_gives_for_every_batch_and_resolution(
+def test_outputs_equal_torchs_for_every_batch_and_resolution(
     executable: TensorRtExecutable, spec: NetworkSpec
 ) -> None:
     for seed, batch, height in ((0, 1, 8), (1, 2, 16), (2, 4, 32), (3, 11, 16), (4, 2, 16)):
@@ -207,7 +216,7 @@ def test_more_shapes_than_graphs_are_kept(
 
 
 @pytest.mark.gpu
-def test_what_is_compiled_is_kept_for_the_next_process(
+def test_compiled_kernels_are_kept_for_the_next_process(
     spec: NetworkSpec, engine: bytes, tmp_path: Path
 ) -> None:
     from export.tensorrt.bindings import IS_RTX
@@ -219,3 +228,29 @@ def test_what_is_compiled_is_kept_for_the_next_process(
     assert file.exists() == IS_RTX
     again = opened(spec, engine, file)
     assert torch.equal(again(**inputs)["hidden"], wanted)
+
+
+def test_saved_kernels_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "kernels.bin"
+    assert load_compiled(path) is None
+    save_compiled(path, b"first")
+    save_compiled(path, b"second")
+    assert load_compiled(path) == b"second"
+
+
+@pytest.mark.parametrize("at", [0, 31, 32, -1])
+def test_altered_kernels_are_not_loaded(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "kernels.bin"
+    save_compiled(path, b"kernels")
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert load_compiled(path) is None
+
+
+@pytest.mark.parametrize("length", [0, 10, 35])
+def test_truncated_kernels_are_not_loaded(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "kernels.bin"
+    save_compiled(path, b"kernels")
+    path.write_bytes(path.read_bytes()[:length])
+    assert load_compiled(path) is None

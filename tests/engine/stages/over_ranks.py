@@ -1,6 +1,6 @@
-"""`python -m tests.engine.stages.over_ranks DIR` on each rank: what each rank has, to DIR/RANK.pt.
+"""`python -m tests.engine.stages.over_ranks DIR`: run BatchNorm and distillation, and save DIR/RANK.pt.
 
-The same functions, called without ranks, are the one process that it is compared with.
+The tests call the same functions in one process and compare.
 """
 
 import copy
@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 
 
 class _Forward:
-    """The teacher itself, in the double precision of the test."""
+    """A forward pass of the teacher itself, in the test's float64."""
 
     description = "torch"
 
@@ -52,7 +52,10 @@ class _Forward:
 
 
 def normalized(name: str, mine: slice) -> dict[str, Tensor]:
-    """Of `mine` of two float64 batches, then of one in eval mode: outputs, gradients, running statistics."""
+    """Return outputs, gradients and running statistics for the rows `mine`.
+
+    There are two float64 batches in train mode and one in eval mode.
+    """
     make, shape = LAYERS[name]
     draw, layer = generator(0, name), make().double()
     for parameter in layer.parameters():
@@ -79,19 +82,19 @@ def network(widen: int, seed: int) -> Classifier:
 
 
 def batches(mine: slice) -> list[FeedBatch]:
-    """`mine` of batches in whose rows the teacher agrees with now more, now fewer, now none of the labels."""
-    draw, made = generator(0, "batches"), []
+    """Return the rows `mine` of each batch; the teacher agrees with 0 to 75 % of the labels of a batch."""
+    draw, parts = generator(0, "batches"), []
     for step in range(STEPS):
         images = torch.rand(BATCH, 3, SIZE, SIZE, generator=draw)
         labels = torch.randint(0, CLASSES, (BATCH,), generator=draw)
         agrees = torch.rand(BATCH, generator=draw) < (step % 4) / 4
         share = agrees[mine].double().mean() / agrees.double().mean() if agrees.any() else 1.0
-        made.append(FeedBatch(images[mine], labels[mine], agrees[mine], float(share)))
-    return made
+        parts.append(FeedBatch(images[mine], labels[mine], agrees[mine], float(share)))
+    return parts
 
 
 def distilled(mine: slice) -> dict[str, Any]:
-    """State and logged means of a training in float64; its student has a parameter that it does not use."""
+    """Return the state and the logged means of a training in float64; the student has an unused parameter."""
     torch.set_default_dtype(torch.float64)
     try:
         teacher, student = network(2, seed=1).eval().requires_grad_(False), network(1, seed=2)
@@ -114,7 +117,7 @@ def distilled(mine: slice) -> dict[str, Any]:
 
 
 def _error_of_nan(distiller: Distiller, mine: slice) -> str:
-    """What a batch raises whose last image, one of the last rank's, is not a number."""
+    """Return the error of a batch whose last image, on the last rank, is NaN."""
     batch = batches(mine)[0]
     if mine.stop == BATCH:
         batch.images[-1] = torch.nan

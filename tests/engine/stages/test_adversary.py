@@ -1,4 +1,4 @@
-"""The rotation adversary: its targets, its head, and which way its gradients pull."""
+"""The rotation adversary: its targets, its head, and the direction of its gradients."""
 
 import pytest
 import torch
@@ -44,19 +44,20 @@ def test_learning_improves_the_head_and_leaves_the_student_alone(adversary: Rota
     images = 0.1 * torch.rand(32, 3, 16, 16)
     images[:, :, :6] += 0.3 * (1 + labels[:, None, None, None])  # the top is bright, by class
     before = {name: value.clone() for name, value in adversary.student.state_dict().items()}
-    first = adversary.challenger()(images[:8], labels[:8]).detach()
+    first = adversary.adversarial_term()(images[:8], labels[:8]).detach()
     for _ in range(200):
         adversary.learn(images, labels)
-    assert (
-        adversary.challenger()(images[:8], labels[:8]).detach() > first + 0.1
-    )  # minus a smaller cross-entropy
+    last = adversary.adversarial_term()(images[:8], labels[:8]).detach()
+    assert last > first + 0.1, "minus a smaller cross-entropy"
     for name, value in adversary.student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_challenge_is_minus_the_cross_entropy_and_reaches_the_images(adversary: RotationAdversary) -> None:
+def test_term_is_minus_the_cross_entropy_and_reaches_the_images(
+    adversary: RotationAdversary,
+) -> None:
     images, labels = torch.rand(4, 3, 16, 16).requires_grad_(), torch.tensor([0, 1, 2, 0])
-    loss = adversary.challenger()(images, labels)
+    loss = adversary.adversarial_term()(images, labels)
     turned, joint = rotations(images, labels)
     network = adversary.student.network
     x = (turned - 0.5) / 0.5

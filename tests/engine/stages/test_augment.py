@@ -1,4 +1,4 @@
-"""Our sampler against diffusers' own pipelines, and the keys, seeds and order of what it yields."""
+"""The sampler against diffusers' pipelines, and the keys, seeds and order of the variations."""
 
 import shutil
 from dataclasses import replace
@@ -18,11 +18,11 @@ from engine.seeding import derive_seed, randn_per_image
 from engine.stages.augment import augment, class_tokens, encode_sources, sample
 from engine.stages.batch import ImageBatch
 from engine.stages.solver import build_scheduler
-from tests.places import torch_place
+from tests.runtime_options import torch_options
 from tests.tiny_pipelines import put_tiny_autoencoder
 from tests.tiny_priors import CLASS_NAMES, EMBED_DIM, write_clip, write_prior
 
-# diffusers 0.42 converts tensors in a way numpy 2 deprecates.
+# diffusers 0.42 converts tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def _sources(count: int = 3, *, variations: int = 3, size: int = 16) -> ImageBat
 
 
 def _opened(prior: DiffusionPrior) -> OpenPrior:
-    return open_prior(prior, _config(strength=0.5), torch_place())
+    return open_prior(prior, _config(strength=0.5), torch_options())
 
 
 def _all(sources: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, **changes: Any) -> ImageBatch:
@@ -125,10 +125,10 @@ def test_strength_and_two_tokens_match_diffusers_img2img(
     ours = _all(sources, prior, config, class_tokens=tokens)
 
     pixels = sources.images.float() / 127.5 - 1
-    anchors = prior.vae.encode(pixels).latent_dist.mode() * prior.vae.config.scaling_factor
+    source_latents = prior.vae.encode(pixels).latent_dist.mode() * prior.vae.config.scaling_factor
     embeddings = prior.image_encoder(_normalised(sources.images, prior)).image_embeds
     prompt = torch.stack([embeddings, tokens[sources.labels]], 1)
-    _assert_those_of_img2img(ours, prior, config, image=anchors, prompt=prompt)
+    _assert_equals_img2img(ours, prior, config, image=source_latents, prompt=prompt)
 
 
 def test_a_tiny_autoencoder_encodes_and_decodes_as_in_diffusers_img2img(folder: Path, tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_a_tiny_autoencoder_encodes_and_decodes_as_in_diffusers_img2img(folder: 
     sources = _sources(variations=1)
     prompt = prior.image_encoder(_normalised(sources.images, prior)).image_embeds[:, None]
     ours = _all(sources, prior, config)
-    _assert_those_of_img2img(ours, prior, config, image=sources.images.float() / 255, prompt=prompt)
+    _assert_equals_img2img(ours, prior, config, image=sources.images.float() / 255, prompt=prompt)
 
 
-def _assert_those_of_img2img(
+def _assert_equals_img2img(
     ours: ImageBatch, prior: DiffusionPrior, config: AugmentConfig, *, image: Tensor, prompt: Tensor
 ) -> None:
     """`image`: the sources' scaled latents, or their pixels in [0, 1]."""
@@ -184,13 +184,13 @@ def test_keys_parents_labels_seeds_and_order(prior: DiffusionPrior) -> None:
     sources = _sources()
     batches = list(augment(sources, _opened(prior), _config(), seed=7, class_tokens=None, device=CPU))
     assert [len(batch) for batch in batches] == [5, 4]
-    made = ImageBatch.cat(batches)
-    assert made.images.dtype == torch.uint8
-    assert made.images.shape == (9, 3, 16, 16)
-    assert made.keys.tolist() == [9, 10, 11, 13, 14, 15, 17, 18, 19]
-    assert made.parents.tolist() == [8, 8, 8, 12, 12, 12, 16, 16, 16]
-    assert made.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert made.seeds.tolist() == [derive_seed(7, "augment", s, k) for s in (8, 12, 16) for k in range(3)]
+    batch = ImageBatch.cat(batches)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (9, 3, 16, 16)
+    assert batch.keys.tolist() == [9, 10, 11, 13, 14, 15, 17, 18, 19]
+    assert batch.parents.tolist() == [8, 8, 8, 12, 12, 12, 16, 16, 16]
+    assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert batch.seeds.tolist() == [derive_seed(7, "augment", s, k) for s in (8, 12, 16) for k in range(3)]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -226,8 +226,8 @@ def test_less_strength_starts_nearer_to_the_source(prior: DiffusionPrior) -> Non
     target = reconstructed.clamp(0, 1).repeat_interleave(3, 0) * 255
 
     def distance(strength: float) -> float:
-        made = _all(sources, prior, _config(strength=strength, steps=20)).images
-        return (made - target).abs().mean().item()
+        images = _all(sources, prior, _config(strength=strength, steps=20)).images
+        return (images - target).abs().mean().item()
 
     assert distance(0.05) < distance(0.4) < distance(1.0)
 
@@ -263,15 +263,15 @@ def test_guidance_amplifies_the_tokens_it_names(
 
 
 def test_sources_of_another_size_give_variations_of_that_size(prior: DiffusionPrior) -> None:
-    made = _all(_sources(1, size=32), prior, _config(strength=0.5))
-    assert made.images.shape == (3, 3, 32, 32)
+    variations = _all(_sources(1, size=32), prior, _config(strength=0.5))
+    assert variations.images.shape == (3, 3, 32, 32)
 
 
 def test_class_tokens_are_unit_embeddings_times_root_width(tmp_path: Path) -> None:
     clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
-    made = class_tokens(clip, CLASS_NAMES, cross_attention_dim=EMBED_DIM)
+    found = class_tokens(clip, CLASS_NAMES, cross_attention_dim=EMBED_DIM)
     expected = clip.embed_texts([f"a photo of a {name}." for name in CLASS_NAMES]) * 4.0  # sqrt(16)
-    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(found, expected)
     with pytest.raises(UserError, match=r"augment\.class_condition.*16 dimensions.*takes 768"):
         class_tokens(clip, CLASS_NAMES, cross_attention_dim=768)
 
@@ -284,7 +284,7 @@ def test_non_finite_images_raise_with_their_keys(prior: DiffusionPrior, tokens: 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"prior": ""}, "augment.prior is empty"),
         ({"variations": 0}, "augment.variations must be at least 1, got 0"),
@@ -299,7 +299,7 @@ def test_non_finite_images_raise_with_their_keys(prior: DiffusionPrior, tokens: 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_settings_are_named(change: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         _config(**change)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,3 +1,5 @@
+"""The distiller: a step against one written out, resuming, logging, and refusals."""
+
 import copy
 import math
 from collections.abc import Callable
@@ -53,18 +55,18 @@ def distiller(total_steps: int = 6, precision: str = "no", **settings: Any) -> D
 
 @pytest.fixture(scope="module")
 def batches() -> list[FeedBatch]:
-    """For 40 steps; a third of the labels is not the teacher's class."""
+    """Batches for 40 steps; the teacher disagrees with a third of the labels."""
     draw = generator(0, "batches")
-    made = []
+    batches = []
     for _ in range(40):
         images = torch.rand(8, 3, SIZE, SIZE, generator=draw).to(memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES, (8,), generator=draw)
-        made.append(FeedBatch(images, labels, torch.arange(8) % 3 > 0))
-    return made
+        batches.append(FeedBatch(images, labels, torch.arange(8) % 3 > 0))
+    return batches
 
 
 def train(ours: Distiller, batches: list[FeedBatch], steps: int, **options: Any) -> None:
-    """The next steps of a run whose step i is by batches[i]."""
+    """Take the next steps of a run whose step i trains on batches[i]."""
     ours.train(batches[ours.step : ours.step + steps], steps, **options)
 
 
@@ -81,7 +83,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 def test_one_step_is_the_written_out_sgd_step(
     ce_on_agreement: bool, nesterov: bool, batches: list[FeedBatch]
 ) -> None:
-    """In float64: written-out losses, autograd, w - lr * (gradient + decay * w); no torch optimizer."""
+    """The expected step, in float64, is w - lr * (gradient + decay * w) of losses written out."""
     settings = {"w_kl": 0.7, "w_ce": 1.3, "w_feature": 5.0, "weight_decay": 0.01}
     ours = distiller(ce_on_agreement=ce_on_agreement, nesterov=nesterov, **settings)
     assert ours.align is not None
@@ -89,15 +91,15 @@ def test_one_step_is_the_written_out_sgd_step(
     sample = batches[0]
     images = sample.images.double()
 
-    def tapped(model: Classifier) -> tuple[Tensor, Tensor]:
+    def forward(model: Classifier) -> tuple[Tensor, Tensor]:
         network = model.network
         x = (images * model.luma).sum(1, keepdim=True) * 2 - 1
         feature = F.relu(network.bn(network.stages(network.conv1(x))))
         return network.fc(feature.mean((2, 3))), feature
 
     with torch.no_grad():
-        teacher_logits, teacher_feature = tapped(teacher().double())
-    logits, feature = tapped(student)
+        teacher_logits, teacher_feature = forward(teacher().double())
+    logits, feature = forward(student)
     log_t, log_s = (teacher_logits / 4).log_softmax(1), (logits / 4).log_softmax(1)
     kl = 16 * (log_t.exp() * (log_t - log_s)).sum() / 8
     rows = sample.agrees if ce_on_agreement else torch.ones(8, dtype=torch.bool)
@@ -128,7 +130,7 @@ def test_resuming_from_a_file_ends_with_the_same_bits_as_never_stopping(
     first = distiller(w_feature=w_feature, warmup_steps=2)
     train(first, batches, 3)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    torch.rand(7)  # the global generator is elsewhere when the run is resumed
+    torch.rand(7)  # the global generator has another state when the run resumes
     second = distiller(w_feature=w_feature, warmup_steps=2)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.step == 3
@@ -152,7 +154,7 @@ def test_the_student_learns_the_teacher(precision: str, batches: list[FeedBatch]
     assert all(p.dtype == torch.float32 for p in ours.student.parameters())
 
 
-def test_bf16_is_used_where_asked_and_the_prepared_student_still_evaluates_in_float32(
+def test_bf16_is_used_in_training_and_the_student_still_evaluates_in_float32(
     batches: list[FeedBatch],
 ) -> None:
     ours, dtypes = distiller(precision="bf16"), []
@@ -199,7 +201,7 @@ def test_a_feature_that_is_no_map_names_its_field() -> None:
 
 def test_a_student_with_other_classes_is_refused() -> None:
     student = classifier(WideResNet(10, 1, 7, in_channels=1), num_classes=7)
-    with pytest.raises(UserError, match=r"student\.num_classes is 7; .* 4"):
+    with pytest.raises(UserError, match=r"student\.num_classes is 7, .* set it to 4"):
         Distiller(teacher(), student, DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
 
 
@@ -308,10 +310,10 @@ def test_learning_rate_warms_up_and_then_follows_torchs_cosine() -> None:
         cosine.step()
 
 
-@pytest.mark.parametrize("where", ["middle of the window", "last step of the call"])
-def test_a_loss_that_is_not_finite_stops_at_the_next_log(where: str, batches: list[FeedBatch]) -> None:
+@pytest.mark.parametrize("position", ["middle of the window", "last step of the call"])
+def test_a_loss_that_is_not_finite_stops_at_the_next_log(position: str, batches: list[FeedBatch]) -> None:
     ours, logged = distiller(total_steps=10), []
-    broken = 3 if where.startswith("middle") else 6
+    broken = 3 if position.startswith("middle") else 6
 
     def poison(_images: Tensor, _labels: Tensor) -> None:
         if ours.step == broken:

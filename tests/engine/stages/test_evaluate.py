@@ -1,3 +1,5 @@
+"""Accuracy and agreement of known predictions, in float32 and eval mode."""
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,7 +21,7 @@ def accelerator() -> Accelerator:
 
 
 class BrightestChannel(nn.Module):
-    """Logits that are the mean of each channel plus a shift."""
+    """A network whose logits are the mean of each channel plus a shift."""
 
     def __init__(self, *shift: float) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ def test_puts_the_modes_back_after_an_error(accelerator: Accelerator) -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_is_in_float32_whatever_the_precision_of_the_run() -> None:
+def test_evaluation_is_in_float32_in_a_run_of_any_precision() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="bf16", threads=2)))
     dtypes = []
     model = classifier(noisy_network())

@@ -1,4 +1,4 @@
-"""Filter results against written-out rules, and the mean distance against the double loop."""
+"""The filter against rules written out, and the mean distance against a double loop."""
 
 import math
 from typing import Any
@@ -58,7 +58,7 @@ def variations(sources: ImageBatch) -> ImageBatch:
 
 
 def _cosines(sources: ImageBatch, variations: ImageBatch, clip: ClipModel) -> Tensor:
-    """One pair at a time, in float64 after the tower."""
+    """Compute the similarities one pair at a time, in float64 after the tower."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     values = []
     for image, parent in zip(variations.images, variations.parents, strict=True):
@@ -195,7 +195,7 @@ def test_mean_pairwise_distance_of_equal_and_of_too_few() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         pytest.param({"omega": 1.7}, "filter.omega must lie in [-1, 1], got 1.7", id="omega-high"),
         pytest.param({"omega": -1.1}, "filter.omega must lie in [-1, 1], got -1.1", id="omega-low"),
@@ -212,7 +212,7 @@ def test_mean_pairwise_distance_of_equal_and_of_too_few() -> None:
         pytest.param({"omega": 0.5, "model": ""}, "filter.model is empty", id="model"),
     ],
 )
-def test_bad_settings_are_named(change: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         FilterConfig(**{"model": "unused"} | change)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

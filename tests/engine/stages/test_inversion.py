@@ -1,4 +1,4 @@
-"""The optimization of one batch: eager everywhere, and recorded as a CUDA graph on a GPU."""
+"""The optimization of one batch: eager on every device, and captured as a CUDA graph on a GPU."""
 
 from collections.abc import Iterator
 
@@ -37,36 +37,36 @@ def classifier() -> Classifier:
     return network.eval().requires_grad_(False)
 
 
-def invert(accelerator: Accelerator, *, captured: bool) -> tuple[Tensor, list[float]]:
-    """The best images and the best loss after each step, with BatchNorm statistics and rotation term."""
+def invert(accelerator: Accelerator, *, cuda_graph: bool) -> tuple[Tensor, list[float]]:
+    """Return the best images, and the best loss after each step, with BatchNorm and rotation losses."""
     device = accelerator.device
     config = SynthesizeConfig(batch_size=16, steps=STEPS, latent_dim=32)
     synthesizer = Synthesizer(
-        classifier().to(device), config, image_size=16, seed=0, accelerator=accelerator, captured=captured
+        classifier().to(device), config, image_size=16, seed=0, accelerator=accelerator, cuda_graph=cuda_graph
     )
-    challenge = RotationAdversary(classifier().to(device), 16, 0, accelerator).challenger()
+    term = RotationAdversary(classifier().to(device), 16, 0, accelerator).adversarial_term()
     z = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
     labels, losses = torch.arange(16) % 4, []
-    inversion = synthesizer.inversion(lambda images, labels, _: challenge(images, labels))
+    inversion = synthesizer.inversion(lambda images, labels, _: term(images, labels))
     inversion.begin(z, labels, torch.Generator().manual_seed(2))
     for _ in range(STEPS):
         inversion.step()
         losses.append(inversion.best_loss.item())
-    assert (inversion.graph is not None) == (captured and device.type == "cuda")
+    assert (inversion.graph is not None) == (cuda_graph and device.type == "cuda")
     assert inversion.best_images is not None
     return inversion.best_images, losses
 
 
 def test_the_loss_falls_and_the_best_images_are_kept() -> None:
     images, losses = invert(
-        open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32"))), captured=True
+        open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32"))), cuda_graph=True
     )
     assert images.shape == (16, 3, 16, 16)
     assert losses[-1] < losses[0]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_best_images_are_those_of_the_lowest_loss() -> None:
+def test_the_best_images_have_the_lowest_loss() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     torch.manual_seed(0)
     generator, values = Generator(latent_dim=8, channels=1, size=8), iter([3.0, 1.0, 2.0])
@@ -78,7 +78,7 @@ def test_the_best_images_are_those_of_the_lowest_loss() -> None:
         latent_dim=8,
         lr=0.1,
         accelerator=accelerator,
-        captured=False,
+        cuda_graph=False,
     )
     inversion.begin(torch.randn(4, 8), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(0))
     for _ in range(3):
@@ -95,7 +95,7 @@ def test_the_best_images_are_those_of_the_lowest_loss() -> None:
 
 @pytest.mark.parametrize("views", [Views(), Views(flip=False), Views(flip=False, crop_padding=0)], ids=str)
 def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
-    """Of images with a bright left edge, which a crop moves and only a flip brings to the right."""
+    """The images have a bright left edge, which a crop moves and only a flip brings to the right."""
 
     class LeftEdge(nn.Module):
         def __init__(self) -> None:
@@ -119,7 +119,7 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
         latent_dim=8,
         lr=0.0,
         accelerator=accelerator,
-        captured=False,
+        cuda_graph=False,
         views=views,
     )
     inversion.begin(torch.randn(64, 8), torch.zeros(64, dtype=torch.long), torch.Generator().manual_seed(0))
@@ -141,10 +141,10 @@ def test_a_second_batch_is_what_it_would_be_alone() -> None:
 
 
 def test_fused_kernels_and_plain_torch_take_the_same_steps() -> None:
-    """Adam's first steps go by the sign of the gradient, so rounding grows; the first loss is held tight."""
+    """Adam's first steps follow the gradient's sign, so rounding errors grow after the first loss."""
     for precision, first, later in (("fp32", 1e-5, 2e-3), ("bf16", 5e-3, 2e-2)):
         ours, plain = (
-            torch.tensor(invert(open_accelerator(resolve_compute(compute)), captured=False)[1])
+            torch.tensor(invert(open_accelerator(resolve_compute(compute)), cuda_graph=False)[1])
             for compute in (
                 ComputeConfig(device="cpu", precision=precision, kernels="fused"),
                 ComputeConfig(device="cpu", precision=precision, kernels="torch"),
@@ -156,9 +156,10 @@ def test_fused_kernels_and_plain_torch_take_the_same_steps() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_recorded_step_gives_the_eager_numbers(precision: str) -> None:
+def test_the_captured_step_gives_the_eager_numbers(precision: str) -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cuda", precision=precision)))
-    (images, losses), (eager_images, eager_losses) = (invert(accelerator, captured=c) for c in (True, False))
+    images, losses = invert(accelerator, cuda_graph=True)
+    eager_images, eager_losses = invert(accelerator, cuda_graph=False)
     assert losses[-1] < losses[0]
     torch.testing.assert_close(losses, eager_losses)
     torch.testing.assert_close(images, eager_images)

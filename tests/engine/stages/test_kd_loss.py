@@ -1,4 +1,4 @@
-"""Against formulas written out in float64, without torch's own KL."""
+"""The losses against formulas written out in float64, without torch's KL divergence."""
 
 import math
 
@@ -201,7 +201,7 @@ def test_kl_adversarial_is_minus_the_divergence_from_student_to_teacher() -> Non
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_kl_adversarial_falls_as_the_two_part() -> None:
+def test_kl_adversarial_falls_as_the_logits_move_apart() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0]])
     same, apart = kl_adversarial(logits, logits), kl_adversarial(logits, -logits)
     assert abs(float(same)) < 1e-6

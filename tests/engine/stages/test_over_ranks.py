@@ -1,4 +1,4 @@
-"""BatchNorm and distillation in two processes against one that has the whole batch, in float64."""
+"""BatchNorm and distillation in two processes against one process with the whole batch, in float64."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def ranks(commands: CommandServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
-def test_batch_norm_over_ranks_is_that_of_the_whole_batch(layer: str, ranks: list[dict[str, Any]]) -> None:
+def test_batch_norm_over_ranks_equals_the_whole_batch(layer: str, ranks: list[dict[str, Any]]) -> None:
     whole, parts = normalized(layer, WHOLE), [rank["layers"][layer] for rank in ranks]
     assert all(list(part) == list(whole) for part in parts)
     for name, expected in whole.items():
@@ -49,6 +49,6 @@ def test_two_ranks_take_the_steps_of_one_process(ranks: list[dict[str, Any]]) ->
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_on_one_rank_stops_all(ranks: list[dict[str, Any]]) -> None:
+def test_a_nan_loss_on_one_rank_stops_all_ranks(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "NaN or Inf in the loss by step 31" in rank["distilled"]["error"]

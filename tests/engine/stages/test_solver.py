@@ -1,4 +1,4 @@
-"""A prior's stored noise schedule is followed by every solver, or refused before anything is made."""
+"""Every solver follows a prior's stored noise schedule, or refuses it before any image is made."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ SPACED_LOGS = {"timestep_type": "continuous", "use_karras_sigmas": True, "predic
 
 @dataclass(frozen=True)
 class Stored:
-    """A prior as far as a solver knows it."""
+    """What a solver uses of a prior."""
 
     scheduler_config: dict[str, Any]
     latent_shape: tuple[int, int, int] = field(default=(4, 8, 8))
@@ -42,7 +42,7 @@ def _config(**changes: Any) -> AugmentConfig:
 
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
-@pytest.mark.parametrize("strength", [1.0, 0.5], ids=["noise", "anchored"])
+@pytest.mark.parametrize("strength", [1.0, 0.5], ids=["noise", "source"])
 def test_the_schedules_of_known_priors_pass(solver: str, strength: float) -> None:
     config = _config(scheduler=solver, strength=strength)
     for change in (
@@ -63,9 +63,9 @@ def test_the_schedules_of_known_priors_pass(solver: str, strength: float) -> Non
 
 
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc"])
-@pytest.mark.parametrize("strength", [1.0, 0.5], ids=["noise", "anchored"])
+@pytest.mark.parametrize("strength", [1.0, 0.5], ids=["noise", "source"])
 def test_flow_priors_reach_the_clean_latent(solver: str, strength: float) -> None:
-    """A perfect network, x = (1 - sigma) clean + sigma noise and velocity noise - clean, ends at `clean`."""
+    """A perfect network for x = (1 - sigma) clean + sigma noise and velocity noise - clean ends at clean."""
     config = _config(scheduler=solver, strength=strength)
     prior = Stored(STORED | FLOW)
     assert schedule_fault(prior.scheduler_config) is None
@@ -80,7 +80,7 @@ def test_flow_priors_reach_the_clean_latent(solver: str, strength: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
@@ -99,8 +99,8 @@ def test_flow_priors_reach_the_clean_latent(solver: str, strength: float) -> Non
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_schedule_that_no_solver_can_follow_is_named(change: dict[str, Any], said: str) -> None:
-    assert said in (schedule_fault(STORED | change) or "")
+def test_a_schedule_that_no_solver_can_follow_is_named(change: dict[str, Any], message: str) -> None:
+    assert message in (schedule_fault(STORED | change) or "")
 
 
 def test_a_schedule_is_never_a_default() -> None:
@@ -109,29 +109,31 @@ def test_a_schedule_is_never_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "change", "said"),
+    ("solver", "change", "message"),
     [
-        ("ddim", FLOW, "prediction_type is flow_prediction.* take dpmsolver[+][+] or unipc"),
+        ("ddim", FLOW, "prediction_type is flow_prediction.* use dpmsolver[+][+] or unipc"),
         ("euler", {"prediction_type": "sample"}, "prediction_type is sample, which augment.scheduler euler"),
         ("ddim", ZERO_SNR, "rescale_betas_zero_snr is true and prediction_type epsilon"),
         ("ddim", {"clip_sample": True}, "clip_sample is true"),
         ("unipc", {"thresholding": True}, "thresholding is true"),
-        ("unipc", SPACED_LOGS, "timestep_type is continuous.* take euler"),
+        ("unipc", SPACED_LOGS, "timestep_type is continuous.* use euler"),
         (
             "euler",
             {"use_karras_sigmas": True, "use_exponential_sigmas": True},
             "use_exponential_sigmas and use_karras_sigmas are both true",
         ),
         ("dpmsolver++", {"steps_offset": 500}, "10 steps .augment.steps. .* leave the noise schedule"),
-        ("dpmsolver++", {"num_train_timesteps": 5}, "num_train_timesteps is 5, augment.steps 10"),
+        ("dpmsolver++", {"num_train_timesteps": 5}, "num_train_timesteps is 5, but augment.steps is 10"),
         ("dpmsolver++", {"final_sigmas_type": "one"}, "cannot use it .*final_sigmas_type"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_what_the_configured_solver_cannot_do_is_named(
-    solver: str, change: dict[str, Any], said: str
+    solver: str, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"^augment.prior: folder/scheduler/scheduler_config.json: .*{said}"):
+    with pytest.raises(
+        UserError, match=rf"^augment.prior: folder/scheduler/scheduler_config.json: .*{message}"
+    ):
         check_solver(Stored(STORED | change), _config(scheduler=solver))
 
 
@@ -142,7 +144,7 @@ def test_beta_sigmas_need_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_too_many_is_refused() -> None:
-    """Trailing spacing in 61 steps of 1000 is rounded to 62, the last at -1, which is the noisiest."""
+    """Trailing spacing of 61 steps in 1000 is rounded to 62. The last is -1, which is the noisiest step."""
     for steps, is_sound in ((60, True), (61, False)):
         prior, config = (
             Stored(STORED | {"timestep_spacing": "trailing"}),
@@ -155,7 +157,7 @@ def test_a_step_too_many_is_refused() -> None:
                 check_solver(prior, config)
 
 
-def test_more_precision_is_not_advised_where_there_is_none() -> None:
+def test_more_precision_is_advised_only_if_there_is_one() -> None:
     assert more_precision("fp16", "compute.runtime_precision", otherwise="x") == (
         "use --compute.runtime_precision bf16 or fp32"
     )

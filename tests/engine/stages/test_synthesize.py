@@ -1,4 +1,4 @@
-"""The synthesizer: what it keeps, what it draws, how its starts differ, and that it inverts."""
+"""The synthesizer: the images it keeps, its random draws, its starts, and that it inverts the teacher."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def synthesizer(teacher: Classifier, config: SynthesizeConfig = TINY, seed: int 
     return Synthesizer(teacher, config, image_size=16, seed=seed, accelerator=accelerator)
 
 
-def test_batch_has_the_contract_of_sources(teacher: Classifier) -> None:
+def test_a_batch_has_the_fields_of_sources(teacher: Classifier) -> None:
     batch = synthesizer(teacher).batch(2, key_stride=5, adversary=None)
     assert batch.images.shape == (12, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
@@ -99,7 +99,7 @@ def test_state_continues_bit_for_bit(teacher: Classifier) -> None:
 
 
 def test_the_images_of_the_lowest_loss_are_kept(teacher: Classifier) -> None:
-    """An adversary that is lowest at its second call must give the images of the second step."""
+    """If the adversary is lowest at its second call, the images of the second step must be kept."""
     offsets = iter([0.0, -1e6, 0.0, 0.0, 0.0])
     config = replace(TINY, steps=5, w_adv=1.0)
     kept = synthesizer(teacher, config).batch(

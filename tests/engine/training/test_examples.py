@@ -1,4 +1,4 @@
-"""The picture of sources and variations, read back pixel by pixel."""
+"""The picture of sources and variations, checked pixel by pixel."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine.training.examples import CAPTION, FRAME, GAP, KEPT, MARGIN, PAPER, REJECTED, save_grid
 
-SCALE = 3  # 32 pixels shown as 96
+SCALE = 3  # 32 pixels are drawn as 96
 STEP_X, STEP_Y = 96 + 2 * FRAME + GAP, 96 + 2 * FRAME + CAPTION + GAP
 FIRST = MARGIN + STEP_X + 2 * GAP
 
@@ -28,7 +28,7 @@ def _save(path: Path, pictures: tuple[torch.Tensor, torch.Tensor], kept: torch.T
         return torch.from_numpy(np.array(picture))
 
 
-def test_images_are_in_their_places_enlarged_by_whole_pixels(tmp_path: Path, pictures) -> None:
+def test_images_are_placed_in_rows_and_enlarged_by_a_whole_factor(tmp_path: Path, pictures) -> None:
     canvas = _save(tmp_path / "grid.png", pictures, torch.ones(2, 3, dtype=torch.bool))
     sources, variations = pictures
     for row in range(2):
@@ -40,7 +40,7 @@ def test_images_are_in_their_places_enlarged_by_whole_pixels(tmp_path: Path, pic
             assert torch.equal(canvas[top + 1, left : left + 96], canvas[top, left : left + 96])
 
 
-def test_frames_tell_kept_from_rejected_and_sources_have_none(tmp_path: Path, pictures) -> None:
+def test_frames_show_kept_and_rejected_and_sources_have_none(tmp_path: Path, pictures) -> None:
     kept = torch.tensor([[True, False, True], [False, True, False]])
     canvas = _save(tmp_path / "grid.png", pictures, kept)
     for row in range(2):

@@ -1,4 +1,4 @@
-"""`python -m engine.distill`: a student from banks, and how such a run is continued."""
+"""`python -m engine.distill`: train a student on banks, and resume such a run."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.bank.__main__ import command as look_after
+from engine.bank.__main__ import command as bank_command
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter
 from engine.cli.main import main
@@ -16,7 +16,7 @@ from engine.distill import command
 from engine.evaluate import evaluate_run
 from engine.generate import command as generate
 from engine.training import checkpoint
-from engine.training.run_folder import alone
+from engine.training.run_folder import lock_run
 from tests.engine.bank import tiny
 from tests.tiny_recipe import write_recipe
 
@@ -31,13 +31,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def banks(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of two seeds."""
+    """Two banks with different seeds."""
     folders = tmp_path_factory.mktemp("banks")
-    made = folders / "a", folders / "b"
-    for seed, out in enumerate(made):
+    paths = folders / "a", folders / "b"
+    for seed, out in enumerate(paths):
         arguments = ["--recipe", str(recipe), "--out", str(out), "--shards", "2", "--seed", str(seed)]
         assert main(generate, arguments) == 0
-    return made
+    return paths
 
 
 CPU = ("--runtime", "torch", "--compute.precision", "fp32")
@@ -81,7 +81,7 @@ def test_both_feeds_give_the_same_student(finished: Path, banks: tuple[Path, Pat
 def test_a_bank_of_version_1_gives_the_same_student_and_does_not_mix_with_a_grey_one(
     finished: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has the same images, in three channels."""
+    """The old bank has the same images, with three channels."""
     old, grey = tmp_path / "old", BankReader.open(str(banks[0]))
     header = replace(grey.header, channels=3)
     with BankWriter.open(str(old), header, resume=False) as writer:
@@ -93,7 +93,7 @@ def test_a_bank_of_version_1_gives_the_same_student_and_does_not_mix_with_a_grey
     assert student(tmp_path / "out") == student(finished)
     capsys.readouterr()
     assert distill([old, banks[0]], tmp_path / "both") == 2
-    assert f"--bank {banks[0]} stores images as grey, the first one as RGB" in capsys.readouterr().err
+    assert f"--bank {banks[0]} stores images as grey, but the first as RGB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cut_after", range(5))
@@ -105,7 +105,7 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_student(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """There are four commits: at the start and after each two of six steps."""
+    """There are four commits: one at the start, and one after every second of six steps."""
     commit, commits = checkpoint.save, 0
 
     def last_commit(*state: Any) -> None:
@@ -123,14 +123,14 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_student(
     assert student(tmp_path) == student(finished)
 
 
-def test_a_run_goes_on_with_the_shards_it_was_begun_with(
+def test_a_run_resumes_with_the_shards_it_began_with(
     recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, out = tmp_path / "bank", tmp_path / "out"
     arguments = ["--recipe", str(recipe), "--out", str(bank), "--shards"]
     assert main(generate, [*arguments, "2"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("engine.training.trainer.StudentTraining.steps", interrupt)
+        patch.setattr("engine.training.trainer.StudentTrainer.train", interrupt)
         assert distill([bank], out) == 130
     assert main(generate, [*arguments, "3", "--resume"]) == 0
     assert distill([bank], out, "--resume") == 0
@@ -143,11 +143,11 @@ def test_a_run_is_continued_by_one_process_at_a_time(
 ) -> None:
     state = finished / "checkpoints/state.pt"
     before = state.stat().st_mtime_ns
-    with alone(finished, resume=True):
+    with lock_run(finished, resume=True):
         assert distill([banks[0]], finished, "--resume") == 2
     assert f"--out {finished} is in use by another process" in capsys.readouterr().err
     assert state.stat().st_mtime_ns == before
-    with alone(tmp_path, resume=False):
+    with lock_run(tmp_path, resume=False):
         assert distill([banks[0]], tmp_path) == 2
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert distill([banks[0]], tmp_path) == 0
@@ -171,12 +171,12 @@ def test_banks_are_mixed_by_their_shares(finished: Path, banks: tuple[Path, Path
 def test_a_merged_bank_has_the_recipe_of_its_banks(
     recipe: Path, banks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Their images may come of other seeds and settings; also where merged banks were merged."""
-    third, all_but_one, merged = (str(tmp_path / name) for name in ("third", "all but one", "merged"))
+    """The banks may differ in seeds and settings, and may themselves be merged."""
+    third, two, merged = (str(tmp_path / name) for name in ("third", "two", "merged"))
     other = ["--filter.quantile", "0.4"]
     assert main(generate, ["--recipe", str(recipe), "--out", third, *other]) == 0
-    assert main(look_after, ["merge", str(banks[0]), str(banks[1]), "--out", all_but_one]) == 0
-    assert main(look_after, ["merge", all_but_one, third, "--out", merged]) == 0
+    assert main(bank_command, ["merge", str(banks[0]), str(banks[1]), "--out", two]) == 0
+    assert main(bank_command, ["merge", two, third, "--out", merged]) == 0
     assert distill([Path(merged)], tmp_path / "out") == 0
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["recipe"], summary["images_synthesized"]) == ("tiny", 5 * 6)
@@ -186,7 +186,7 @@ def test_a_merged_bank_has_the_recipe_of_its_banks(
 
     fourth = str(tmp_path / "fourth")
     assert main(generate, ["--recipe", str(recipe), "--out", fourth, "--distill.lr", "0.5"]) == 0
-    assert main(look_after, ["merge", merged, fourth, "--out", str(tmp_path / "mixed")]) == 0
+    assert main(bank_command, ["merge", merged, fourth, "--out", str(tmp_path / "mixed")]) == 0
     capsys.readouterr()
     assert distill([tmp_path / "mixed"], tmp_path / "none") == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -206,9 +206,9 @@ def remove_shard(bank: Path) -> None:
     (bank / "00000.tar").unlink()
 
 
-@pytest.mark.parametrize(("harm", "shard"), [(damage, "00001"), (remove_shard, "00000")])
-def test_a_damaged_bank_is_named_and_repaired_by_its_command(
-    harm: Callable[[Path], None],
+@pytest.mark.parametrize(("break_bank", "shard"), [(damage, "00001"), (remove_shard, "00000")])
+def test_a_damaged_bank_is_named_and_its_command_repairs_it(
+    break_bank: Callable[[Path], None],
     shard: str,
     recipe: Path,
     finished: Path,
@@ -218,7 +218,7 @@ def test_a_damaged_bank_is_named_and_repaired_by_its_command(
     bank, out = tmp_path / "bank", tmp_path / "out"
     arguments = ["--recipe", str(recipe), "--out", str(bank), "--shards", "2"]
     assert main(generate, arguments) == 0
-    harm(bank)
+    break_bank(bank)
     assert distill([bank], out) == 2
     assert f"shard {shard}" in capsys.readouterr().err.splitlines()[-1]
     assert main(generate, [*arguments, "--resume"]) == 0
@@ -269,9 +269,9 @@ def test_another_bank_or_other_shares_cannot_continue_a_run(
     finished: Path, banks: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert distill(list(banks), finished, "--resume") == 2
-    assert f"was begun with --bank {banks[0]};" in capsys.readouterr().err
+    assert f"began with --bank {banks[0]};" in capsys.readouterr().err
     assert distill([banks[0]], finished, "--resume", "--shares", "1") == 2
-    assert "--shares is not that" in capsys.readouterr().err
+    assert "--shares differs from the first command's" in capsys.readouterr().err
 
 
 def test_a_student_can_be_evaluated(finished: Path) -> None:

@@ -1,4 +1,4 @@
-"""summary.json and the table made from it."""
+"""summary.json and the table of a summary."""
 
 import json
 from dataclasses import fields, replace
@@ -38,7 +38,7 @@ NO_TEST_SET = replace(
 
 
 @pytest.mark.parametrize("summary", [DONE, NO_TEST_SET], ids=["measured", "not measured"])
-def test_file_holds_every_field_and_nothing_else_is_left(summary: Summary, tmp_path: Path) -> None:
+def test_the_file_has_every_field_and_no_other_file_is_left(summary: Summary, tmp_path: Path) -> None:
     summary.write(tmp_path)
     values = json.loads((tmp_path / "summary.json").read_text())
     assert values == {field.name: getattr(summary, field.name) for field in fields(Summary)}
@@ -50,7 +50,7 @@ def test_file_holds_every_field_and_nothing_else_is_left(summary: Summary, tmp_p
     [{"accuracy_reason": "none"}, {"student_top1": None}, {"agreement": None, "accuracy_reason": "none"}],
     ids=["values and a reason", "no value and no reason", "one of three"],
 )
-def test_accuracies_are_there_or_a_reason_is(changes: dict) -> None:
+def test_a_summary_has_accuracies_or_a_reason(changes: dict) -> None:
     with pytest.raises(ValueError, match="and not both"):
         replace(DONE, **changes)
 
@@ -74,7 +74,7 @@ def test_table_shows_the_results() -> None:
     text = _shown(DONE)
     for part in ("93.21%", "87.65%", "90.12%", "600 accepted (75.00%)", "after clip 60.00%"):
         assert part in text
-    assert "after -" not in text, "what was not measured is left out"
+    assert "after -" not in text, "a share that was not measured is left out"
     for part in ("synthesize 61.0", "1:15 on cpu in bf16", "runs/x"):
         assert part in text
 

@@ -1,4 +1,4 @@
-"""The host's memory: what is free, and what the next size will need."""
+"""The host's memory: what is available, and what the next size will need."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from engine.generation.auto_batch.measure import available_bytes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 MEMINFO = "MemTotal:       24000000 kB\nMemFree: 9 kB\nMemAvailable:    1000000 kB\n"
 
 
@@ -21,7 +21,7 @@ MEMINFO = "MemTotal:       24000000 kB\nMemFree: 9 kB\nMemAvailable:    1000000 
         ("9000000000", 1_024_000_000),
     ],
 )
-def test_available_is_what_system_and_container_leave(
+def test_available_memory_respects_system_and_container(
     limit: str | None, expected: int, tmp_path: Path
 ) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
@@ -31,14 +31,14 @@ def test_available_is_what_system_and_container_leave(
     assert available_bytes(tmp_path / "meminfo", tmp_path) == expected
 
 
-def test_this_machine_says_what_is_available() -> None:
+def test_this_machine_reports_available_memory() -> None:
     assert available_bytes() > 1 << 20
 
 
 def fits(earlier: int, now: int) -> list[bool]:
-    """Whether 16 and 32 fit where 300 MiB are free after 8 have taken `now` MiB, and others `earlier` before.
+    """Return whether 16 and 32 fit in 300 MiB after 8 took `now` MiB, and earlier work `earlier` MiB.
 
-    In a process of its own: what other tests have freed would be used again.
+    Runs in a separate process, which cannot reuse memory that other tests have freed.
     """
     code = f"""
 import torch
@@ -48,12 +48,14 @@ memory = HostMemory(available=lambda: 300 << 20)
 torch.ones({now} << 18).sum()
 print(int(memory.fits(8, 16)), int(memory.fits(8, 32)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return [word == "1" for word in ended.stdout.split()]
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return [word == "1" for word in finished.stdout.split()]
 
 
-def test_the_next_size_must_leave_half_of_what_is_free() -> None:
-    """64 MiB for 8 at once, freed again: 128 MiB for 16 fit into half of 300 MiB, 256 MiB for 32 do not."""
+def test_the_next_size_must_leave_half_of_the_available_memory() -> None:
+    """8 images took 64 MiB: 128 MiB for 16 fit into half of 300 MiB, but 256 MiB for 32 do not."""
     assert fits(earlier=1, now=64) == [True, False]
 
 

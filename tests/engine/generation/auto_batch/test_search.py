@@ -1,20 +1,22 @@
-"""The search for a size: where it ends, and what it never tries."""
+"""The search for a batch size: when it ends, and which sizes it tries."""
 
 import pytest
 
 from engine.config.compute import ComputeConfig
-from engine.generation.auto_batch.measure import Reading, best, candidates
+from engine.generation.auto_batch.measure import Measurement, candidates, search
 
 
-def searched(rates: dict[int, float], *, holds: int = 10**6, fits: int = 10**6) -> tuple[Reading, list[int]]:
-    """What is found where a size has this rate, and which sizes were tried."""
+def run_search(
+    rates: dict[int, float], *, capacity: int = 10**6, fits: int = 10**6
+) -> tuple[Measurement, list[int]]:
+    """Search sizes with the given rates; return the result and the sizes tried."""
     tried: list[int] = []
 
-    def measure(size: int) -> Reading:
+    def measure(size: int) -> Measurement:
         tried.append(size)
-        return Reading(min(size, holds), rates[size])
+        return Measurement(min(size, capacity), rates[size])
 
-    return best(sorted(rates), measure, lambda _, size: size <= fits), tried
+    return search(sorted(rates), measure, lambda _, size: size <= fits), tried
 
 
 @pytest.mark.parametrize(
@@ -27,26 +29,26 @@ def searched(rates: dict[int, float], *, holds: int = 10**6, fits: int = 10**6) 
     ],
     ids=["one", "below five percent", "slower", "to the end"],
 )
-def test_it_ends_where_a_size_gains_less_than_five_percent(
+def test_it_ends_if_a_size_gains_less_than_five_percent(
     rates: dict[int, float], found: int, tried: list[int]
 ) -> None:
-    reading, sizes = searched(rates)
-    assert (reading, sizes) == (Reading(found, rates[found]), tried)
+    result, sizes = run_search(rates)
+    assert (result, sizes) == (Measurement(found, rates[found]), tried)
 
 
-def test_it_ends_where_memory_did_not_hold_a_size() -> None:
-    reading, tried = searched({8: 1.0, 16: 2.0, 32: 3.0, 64: 4.0}, holds=20)
-    assert (reading.size, tried) == (16, [8, 16, 32])
+def test_it_ends_if_a_size_did_not_fit_in_memory() -> None:
+    result, tried = run_search({8: 1.0, 16: 2.0, 32: 3.0, 64: 4.0}, capacity=20)
+    assert (result.size, tried) == (16, [8, 16, 32])
 
 
-def test_a_first_size_that_memory_does_not_hold_is_cut_to_what_it_does() -> None:
-    reading, tried = searched({8: 1.0, 16: 2.0}, holds=3)
-    assert (reading.size, tried) == (3, [8])
+def test_a_first_size_that_does_not_fit_is_reduced_to_one_that_does() -> None:
+    result, tried = run_search({8: 1.0, 16: 2.0}, capacity=3)
+    assert (result.size, tried) == (3, [8])
 
 
-def test_what_will_not_fit_is_not_tried() -> None:
-    reading, tried = searched({8: 1.0, 16: 2.0, 32: 3.0}, fits=16)
-    assert (reading.size, tried) == (16, [8, 16])
+def test_a_size_predicted_not_to_fit_is_not_tried() -> None:
+    result, tried = run_search({8: 1.0, 16: 2.0, 32: 3.0}, fits=16)
+    assert (result.size, tried) == (16, [8, 16])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_what_will_not_fit_is_not_tried() -> None:
         ({"runtime": "torch", "compile": True}, 100, [16, 64]),
     ],
 )
-def test_candidates_are_few_where_each_costs_a_build(
+def test_candidates_are_few_if_each_costs_a_build(
     settings: dict[str, object], most: int, expected: list[int]
 ) -> None:
     assert list(candidates(ComputeConfig(**settings), most)) == expected

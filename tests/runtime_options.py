@@ -1,4 +1,4 @@
-"""Where tests open networks."""
+"""Options for opening networks in tests."""
 
 import os
 from dataclasses import replace
@@ -10,7 +10,7 @@ from engine.runtime.base import RuntimeOptions
 from export.store import Store
 
 
-def torch_place(**changes: object) -> RuntimeOptions:
+def torch_options(**changes: object) -> RuntimeOptions:
     """Return runtime torch in float32 on the CPU, with the test run's store and these `changes`."""
     store = Store(Path(os.environ["ENGINE_CACHE"]))
     options = RuntimeOptions(

@@ -1,4 +1,4 @@
-"""`--batch auto`: measured once, kept, and a number in all that is recorded."""
+"""`--batch auto`: measured once, cached, and recorded as a number."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.recipe import Recipe, with_default_batches
 from engine.generation.auto_batch import measure
-from engine.generation.auto_batch.settle import settled_batches
+from engine.generation.auto_batch.resolve import resolve_micro_batches
 from engine.recipes.load import load_recipe
 from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe
@@ -30,15 +30,15 @@ def path(recipe: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which size wins is no matter here."""
+    """These tests do not depend on which size wins."""
     monkeypatch.setattr(measure, "SECONDS", 0.02)
 
 
-def sizes_said(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> tuple[Recipe, list[str]]:
-    """The settled recipe, and the lines on sizes that it has logged."""
+def resolve_and_log(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> tuple[Recipe, list[str]]:
+    """Return the resolved recipe, and the log lines about sizes."""
     caplog.clear()
     record_info(caplog)
-    found = settled_batches(recipe)
+    found = resolve_micro_batches(recipe)
     return found, [line for line in log_lines(caplog) if "batches of" in line]
 
 
@@ -51,78 +51,78 @@ def test_auto_is_measured_once_and_logged(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of(path, tmp_path / "engines")
-    found, said = sizes_said(recipe, caplog)
+    found, logged = resolve_and_log(recipe, caplog)
     assert found.augment.micro_batch in (8, 16)  # a shard has 18 variations
     assert found.filter.micro_batch in (8, 16)
     assert replace(found, augment=recipe.augment, filter=recipe.filter) == recipe
-    for line, stage in zip(said, ("augment", "filter"), strict=True):
+    for line, stage in zip(logged, ("augment", "filter"), strict=True):
         size = getattr(found, stage).micro_batch
         assert re.fullmatch(rf"{stage}: batches of {size} \(\d+ img/s\), measured", line)
-    same, again = sizes_said(recipe, caplog)
+    same, again = resolve_and_log(recipe, caplog)
     assert same == found
-    assert again == [line.replace("measured", "from the cache") for line in said]
+    assert again == [line.replace("measured", "from the cache") for line in logged]
 
 
-def test_a_cache_that_is_no_good_is_measured_again(
+def test_a_damaged_cache_is_measured_again(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of(path, tmp_path)
-    settled_batches(recipe)
+    resolve_micro_batches(recipe)
     files = sorted(tmp_path.glob("batch-*.json"))
     assert len(files) == 2
     before = files[0].read_bytes()
     files[0].write_bytes(before[: len(before) // 2])
-    _, said = sizes_said(recipe, caplog)
-    assert [line.rpartition(", ")[2] for line in said] == ["measured", "from the cache"]
+    _, logged = resolve_and_log(recipe, caplog)
+    assert [line.rpartition(", ")[2] for line in logged] == ["measured", "from the cache"]
     assert '"measured_for"' in files[0].read_text()
 
 
-def test_another_device_count_or_network_is_measured_anew(
+def test_other_threads_steps_or_precision_are_measured_again(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settled_batches(recipe_of(path, tmp_path))
+    resolve_micro_batches(recipe_of(path, tmp_path))
     for change in ({"compute.threads": 2}, {"augment.steps": 1}, {"compute.runtime_precision": "bf16"}):
-        _, said = sizes_said(recipe_of(path, tmp_path, **change), caplog)
-        assert all(line.endswith("measured") for line in said), change
-        assert len(said) == 2
+        _, logged = resolve_and_log(recipe_of(path, tmp_path, **change), caplog)
+        assert all(line.endswith("measured") for line in logged), change
+        assert len(logged) == 2
 
 
 def test_numbers_are_left_alone_and_nothing_is_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "load", None)
     recipe = load_recipe(str(path))
-    assert settled_batches(recipe) == recipe
+    assert resolve_micro_batches(recipe) == recipe
 
 
 def test_one_of_the_two_may_be_auto(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found, said = sizes_said(recipe_of(path, tmp_path, **{"filter.micro_batch": 5}), caplog)
+    found, logged = resolve_and_log(recipe_of(path, tmp_path, **{"filter.micro_batch": 5}), caplog)
     assert found.filter.micro_batch == 5
-    assert [line.partition(":")[0] for line in said] == ["augment"]
+    assert [line.partition(":")[0] for line in logged] == ["augment"]
 
 
 def test_without_variations_auto_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "load", None)
     path = write_recipe(tmp_path, augment={"method": "none", "class_condition": "none", "guidance_scale": 1})
-    found = settled_batches(recipe_of(path, tmp_path))
+    found = resolve_micro_batches(recipe_of(path, tmp_path))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (32, 256)
 
 
-def test_memory_that_ends_ends_the_search(
+def test_the_search_ends_if_memory_runs_out(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = measure.filter_variations
+    original = measure.filter_variations
 
     def filter_variations(sources: object, variations: torch.Tensor, *rest: Any) -> object:
         micro_batch = rest[-1]
-        limited = micro_batch.over(len(variations), lambda piece: holds(piece.stop - piece.start, 6))
+        limited = micro_batch.over(len(variations), lambda piece: require_fit(piece.stop - piece.start, 6))
         list(limited)
-        return own(sources, variations, *rest)
+        return original(sources, variations, *rest)
 
     monkeypatch.setattr(measure, "filter_variations", filter_variations)
-    found = settled_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 8}))
+    found = resolve_micro_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 8}))
     assert found.filter.micro_batch == 4
 
 
-def holds(count: int, most: int) -> None:
+def require_fit(count: int, most: int) -> None:
     if count > most:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -131,12 +131,12 @@ def test_a_host_without_memory_to_spare_keeps_the_smallest(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.generation.auto_batch.measure.HostMemory.fits", lambda *_: False)
-    found = settled_batches(recipe_of(path, tmp_path))
+    found = resolve_micro_batches(recipe_of(path, tmp_path))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (8, 8)
 
 
 @pytest.mark.slow
-def test_a_bank_and_a_run_record_the_numbers_and_go_on(path: Path, tmp_path: Path) -> None:
+def test_a_bank_and_a_run_record_the_numbers_and_resume(path: Path, tmp_path: Path) -> None:
     common = ["--recipe", str(path), "--batch", "auto", "--compute.engines", str(tmp_path / "engines")]
     bank, folder = tmp_path / "bank", tmp_path / "run"
     assert main(generate.command, [*common, "--out", str(bank)]) == 0
@@ -150,7 +150,7 @@ def test_a_bank_and_a_run_record_the_numbers_and_go_on(path: Path, tmp_path: Pat
     assert main(run.command, [*common, "--out", str(folder), "--resume"]) == 0
 
 
-def test_commands_that_make_no_images_take_the_default(path: Path, tmp_path: Path) -> None:
+def test_commands_that_generate_no_images_use_the_default(path: Path, tmp_path: Path) -> None:
     found = with_default_batches(recipe_of(path, tmp_path, **{"augment.micro_batch": 7}))
     assert (found.augment.micro_batch, found.filter.micro_batch) == (7, 256)
 
@@ -168,13 +168,13 @@ def test_both_searches_load_the_networks_once(
 
     monkeypatch.setattr(networks, "load", counting)
     opens: list[int] = []
-    own = networks.open
+    original = networks.open
 
     def opening(*arguments: Any) -> networks.OpenNetworks:
         opens.append(1)
-        return own(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(networks, "open", opening)
-    settled_batches(recipe_of(path, tmp_path, **{"compute.runtime": runtime}))
+    resolve_micro_batches(recipe_of(path, tmp_path, **{"compute.runtime": runtime}))
     assert len(loads) == 1
     assert (len(opens) > 1) == (runtime == "openvino")
