@@ -1,8 +1,7 @@
-"""A bank of synthetic images: shards by number, each a function of recipe, seed and number alone.
+"""Generate a bank of synthetic images, shard by shard. A shard depends only on recipe, seed and its number.
 
-Workers are processes of this machine (--workers) or actors of a Ray cluster (--ray). SIGTERM ends a
-generation once the shards under way are done, a second one at once; SIGTTIN starts one more worker, SIGTTOU
-one less.
+Workers are processes on this machine (--workers) or actors on a Ray cluster (--ray). SIGTERM stops the
+generation after the shards under way, a second SIGTERM at once. SIGTTIN adds a worker, SIGTTOU removes one.
 """
 
 import logging
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 
 def command(arguments: Sequence[str]) -> None:
+    """Run `python -m engine.generate`."""
     parser = ArgumentParser(prog="python -m engine.generate", description=__doc__, exit_on_error=False)
     _add_flags(parser)
     add_monitor_flags(parser)
@@ -45,9 +45,9 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
-    """The recipe of the bank that `--resume` continues, but for what does not decide its images.
+    """Return the settings that decide the images of the bank that `--resume` continues.
 
-    None without `--resume`, if `--recipe` names one to compare, and for a bank that has no recipe of its own.
+    None without `--resume`, with `--recipe`, and for a bank without a recipe of its own.
     """
     out = line.value("out")
     if not (line.given("resume") and out) or line.given("recipe"):
@@ -59,7 +59,7 @@ def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
     try:
         recipe = BankReader.open(out, verify=False).header.recipe
     except UserError:
-        return None  # there is none yet, or the writer will say what is wrong with it
+        return None  # there is no bank yet, or the writer will report what is wrong with it
     if MERGED in recipe:
         return None
     compute = {name: value for name, value in recipe.get("compute", {}).items() if name in DECIDING_COMPUTE}
@@ -71,40 +71,46 @@ def _recipe_to_resume(line: CommandLine) -> dict[str, Any] | None:
 
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--out", metavar="BANK", help="folder or URL (s3://...) of the bank")
-    parser.add_argument("--shards", type=int, metavar="N", default=1, help="shards 0 to N - 1 are made")
+    parser.add_argument("--shards", type=int, metavar="N", default=1, help="generate shards 0 to N - 1")
     parser.add_argument(
-        "--resume", action="store_true", help="continue that bank: sound shards stay, the rest is made"
+        "--resume",
+        action="store_true",
+        help="continue the bank: keep intact shards, generate the missing ones",
     )
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="how many make shards (default: one for each GPU, of a cluster as many as fit; without GPUs this"
-        " process alone)",
+        help="number of workers (default: one per GPU, or as many as fit on the Ray cluster; without GPUs one"
+        " in this process)",
     )
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="workers on a Ray cluster: local, auto, or host:port of its head"
+        "--ray",
+        metavar="ADDRESS",
+        help="run the workers on a Ray cluster: local, auto, or host:port of its head",
     )
     parser.add_argument(
-        "--retries", type=int, metavar="N", default=5, help="further tries of a shard that failed"
+        "--retries", type=int, metavar="N", default=5, help="maximum number of retries of a shard that fails"
     )
     parser.add_argument(
-        "--plan", action="store_true", help="makes a short sample and says what --shards N will cost"
+        "--plan",
+        action="store_true",
+        help="estimate time and disk usage of --shards N from a short sample and exit",
     )
-    parser.add_argument("--status", metavar="BANK", help="says how far a bank is, and ends")
+    parser.add_argument("--status", metavar="BANK", help="show the bank's progress and exit")
 
 
 def _check(options: Namespace) -> None:
-    for flag, least in (("shards", 1), ("workers", 1), ("retries", 0)):
-        given = options[flag]
-        if given is not None and given < least:
-            raise UserError(f"--{flag} is {given}; give {least} or more")
+    for flag, minimum in (("shards", 1), ("workers", 1), ("retries", 0)):
+        value = options[flag]
+        if value is not None and value < minimum:
+            raise UserError(f"--{flag} is {value}; set {minimum} or more")
 
 
 def _generate(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if not options.out:
-        raise UserError("--out BANK is missing; give the folder or URL of the bank")
+        raise UserError("--out BANK is missing; set the folder or URL of the bank")
     try:
         with _worker_options(recipe, options) as (resolved, worker_options):
             from engine.generation.generate_bank import generate
@@ -115,17 +121,17 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
                 options.shards,
                 resume=options.resume,
                 worker_options=worker_options,
-                watched=monitor_options(options),
+                monitor_options=monitor_options(options),
             )
     except KeyboardInterrupt:
-        print(f"to continue: the same command with --out {options.out} --resume", file=sys.stderr)
+        print(f"to continue, run the same command with --out {options.out} --resume", file=sys.stderr)
         raise
     print(line)
 
 
 @contextmanager
 def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recipe, WorkerOptions]]":
-    """Yield the recipe as resolved where the workers run, and the options of the workers."""
+    """Yield the recipe, resolved on a machine that runs workers, and the options of the workers."""
     from engine.generation.generate_bank import WorkerOptions
 
     if options.resume and recipe.compute.threads is None:
@@ -143,12 +149,12 @@ def _worker_options(recipe: Recipe, options: Namespace) -> "Iterator[tuple[Recip
         resolved = cluster.run(resolve, recipe, "measured", cores, on_gpu=on_gpu)
         if recipe.has_auto_batch:
             sizes = resolved.augment.micro_batch, resolved.filter.micro_batch
-            logger.info("augment: batches of %s, filter: %s", *sizes)
+            logger.info("micro-batches: augment %s, filter %s", *sizes)
         yield resolved, WorkerOptions(cluster=cluster, workers=options.workers, retries=options.retries)
 
 
 def _local_workers(recipe: Recipe) -> int:
-    """One for each GPU, where there are any and the recipe does not rule them out."""
+    """Return the number of GPUs, or 1 if there are none or the recipe excludes them."""
     if recipe.compute.device == "cpu":
         return 1
     import torch
@@ -157,7 +163,7 @@ def _local_workers(recipe: Recipe) -> int:
 
 
 def _resolved(recipe: Recipe, workers: int) -> Recipe:
-    """Resolve the recipe here; each worker has its share of the threads that torch would take."""
+    """Resolve the recipe on this machine; each worker gets its share of torch's threads."""
     import torch
 
     return resolve(recipe, batches="measured", threads=torch.get_num_threads() // workers)
@@ -173,10 +179,10 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if options.ray:
         raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
-    from engine.generation.cost_plan import plan_table, sample
+    from engine.generation.cost_plan import plan_table, take_sample
 
     resolved = _resolved(recipe, options.workers or _local_workers(recipe))
-    console().print(plan_table(sample(resolved), resolved, options.shards, options.workers))
+    console().print(plan_table(take_sample(resolved), resolved, options.shards, options.workers))
 
 
 if __name__ == "__main__":

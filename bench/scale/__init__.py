@@ -1,4 +1,4 @@
-"""How generation and distillation scale: over workers, on Ray, over shards, over processes."""
+"""Measure how generation and distillation scale with workers, Ray, shards and processes."""
 
 from collections.abc import Iterator
 

@@ -39,27 +39,27 @@ def rows() -> Iterator[Row]:
             2,
             resume=False,
             worker_options=WorkerOptions(workers=1, retries=0),
-            watched={},
+            monitor_options={},
         )
         ways = {"one": (1, 1), "two threads": (1, 2), "two processes": (2, 1)}
         for name, (processes, threads) in ways.items():
             distill(bank, Path(folder) / name, SETTINGS, processes=processes, threads=threads)
         curves = {name: losses(Path(folder) / name) for name in ways}
         seconds = {name: _seconds(Path(folder) / name) for name in ways}
-    apart = {name: _apart(curve, curves["one"]) for name, curve in curves.items()}
+    differences = {name: _difference(curve, curves["one"]) for name, curve in curves.items()}
     shape = f"WRN-16-2 -> WRN-16-1, {STEPS} steps of {BATCH} images, 1 thread per process"
     same = partial(row, dtype="fp32", shape=shape)
     yield same("distill, 2 processes", "one process", seconds["two processes"], seconds["one"], "s of steps")
     yield same(
         "distill, 2 processes, loss",
         "one process with 2 threads",
-        apart["two processes"],
-        apart["two threads"],
+        differences["two processes"],
+        differences["two threads"],
         "mean relative difference to 1 thread",
     )
 
 
-def _apart(curve: dict[int, float], other: dict[int, float]) -> float:
+def _difference(curve: dict[int, float], other: dict[int, float]) -> float:
     assert len(curve) == len(other) == STEPS, (len(curve), len(other))
     return mean(abs(curve[step] - other[step]) / abs(other[step]) for step in other)
 

@@ -45,9 +45,9 @@ class Commits:
         """Do nothing: there is nothing to close."""
 
     def images_per_second(self) -> float:
-        """Return the pace of warm workers: measured from each one's first shard on, summed over workers."""
-        paces = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
-        return self.images_per_shard * sum(paces)
+        """Return the rate of warm workers: measured after each one's first shard, summed over workers."""
+        rates = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
+        return self.images_per_shard * sum(rates)
 
 
 def embedded(batch_size: int) -> Recipe:

@@ -12,15 +12,15 @@ from bench.rows import Row
 from bench.scale.generation import embedded
 from bench.scale.row import row
 from engine.config.recipe import Recipe
-from engine.generation.messages import Done, Failed, Job, Lost, Ready, Unable
+from engine.generation.messages import Done, Failed, Job, LoadFailed, Lost, Ready
 from engine.generation.provenance import bank_header
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.processes import ProcessPool
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
-"""Shards with little synthesis, so that start-up dominates."""
+"""Small shards with little synthesis, so that start-up dominates."""
 LONGEST = 120.0
-"""Seconds after which a step has failed."""
+"""Seconds after which a step counts as failed."""
 
 
 def rows() -> Iterator[Row]:
@@ -68,6 +68,6 @@ def _until(pool: WorkerPool, kind: type) -> None:
     deadline = time.monotonic() + LONGEST
     while not any(isinstance(what, kind) for what in found):
         found = [event.what for event in pool.wait(LONGEST)]
-        failure = next((what for what in found if isinstance(what, Failed | Lost | Unable)), None)
+        failure = next((what for what in found if isinstance(what, Failed | LoadFailed | Lost)), None)
         if time.monotonic() > deadline or (failure and not isinstance(failure, kind)):
             raise RuntimeError(f"expected {kind.__name__}, got {failure or f'nothing in {LONGEST:.0f} s'}")

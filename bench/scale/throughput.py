@@ -8,7 +8,7 @@ from statistics import median
 from bench.rows import Row
 from bench.scale.generation import Commits, Opener, embedded, generation, slope
 from bench.scale.row import row
-from engine.generation.cost_plan import sample
+from engine.generation.cost_plan import take_sample
 from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.ray import LOCAL, RayCluster, RayPool
 from engine.hardware import available_cores
@@ -34,20 +34,20 @@ def over_workers() -> Iterator[Row]:
             for name, (open_pool, count) in ways.items():
                 commits = generation(recipe, open_pool, SHARDS_PER_WORKER * count)
                 found[name].append(commits.images_per_second())
-    pace = {name: median(values) for name, values in found.items()}
+    rate = {name: median(values) for name, values in found.items()}
     shape = f"{BATCH} sources x {recipe.augment.variations} variations per shard, 1 thread per worker"
     dtype = recipe.compute.runtime_precision
     for case, baseline, ours, theirs in (
-        (f"{workers} workers", "one worker on one core", pace["pool"], pace["one"]),
-        (f"{workers} workers, ray local", "the pool", pace["ray"], pace["pool"]),
+        (f"{workers} workers", "one worker on one core", rate["pool"], rate["one"]),
+        (f"{workers} workers, ray local", "the pool", rate["ray"], rate["pool"]),
     ):
         yield row(case, baseline, ours, theirs, "img/s", ratio=ours / theirs, dtype=dtype, shape=shape)
 
 
 def over_shards() -> Iterator[Row]:
-    """Yield MANY small shards of one worker against the first FEW, and the plan of FEW against their time."""
+    """Yield MANY small shards of one worker against the first FEW, and the plan for FEW against its run."""
     recipe = embedded(SMALL_BATCH)
-    planned = sample(recipe).wall_seconds(FEW, 1)
+    planned = take_sample(recipe).wall_seconds(FEW, 1)
     start = time.perf_counter()
     generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - start

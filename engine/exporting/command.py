@@ -1,37 +1,25 @@
 """Export the networks of a recipe for a runtime: ONNX graphs, engines, and the parity report parity.json."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import replace
-from engine.atomic import replacing
-from engine.cli.arguments import CommandLine
-from engine.cli.arguments import add_short_flags
-from engine.cli.resolve import resolve_compute
-from engine.config.decides import settings
-from engine.config.recipe import OF_MACHINE_SECTIONS
-from engine.config.recipe import Recipe
-from engine.config.recipe import with_default_batches
-from engine.errors import UserError
-from engine.exporting.up_to_date import Exported
-from engine.exporting.up_to_date import UpToDateMarker
-from engine.generation.provenance import CLIP
-from engine.generation.provenance import PRIOR
-from engine.generation.provenance import TEACHER
-from engine.generation.provenance import require_same_weights
-from engine.models.pipeline_folder import PipelineFolder
-from engine.models.pipeline_folder import TEXT_TO_IMAGE
-from engine.training.run_folder import BANK
-from engine.training.run_folder import hashed_settings
-from engine.training.run_folder import own_settings
-from engine.training.run_folder import require_agreement
-from engine.training.run_folder import require_student
-from engine.training.run_record import RunRecord
-from jsonargparse import ArgumentParser
-from pathlib import Path
-from typing import Any
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from jsonargparse import ArgumentParser
+
+from engine.atomic import replacing
+from engine.cli.arguments import CommandLine, add_short_flags
+from engine.cli.resolve import resolve_compute
+from engine.config.decides import settings
+from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe, with_default_batches
+from engine.errors import UserError
+from engine.exporting.up_to_date import Exported, UpToDateMarker
+from engine.generation.provenance import CLIP, PRIOR, TEACHER, require_same_weights
+from engine.models.pipeline_folder import TEXT_TO_IMAGE, PipelineFolder
+from engine.training.run_folder import BANK, hashed_settings, own_settings, require_agreement, require_student
+from engine.training.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +109,7 @@ def _require_run(
     require_agreement(run, recipe, free=(*MAY_DIFFER, *hashed_settings(run)))
     parts = sorted({WEIGHTS.get(name, PRIOR) for name in names if name != "student"})
     fix = "restore it, or export without --run"
-    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, parts=parts)
+    require_same_weights(recipe, record.weights, [own], whose=f"--run {run}", fix=fix, networks=parts)
 
 
 def _names_in_recipe(recipe: Recipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""Estimate what a generation will cost from a short sample made on this device."""
+"""`--plan`: estimate the time and disk usage of a generation from a short sample made on this device."""
 
 import logging
 import math
@@ -22,65 +22,66 @@ from engine.stages.labels import MORE_SHARDS, planned_coverage
 
 logger = logging.getLogger(__name__)
 LATER_SHARDS = 3
-"""Measured after the first, which takes the generator's warm-up along; so many for each under way at once."""
+"""Number of shards measured after the first, which includes the generator's warm-up; times `Job.depth`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What one worker did on this device."""
+    """Measurements of one worker on this device."""
 
     load_seconds: float
+    """Time to load the networks."""
     first_seconds: float
-    """Of the first shard, warm-up included."""
+    """Time of the first shard, including warm-up."""
     later_seconds: tuple[float, ...]
-    """Of each further shard."""
+    """Time of each further shard."""
     shard_bytes: float
-    """Of the files of a shard, the mean."""
+    """Mean size of a shard's files."""
     images: float
-    """Kept, a shard."""
+    """Mean number of kept images per shard."""
     acceptance: float | None
-    """Share of the variations that are kept."""
+    """Share of the variations that the filter kept; None without variations."""
     rss: int
-    """Bytes of the worker's process at the end."""
+    """Resident memory of the worker's process at the end, in bytes."""
     agreements: Agreements = Agreements()
-    """Of the teacher with the labels."""
+    """How often the teacher agrees with the labels."""
 
     @property
     def shard_seconds(self) -> float:
-        """Of a shard once a worker is warm."""
+        """Median time of a shard after the first."""
         return median(self.later_seconds)
 
     def wall_seconds(self, shards: int, workers: int) -> float:
-        """Of so many shards by so many workers, each with a device like this one to itself."""
+        """Return the estimated time, if each worker has a device like this one to itself."""
         rounds = math.ceil(shards / workers)
         return self.load_seconds + self.first_seconds + (rounds - 1) * self.shard_seconds
 
 
-def sample(recipe: Recipe) -> Sample:
-    """Makes some shards in a temporary folder. Raises what a generation raises."""
+def take_sample(recipe: Recipe) -> Sample:
+    """Make a few shards of a resolved recipe in a temporary folder. Raises what a generation raises."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         job = Job(recipe=recipe, url=folder, header=bank_header(recipe))
         count = 1 + LATER_SHARDS * job.depth
         worker = Worker(job)
-        times = [begun, time.perf_counter()]
-        made = []
+        times = [start, time.perf_counter()]
+        shards = []
         for report in worker.run(iter(range(count))):
             times.append(time.perf_counter())
-            made.append(_require_done(report))
-            logger.info("sample %d of %d: %.1f s", len(made), count, times[-1] - times[-2])
+            shards.append(_require_done(report))
+            logger.info("sample %d/%d: %.1f s", len(shards), count, times[-1] - times[-2])
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    variations = sum(done.variations for done in made)
+    variations = sum(done.variations for done in shards)
     load, first, *later = (after - before for before, after in zip(times, times[1:], strict=False))
     return Sample(
         load_seconds=load,
         first_seconds=first,
         later_seconds=tuple(later),
-        shard_bytes=size / len(made),
-        images=sum(done.entry.images for done in made) / len(made),
-        acceptance=sum(done.accepted for done in made) / variations if variations else None,
-        rss=made[-1].rss,
-        agreements=sum((done.agreements for done in made), Agreements()),
+        shard_bytes=size / len(shards),
+        images=sum(done.entry.images for done in shards) / len(shards),
+        acceptance=sum(done.accepted for done in shards) / variations if variations else None,
+        rss=shards[-1].rss,
+        agreements=sum((done.agreements for done in shards), Agreements()),
     )
 
 
@@ -91,7 +92,7 @@ def _require_done(report: Done | Failed) -> Done:
 
 
 def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None) -> RenderableType:
-    """A row for each number of workers; above it the shards' size and classes, below it what all rests on."""
+    """Return the plan: size and classes of the bank, a row per number of workers, and the measurements."""
     unit = "GPU-hours" if recipe.compute.device == "cuda" else "core-hours"
     table = Table("workers", "time", unit, "kept images/s")
     for count in _counts(shards, workers):
@@ -102,11 +103,11 @@ def plan_table(sample: Sample, recipe: Recipe, shards: int, workers: int | None)
     warning = sample.agreements.warning
     warnings = [f"warning: {warning}"] if warning else []
     size, coverage = _size(sample, shards), planned_coverage(recipe, shards, MORE_SHARDS)
-    return Group(size, coverage, table, _basis(sample, recipe), *warnings)
+    return Group(size, coverage, table, _measurements(sample, recipe), *warnings)
 
 
 def _counts(shards: int, workers: int | None) -> list[int]:
-    """Powers of two up to what the shards can use, at most 64, and the number asked for."""
+    """Return the powers of two up to 64 and to the number of shards, and `workers`."""
     powers = {2**power for power in range(7) if 2**power <= shards}
     return sorted(powers | ({workers} if workers else set()))
 
@@ -117,13 +118,13 @@ def _size(sample: Sample, shards: int) -> str:
     return f"{shards} shards: {shards * sample.images:,.0f} images, {size / 1e9:.2f} GB{accepted}"
 
 
-def _basis(sample: Sample, recipe: Recipe) -> str:
+def _measurements(sample: Sample, recipe: Recipe) -> str:
     low, high = min(sample.later_seconds), max(sample.later_seconds)
     compute = recipe.compute
     return (
         f"measured here ({compute.device}, {compute.runtime} {compute.runtime_precision}, {compute.threads} "
-        f"threads): networks loaded in {sample.load_seconds:.1f} s, the first shard "
-        f"{sample.first_seconds:.1f} s, then {sample.shard_seconds:.1f} s a shard "
-        f"({len(sample.later_seconds)} shards, {low:.1f} - {high:.1f}); {sample.rss / 2**30:.1f} GiB a "
-        "worker. More workers: each with a device like this one to itself."
+        f"threads): networks loaded in {sample.load_seconds:.1f} s, first shard "
+        f"{sample.first_seconds:.1f} s, then {sample.shard_seconds:.1f} s per shard "
+        f"({len(sample.later_seconds)} shards, {low:.1f} - {high:.1f} s); {sample.rss / 2**30:.1f} GiB per "
+        "worker. The table assumes that each worker has a device like this one to itself."
     )

@@ -1,4 +1,4 @@
-"""Generate a bank shard by shard, by one worker or many."""
+"""Generate the missing shards of a bank with one worker or many."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from engine.generation.workers.coordinator import Coordinator
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.ray import RayCluster
 from engine.generation.workers.retry_queue import ShardQueue
-from engine.generation.workers.signals import requests
+from engine.generation.workers.signals import handle_signals
 from engine.stages.labels import MORE_SHARDS, coverage_warning
 
 logger = logging.getLogger(__name__)
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """Which workers make the shards, as the command line says."""
+    """The workers that generate the shards, as set on the command line."""
 
     workers: int | None
-    """Number of workers; None, only with a cluster: as many as fit."""
+    """Number of workers. None, which needs a cluster: as many as fit."""
     retries: int
-    """Number of retries of a shard that failed or whose worker died."""
+    """Maximum number of retries of a shard that fails or whose worker dies."""
     cluster: RayCluster | None = None
-    """The Ray cluster that runs them; None: this machine."""
+    """Ray cluster that runs the workers. None: this machine."""
 
     def open(self, job: Job) -> WorkerPool[Any]:
-        """Return the pool, empty. A single worker of this machine runs in this process."""
+        """Return an empty pool. A single worker on this machine runs in this process."""
         if self.cluster is not None:
             from engine.generation.workers.ray import RayPool
 
@@ -60,12 +60,19 @@ def generate(
     *,
     resume: bool,
     worker_options: WorkerOptions,
-    watched: Mapping[str, Any],
+    monitor_options: Mapping[str, Any],
 ) -> str:
-    """Make the shards 0 to `shards` - 1 that the bank at `url` does not have. Return a summary line.
+    """Make those of shards 0 to `shards` - 1 that the bank at `url` lacks. Return a summary line.
 
-    `watched`: the options of `open_observers`. For signals see `Requests`. Raises UserError for what the user
-    can fix and FailedShardsError for shards that were given up, once all others are committed.
+    Signals drain or resize the generation, see `Requests`.
+
+    Args:
+        recipe: a resolved recipe.
+        monitor_options: keyword arguments of `open_observers`.
+
+    Raises:
+        UserError: for mistakes of the user.
+        FailedShardsError: if shards failed for good; all others are committed.
     """
     logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, shards, MORE_SHARDS):
@@ -77,31 +84,31 @@ def generate(
     )
     stats = GenerationStats(target=shards, found=0)
     with ExitStack() as stack:
-        observers = stack.enter_context(open_observers(stats, url, View(), **watched))
-        asked = stack.enter_context(requests())
+        observers = stack.enter_context(open_observers(stats, url, View(), **monitor_options))
+        requests = stack.enter_context(handle_signals())
         pool = stack.enter_context(worker_options.open(job))
-        coordinator = Coordinator(pool, stats, asked, observers=observers)
+        coordinator = Coordinator(pool, stats, requests, observers=observers)
         is_new = open_storage(url).size(MANIFEST) is None
-        if is_new and not coordinator.await_worker():  # what fails to load leaves no bank
-            return f"{url}: ended before its first shard"
+        if is_new and not coordinator.await_worker():  # create no bank if loading fails
+            return f"{url}: stopped before the first shard"
         with BankWriter.open(url, job.header, resume=resume) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
             stats.begin(found=shards - len(missing))
             coordinator.run(bank, ShardQueue(missing, worker_options.retries))
             images = sum(entry.images for entry in bank.committed.values())
-    return _ending(url, stats, images)
+    return _summary(url, stats, images)
 
 
-def _ending(url: str, stats: GenerationStats, images: int) -> str:
-    """Raises FailedShardsError."""
-    line = f"{url}: {stats.made} shards made, {stats.found} found sound; {images} images"
+def _summary(url: str, stats: GenerationStats, images: int) -> str:
+    """Return the last line of the command. Raises FailedShardsError if shards failed for good."""
+    line = f"{url}: {stats.made} shards made, {stats.found} already there; {images} images"
     if stats.failed:
-        named = [f"{shard_name(number)} ({reason})" for number, reason in sorted(stats.failed.items())]
+        failed = [f"{shard_name(number)} ({reason})" for number, reason in sorted(stats.failed.items())]
         raise FailedShardsError(
-            f"{line}; {len(named)} shards failed: {'; '.join(named)}; --resume tries them again"
+            f"{line}; {len(failed)} shards failed: {'; '.join(failed)}; retry them with --resume"
         )
     if stats.left:
-        line = f"{line}; {stats.left} are left, --resume makes them"
+        line = f"{line}; {stats.left} left, continue with --resume"
     if warning := stats.agreements.warning:
         logger.warning(warning)
     return line

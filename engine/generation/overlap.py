@@ -1,4 +1,8 @@
-"""Overlap the stages of consecutive shards: divide stages and CPU threads into lanes, one thread a lane."""
+"""Overlap the stages of consecutive shards.
+
+`stage_groups` divides the stages and the CPU threads into groups, `overlapped` runs each group in a thread of
+its own, and `torch_threads` and `own_stream` keep the groups' work on CPU and GPU apart.
+"""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,47 +22,50 @@ Run = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
-    """Stages that run one after the other, at the same time as those of the other lanes."""
+class StageGroup:
+    """Stages that run one after the other, at the same time as other groups."""
 
     stages: tuple[Stage, ...]
     threads: int
+    """Number of CPU threads of each stage."""
 
 
-def one_lane(compute: ComputeConfig) -> tuple[Lane, ...]:
-    """Return one lane of all stages, each on all threads of a resolved configuration."""
+def single_group(compute: ComputeConfig) -> tuple[StageGroup, ...]:
+    """Return one group of all stages with all threads of a resolved configuration."""
     assert compute.threads is not None
-    return (Lane(stages=STAGES, threads=compute.threads),)
+    return (StageGroup(stages=STAGES, threads=compute.threads),)
 
 
 def has_overlap(recipe: Recipe) -> bool:
-    """Return whether stages of a resolved recipe run at the same time: if set, and if there are several."""
+    """Return whether stages overlap: a resolved recipe asks for it and has several stages."""
     return bool(recipe.compute.overlap) and sum(stage.total(recipe) > 0 for stage in STAGES) > 1
 
 
-def lanes(recipe: Recipe) -> tuple[Lane, ...]:
-    """Return the lanes of a resolved recipe whose shards are made independently.
+def stage_groups(recipe: Recipe) -> tuple[StageGroup, ...]:
+    """Return the groups of a resolved recipe whose shards are made independently.
 
-    On a CPU their threads sum to `compute.threads`: a light stage gets one, or shares the lane before it if
-    there are fewer threads than stages; the other lanes share the rest. On a GPU threads only launch kernels,
-    so each lane has all of them.
+    On a CPU the groups' threads sum to `compute.threads`: a light stage gets one thread, or joins the
+    previous group if there are fewer threads than stages; the other groups share the rest. On a GPU, threads
+    only launch kernels, so each group has all of them.
     """
     compute = recipe.compute
     if not has_overlap(recipe):
-        return one_lane(compute)
+        return single_group(compute)
     threads = compute.threads
     assert threads is not None
     if compute.device == "cuda":
-        return tuple(Lane(stages=(stage,), threads=threads) for stage in STAGES)
-    groups = _groups(threads)
+        return tuple(StageGroup(stages=(stage,), threads=threads) for stage in STAGES)
+    groups = _split(threads)
     light = sum(_is_light(group) for group in groups)
     rest, heavy = threads - light, len(groups) - light
-    shares = iter([rest * (place + 1) // heavy - rest * place // heavy for place in range(heavy)])
-    return tuple(Lane(stages=group, threads=1 if _is_light(group) else next(shares)) for group in groups)
+    shares = iter([rest * (index + 1) // heavy - rest * index // heavy for index in range(heavy)])
+    return tuple(
+        StageGroup(stages=group, threads=1 if _is_light(group) else next(shares)) for group in groups
+    )
 
 
-def _groups(threads: int) -> list[tuple[Stage, ...]]:
-    """Return one group for each stage; with fewer threads than stages, light ones join the group before."""
+def _split(threads: int) -> list[tuple[Stage, ...]]:
+    """Return one group per stage; with fewer threads than stages, light stages join the previous group."""
     groups: list[tuple[Stage, ...]] = []
     for stage in STAGES:
         if groups and stage.is_light and threads < len(STAGES):
@@ -72,22 +79,22 @@ def _is_light(stages: tuple[Stage, ...]) -> bool:
     return all(stage.is_light for stage in stages)
 
 
-def thread_counts(lanes: tuple[Lane, ...]) -> dict[str, int]:
-    """Return the CPU threads of each stage, by its name."""
-    return {stage.name: lane.threads for lane in lanes for stage in lane.stages}
+def thread_counts(groups: tuple[StageGroup, ...]) -> dict[str, int]:
+    """Return the number of CPU threads of each stage, by its name."""
+    return {stage.name: group.threads for group in groups for stage in group.stages}
 
 
 @dataclass(frozen=True)
 class _Task(Generic[Item]):
     item: Item
     value: Any
-    """Result of the runs so far, or the exception that one raised."""
+    """Result of the runs so far, or the exception that one of them raised."""
 
 
 @dataclass(frozen=True)
 class _End:
     error: BaseException | None = None
-    """Error that ended the pipeline; None at the end of the items."""
+    """Error that stopped the pipeline; None at the end of the items."""
 
 
 def overlapped(
@@ -99,12 +106,13 @@ def overlapped(
 ) -> Generator[tuple[Item, Any], None, None]:
     """Yield (item, result of all `runs` in turn), in the order of `items`, which may block.
 
-    Each run has a thread, inside an `around()`. If a run raises an Exception, that is the item's result, and
-    later runs skip the item. At most len(runs) + 1 items are in memory, including those that wait for a run
-    and the one that the caller has. Raises what `items` or `around` raises, after the items before it.
+    Each run has a thread, inside an `around()`. If a run raises an Exception, the exception becomes the
+    item's result, and later runs skip the item. At most len(runs) + 1 items are in memory, including those
+    that wait for a run and the one that the caller holds. An error of `items` or `around` is raised after the
+    results of the items before it.
 
-    Closing it early sets `stopping`, which the runs may check, and waits for them. It does not wait for
-    `items`: the thread that reads it ends with the next item.
+    Closing the generator early sets `stopping`, which the runs may check, and waits for the runs. It does not
+    wait for `items`: the thread that reads them ends with the next item.
     """
     overlap = _Overlap(items, runs, around, stopping)
     try:
@@ -135,7 +143,7 @@ class _Overlap(Generic[Item]):
     def results(self) -> Iterator[tuple[Item, Any]]:
         while not isinstance(task := self._queues[-1].get(), _End):
             yield task.item, task.value
-            del task  # hold nothing while waiting for the next one
+            del task  # hold no result while waiting for the next one
             self._room.release()
         if task.error is not None:
             raise task.error
@@ -191,7 +199,7 @@ class _Overlap(Generic[Item]):
 def _advanced(run: Run, task: _Task[Item]) -> _Task[Item]:
     """Return the task after `run`.
 
-    No frame in the traceback of an exception may refer to the result: that cycle would keep images alive.
+    No frame in the traceback of an exception may refer to the result: such a cycle would keep images alive.
     """
     try:
         return replace(task, value=run(task.value))
@@ -215,9 +223,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, run what the calling thread launches inside on its own stream, and wait for it at the end.
+    """On a GPU, run the block on a stream of its own, and wait for that stream at the end.
 
-    The stream first waits for the work already on the default stream, such as loading weights.
+    The stream first waits for work on the default stream, such as copies of weights.
     """
     if device.type != "cuda":
         yield

@@ -1,4 +1,4 @@
-"""What a bank's images come from: the settings that decide them, the weights and their licences."""
+"""What a bank's images depend on: the settings that decide them, and the networks' weights and licences."""
 
 import hashlib
 import json
@@ -22,33 +22,35 @@ from engine.paths import resolve
 from export.hashed import sha256_of
 
 DECIDING = sections(Recipe, "images")
-"""Fields of the recipe, most of them sections, that the settings hash of a bank covers."""
+"""Fields of the recipe, most of them sections, that a bank's settings hash covers."""
 DECIDING_COMPUTE = tuple(
     key.removeprefix("compute.")
     for key, effects in settings(Recipe).items()
     if key.startswith("compute.") and "images" in effects
 )
-"""What it covers of the section compute."""
+"""Fields of the section compute that the hash covers."""
 NOT_STATED = "not stated in its files"
+"""Licence of a network without a model card."""
 
 TEACHER, PRIOR, CLIP = "teacher", "diffusion prior", "CLIP"
 KEYS = {TEACHER: "teacher.weights", PRIOR: "augment.prior", CLIP: "filter.model"}
-"""The setting that names the weights of each part."""
+"""The setting that names the weights of each network."""
 
 
 def bank_header(recipe: Recipe, *, of_run: bool = False) -> Header:
-    """The header of a bank made by a resolved recipe. Raises UserError for weights that cannot be found.
+    """Return the header of a bank made by a resolved recipe.
 
-    `of_run`: its shards depend on those before and on a student, as those of engine.run do.
+    `of_run`: whether shards depend on earlier ones and on a student, as in `engine.run`.
+    Raises UserError if weights cannot be found.
     """
     fields = json.loads(json.dumps(recipe.fields))
-    found = weights_of(recipe)
+    facts = weights_of(recipe)
     deciding: dict[str, Any] = {name: fields[name] for name in DECIDING}
     deciding["compute"] = {name: fields["compute"][name] for name in DECIDING_COMPUTE}
-    deciding["weights"] = {part: fact["sha256"] for part, fact in found.items()}
-    for part, fact in found.items():
-        if fact["sha256"]:  # which decides instead of the place
-            section, _, field = KEYS[part].partition(".")
+    deciding["weights"] = {network: fact["sha256"] for network, fact in facts.items()}
+    for network, fact in facts.items():
+        if fact["sha256"]:  # decides instead of the path
+            section, _, field = KEYS[network].partition(".")
             deciding[section] = {**deciding[section], field: None}
     deciding["of_run"] = of_run
     return Header(
@@ -59,25 +61,28 @@ def bank_header(recipe: Recipe, *, of_run: bool = False) -> Header:
         channels=stored_channels(recipe.storage.codec, recipe.teacher.in_channels),
         codec=recipe.storage.codec,
         quality=recipe.storage.quality,
-        facts=found,
+        facts=facts,
     )
 
 
 def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """name, sha256 (None where the weights are no local files) and licence of each network that has a say."""
-    found = {TEACHER: teacher_of(recipe)}
+    """Return name, sha256 and licence of each network that the recipe uses.
+
+    sha256 is None if the weights are not local files.
+    """
+    facts = {TEACHER: teacher_of(recipe)}
     if recipe.augment.method == "variation":
-        found[PRIOR] = _fact(recipe.augment.prior, _place(recipe, PRIOR))
+        facts[PRIOR] = _fact(recipe.augment.prior, _weights_path(recipe, PRIOR))
     if recipe.filter.model:
         folder = recipe.filter.model.removeprefix(LOCAL_DIR)
         name = " ".join(filter(None, (folder, recipe.filter.pretrained)))
-        found[CLIP] = _fact(name, _place(recipe, CLIP))
-    return found
+        facts[CLIP] = _fact(name, _weights_path(recipe, CLIP))
+    return facts
 
 
 def teacher_of(recipe: Recipe) -> dict[str, Any]:
-    """The teacher's entry of `weights_of`."""
-    return _fact(recipe.teacher.name, _place(recipe, TEACHER))
+    """Return the teacher's entry of `weights_of`."""
+    return _fact(recipe.teacher.name, _weights_path(recipe, TEACHER))
 
 
 def require_same_weights(
@@ -87,35 +92,38 @@ def require_same_weights(
     *,
     whose: str,
     fix: str,
-    parts: Iterable[str] = (TEACHER,),
+    networks: Iterable[str] = (TEACHER,),
 ) -> None:
-    """Refuse files of the recipe that are not those that a run or bank was made with.
+    """Compare the recipe's weights with those that a run or bank was made with.
 
-    facts: by part, as `weights_of` gave them then. made_with: the recipes of that time, as mappings. A copy
-    under another name is the same file, although hashes of earlier versions cover the name. What has no hash
-    on either side is not compared. Raises UserError that names `whose` and the file, and ends with `fix`.
+    A copy under another name counts as the same file, although hashes of earlier versions cover the name.
+    Weights without a hash on either side are not compared.
+
+    Args:
+        facts: what `weights_of` returned at that time.
+        made_with: the recipes of that time, as mappings.
+
+    Raises:
+        UserError: for weights that differ; the message names `whose` and the file, and ends with `fix`.
     """
-    for part in parts:
-        fact, path = facts.get(part), _place(recipe, part)
+    for network in networks:
+        fact, path = facts.get(network), _weights_path(recipe, network)
         known = fact.get("sha256") if isinstance(fact, Mapping) else None
         if path is None or not isinstance(known, str):
             continue
         contents = _contents(path)
         names = [path.name, path.resolve().name]
-        names += [name for made in made_with if (name := _file_name(made, part))]
+        names += [name for made in made_with if (name := _file_name(made, network))]
         found = _digest(contents)
         if known != found and known not in (_digest_with_name(contents, name) for name in names):
             raise UserError(
-                f"{whose} was made with another {part}: its sha256 was {known[:12]}, that of {KEYS[part]} "
-                f"{path} is {found[:12]}; {fix}"
+                f"{whose} was made with another {network}: its sha256 was {known[:12]}, but "
+                f"{KEYS[network]} {path} has {found[:12]}; {fix}"
             )
 
 
 def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
-    """Refuse a teacher that is not the one that made the bank, by its weights and how it is asked.
-
-    Raises UserError that names both sides.
-    """
+    """Raise UserError if the bank was made with another teacher: other weights, inputs or outputs."""
     made_with = recipes_of(header.recipe)
     fix = "restore that file, or make a bank with this teacher"
     for facts in _by_bank(header.facts):
@@ -123,29 +131,29 @@ def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
     for made in made_with:
         for field in ("in_channels", "mean", "std", "weights_key", "output"):
             then, now = _setting(made, f"teacher.{field}"), getattr(recipe.teacher, field)
-            if then is not None and _values(then) != _values(now):
+            if then is not None and _normalized(then) != _normalized(now):
                 raise UserError(
-                    f"--bank {url} was made with teacher.{field} {_plain(then)}, this command has "
-                    f"{_plain(now)}; leave out --recipe and --teacher.{field}, or make a bank with it"
+                    f"--bank {url} was made with teacher.{field} {_as_list(then)}, but this command has "
+                    f"{_as_list(now)}; remove --recipe and --teacher.{field}, or make a bank with it"
                 )
 
 
 def require_same_facts(then: Mapping[str, Any], now: Mapping[str, Any], *, whose: str) -> None:
-    """Refuse hashes in `now` that differ from those in `then`, both as `weights_of` gives them."""
-    for part, fact in now.items():
-        old = then.get(part)
+    """Raise UserError for hashes that differ; `then` and `now` are as `weights_of` returns them."""
+    for network, fact in now.items():
+        old = then.get(network)
         known = old.get("sha256") if isinstance(old, Mapping) else None
         if known and fact["sha256"] and known != fact["sha256"]:
             raise UserError(
-                f"{whose} was begun with another {part}: its sha256 was {known[:12]}, that of {KEYS[part]} "
-                f"is {fact['sha256'][:12]} now; restore that file, or give another --out"
+                f"{whose} was begun with another {network}: its sha256 was {known[:12]}, but {KEYS[network]} "
+                f"now has {fact['sha256'][:12]}; restore that file, or set another --out"
             )
 
 
 def _by_bank(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The facts of a bank; if it was merged, those of each of its banks."""
+    """Return the facts of a bank, or of each bank that it was merged from."""
     if facts and all(name.startswith("bank ") for name in facts):
-        return [each for part in facts.values() if isinstance(part, Mapping) for each in _by_bank(part)]
+        return [each for bank in facts.values() if isinstance(bank, Mapping) for each in _by_bank(bank)]
     return [facts]
 
 
@@ -155,35 +163,35 @@ def _setting(recipe: Mapping[str, Any], key: str) -> Any:
     return fields.get(field) if isinstance(fields, Mapping) else None
 
 
-def _file_name(recipe: Mapping[str, Any], part: str) -> str | None:
-    given = _setting(recipe, KEYS[part])
+def _file_name(recipe: Mapping[str, Any], network: str) -> str | None:
+    given = _setting(recipe, KEYS[network])
     return Path(given.removeprefix(LOCAL_DIR)).name if isinstance(given, str) else None
 
 
-def _values(given: Any) -> Any:
-    """One number for all channels is the same as that number for each."""
-    if not isinstance(given, list | tuple):
-        return given
-    return given[0] if len(set(given)) == 1 else list(given)
+def _normalized(value: Any) -> Any:
+    """Return a list of equal numbers, one per channel, as that number."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[0] if len(set(value)) == 1 else list(value)
 
 
-def _plain(given: Any) -> Any:
-    return list(given) if isinstance(given, tuple) else given
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _place(recipe: Recipe, part: str) -> Path | None:
-    """The weights of a part, None if they are no local files. Raises UserError for a missing teacher."""
-    if part == TEACHER:
+def _weights_path(recipe: Recipe, network: str) -> Path | None:
+    """Return the weights of a network, None if not local. Raises UserError if the teacher's are missing."""
+    if network == TEACHER:
         weights = recipe.teacher.weights
         return resolve(weights, KEYS[TEACHER]) if weights else None
-    if part == PRIOR:
+    if network == PRIOR:
         return _local_folder(recipe.augment.prior)
     model = recipe.filter.model
     return _local_folder(model.removeprefix(LOCAL_DIR)) if model.startswith(LOCAL_DIR) else None
 
 
 def _local_folder(name: str) -> Path | None:
-    """None for a name on a hub."""
+    """Return the folder, or None for a name on a hub."""
     try:
         return resolve(name, "")
     except UserError:
@@ -197,7 +205,7 @@ def _fact(name: str, path: Path | None) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> list[tuple[Path, str]]:
-    """SHA-256 of a file and those it names, or of each file of a folder, and where it is from there."""
+    """Return (relative path, SHA-256) of a file and the files it names, or of each file of a folder."""
     found = []
     for file in sorted(path.rglob("*")) if path.is_dir() else weight_files(path, "teacher.weights"):
         if file.is_file():
@@ -206,33 +214,35 @@ def _contents(path: Path) -> list[tuple[Path, str]]:
 
 
 def _digest(contents: Sequence[tuple[Path, str]]) -> str:
-    """As sha256sum prints it for a single file; of several over their places and hashes."""
+    """Return the SHA-256 of a single file, or of the relative paths and hashes of several."""
     return contents[0][1] if len(contents) == 1 else _digest_with_name(contents, "")
 
 
 def _digest_with_name(contents: Sequence[tuple[Path, str]], name: str) -> str:
-    """Of contents in a file or folder of this name."""
+    """Return the SHA-256 of paths and hashes of files in a file or folder called `name`."""
     digest = hashlib.sha256()
-    for place, content in contents:
-        digest.update(f"{Path(name, place)} {content}\n".encode())
+    for path, content in contents:
+        digest.update(f"{Path(name, path)} {content}\n".encode())
     return digest.hexdigest()
 
 
 def _licence(path: Path) -> str:
-    """As a model card beside or above the weights states it."""
+    """Return the licence stated by a model card in the weights' folder or the one above."""
     folder = path if path.is_dir() else path.parent
     for card in (folder / "README.md", folder.parent / "README.md"):
-        if card.is_file() and (stated := _stated(card.read_text(encoding="utf-8", errors="replace"))):
-            return stated
+        if card.is_file() and (
+            licence := _front_matter_licence(card.read_text(encoding="utf-8", errors="replace"))
+        ):
+            return licence
     return NOT_STATED
 
 
-def _stated(card: str) -> str | None:
-    """`license:` of the front matter."""
+def _front_matter_licence(card: str) -> str | None:
+    """Return `license:` of a card's front matter."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     try:
         fields = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:
         return None
-    stated = fields.get("license") if isinstance(fields, dict) else None
-    return str(stated) if stated else None
+    licence = fields.get("license") if isinstance(fields, dict) else None
+    return str(licence) if licence else None

@@ -1,4 +1,4 @@
-"""Make the batches of shards: run the stages one after the other, or overlap those of consecutive batches."""
+"""Make the images of shards: run the stages in order, or overlap the stages of consecutive shards."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -9,7 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from engine.config.recipe import Recipe
-from engine.generation.overlap import Lane, one_lane, overlapped, own_stream, thread_counts, torch_threads
+from engine.generation.overlap import (
+    StageGroup,
+    overlapped,
+    own_stream,
+    single_group,
+    thread_counts,
+    torch_threads,
+)
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
 from engine.networks import OpenNetworks
 from engine.progress import Progress
@@ -18,7 +25,7 @@ from engine.stages.synthesize import Adversary, Synthesizer
 
 
 class ShardGenerator:
-    """The stages from the teacher to a shard. `synthesizer` is the whole state."""
+    """Runs the stages from the teacher to a shard. `synthesizer` holds all of its state."""
 
     def __init__(
         self,
@@ -26,11 +33,11 @@ class ShardGenerator:
         networks: OpenNetworks,
         accelerator: Accelerator,
         progress: Progress,
-        lanes: tuple[Lane, ...] | None = None,
+        groups: tuple[StageGroup, ...] | None = None,
     ) -> None:
-        """`lanes`: by default one."""
+        """Create a generator; without `groups` the stages do not overlap."""
         self.recipe, self.progress = recipe, progress
-        self.lanes = lanes or one_lane(recipe.compute)
+        self.groups = groups or single_group(recipe.compute)
         self.synthesizer = Synthesizer(
             networks.teacher,
             recipe.synthesize,
@@ -53,7 +60,7 @@ class ShardGenerator:
             },
             stopping=threading.Event(),
         )
-        self._threads = thread_counts(self.lanes)
+        self._threads = thread_counts(self.groups)
 
     def announce(self, batches: int) -> None:
         """Announce `batches` more batches to the progress bars."""
@@ -64,7 +71,7 @@ class ShardGenerator:
     def make(
         self, index: int, adversary: Adversary | None = None, *, independent: bool = False
     ) -> GeneratedBatch:
-        """Make batch `index`; `independent`: as a function of (seed, index), whatever was made before."""
+        """Make batch `index`; if `independent`, as a function of (seed, index) alone."""
         request = Request(index=index, adversary=adversary, independent=independent)
         batch: GeneratedBatch = self._run(STAGES, request)
         return batch
@@ -72,29 +79,30 @@ class ShardGenerator:
     def generate(
         self, numbers: Iterator[int]
     ) -> Generator[tuple[int, GeneratedBatch | Exception], None, None]:
-        """Yield (number, its independently made batch or the exception that it raised), in order.
+        """Yield (number, its independent batch or the exception that it raised), in order.
 
-        Several lanes work at the same time, each in a thread, on consecutive batches, of which at most one
-        more than lanes are in memory. `numbers` may block and is read by another thread, see `overlapped`.
+        With several groups of stages, each group has a thread and works on another batch; at most one batch
+        more than groups is in memory. `numbers` may block; another thread reads it, see `overlapped`.
         """
-        if len(self.lanes) == 1:
+        if len(self.groups) == 1:
             for number in numbers:
-                yield number, _attempt(self._lane(self.lanes[0]), number)
+                yield number, _attempt(self._runner(self.groups[0]), number)
             return
         around = partial(own_stream, self.context.accelerator.device)
-        runs = [self._lane(lane) for lane in self.lanes]
+        runs = [self._runner(group) for group in self.groups]
         threads = torch.get_num_threads()
         try:
             yield from overlapped(numbers, runs, around=around, stopping=self.context.stopping)
         finally:
             self.context.stopping.clear()
-            torch.set_num_threads(threads)  # what later threads begin with is the last count set in any
+            torch.set_num_threads(threads)  # a new thread starts with the last count set in any
 
-    def _lane(self, lane: Lane) -> Callable[[Any], Any]:
-        """Return the stages of a lane, one after the other, as one function; the first gets a number."""
+    def _runner(self, group: StageGroup) -> Callable[[Any], Any]:
+        """Return a function that runs the stages of a group; the first group takes a batch's number."""
+        is_first = group.stages[0] is STAGES[0]
 
         def run(value: Any) -> Any:
-            return self._run(lane.stages, Request(index=value) if lane.stages[0] is STAGES[0] else value)
+            return self._run(group.stages, Request(index=value) if is_first else value)
 
         return run
 

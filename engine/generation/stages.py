@@ -27,17 +27,17 @@ from engine.stages.filter import FilterResult, classify, filter_variations
 from engine.stages.synthesize import Adversary, Synthesizer
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]
-"""Opens the stage's progress for one batch."""
+"""Opens the progress of a stage for one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The batch to make, which is what the first stage gets."""
+    """The input of the first stage: which batch to make."""
 
     index: int
     adversary: Adversary | None = None
     independent: bool = True
-    """Whether the batch is a function of (seed, index) alone, whatever batches were made before."""
+    """Whether the batch depends only on (seed, index), and not on earlier batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class GeneratedBatch:
     result: FilterResult | None
 
     def rows(self) -> Rows:
-        """Return everything known of each image, in ascending order of the keys."""
+        """Return the row of each image, in ascending order of the keys."""
         count = len(self.sources)
         columns = {
             "keys": self.sources.keys,
@@ -81,37 +81,37 @@ class GeneratedBatch:
 
 
 class StoppedError(Exception):
-    """Nobody waits for the shard any more."""
+    """The shard is no longer needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
-    """What the stages of one process run with. `synthesizer` is the whole state."""
+    """What the stages of one process share. `synthesizer` holds all state."""
 
     recipe: Recipe
     networks: OpenNetworks
     accelerator: Accelerator
     synthesizer: Synthesizer
     micro_batches: Mapping[str, MicroBatch]
-    """By stage, of the stages whose section of the recipe has `micro_batch`."""
+    """Micro-batch of each stage whose section of the recipe has `micro_batch`, by the stage's name."""
     stopping: threading.Event
 
-    def require_wanted(self) -> None:
-        """Raises StoppedError once the batches under way are not wanted any more."""
+    def check_stopped(self) -> None:
+        """Raise StoppedError once the batches under way are no longer needed."""
         if self.stopping.is_set():
             raise StoppedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage. Each network belongs to one stage."""
+    """One stage of a shard. Each network belongs to one stage."""
 
     name: str
-    """Name of the stage in progress, timings and recipe."""
+    """Name in progress, timings and recipe."""
     total: Callable[[Recipe], int]
-    """Images of a batch that go through it; 0 if the recipe leaves it out."""
+    """Number of images of a batch that go through it; 0 if the recipe has no such stage."""
     run: Callable[[StageContext, Any, Track], Any]
-    """Maps the result of the stage before it; the first one gets a `Request`, the last returns a
+    """Maps the result of the previous stage. The first stage takes a `Request`, the last one returns a
     `GeneratedBatch`."""
     has_micro_batch: bool = False
     """Whether its section of the recipe has `micro_batch`, which may be `auto`."""
@@ -128,20 +128,20 @@ def _variations(recipe: Recipe) -> int:
 
 
 def _synthesize(context: StageContext, request: Request, track: Track) -> ImageBatch:
-    """Return the sources."""
+    """Synthesize the sources of a batch."""
     try:
-        return _inverted(context, request, track)
+        return _invert(context, request, track)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         size = context.recipe.synthesize.batch_size
         raise OutOfMemoryError(
-            f"synthesize: out of memory with {size} images at once; give a lower synthesize.batch_size "
-            "(it is not halved by itself, as a batch of another size makes other images)"
+            f"synthesize: out of memory with {size} images at once; lower synthesize.batch_size "
+            "(it is not halved automatically, because a different batch size makes different images)"
         ) from error
 
 
-def _inverted(context: StageContext, request: Request, track: Track) -> ImageBatch:
+def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch:
     config = context.recipe.synthesize
     steps = config.steps + (config.warmup_steps if context.synthesizer.needs_warmup else 0)
     done = 0
@@ -149,7 +149,7 @@ def _inverted(context: StageContext, request: Request, track: Track) -> ImageBat
 
         def on_step(count: int) -> None:
             nonlocal done
-            context.require_wanted()
+            context.check_stopped()
             shown = config.batch_size * done // steps
             done += count
             stage.advance(config.batch_size * done // steps - shown)
@@ -166,7 +166,7 @@ def _inverted(context: StageContext, request: Request, track: Track) -> ImageBat
 def _augment(
     context: StageContext, sources: ImageBatch, track: Track
 ) -> tuple[ImageBatch, ImageBatch | None]:
-    """Return the sources and their variations."""
+    """Make variations of the sources; return both."""
     recipe, networks = context.recipe, context.networks
     if networks.prior is None:
         return sources, None
@@ -181,7 +181,7 @@ def _augment(
             device=context.accelerator.device,
             micro_batch=context.micro_batches[AUGMENT.name],
         ):
-            context.require_wanted()
+            context.check_stopped()
             if recipe.teacher.in_channels == 1:
                 batch = replace(batch, images=to_gray(batch.images))
             batches.append(batch)
@@ -192,7 +192,7 @@ def _augment(
 def _filter(
     context: StageContext, images: tuple[ImageBatch, ImageBatch | None], track: Track
 ) -> GeneratedBatch:
-    """Ask the teacher about the sources, and filter the variations."""
+    """Classify the sources and filter the variations."""
     sources, variations = images
     teacher, device = context.networks.teacher_forward, context.accelerator.device
     top1, confidence = classify(sources.images, teacher, context.micro_batches[FILTER.name], device)
@@ -201,11 +201,11 @@ def _filter(
         source_top1=top1,
         source_confidence=confidence,
         variations=variations,
-        result=None if variations is None else _filtered(context, sources, variations, track),
+        result=None if variations is None else _filter_variations(context, sources, variations, track),
     )
 
 
-def _filtered(
+def _filter_variations(
     context: StageContext, sources: ImageBatch, variations: ImageBatch, track: Track
 ) -> FilterResult:
     with track() as stage:

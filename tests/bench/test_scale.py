@@ -55,5 +55,5 @@ def test_a_respawn_that_cannot_load_its_networks_ends_the_bench(tmp_path: Path) 
         pool.workers[0].kill()
         respawn._until(pool, Lost)
         pool.resize(1)
-        with pytest.raises(RuntimeError, match=r"expected Ready, got Unable.*teacher\.safetensors"):
+        with pytest.raises(RuntimeError, match=r"expected Ready, got LoadFailed.*teacher\.safetensors"):
             respawn._until(pool, Ready)

@@ -1,7 +1,7 @@
-"""Generation and distillation killed at random moments and resumed end as if nothing had happened.
+"""Generation and distillation that are killed at random moments and resumed give the same files.
 
-CHAOS_KILLS is the number of kills of each. CHAOS_SEED decides the moments: it is the date by default, and the
-head of the test report names it.
+CHAOS_KILLS is the number of kills of each. CHAOS_SEED decides the moments; by default it is the date. The
+head of the test report shows it.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def run(commands: CommandServer, module: str, arguments: list[str]) -> float:
 def bank(
     commands: CommandServer, recipe: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, float]:
-    """Never disturbed, and the seconds it took."""
+    """Return an undisturbed bank, and the seconds that it took."""
     out = tmp_path_factory.mktemp("banks") / "undisturbed"
     arguments = ["--recipe", recipe, "--out", str(out), "--shards", str(SHARDS)]
     return out, run(commands, "engine.generate", arguments)

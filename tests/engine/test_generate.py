@@ -53,7 +53,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(
 
 @pytest.mark.parametrize("start", ["meta", "reuse", "reinit"])
 def test_a_shard_does_not_depend_on_those_made_before_it(start: str, tmp_path: Path) -> None:
-    """Shard 1 is lost and made again by a process that makes no other one."""
+    """Shard 1 loses a file and is made again by a process that makes no other shard."""
     warmup = {"warmup_steps": 0 if start == "reinit" else 1}
     recipe = write_recipe(tmp_path / "recipe", synthesize={"start": start, **warmup})
     out = tmp_path / "bank"
@@ -74,7 +74,7 @@ def test_a_bank_grows_without_rewriting(
     assert generate(recipe, out, "--shards", "3", "--resume") == 0
     assert {path.name: path.stat().st_mtime_ns for path in out.rglob("00000*")} == written
     assert contents(out) == contents(bank)
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: 2 shards made, 1 found sound; ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: 2 shards made, 1 already there; ")
 
 
 def test_a_bank_at_a_url(recipe: Path, bank: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_bank_at_a_url(recipe: Path, bank: Path) -> None:
 
 
 def test_a_tiny_autoencoder_in_the_priors_folder_decodes_the_variations(tmp_path: Path) -> None:
-    """Its last layer is made to paint everything in one colour."""
+    """Its last layer is changed to paint everything in one colour."""
     recipe = write_recipe(tmp_path / "recipe")
     put_tiny_autoencoder(tmp_path / "recipe" / "prior")
     weights = tmp_path / "recipe/prior/vae/diffusion_pytorch_model.safetensors"
@@ -172,7 +172,7 @@ def test_the_licence_of_a_model_card_is_in_the_dataset_card(tmp_path: Path) -> N
 def test_a_teacher_that_sees_no_labels_in_the_images_is_reported(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The tiny teacher is random and is given one step, so that it sees one class in all images."""
+    """The tiny teacher is random and synthesis takes one step, so it sees one class in all images."""
     alone = ("--augment.method", "none", "--filter.method", "none", "--filter.model", "")
     quick = ("--augment.class_condition", "none", "--synthesize.steps", "1", "--synthesize.batch_size", "33")
     assert generate(recipe, tmp_path / "bank", *alone, *quick) == 0

@@ -1,4 +1,4 @@
-"""What commands show of the packages' log, and that a library user sees nothing of it."""
+"""Which log records commands show; without a command, nothing is printed."""
 
 import logging
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from engine import distill, evaluate, generate, pretrain, run
 from engine.bank import __main__ as bank
-from engine.cli import main
+from engine.cli.main import main
 from engine.datasets import fetch
 from engine.exporting import command as exporting
 from engine.loop import run as run_loop
@@ -45,7 +45,7 @@ def test_quiet_leaves_warnings_errors_and_the_result(capsys: pytest.CaptureFixtu
 
 
 def test_verbose_adds_details_the_time_and_the_logger(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command, ["--shards", "2", "--quiet", "--verbose"]) == 0, "the last one counts"
+    assert main(command, ["--shards", "2", "--quiet", "--verbose"]) == 0, "the last flag wins"
     lines = capsys.readouterr().out.splitlines()
     assert [line[8:] for line in lines[:-1]] == [
         " engine.somewhere: a detail",
@@ -130,9 +130,9 @@ def test_quiet_of_a_generation_leaves_its_result(
     arguments = ["--recipe", str(recipe), "--shards", "1", "--threads", "1", "--out"]
     assert main(generate.command, [*arguments, str(tmp_path / "quiet"), "--quiet"]) == 0
     quiet = capsys.readouterr().out
-    assert quiet.startswith(f"{tmp_path / 'quiet'}: 1 shards made, 0 found sound; ")
+    assert quiet.startswith(f"{tmp_path / 'quiet'}: 1 shards made, 0 already there; ")
     assert quiet.count("\n") == 1
     assert main(generate.command, [*arguments, str(tmp_path / "verbose"), "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" engine.shards: tiny: cpu, fp32")
+    assert lines[0].endswith(" engine.generation.generate_bank: tiny: cpu, fp32")
     assert any(" engine.bank.writer: shard 00000 committed: " in line for line in lines)

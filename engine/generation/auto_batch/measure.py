@@ -16,7 +16,7 @@ from engine import networks
 from engine.config.compute import ComputeConfig
 from engine.config.recipe import Recipe
 from engine.distributed import open_accelerator
-from engine.generation.overlap import lanes, thread_counts, torch_threads
+from engine.generation.overlap import stage_groups, thread_counts, torch_threads
 from engine.networks import LoadedNetworks, OpenNetworks
 from engine.runtime.micro_batch import MicroBatch
 from engine.stages.augment import augment
@@ -122,7 +122,7 @@ class StageTimer:
 
     def __init__(self, recipe: Recipe) -> None:
         self._accelerator = open_accelerator(recipe.compute)
-        self._threads = thread_counts(lanes(recipe))
+        self._threads = thread_counts(stage_groups(recipe))
         self._loaded: LoadedNetworks | None = None
         self._opened: OpenNetworks | None = None
 

@@ -14,7 +14,7 @@ import torch
 
 from engine.config.recipe import Recipe, with_default_batches
 from engine.generation.auto_batch.measure import HostMemory, Measurement, StageTimer, candidates, search
-from engine.generation.overlap import lanes, thread_counts
+from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.provenance import weights_of
 from engine.generation.stages import STAGES, Stage
 from export.disk import full_disk
@@ -78,7 +78,7 @@ def _conditions(recipe: Recipe, stage: str, weights: dict[str, dict[str, Any]]) 
     return {
         "stage": stage,
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "threads": thread_counts(lanes(recipe))[stage],
+        "threads": thread_counts(stage_groups(recipe))[stage],
         "runtime": [compute.runtime, compute.runtime_precision, compute.precision, compute.compile],
         "networks": {name: [fact["name"], fact["sha256"]] for name, fact in weights.items()},
         "image_size": recipe.teacher.image_size,

@@ -1,1 +1,1 @@
-"""Who watches a generation of shards: a terminal, a file in the bank, Prometheus, TensorBoard, W&B."""
+"""Monitoring of a generation: the console, a status file in the bank, Prometheus, TensorBoard and W&B."""

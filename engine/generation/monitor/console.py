@@ -1,4 +1,4 @@
-"""Show a generation: a live table of some twenty lines on a terminal, elsewhere a line now and then."""
+"""Show a generation on the console: a live table on a terminal, an occasional log line elsewhere."""
 
 import logging
 from collections.abc import Iterator
@@ -18,14 +18,70 @@ from engine.generation.monitor.progress import GenerationStats, WorkerStats
 from engine.progress import clock
 from engine.terminal import console
 
+logger = logging.getLogger(__name__)
+
+INTERVAL = 10.0
+"""Minimum number of seconds between two log lines."""
+MAX_WORKERS = 12
+"""Maximum number of workers with a line of their own; the others share one."""
+OTHER_LINES = 17
+"""Maximum number of lines without the workers, on a narrow terminal."""
+MAX_ERRORS = 3
+"""Maximum number of error reasons shown."""
+MAX_FAILED = 10
+"""Maximum number of failed shards listed."""
+
+
+class View:
+    """An observer that redraws a table twice a second on a terminal, and logs lines elsewhere.
+
+    It draws only if the logger of this module is enabled for INFO.
+    """
+
+    def __init__(self, given: Console | None = None) -> None:
+        self._console = given or console()
+        is_drawable = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._animated = is_drawable and logger.isEnabledFor(logging.INFO)
+        self._live: Live | None = None
+        self._ended = False
+        self._logged_at, self._logged = -INTERVAL, ""
+
+    def update(self, stats: GenerationStats) -> None:
+        if not self._animated:
+            self._log_news(stats)
+        elif self._live is None:
+            self._live = Live(
+                get_renderable=lambda: self._render(stats), console=self._console, refresh_per_second=2
+            )
+            self._live.start()
+
+    def close(self, stats: GenerationStats) -> None:
+        self._ended = True
+        if self._live is not None:
+            self._live.stop()
+        elif self._logged:
+            logger.info("%s", Headline.of(stats, ended=True))
+
+    def _render(self, stats: GenerationStats) -> RenderableType:
+        """Return the table; the drawing thread calls this."""
+        return render(stats.copy(), monotonic(), height=self._console.height, ended=self._ended)
+
+    def _log_news(self, stats: GenerationStats) -> None:
+        """Log a line if the number of shards or the problems have changed."""
+        line = Headline.of(stats, ended=False)
+        news = f"{line.shards} {line.problems}"
+        if news != self._logged and monotonic() >= self._logged_at + INTERVAL:
+            logger.info("%s", line)
+            self._logged_at, self._logged = monotonic(), news
+
 
 @dataclass(frozen=True)
 class Headline:
-    """e.g. `12/100 shards`, `1.2 k images/s, kept 54 %`, `3 retries`, `0:32 left`"""
+    """A summary, e.g. `12/100 shards`, `1.2 k images/s, kept 54 %`, `3 retries`, `0:32 left`."""
 
     shards: str
     pace: list[str]
-    trouble: list[str]
+    problems: list[str]
     time: str
 
     @classmethod
@@ -38,11 +94,11 @@ class Headline:
             counted(len(stats.failed), "shard", "shards") + " failed": stats.failed,
             "draining": stats.draining and not ended,
         }
-        trouble = [text for text, there in counts.items() if there]
-        return cls(f"{stats.committed:,}/{stats.target:,} shards", pace, trouble, _time(stats, ended))
+        problems = [text for text, is_shown in counts.items() if is_shown]
+        return cls(f"{stats.committed:,}/{stats.target:,} shards", pace, problems, _time(stats, ended))
 
     def __str__(self) -> str:
-        return ", ".join([self.shards, *self.pace, *self.trouble, self.time])
+        return ", ".join([self.shards, *self.pace, *self.problems, self.time])
 
 
 def _time(stats: GenerationStats, ended: bool) -> str:
@@ -53,22 +109,14 @@ def _time(stats: GenerationStats, ended: bool) -> str:
     return f"{clock(stats.elapsed)} so far" if stats.remaining is None else f"{clock(stats.remaining)} left"
 
 
-WORKERS = 12
-"""At most so many lines of the table of workers; the others share one."""
-OTHER_LINES = 17
-"""At most, on a narrow terminal."""
-ERRORS = 3
-FAILED = 10
-
-
-def picture(stats: GenerationStats, now: float, *, height: int, ended: bool) -> RenderableType:
-    """`now`: what time.monotonic() says; `height`: lines of the terminal; the workers get what is left."""
-    lines = max(3, min(WORKERS, height - OTHER_LINES))
+def render(stats: GenerationStats, now: float, *, height: int, ended: bool) -> RenderableType:
+    """Return headline, errors and tables for a terminal of `height` lines; `now`: `time.monotonic()`."""
+    lines = max(3, min(MAX_WORKERS, height - OTHER_LINES))
     tables = [table for table in (_stages(stats), _workers(stats, now, lines)) if table.row_count]
-    parts = [*_head(stats, ended), *_errors(stats)]
+    blocks = [*_head(stats, ended), *_errors(stats)]
     if tables:
-        parts += ["", Columns(tables, padding=(1, 6))]
-    return Group(*parts)
+        blocks += ["", Columns(tables, padding=(1, 6))]
+    return Group(*blocks)
 
 
 def _head(stats: GenerationStats, ended: bool) -> Iterator[RenderableType]:
@@ -80,34 +128,34 @@ def _head(stats: GenerationStats, ended: bool) -> Iterator[RenderableType]:
     bar = ProgressBar(total=max(stats.target, 1), completed=stats.committed)
     row.add_row(Text(line.shards, "bold"), bar, Text(line.time, "cyan"))
     yield row
-    if line.pace or line.trouble:
-        parts = [Text(text) for text in line.pace] + [Text(text, "yellow") for text in line.trouble]
-        yield Text("   ").join(parts)
+    if line.pace or line.problems:
+        texts = [Text(text) for text in line.pace] + [Text(text, "yellow") for text in line.problems]
+        yield Text("   ").join(texts)
 
 
 def _errors(stats: GenerationStats) -> Iterator[RenderableType]:
-    for reason, count in stats.errors.most_common(ERRORS):
+    for reason, count in stats.errors.most_common(MAX_ERRORS):
         yield Text(f"{count:,} x {one_line(reason)}", "yellow", no_wrap=True, overflow="ellipsis")
     if stats.failed:
         numbers = sorted(stats.failed)
-        rest = len(numbers) - FAILED
-        shown = ", ".join(map(str, numbers[:FAILED])) + (f" and {rest:,} more" if rest > 0 else "")
+        rest = len(numbers) - MAX_FAILED
+        shown = ", ".join(map(str, numbers[:MAX_FAILED])) + (f" and {rest:,} more" if rest > 0 else "")
         yield Text(f"failed shards: {shown}", "red")
 
 
 def _stages(stats: GenerationStats) -> Table:
     table = _table("stage", "images", "images/s a worker", "time")
-    whole = sum(stage.seconds for stage in stats.stages.values())
+    total = sum(stage.seconds for stage in stats.stages.values())
     for name, stage in stats.stages.items():
-        share = f"{100 * stage.seconds / max(whole, 1e-9):.0f} %"
+        share = f"{100 * stage.seconds / max(total, 1e-9):.0f} %"
         table.add_row(Text(name), f"{stage.images:,}", rate(stage.rate()), share)
     return table
 
 
 def _workers(stats: GenerationStats, now: float, lines: int) -> Table:
-    """The busiest ones, and one line for all others."""
+    """Return a table of the busiest `lines` workers, with one more line for all others."""
     table = _table("worker", "shards", "images/s", "memory", "")
-    ranked = sorted(stats.workers.items(), key=lambda it: (not it[1].alive, -it[1].images))
+    ranked = sorted(stats.workers.items(), key=lambda item: (not item[1].alive, -item[1].images))
     for name, worker in ranked[:lines]:
         state = "" if worker.alive else "lost" if worker.lost else "ended"
         cells = _cells(worker.shards, worker.rate(now), worker.rss)
@@ -137,49 +185,3 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-logger = logging.getLogger(__name__)
-
-EVERY = 10.0
-"""Seconds between two lines, at least."""
-
-
-class View:
-    """Draws itself twice a second on a terminal, if the logger of this module is enabled for INFO."""
-
-    def __init__(self, given: Console | None = None) -> None:
-        self._console = given or console()
-        is_drawable = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._animated = is_drawable and logger.isEnabledFor(logging.INFO)
-        self._live: Live | None = None
-        self._ended = False
-        self._line_at, self._line_of = -EVERY, ""
-
-    def update(self, stats: GenerationStats) -> None:
-        if not self._animated:
-            self._line(stats)
-        elif self._live is None:
-            self._live = Live(
-                get_renderable=lambda: self._picture(stats), console=self._console, refresh_per_second=2
-            )
-            self._live.start()
-
-    def close(self, stats: GenerationStats) -> None:
-        self._ended = True
-        if self._live is not None:
-            self._live.stop()
-        elif self._line_of:
-            logger.info("%s", Headline.of(stats, ended=True))
-
-    def _picture(self, stats: GenerationStats) -> RenderableType:
-        """Called by the thread that draws."""
-        return picture(stats.copy(), monotonic(), height=self._console.height, ended=self._ended)
-
-    def _line(self, stats: GenerationStats) -> None:
-        """Only where there is news."""
-        line = Headline.of(stats, ended=False)
-        news = f"{line.shards} {line.trouble}"
-        if news != self._line_of and monotonic() >= self._line_at + EVERY:
-            logger.info("%s", line)
-            self._line_at, self._line_of = monotonic(), news

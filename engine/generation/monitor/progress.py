@@ -1,83 +1,85 @@
-"""Statistics of a running generation, which the observers read."""
+"""Statistics of a running generation, and the interface of the observers that show them."""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from engine.bank.agreement import Agreements
-from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Unable
+from engine.generation.messages import Done, Event, Exited, Failed, LoadFailed, Lost, Ready
 
 
 @dataclass(kw_only=True)
 class WorkerStats:
-    """Of one worker, which may be dead by now."""
+    """Statistics of one worker, which may have exited."""
 
     since: float
-    """Clock when it had loaded its networks."""
+    """`time.monotonic()` when it had loaded its networks."""
     host: str = ""
     """Name or address of its machine."""
     shards: int = 0
     images: int = 0
-    """All that it made, rejected ones too."""
+    """Number of images that it made, including rejected ones."""
     rss: int = 0
-    """Bytes, after its last shard."""
+    """Resident memory after its last shard, in bytes."""
     alive: bool = True
     lost: bool = False
-    """Whether it has died; others that are not alive were dismissed or could not load."""
+    """Whether it died; other workers that are not alive were dismissed or could not load."""
 
     def rate(self, now: float) -> float:
-        """Images a second since it had loaded."""
+        """Return its images per second since it had loaded, at `time.monotonic()` = `now`."""
         return self.images / max(now - self.since, 1e-9)
 
 
 @dataclass(kw_only=True)
 class StageStats:
-    """Of one stage, over all workers and shards."""
+    """Statistics of one stage over all workers and shards."""
 
     images: int = 0
     seconds: float = 0.0
-    """Worker-seconds: of two workers side by side, both."""
+    """Seconds spent in the stage, summed over workers."""
 
     def rate(self) -> float:
-        """Images a second of one worker in this stage."""
+        """Return the images per second of one worker in this stage."""
         return self.images / max(self.seconds, 1e-9)
 
 
 @dataclass(kw_only=True)
 class GenerationStats:
-    """Counts of this command unless said otherwise; `take` every event, a Done once it is committed."""
+    """Counts of one command, which may resume a bank. Pass every event to `take`, Done once committed."""
 
     target: int
-    """Shards that the bank shall have."""
+    """Number of shards that the bank should have."""
     found: int
-    """Shards that it had at the start, in range."""
+    """Number of those shards that it had at the start."""
     started: float = field(default_factory=time.monotonic)
     made: int = 0
-    """Shards committed."""
+    """Number of shards committed by this command."""
     rows: int = 0
-    """Images of those shards, rejected ones too."""
+    """Number of images of those shards, including rejected ones."""
     images: int = 0
-    """The kept ones."""
+    """Number of kept images."""
     variations: int = 0
     accepted: int = 0
-    """Of the variations."""
+    """Number of variations that the filter kept."""
     agreements: Agreements = Agreements()
-    """Of the teacher with the labels of those shards."""
+    """How often the teacher agrees with the labels of those shards."""
     retries: int = 0
     workers_lost: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    """Reasons of all failures and losses, those that were mended by another try too."""
+    """Number of failures and lost workers by reason, including failures that a retry resolved."""
     failed: dict[int, str] = field(default_factory=dict)
-    """Shards given up, with the last reason."""
+    """Shards that failed for good, with the last reason."""
     stages: dict[str, StageStats] = field(default_factory=dict)
     workers: dict[str, WorkerStats] = field(default_factory=dict)
     draining: bool = False
 
     def begin(self, found: int) -> None:
-        """So many shards are there already, and the work on the others begins now."""
+        """Set the number of shards that exist already, and start the clock."""
         self.found, self.started = found, time.monotonic()
 
     def take(self, event: Event) -> None:
+        """Count an event."""
         worker = self.workers.setdefault(event.worker, WorkerStats(since=time.monotonic()))
         match event.what:
             case Done() as done:
@@ -86,18 +88,18 @@ class GenerationStats:
                 self.errors[failed.reason] += 1
             case Ready() as ready:
                 worker.since, worker.host = time.monotonic(), ready.host
-            case Left():
+            case Exited():
                 worker.alive = False
             case Lost() as lost:
                 worker.alive, worker.lost = False, True
                 self.workers_lost += 1
                 self.errors[lost.reason] += 1
-            case Unable() as unable:
+            case LoadFailed() as failed:
                 worker.alive = False
-                self.errors[unable.reason] += 1
+                self.errors[failed.reason] += 1
 
     def copy(self) -> "GenerationStats":
-        """What another thread may walk through while this one is counted on."""
+        """Return a copy that another thread can iterate over while this one changes."""
         return replace(
             self,
             errors=self.errors.copy(),
@@ -123,7 +125,7 @@ class GenerationStats:
 
     @property
     def committed(self) -> int:
-        """Shards that the bank has by now, in range."""
+        """Number of shards that the bank has by now."""
         return self.found + self.made
 
     @property
@@ -133,20 +135,30 @@ class GenerationStats:
 
     @property
     def rate(self) -> float:
-        """Images a second of all workers, rejected ones too."""
+        """Images per second of all workers, including rejected ones."""
         return self.rows / max(self.elapsed, 1e-9)
 
     @property
     def left(self) -> int:
-        """Shards neither committed nor given up."""
+        """Number of shards that are neither committed nor failed."""
         return self.target - self.committed - len(self.failed)
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to the end at the pace so far; None before the first shard."""
+        """Estimated seconds to the end; None before the first shard."""
         return self.left * self.elapsed / self.made if self.made else None
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the variations that the filter kept; None of none."""
+        """Share of the variations that the filter kept; None without variations."""
         return self.accepted / self.variations if self.variations else None
+
+
+class Observer(Protocol):
+    """Shows the statistics of a generation."""
+
+    def update(self, stats: GenerationStats) -> None:
+        """Show the statistics. Called at the start, after events, and about twice a second without events."""
+
+    def close(self, stats: GenerationStats) -> None:
+        """Show the final statistics and free all resources. Called at the end, even after an error."""

@@ -1,4 +1,4 @@
-"""A generation as metrics that Prometheus scrapes."""
+"""Serve the statistics of a generation as Prometheus metrics."""
 
 import time
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from engine.generation.monitor.progress import GenerationStats
 
 
 class Metrics(Collector):
-    """An HTTP server of this process on a port of its own; its page is empty before the first update."""
+    """An observer with an HTTP server for Prometheus; its page is empty before the first update."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Port 0 takes any free one. Raises UserError where the port or the host is not to be had."""
+        """Start the server; port 0 takes any free port. Raises UserError if it cannot listen."""
         self._stats: GenerationStats | None = None
         registry = CollectorRegistry()
         registry.register(self)
@@ -23,7 +23,7 @@ class Metrics(Collector):
             self._server, self._thread = start_http_server(port, host, registry)
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"--metrics-port {port}: {host} does not give it ({error}); name a free one,"
+                f"--metrics-port {port}: {host} cannot be listened on ({error}); set a free port"
                 " or another --metrics-host"
             ) from None
         self.port: int = self._server.server_port
@@ -32,13 +32,13 @@ class Metrics(Collector):
         self._stats = stats
 
     def close(self, stats: GenerationStats) -> None:  # noqa: ARG002
-        """Frees the port."""
+        """Stop the server and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the server's threads at each scrape."""
+        """Yield the metrics; the server's threads call this at each scrape."""
         if self._stats is None:
             return
         stats = self._stats.copy()
@@ -49,30 +49,36 @@ class Metrics(Collector):
 
 
 def _shards(stats: GenerationStats) -> Iterator[Metric]:
-    yield GaugeMetricFamily("dda_shards_target", "Shards that the bank shall have.", stats.target)
-    yield GaugeMetricFamily("dda_shards_found", "Shards that it had at the start.", stats.found)
-    yield CounterMetricFamily("dda_shards_committed", "Shards made and committed.", stats.made)
-    yield CounterMetricFamily("dda_shards_failed", "Shards given up.", len(stats.failed))
-    yield CounterMetricFamily("dda_shard_retries", "Further tries of shards.", stats.retries)
-    yield CounterMetricFamily("dda_errors", "Failures and losses, mended ones too.", stats.errors.total())
+    yield GaugeMetricFamily("dda_shards_target", "Shards that the bank should have.", stats.target)
+    yield GaugeMetricFamily("dda_shards_found", "Shards that the bank had at the start.", stats.found)
+    yield CounterMetricFamily("dda_shards_committed", "Shards committed by this command.", stats.made)
+    yield CounterMetricFamily("dda_shards_failed", "Shards that failed for good.", len(stats.failed))
+    yield CounterMetricFamily("dda_shard_retries", "Retries of shards.", stats.retries)
+    yield CounterMetricFamily(
+        "dda_errors", "Failed shards and lost workers, retried ones included.", stats.errors.total()
+    )
     yield CounterMetricFamily("dda_workers_lost", "Workers that died.", stats.workers_lost)
-    yield GaugeMetricFamily("dda_draining", "1 while no new shard is begun.", stats.draining)
+    yield GaugeMetricFamily("dda_draining", "1 while no new shards are started.", stats.draining)
     started = time.time() - stats.elapsed
-    yield GaugeMetricFamily("dda_start_time_seconds", "Start of the generation since 1970.", started)
+    yield GaugeMetricFamily("dda_start_time_seconds", "Start of the generation, Unix time.", started)
     if stats.remaining is not None:
-        yield GaugeMetricFamily("dda_remaining_seconds", "To the end at the pace so far.", stats.remaining)
+        yield GaugeMetricFamily("dda_remaining_seconds", "Estimated time to the end.", stats.remaining)
 
 
 def _images(stats: GenerationStats) -> Iterator[Metric]:
-    yield CounterMetricFamily("dda_images", "Images of the shards made, rejected ones too.", stats.rows)
+    yield CounterMetricFamily(
+        "dda_images", "Images of the committed shards, rejected ones included.", stats.rows
+    )
     yield CounterMetricFamily("dda_images_kept", "Images kept.", stats.images)
-    yield CounterMetricFamily("dda_variations", "Variations of images.", stats.variations)
+    yield CounterMetricFamily("dda_variations", "Variations made.", stats.variations)
     yield CounterMetricFamily("dda_variations_kept", "Variations that passed the filter.", stats.accepted)
 
 
 def _stages(stats: GenerationStats) -> Iterator[Metric]:
-    images = CounterMetricFamily("dda_stage_images", "Images through the stage.", labels=["stage"])
-    seconds = CounterMetricFamily("dda_stage_seconds", "Time of all workers in it.", labels=["stage"])
+    images = CounterMetricFamily("dda_stage_images", "Images that went through the stage.", labels=["stage"])
+    seconds = CounterMetricFamily(
+        "dda_stage_seconds", "Time in the stage, summed over workers.", labels=["stage"]
+    )
     for name, stage in stats.stages.items():
         images.add_metric([name], stage.images)
         seconds.add_metric([name], stage.seconds)
@@ -81,10 +87,10 @@ def _stages(stats: GenerationStats) -> Iterator[Metric]:
 
 def _workers(stats: GenerationStats) -> Iterator[Metric]:
     up = GaugeMetricFamily("dda_worker_up", "1 while the worker lives.", labels=["worker"])
-    shards = CounterMetricFamily("dda_worker_shards", "Shards that it made.", labels=["worker"])
-    images = CounterMetricFamily("dda_worker_images", "Images of those shards.", labels=["worker"])
+    shards = CounterMetricFamily("dda_worker_shards", "Shards made by the worker.", labels=["worker"])
+    images = CounterMetricFamily("dda_worker_images", "Images made by the worker.", labels=["worker"])
     memory = GaugeMetricFamily(
-        "dda_worker_resident_memory_bytes", "Of its process, after its last shard.", labels=["worker"]
+        "dda_worker_resident_memory_bytes", "Memory after the last shard.", labels=["worker"]
     )
     for name, worker in stats.workers.items():
         up.add_metric([name], worker.alive)

@@ -1,4 +1,4 @@
-"""A generation as curves over its committed shards, in TensorBoard or W&B."""
+"""Write the statistics of a generation as curves over committed shards, for TensorBoard or W&B."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +8,7 @@ from engine.generation.monitor.progress import GenerationStats
 
 
 class Scalars:
-    """`log` gets the values and the step whenever shards were committed; `finish` ends its library's run."""
+    """An observer that passes values and step to `log` after each commit, and calls `finish` at the end."""
 
     def __init__(self, log: Callable[[Mapping[str, float], int], None], finish: Callable[[], None]) -> None:
         self._log, self._finish = log, finish
@@ -25,11 +25,11 @@ class Scalars:
 
 
 def tensorboard(folder: str) -> Scalars:
-    """Raises UserError for a folder that cannot be written to."""
+    """Return an observer for TensorBoard. Raises UserError if the folder cannot be written to."""
     try:
         writer = Curves(folder)
     except OSError as error:
-        raise UserError(f"--tensorboard {folder}: {error}; give a folder to write to") from None
+        raise UserError(f"--tensorboard {folder}: {error}; name a folder that can be written to") from None
 
     def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -39,20 +39,18 @@ def tensorboard(folder: str) -> Scalars:
 
 
 def wandb(project: str, bank: str) -> Scalars:
-    """A run with the bank's URL in its configuration.
+    """Return an observer for a W&B run whose configuration holds the bank's URL.
 
-    Raises UserError where the package is missing or W&B takes no run.
+    Raises UserError if the package is missing or W&B rejects the run.
     """
     try:
         import wandb
     except ImportError:
-        raise UserError("--wandb needs a package; pip install 'dda-engine[wandb]'") from None
+        raise UserError("--wandb: the package is not installed; pip install 'dda-engine[wandb]'") from None
     try:
         run = wandb.init(project=project, config={"bank": bank}, settings=wandb.Settings(console="off"))
     except wandb.Error as error:
-        raise UserError(
-            f"--wandb {project}: {error}; log in by `wandb login`, or set WANDB_MODE=offline"
-        ) from None
+        raise UserError(f"--wandb {project}: {error}; run `wandb login`, or set WANDB_MODE=offline") from None
     return Scalars(lambda values, step: run.log(dict(values), step=step), run.finish)
 
 

@@ -1,4 +1,4 @@
-"""What a bank says of itself and of its writer, from its files alone."""
+"""`--status`: report a bank's progress and the state of its writer, from the bank's files alone."""
 
 import time
 from collections.abc import Iterator
@@ -15,16 +15,14 @@ from engine.generation.monitor.format import counted, one_line, percent, rate
 from engine.generation.monitor.status_file import DRAINING, RUNNING, Record
 from engine.progress import clock
 
-CLASSES = 20
-"""At most so many lines of the histogram: those with the fewest and the most images."""
-
-
-FAILED = 10
-"""At most so many failed shards with their reasons."""
+MAX_CLASSES = 20
+"""Maximum number of lines of the histogram: the classes with the fewest and the most images."""
+MAX_FAILED = 10
+"""Maximum number of failed shards that are listed with their reasons."""
 
 
 def status(url: str) -> str:
-    """Some lines. Raises UserError where there is no bank, or a damaged one."""
+    """Return the report, several lines. Raises UserError if there is no bank or it is damaged."""
     storage = open_storage(url)
     manifest = read_manifest(storage)
     try:
@@ -32,15 +30,15 @@ def status(url: str) -> str:
     except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
         raise UserError(
             f"{url}: the counts of a shard are missing or damaged ({error});"
-            f" python -m engine.bank verify {url} names every bad shard"
+            f" python -m engine.bank verify {url} lists every damaged shard"
         ) from None
     record: Record | None = None
     try:
         record = Record.from_json(storage.read(STATUS))
     except FileNotFoundError:
-        writer = ["no writer has left a status here: nothing is known of one"]
+        writer = [f"there is no {STATUS}, so nothing is known about the writer"]
     except ValueError as error:
-        writer = [f"{STATUS} is damaged ({one_line(str(error))}): nothing is known of the writer"]
+        writer = [f"{STATUS} is damaged ({one_line(str(error))}), so nothing is known about the writer"]
     else:
         writer = [_writer(record, time.time()), *_failed(record, manifest)]
         writer += [f"warning: {one_line(record.warning)}"] if record.warning else []
@@ -64,26 +62,26 @@ def _writer(record: Record, now: float) -> str:
         return f"{one_line(record.state)} since {clock(age)}, after {worked} ({who})"
     if age > record.patience:
         return (
-            f"no sign of life for {clock(age)}: {who} has died, is cut off from the bank or hangs;"
-            " the same command with --resume goes on where it ended"
+            f"no update for {clock(age)}: {who} has died, hangs, or cannot reach the bank;"
+            " to continue, run the same command with --resume"
         )
-    parts = [f"{record.state} for {worked}", counted(record.workers_alive, "worker", "workers")]
+    texts = [f"{record.state} for {worked}", counted(record.workers_alive, "worker", "workers")]
     if record.made:
-        parts.append(f"{rate(record.images_per_second)} images/s")
+        texts.append(f"{rate(record.images_per_second)} images/s")
     if record.remaining_seconds is not None:
-        parts.append(f"{clock(max(record.remaining_seconds - age, 0))} left")
-    parts += [counted(record.retries, "retry", "retries")] if record.retries else []
-    parts += [f"{record.workers_lost:,} lost"] if record.workers_lost else []
-    return f"{', '.join(parts)} ({who}, last sign of life {clock(age)} ago)"
+        texts.append(f"{clock(max(record.remaining_seconds - age, 0))} left")
+    texts += [counted(record.retries, "retry", "retries")] if record.retries else []
+    texts += [f"{record.workers_lost:,} lost"] if record.workers_lost else []
+    return f"{', '.join(texts)} ({who}, last update {clock(age)} ago)"
 
 
 def _failed(record: Record, manifest: Manifest) -> Iterator[str]:
-    """Those that no later command has made."""
+    """Yield the failed shards that no later command has made."""
     failed = {name: it for name, it in record.failed.items() if name not in map(str, manifest.shards)}
-    for name, reason in list(failed.items())[:FAILED]:
+    for name, reason in list(failed.items())[:MAX_FAILED]:
         yield f"failed shard {one_line(name)}: {one_line(reason)}"
-    if len(failed) > FAILED:
-        yield f"and {counted(len(failed) - FAILED, 'failed shard', 'failed shards')} more"
+    if len(failed) > MAX_FAILED:
+        yield f"and {counted(len(failed) - MAX_FAILED, 'failed shard', 'failed shards')} more"
 
 
 def _classes(manifest: Manifest, stats: Stats) -> Iterator[str]:
@@ -91,9 +89,9 @@ def _classes(manifest: Manifest, stats: Stats) -> Iterator[str]:
     counts = stats.kept_by_class
     shown = np.arange(len(names))
     title = f"kept images by class ({stats.coverage(manifest.header.wanted_classes)})"
-    if len(names) > CLASSES:
+    if len(names) > MAX_CLASSES:
         order = np.argsort(-counts, kind="stable")
-        shown = np.concatenate([order[: CLASSES // 2], order[-CLASSES // 2 :]])
-        title += f": the {CLASSES // 2} with the most and the fewest of {len(names):,}"
+        shown = np.concatenate([order[: MAX_CLASSES // 2], order[-MAX_CLASSES // 2 :]])
+        title += f": the {MAX_CLASSES // 2} with the most and the fewest of {len(names):,}"
     yield title
     yield from (f"  {line}" for line in histogram([names[i] for i in shown], counts[shown].tolist()))

@@ -1,4 +1,4 @@
-"""Keep .status.json in the bank's folder, for `python -m engine.generate --status`."""
+"""Write `.status.json` into the bank while it is generated, and read it for `--status`."""
 
 import json
 import math
@@ -16,22 +16,26 @@ from engine.generation.monitor.format import one_line
 from engine.generation.monitor.progress import GenerationStats
 
 RUNNING, DRAINING, DONE, FAILED_SHARDS, STOPPED = "running", "draining", "done", "failed shards", "stopped"
-ERRORS = 10
+"""Values of `Record.state`."""
+MAX_ERRORS = 10
+"""Maximum number of error reasons in the file."""
+INTERVAL = 5.0
+"""Minimum number of seconds between two writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Counts are of the writer's command; times in seconds, `started` and `updated` since 1970."""
+    """The content of the file: counts of the writer's command; `started` and `updated` are Unix times."""
 
     state: str
-    """One of the above."""
+    """RUNNING, DRAINING, DONE, FAILED_SHARDS or STOPPED."""
     target: int
     found: int
     made: int
     failed: dict[str, str]
-    """Reasons, by the shard's number."""
+    """Reasons of the shards that failed for good, by shard number."""
     errors: dict[str, int]
-    """The most frequent ones, mended ones too."""
+    """Counts of the most frequent reasons, including failures that a retry resolved."""
     rows: int
     images: int
     acceptance: float | None
@@ -47,10 +51,11 @@ class Record:
     host: str
     pid: int
     warning: str | None = None
-    """What is wrong with the images, None if nothing is known to be."""
+    """What seems wrong with the images, if anything."""
 
     @classmethod
     def of(cls, stats: GenerationStats, *, ended: bool) -> "Record":
+        """Return the record of this process's generation."""
         now = time.time()
         clock = time.monotonic()
         return cls(
@@ -59,7 +64,7 @@ class Record:
             found=stats.found,
             made=stats.made,
             failed={str(number): one_line(reason) for number, reason in sorted(stats.failed.items())},
-            errors={one_line(reason): count for reason, count in stats.errors.most_common(ERRORS)},
+            errors={one_line(reason): count for reason, count in stats.errors.most_common(MAX_ERRORS)},
             rows=stats.rows,
             images=stats.images,
             acceptance=stats.acceptance,
@@ -92,28 +97,51 @@ class Record:
 
     @property
     def patience(self) -> float:
-        """Seconds without a word after which the writer is not believed to run.
+        """Seconds without an update after which the writer counts as dead.
 
-        Three times what a worker takes for a shard, a minute at least; before the first shard ten minutes.
+        Three times what a worker takes for a shard, at least a minute; before the first shard, ten minutes.
         """
         if not self.made:
             return 600.0
         return max(60.0, 3 * (self.updated - self.started) * max(self.workers_alive, 1) / self.made)
 
     def to_json(self) -> bytes:
+        """Return the content of the file."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":
-        """Raises ValueError for what to_json did not write."""
+        """Read the content of the file. Raises ValueError if `to_json` did not write it."""
         try:
             record = cls(**json.loads(data))
         except TypeError as error:
             raise ValueError(str(error)) from None
         for name, kind in get_type_hints(cls).items():
             if not _fits(getattr(record, name), kind):
-                raise ValueError(f"{name} is not {kind}")
+                raise ValueError(f"{name} is not of type {kind}")
         return record
+
+
+class StatusFile:
+    """An observer that writes the file. After a failed write it waits as long as after a successful one."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._written: float | None = None
+
+    def update(self, stats: GenerationStats) -> None:
+        if self._written is None or monotonic() >= self._written + INTERVAL:
+            self._write(stats, ended=False)
+
+    def close(self, stats: GenerationStats) -> None:
+        if self._written is not None:
+            self._write(stats, ended=True)
+
+    def _write(self, stats: GenerationStats, *, ended: bool) -> None:
+        try:
+            self._storage.write(STATUS, Record.of(stats, ended=ended).to_json())
+        finally:
+            self._written = monotonic()
 
 
 def _state(stats: GenerationStats, ended: bool) -> str:
@@ -126,33 +154,7 @@ def _state(stats: GenerationStats, ended: bool) -> str:
 
 def _fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, UnionType):
-        return any(_fits(value, it) for it in get_args(kind))
+        return any(_fits(value, each) for each in get_args(kind))
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is (get_origin(kind) or kind)
-
-
-EVERY = 5.0
-"""Seconds between two writes, at least."""
-
-
-class StatusFile:
-    """Raises OSError where the file cannot be written; the next try is as far off as after a success."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._written: float | None = None
-
-    def update(self, stats: GenerationStats) -> None:
-        if self._written is None or monotonic() >= self._written + EVERY:
-            self._write(stats, ended=False)
-
-    def close(self, stats: GenerationStats) -> None:
-        if self._written is not None:
-            self._write(stats, ended=True)
-
-    def _write(self, stats: GenerationStats, *, ended: bool) -> None:
-        try:
-            self._storage.write(STATUS, Record.of(stats, ended=ended).to_json())
-        finally:
-            self._written = monotonic()

@@ -1,1 +1,1 @@
-"""Many workers on one bank: in this process, in processes of this machine, or on a Ray cluster."""
+"""Workers that generate one bank: in this process, in processes of this machine, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Give the shards of a bank to a worker pool and commit them, whatever happens to the workers."""
+"""Hand shards to a worker pool and commit the results; retry shards that fail or whose worker dies."""
 
 import logging
 from collections.abc import Sequence
@@ -6,20 +6,19 @@ from typing import Any
 
 from engine.bank.manifest import shard_name
 from engine.bank.writer import BankWriter
-from engine.generation.messages import Done, Event, Failed, Logged, Lost, Ready, Unable
-from engine.generation.monitor.observer import Observer
-from engine.generation.monitor.progress import GenerationStats
+from engine.generation.messages import Done, Event, Failed, LoadFailed, Logged, Lost, Ready
+from engine.generation.monitor.progress import GenerationStats, Observer
 from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import Requests
 
 logger = logging.getLogger(__name__)
 TICK = 0.5
-"""Seconds between two looks at signals and observers if there are no events."""
+"""Seconds between two checks of signals and observers if there are no events."""
 
 
 class Coordinator:
-    """The only one that commits. A shard that failed, or whose worker died, is tried again."""
+    """Runs a generation. It is the only process that commits shards."""
 
     def __init__(
         self,
@@ -34,7 +33,7 @@ class Coordinator:
         self._has_warned = False
 
     def await_worker(self) -> bool:
-        """Wait until a worker has loaded its networks. Return False if the user asks for an end first.
+        """Wait until a worker has loaded its networks. Return False if the user ends the generation first.
 
         Raises UserError if no worker can load.
         """
@@ -46,7 +45,7 @@ class Coordinator:
         return True
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
-        """Run until every shard of the queue is committed or given up, or the user asks for an end."""
+        """Run until every shard of the queue is committed or has failed, or the user ends the generation."""
         while True:
             self._show()
             outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
@@ -56,7 +55,7 @@ class Coordinator:
             self._give(queue)
             events = self._receive(min(TICK, queue.pause or TICK))
             self._put_back(events, queue)
-            self._give(queue)  # before the disk is waited for
+            self._give(queue)  # before waiting for the disk
             self._commit(bank, events)
 
     def _show(self) -> None:
@@ -71,9 +70,9 @@ class Coordinator:
         return self.requests.workers(self.pool.capacity)
 
     def _give(self, queue: ShardQueue) -> None:
-        """Give a worker a second shard only while there is one for each of the others.
+        """Give shards to workers with room, a second one only while every other worker can have one too.
 
-        A shard that has failed gets a worker of its own, so that it cannot take other shards down.
+        A shard that has failed before gets a worker to itself, so that it cannot take other shards down.
         """
         while not self.requests.drain and queue.pause == 0:
             worker, alone = self.pool.freest, queue.next_has_failed
@@ -82,7 +81,7 @@ class Coordinator:
             self.pool.give(worker, queue.take(), alone=alone)
 
     def _receive(self, seconds: float) -> list[Event]:
-        """Return the events, all counted except finished shards, which count once they are committed."""
+        """Return the new events; count and log all but finished shards, which count once committed."""
         events = self.pool.wait(seconds)
         for event in events:
             if not isinstance(event.what, Done):
@@ -92,12 +91,12 @@ class Coordinator:
                     logging.getLogger(name).log(level, "%s", text)
                 case Ready(host=host, seconds=took):
                     logger.debug("%s: ready on %s after %.1f s", event.worker, host, took)
-                case Lost(reason=reason) | Unable(reason=reason):
+                case Lost(reason=reason) | LoadFailed(reason=reason):
                     logger.error("%s: %s", event.worker, reason)
         return events
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
-        """Commit finished shards with one manifest; a shard counts once it is in there."""
+        """Commit all finished shards with one write of the manifest."""
         bank.commit_entries(
             {event.what.number: event.what.entry for event in events if isinstance(event.what, Done)}
         )
@@ -107,7 +106,7 @@ class Coordinator:
         self._warn()
 
     def _warn(self) -> None:
-        """Warn once, as soon as enough images show that the teacher does not agree with their labels."""
+        """Warn once, as soon as enough images show that the teacher disagrees with their labels."""
         if not self._has_warned and (warning := self.stats.agreements.warning):
             logger.warning(warning)
             self._has_warned = True
@@ -119,13 +118,13 @@ class Coordinator:
                     self._give_up(number, reason)
                 case Failed(number=number, reason=reason, trace=trace):
                     if trace:
-                        logger.error("%s: shard %s:\n%s", event.worker, shard_name(number), trace)
-                    self._again(number, reason, queue)
+                        logger.error("shard %s failed on %s:\n%s", shard_name(number), event.worker, trace)
+                    self._retry(number, reason, queue)
                 case Lost(numbers=numbers, reason=reason):
                     for number in numbers:
-                        self._again(number, reason, queue)
+                        self._retry(number, reason, queue)
 
-    def _again(self, number: int, reason: str, queue: ShardQueue) -> None:
+    def _retry(self, number: int, reason: str, queue: ShardQueue) -> None:
         if queue.failed(number):
             self.stats.retries += 1
         else:
@@ -133,4 +132,4 @@ class Coordinator:
 
     def _give_up(self, number: int, reason: str) -> None:
         self.stats.failed[number] = reason
-        logger.error("shard %s is given up: %s", shard_name(number), reason)
+        logger.error("shard %s failed (%s), giving up", shard_name(number), reason)

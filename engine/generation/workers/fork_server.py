@@ -1,11 +1,10 @@
 """Fork workers from a process that has already imported what they need.
 
-A worker that starts from nothing imports torch, diffusers and open_clip for seconds. The server imports them
-once, starts no thread and initialises no device, so that each of its forks may do both.
+A new interpreter takes seconds to import torch, diffusers and open_clip. The server imports them once. It
+starts no thread and initialises no device, so that each of its forks may do both.
 
-multiprocessing's own fork server does not fit: there is one in a process, with the environment of the time
-when it was started and with whatever its first user preloads; SIGTERM ends it; and when it is killed, all of
-its workers look dead.
+The fork server of multiprocessing does not fit: there is only one per process, with the environment and the
+preloaded modules of its first use; SIGTERM ends it; and if it is killed, all of its workers look dead.
 """
 
 import collections
@@ -24,44 +23,44 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.spawn import get_executable
 from pathlib import Path
 
-from engine.generation.messages import Job, Report, Started, Unable
+from engine.generation.messages import Job, LoadFailed, Report, Started
 from engine.generation.workers.preload import preload
-from engine.generation.workers.worker_process import Launched, Place, work
+from engine.generation.workers.worker_process import WorkerPlacement, WorkerProcess, work
 
 IS_AVAILABLE = sys.platform == "linux"
-"""macOS libraries do not survive a fork, and Windows has no fork."""
+"""Whether processes can be forked: macOS libraries do not survive a fork, and Windows has no fork."""
 NAME = "fork server"
-"""The server's process under `ps` and `top`, which show each worker under the worker's name."""
+"""Name of the server's process in `ps` and `top`. Each worker's process is shown under the worker's name."""
 ENDING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that reach a whole group of processes and are for the coordinator to act upon."""
+"""Signals that reach the whole process group and are handled by the coordinator."""
 NUMBER = struct.Struct("q")
 ANSWER_SECONDS = 5.0
-"""A server that takes longer to answer has been stopped: it is asked only about workers that it has forked,
-so its imports are done, and only once they have ended."""
+"""Maximum time the server takes to answer; after that it counts as stopped. It is only asked for the exit
+code of a worker that has already exited, so its imports are done by then."""
 EXIT_SECONDS = 60.0
-"""A worker that takes longer to end, for instance to free a GPU, is not waited for."""
+"""Maximum time to wait for a killed worker to exit, for instance while it frees a GPU."""
 BINDING = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
-"""Variables that bind threads to cores. OpenMP reads them when it is loaded: in the server, which has all
-cores, so all of its workers might compute on the same ones."""
+"""Variables that bind threads to cores. OpenMP reads them when it is loaded, which is in the server: all of
+its workers might then compute on the same cores."""
 
 
 def can_fork() -> bool:
-    """Return whether workers may be forked on this system and with this environment."""
+    """Return whether workers can be forked on this system and with this environment."""
     return IS_AVAILABLE and not any(name in os.environ for name in BINDING)
 
 
 class ForkServer:
-    """The client of a fork server, which ends when `kill` is called or this process ends.
+    """The client of a fork server, which exits when `kill` is called or this process exits.
 
-    The constructor does not wait: the first worker is forked once everything is imported. Workers survive
-    the server and end when their pipes are closed.
+    The constructor does not wait for the imports; the first worker is forked after them. Workers survive the
+    server and exit when their pipes are closed.
     """
 
     def __init__(self, names: Sequence[str], *, on_gpu: bool) -> None:
-        """Start a server that imports `names`, which are as in `preload`; `on_gpu`: its workers use CUDA."""
+        """Start a server that preloads `names`, see `preload`; `on_gpu`: its workers use CUDA."""
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(ANSWER_SECONDS)
-        with theirs, _blocked(ENDING):  # the server ignores them from its first line on
+        with theirs, _blocked(ENDING):  # until the server ignores them
             self._process = subprocess.Popen(
                 _command(f"serve({theirs.fileno()}, {list(names)!r}, {on_gpu})"),
                 stdin=subprocess.DEVNULL,
@@ -72,17 +71,17 @@ class ForkServer:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def start(self, name: str, job: Job, place: Place) -> "Forked":
-        """Start a worker. If the server has died, the worker is one that has ended."""
+    def start(self, name: str, job: Job, placement: WorkerPlacement) -> "ForkedProcess":
+        """Start a worker. If the server has died, the worker counts as dead as well."""
         ours, theirs = Pipe()
         with theirs, contextlib.suppress(OSError):
             socket.send_fds(self._socket, [NUMBER.pack(0)], [theirs.fileno()])
         with contextlib.suppress(OSError):
-            ours.send((name, job, place))
-        return Forked(ours, self)
+            ours.send((name, job, placement))
+        return ForkedProcess(ours, self)
 
     def exit_code(self, pid: int) -> int | None:
-        """Wait until a worker has ended; None if the server has died, or is stopped, and nobody knows."""
+        """Wait until a worker has exited. Return its exit code, or None if the server is dead or stopped."""
         _wait_for(pid)
         try:
             self._socket.sendall(NUMBER.pack(pid))
@@ -93,13 +92,13 @@ class ForkServer:
         return NUMBER.unpack(answer)[0] if answer else None
 
     def kill(self) -> None:
-        """End the server at once; workers that are asked for and not forked yet will not be."""
+        """Kill the server; workers that it has not forked yet never start."""
         self._process.kill()
         self._process.wait()
         self._socket.close()
 
 
-class Forked(Launched):
+class ForkedProcess(WorkerProcess):
     """A forked worker. Its first report is its process id."""
 
     def __init__(self, pipe: Connection, server: ForkServer) -> None:
@@ -107,7 +106,7 @@ class Forked(Launched):
         self._server = server
         self._pid: int | None = None
         self._is_refused = False
-        """The server could not fork it."""
+        """Whether the server could not fork it."""
         self._kill_requested = False
 
     def reports(self) -> Iterator[Report]:
@@ -126,8 +125,8 @@ class Forked(Launched):
                 os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it at once, and the server with it if the worker has not been forked yet."""
-        with contextlib.suppress(EOFError, OSError):  # it has ended
+        """Kill the worker without waiting; if it has not been forked yet, kill the server."""
+        with contextlib.suppress(EOFError, OSError):  # it has exited
             collections.deque(self.reports(), maxlen=0)
             self._kill_requested = True
             if self._pid is not None:
@@ -145,13 +144,13 @@ class Forked(Launched):
 
     @property
     def _is_ending(self) -> bool:
-        """Whether it ends even if its pipe stays open, as a process that it forked may hold that."""
+        """Whether it will exit although its pipe stays open, which a process that it forked may hold."""
         return self._is_refused or (self._kill_requested and self._pid is not None)
 
 
 def _wait_for(pid: int) -> None:
-    """Wait until a process has ended, whoever its parent is."""
-    with contextlib.suppress(AttributeError, OSError):  # it is gone, or Python or the kernel has no pidfd
+    """Wait until a process has exited, whoever its parent is."""
+    with contextlib.suppress(AttributeError, OSError):  # it has exited, or Python or the kernel lacks pidfd
         descriptor = os.pidfd_open(pid)
         try:
             wait([descriptor], timeout=EXIT_SECONDS)
@@ -160,7 +159,7 @@ def _wait_for(pid: int) -> None:
 
 
 def _command(call: str) -> list[str]:
-    """Return the command line of an interpreter like this one that makes a call to this module."""
+    """Return the command line that runs `call` of this module in an interpreter like this one."""
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; "
@@ -170,15 +169,15 @@ def _command(call: str) -> list[str]:
 
 
 def serve(descriptor: int, names: Sequence[str], on_gpu: bool) -> None:
-    """Run a fork server, at the other end of whose socket is a `ForkServer`, until that is closed."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by the coordinator, it would lose exit codes
+    """Run a fork server until its `ForkServer` closes the socket."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is inherited as ignored, exit codes are lost
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     name_process(NAME)
     preload(names)
-    _flush()  # else each worker would print again what the imports have printed
-    gc.freeze()  # the collections of workers leave the pages that they share alone
+    _flush()  # otherwise each worker prints the output of the imports again
+    gc.freeze()  # keep the workers' garbage collections from copying shared pages
     with socket.socket(fileno=descriptor) as control, contextlib.suppress(ConnectionError):
         while True:
             request, descriptors, _, _ = socket.recv_fds(control, NUMBER.size, 1)
@@ -191,13 +190,13 @@ def serve(descriptor: int, names: Sequence[str], on_gpu: bool) -> None:
 
 
 def _fork(control: socket.socket, descriptor: int, on_gpu: bool) -> None:
-    """Fork a worker, which gets its shards by the pipe of that descriptor."""
+    """Fork a worker that receives its shards through the pipe `descriptor`."""
     os.set_inheritable(descriptor, False)
     with Connection(descriptor) as pipe:
         try:
             pid = os.fork()
         except OSError as error:
-            pipe.send(Unable(f"no process can be started: {error}"))
+            pipe.send(LoadFailed(f"cannot start a process: {error}"))
             return
         if pid == 0:
             control.close()
@@ -209,13 +208,13 @@ def _exit_code(pid: int) -> int:
 
 
 def begin(descriptor: int) -> None:
-    """Be a worker in a new interpreter."""
+    """Run a worker in this new interpreter."""
     os.set_inheritable(descriptor, False)
     _end_as_worker(Connection(descriptor), on_gpu=False)
 
 
 def _end_as_worker(pipe: Connection, on_gpu: bool) -> None:
-    """Run what a worker's process runs, in this one, and end it."""
+    """Run a worker in this process, then exit."""
     code = 1
     try:
         if on_gpu and _cuda_is_unusable():
@@ -233,15 +232,15 @@ def _end_as_worker(pipe: Connection, on_gpu: bool) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken or closed
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # the stream is None, broken or closed
             stream.flush()
 
 
 def _cuda_is_unusable() -> bool:
-    """Return whether an import has initialised CUDA before the fork.
+    """Return whether an import initialised CUDA before the fork.
 
-    diffusers counts GPUs. torch does so without CUDA if NVML is installed and CUDA_VISIBLE_DEVICES names no
-    part of a GPU (MIG).
+    diffusers counts GPUs on import. torch does that without CUDA only if NVML is installed and
+    CUDA_VISIBLE_DEVICES names no MIG instance.
     """
     import torch
 
@@ -251,22 +250,22 @@ def _cuda_is_unusable() -> bool:
 def _work(pipe: Connection) -> None:
     try:
         pipe.send(Started(os.getpid()))
-        name, job, place = pipe.recv()
+        name, job, placement = pipe.recv()
     except (EOFError, OSError):
-        return  # the coordinator has ended
+        return  # the coordinator has exited
     name_process(name)
-    work(pipe, job, place)
+    work(pipe, job, placement)
 
 
 def name_process(name: str) -> None:
-    """Show this process under `name` in `ps` and `top`, which take 15 characters."""
+    """Show this process as `name` in `ps` and `top`, which display 15 characters."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Hold signals back for this thread, and for the processes that it starts."""
+    """Block signals in this thread, and in the processes that it starts, inside the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

@@ -1,11 +1,11 @@
-"""A pool of one: the worker runs in this process, between the coordinator's calls."""
+"""A pool of one worker that runs in the coordinator's process, between the coordinator's calls."""
 
 import socket
 import time
 from collections.abc import Iterable
 from queue import SimpleQueue
 
-from engine.generation.messages import Event, Job, Left, Ready
+from engine.generation.messages import Event, Exited, Job, Ready
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.worker import Worker
 
@@ -13,9 +13,9 @@ from engine.generation.workers.worker import Worker
 class _InProcessWorker(WorkerHandle):
     def __init__(self, name: str, job: Job) -> None:
         super().__init__(name, job.depth)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         worker = Worker(job)
-        self.events: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - begun))]
+        self.events: list[Event] = [Event(name, Ready(socket.gethostname(), time.perf_counter() - start))]
         self._numbers: SimpleQueue[int | None] = SimpleQueue()
         self._reports = worker.run(iter(self._numbers.get, None))
 
@@ -29,8 +29,8 @@ class _InProcessWorker(WorkerHandle):
         self._reports.close()
 
     def next_report(self) -> Event:
-        """Works until a shard is done; once dismissed, and all are, it has left."""
-        return Event(self.name, next(self._reports, Left()))
+        """Work until a shard is done; return Exited once dismissed and all shards are done."""
+        return Event(self.name, next(self._reports, Exited()))
 
 
 class InProcessPool(WorkerPool[_InProcessWorker]):
@@ -43,7 +43,7 @@ class InProcessPool(WorkerPool[_InProcessWorker]):
         self._job = job
 
     def resize(self, size: int) -> None:
-        """One at most: a second would hold its own copy of the networks and not make anything sooner."""
+        """Start at most one worker: a second would copy the networks without being faster."""
         super().resize(min(size, 1))
 
     def start(self, name: str) -> _InProcessWorker:

@@ -1,4 +1,4 @@
-"""The base of all worker pools: handles of workers, their events, and replacements for those that died."""
+"""The base of all worker pools: track workers and their shards, and replace workers that died."""
 
 import signal
 import threading
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from typing import Generic, Self, TypeVar
 
 from engine.errors import UserError
-from engine.generation.messages import Done, Event, Failed, Left, Lost, Ready, Unable
+from engine.generation.messages import Done, Event, Exited, Failed, LoadFailed, Lost, Ready
 
 FIRST_DEATHS, LATER_DEATHS = 3, 20
-"""Limit of workers in a row that end while loading, with no other at work: before any worker has loaded,
-and afterwards."""
+"""Maximum number of workers in a row that die while loading, with no other worker running: before any worker
+has loaded, and afterwards."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-"""Seconds before replacing a worker that ended while loading, doubled each time."""
+"""Seconds before replacing a worker that died while loading, doubled each time up to the maximum."""
 FAILURES = 2
-"""Shards in a row that a worker may fail before it is replaced: its device or disk may be broken."""
+"""Number of failed shards in a row after which a worker is replaced: its device or disk may be broken."""
 
 
 class WorkerHandle(ABC):
@@ -27,12 +27,12 @@ class WorkerHandle(ABC):
         self.name, self.depth = name, depth
         self.ready = False
         self.leaving = False
-        """Whether it gets no more shards and ends after those that it has."""
+        """Whether it gets no more shards and exits after those that it has."""
         self.under_way: list[int] = []
         self.alone = False
-        """Whether it may have no second shard, as the one that it has may have killed its last worker."""
+        """Whether it may have no second shard, because its shard may have killed the last worker."""
         self.failures = 0
-        """Shards that it failed since its last success."""
+        """Number of shards that it failed since its last success."""
 
     @property
     def room(self) -> int:
@@ -47,29 +47,29 @@ class WorkerHandle(ABC):
 
     @abstractmethod
     def dismiss(self) -> None:
-        """Let it end after the shards that it has."""
+        """Let it exit after the shards that it has."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it at once, without waiting; the shards under way are lost."""
+        """Kill it without waiting; its shards under way are lost."""
 
     def join(self) -> None:  # noqa: B027
-        """Wait until it has ended, after `kill`."""
+        """Wait until it has exited, after `kill`."""
 
 
 Handle = TypeVar("Handle", bound=WorkerHandle)
 
 
 class WorkerPool(ABC, Generic[Handle]):
-    """Workers, as many as the last `resize` asked for; the next one replaces those that died.
+    """A pool of workers of the size that `resize` sets; the next `resize` replaces workers that died.
 
-    Leaving the context ends all of them at once, including busy ones.
+    Leaving the context kills all workers, including busy ones.
     """
 
     def __init__(self) -> None:
         self.workers: list[Handle] = []
         self._has_loaded = False
-        self._bad_starts = 0
+        self._failed_starts = 0
         self._next_start = 0.0
         self._started = 0
 
@@ -88,14 +88,14 @@ class WorkerPool(ABC, Generic[Handle]):
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Number of workers that there is room for; it may change."""
+        """Number of workers to run; it may change."""
 
     @abstractmethod
     def start(self, name: str) -> Handle:
-        """Start a worker, which will report `Ready`."""
+        """Start a worker, which reports `Ready` once it has loaded its networks."""
 
     def close(self) -> None:  # noqa: B027
-        """End what starts workers, once all of them have ended."""
+        """Release what starts workers, once all of them have exited."""
 
     @abstractmethod
     def collect(self, seconds: float) -> Iterable[tuple[Handle, Event]]:
@@ -119,7 +119,7 @@ class WorkerPool(ABC, Generic[Handle]):
         return min(free, key=lambda worker: len(worker.under_way), default=None)
 
     def give(self, worker: Handle, number: int, *, alone: bool = False) -> None:
-        """Give the worker one more shard; `alone`: it gets no other until this one is done."""
+        """Give the worker one more shard; with `alone`, it gets no other until this one is done."""
         worker.under_way.append(number)
         worker.alone = alone
         worker.send(number)
@@ -140,24 +140,24 @@ class WorkerPool(ABC, Generic[Handle]):
         match event.what:
             case Ready():
                 worker.ready, self._has_loaded = True, True
-                self._bad_starts = 0
+                self._failed_starts = 0
             case Done(number=number):
-                self._has_ended(worker, number, failures=0)
+                self._finish_shard(worker, number, failures=0)
             case Failed(number=number, final=final):
-                self._has_ended(worker, number, failures=worker.failures + (not final))
-            case Left():
+                self._finish_shard(worker, number, failures=worker.failures + (not final))
+            case Exited():
                 self.workers.remove(worker)
             case Lost(reason=reason):
                 self.workers.remove(worker)
                 if not worker.ready:
-                    self._bad_start(reason, said=False)
-            case Unable(reason=reason):
+                    self._count_failed_start(reason, is_load_error=False)
+            case LoadFailed(reason=reason):
                 self.workers.remove(worker)
                 worker.kill()
                 worker.join()
-                self._bad_start(reason, said=True)
+                self._count_failed_start(reason, is_load_error=True)
 
-    def _has_ended(self, worker: Handle, number: int, failures: int) -> None:
+    def _finish_shard(self, worker: Handle, number: int, failures: int) -> None:
         worker.under_way.remove(number)
         worker.alone, worker.failures = False, failures
         if failures >= FAILURES and not worker.leaving:
@@ -167,28 +167,29 @@ class WorkerPool(ABC, Generic[Handle]):
         worker.leaving = True
         worker.dismiss()
 
-    def _bad_start(self, reason: str, *, said: bool) -> None:
-        """Count a worker that ended while loading; `said`: it reported the reason itself, as others would.
+    def _count_failed_start(self, reason: str, *, is_load_error: bool) -> None:
+        """Count a worker that died while loading, or reported an error that others would have as well.
 
         Raises UserError if no other worker is likely to load.
         """
-        self._bad_starts += 1
-        self._next_start = time.monotonic() + min(FIRST_PAUSE * 2 ** (self._bad_starts - 1), LONGEST_PAUSE)
-        first = 1 if said else FIRST_DEATHS
-        hope = any(worker.ready or not self._has_loaded for worker in self.workers)
-        if hope or self._bad_starts < (LATER_DEATHS if self._has_loaded else first):
+        self._failed_starts += 1
+        pause = min(FIRST_PAUSE * 2 ** (self._failed_starts - 1), LONGEST_PAUSE)
+        self._next_start = time.monotonic() + pause
+        first = 1 if is_load_error else FIRST_DEATHS
+        may_recover = any(worker.ready or not self._has_loaded for worker in self.workers)
+        if may_recover or self._failed_starts < (LATER_DEATHS if self._has_loaded else first):
             return
-        if said:
+        if is_load_error:
             raise UserError(reason)
         raise UserError(
-            f"{self._bad_starts} workers in a row ended while they loaded their networks (the last:"
-            f" {reason}); take fewer --workers, or see to the machine's memory, and go on with --resume"
+            f"{self._failed_starts} workers in a row died while loading their networks (the last: {reason});"
+            " set fewer --workers or free memory, and continue with --resume"
         )
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignore SIGINT: a second Ctrl-C would leave workers behind, which ignore it."""
+    """Ignore SIGINT: a second Ctrl-C would leave workers behind, because they ignore it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,7 +9,7 @@ from engine.config.augment import SCHEDULERS
 from engine.config.recipe import Recipe
 
 ALWAYS = ("engine.generation.workers.worker", "PIL.Image", "pyarrow.parquet", "pandas")
-"""pyarrow looks for pandas when it makes its first array."""
+"""pyarrow imports pandas when it creates its first array."""
 PRIOR = (
     "diffusers:AutoencoderKL",
     "diffusers:DDIMScheduler",
@@ -19,21 +19,21 @@ PRIOR = (
     "transformers:CLIPVisionModelWithProjection",
 )
 ZOOS = {"timm:": "timm", "torchvision:": "torchvision.models"}
-"""Modules that a teacher or student is taken from, by the start of its name."""
+"""Modules that teachers and students come from, by the prefix of their names."""
 QUIET = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-"""Environment that keeps pyarrow and numpy from starting threads when they are imported, and torch from
-initialising CUDA when it is asked whether there is a GPU (it asks NVML instead)."""
+"""Environment variables that keep pyarrow and numpy from starting threads on import, and torch from
+initialising CUDA to count GPUs (it asks NVML instead)."""
 
 
 def names_for(recipe: Recipe, url: str) -> list[str]:
-    """Return what a worker imports to make shards of the bank at `url`, as `pkgutil.resolve_name` reads it.
+    """Return what a worker of the bank at `url` imports, as names for `pkgutil.resolve_name`.
 
-    openvino and onnxruntime start a thread when they are imported, so each worker imports them itself, in
-    less than 0.1 s. A Python factory of the user's may do anything.
+    openvino and onnxruntime are left out because they start a thread on import; each worker imports them
+    itself in less than 0.1 s. A user's Python factory is left out because its import may do anything.
     """
     names = [*ALWAYS]
     if recipe.augment.method == "variation":
@@ -48,7 +48,7 @@ def names_for(recipe: Recipe, url: str) -> list[str]:
 
 
 def preload(names: Iterable[str]) -> None:
-    """Import all names; what cannot be imported is left to the worker, which says why."""
+    """Import all names. Ignore failures: the worker repeats the import and reports the error."""
     with _environment(QUIET):
         for name in names:
             with contextlib.suppress(Exception):
@@ -57,7 +57,7 @@ def preload(names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, and put back what they were."""
+    """Set environment variables inside the block and restore them afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,4 +1,4 @@
-"""A pool of processes on this machine, each with its own cores and, where there are GPUs, one of them."""
+"""A pool of processes on this machine, each bound to its own cores and, on device cuda, to one GPU."""
 
 import os
 import signal
@@ -8,43 +8,43 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Self
 
-from engine.generation.messages import Event, Job, Left, Lost
+from engine.generation.messages import Event, Exited, Job, Lost
 from engine.generation.workers.fork_server import ForkServer, can_fork
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 from engine.generation.workers.preload import names_for
-from engine.generation.workers.worker_process import Launched, Place, Spawned
+from engine.generation.workers.worker_process import SpawnedProcess, WorkerPlacement, WorkerProcess
 
 
-class _ProcessWorker(WorkerHandle):
-    def __init__(self, name: str, job: Job, place: Place, launched: Launched) -> None:
+class _ProcessHandle(WorkerHandle):
+    def __init__(self, name: str, job: Job, placement: WorkerPlacement, process: WorkerProcess) -> None:
         super().__init__(name, job.depth)
-        self.place, self.launched = place, launched
+        self.placement, self.process = placement, process
 
     def send(self, number: int | None) -> None:
-        with suppress(OSError):  # it has ended, as `events` will find
-            self.launched.pipe.send(number)
+        with suppress(OSError):  # it has exited, which `events` will report
+            self.process.pipe.send(number)
 
     def dismiss(self) -> None:
         self.send(None)
 
     def kill(self) -> None:
-        self.launched.kill()
+        self.process.kill()
 
     def join(self) -> None:
-        self.launched.join()
+        self.process.join()
 
     def events(self) -> Iterable[Event]:
-        """What it has said; after the last word of a dead one, that it is dead."""
+        """Yield its reports so far; if it has exited, Exited or Lost after them."""
         try:
-            for report in self.launched.reports():
+            for report in self.process.reports():
                 yield Event(self.name, report)
         except (EOFError, OSError):
-            yield Event(self.name, self._end(self.launched.join()))
+            yield Event(self.name, self._end(self.process.join()))
 
-    def _end(self, code: int | None) -> Left | Lost:
-        has_left = code == 0 or (code is None and self.leaving)
-        if has_left and not self.under_way:
-            return Left()
+    def _end(self, code: int | None) -> Exited | Lost:
+        has_finished = code == 0 or (code is None and self.leaving)
+        if has_finished and not self.under_way:
+            return Exited()
         return Lost(tuple(self.under_way), _cause(code))
 
 
@@ -53,20 +53,24 @@ def _cause(code: int | None) -> str:
         killed = f"worker killed by {signal.Signals(-code).name}"
         return f"{killed} (out of memory?)" if code == -signal.SIGKILL else killed
     if code is None:
-        return "worker ended, and so had the process that forked it"
-    return f"worker ended with exit code {code}"
+        return "worker died, and so had the fork server that knows its exit code"
+    return f"worker died with exit code {code}"
 
 
-class ProcessPool(WorkerPool[_ProcessWorker]):
-    """`capacity` is the number asked for."""
+class ProcessPool(WorkerPool[_ProcessHandle]):
+    """A pool of `workers` processes."""
 
     def __init__(self, job: Job, workers: int, *, forks: bool | None = None) -> None:
-        """With `forks` a fork server starts the workers, else each is a new interpreter; None: if it can."""
+        """Create an empty pool.
+
+        With `forks` a fork server starts the workers, without it each is a new interpreter; None: fork if the
+        system can.
+        """
         super().__init__()
         self._forks = can_fork() if forks is None else forks
         self._job, self._capacity = job, workers
         threads = job.recipe.compute.threads
-        assert threads is not None, "the recipe is settled"
+        assert threads is not None, "the recipe is not resolved"
         self._cores = _core_groups(threads)
         self._gpus = _gpus() if job.recipe.compute.device == "cuda" else []
         self._server: ForkServer | None = None
@@ -75,17 +79,17 @@ class ProcessPool(WorkerPool[_ProcessWorker]):
     def capacity(self) -> int:
         return self._capacity
 
-    def start(self, name: str) -> _ProcessWorker:
-        place = self._free_place()
-        return _ProcessWorker(name, self._job, place, self._launched(name, place))
+    def start(self, name: str) -> _ProcessHandle:
+        placement = self._free_placement()
+        return _ProcessHandle(name, self._job, placement, self._start_process(name, placement))
 
-    def _launched(self, name: str, place: Place) -> Launched:
+    def _start_process(self, name: str, placement: WorkerPlacement) -> WorkerProcess:
         if not self._forks:
-            return Spawned(name, self._job, place)
+            return SpawnedProcess(name, self._job, placement)
         if self._server is None or not self._server.is_alive:
             self.close()
             self._server = self._new_server()
-        return self._server.start(name, self._job, place)
+        return self._server.start(name, self._job, placement)
 
     def _new_server(self) -> ForkServer:
         recipe = self._job.recipe
@@ -100,23 +104,23 @@ class ProcessPool(WorkerPool[_ProcessWorker]):
         if self._server is not None:
             self._server.kill()
 
-    def collect(self, seconds: float) -> Iterable[tuple[_ProcessWorker, Event]]:
-        wait([worker.launched.pipe for worker in self.workers], timeout=seconds)
+    def collect(self, seconds: float) -> Iterable[tuple[_ProcessHandle, Event]]:
+        wait([worker.process.pipe for worker in self.workers], timeout=seconds)
         for worker in list(self.workers):
             for event in worker.events():
                 yield worker, event
 
-    def _free_place(self) -> Place:
-        """The GPU with the fewest workers; cores of its own, as long as there are any."""
-        taken = [worker.place for worker in self.workers]
-        cores = [group for group in self._cores if group not in [place.cores for place in taken]]
-        users = Counter(place.gpu for place in taken)
+    def _free_placement(self) -> WorkerPlacement:
+        """Return the GPU with the fewest workers, and cores that no worker has, if any are left."""
+        taken = [worker.placement for worker in self.workers]
+        cores = [group for group in self._cores if group not in [each.cores for each in taken]]
+        users = Counter(each.gpu for each in taken)
         gpu = min(self._gpus, key=lambda each: users[each], default=None)
-        return Place(gpu=gpu, cores=cores[0] if cores else None)
+        return WorkerPlacement(gpu=gpu, cores=cores[0] if cores else None)
 
 
 def _core_groups(threads: int) -> list[tuple[int, ...]]:
-    """The cores of this process, `threads` in a group."""
+    """Return the cores of this process in groups of `threads`, without an incomplete last group."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,7 @@
-"""Workers as Ray actors, on this machine or on the nodes of a cluster."""
+"""Workers as Ray actors, on this machine or on the nodes of a cluster.
+
+`RayCluster` connects to a cluster, `RayPool` keeps one actor per worker, `RayWorker` runs in the actor.
+"""
 
 import logging
 import os
@@ -18,32 +21,38 @@ from engine.errors import UserError
 from engine.generation.messages import (
     Done,
     Event,
+    Exited,
     Failed,
     Job,
-    Left,
+    LoadFailed,
     Logged,
     Lost,
     Ready,
     Report,
-    Unable,
+    forward_log,
 )
-from engine.generation.workers.forwarding import forward_log
 from engine.generation.workers.pool import WorkerHandle, WorkerPool
 
+logger = logging.getLogger(__name__)
+
 LOCAL = "local"
-Needs = dict[str, float]
-"""Of Ray's resources (CPU, GPU), for one worker."""
+"""Address that starts a cluster on this machine."""
+START_CLUSTER = f"start a cluster with `ray start --head`, or use --ray {LOCAL}"
+REFRESH_SECONDS = 5.0
+"""Seconds between two queries of the cluster's nodes."""
+Resources = dict[str, float]
+"""Amounts of Ray's resources (CPU, GPU) that one worker takes."""
 
 
 class RayCluster:
-    """A connection to a cluster, or a cluster of this machine's own; one at a time in a process.
-
-    Raises UserError where the package is not installed, or there is no cluster at the address.
-    """
+    """A connection to a Ray cluster, which this process may have started; one at a time in a process."""
 
     def __init__(self, address: str, *, cpus: int) -> None:
-        """`address`: host:port, auto, or LOCAL, which starts a cluster with so many `cpus`."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+        """Connect to `address`: host:port, auto, or LOCAL, which starts a cluster with `cpus` CPUs.
+
+        Raises UserError if the package is not installed or there is no cluster at the address.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
         except ImportError:
@@ -55,14 +64,12 @@ class RayCluster:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
         except ray.exceptions.AuthenticationError:
             raise UserError(
-                f"--ray {address}: the cluster asks for its token; set RAY_AUTH_MODE=token and "
+                f"--ray {address}: the cluster requires its token; set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN, or copy the head's ~/.ray/auth_token"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"--ray {address}: {reason}; start a cluster with `ray start --head`, or take --ray local"
-            ) from None
+            raise UserError(f"--ray {address}: {reason}; {START_CLUSTER}") from None
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -70,17 +77,18 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def slots(self, needs: Needs) -> int:
-        """How many workers with those needs all nodes together have a place for."""
+    def slots(self, resources: Resources) -> int:
+        """Return how many workers with these resources fit on all nodes together."""
         return sum(
-            int(min(node.get(name, 0) // amount for name, amount in needs.items() if amount))
+            int(min(node.get(name, 0) // amount for name, amount in resources.items() if amount))
             for node in self._nodes()
         )
 
     def cores(self, workers: int | None) -> int:
-        """A worker's share of its node: as many as there are GPUs share one, else `workers` share all.
+        """Return the number of cores for each worker.
 
-        Raises UserError for a cluster without a node to work on.
+        On nodes with GPUs, a node's cores are divided by its GPUs; otherwise by its share of `workers`.
+        Raises UserError if no node has a CPU.
         """
         nodes = [node for node in self._nodes() if node.get("CPU", 0) >= 1]
         if not nodes:
@@ -88,15 +96,18 @@ class RayCluster:
         with_gpus = [node["CPU"] // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
         if with_gpus:
             return int(min(with_gpus))
-        a_node = -(-workers // len(nodes)) if workers else 1
-        return int(min(node["CPU"] for node in nodes) // a_node)
+        per_node = -(-workers // len(nodes)) if workers else 1
+        return int(min(node["CPU"] for node in nodes) // per_node)
 
     def _nodes(self) -> list[dict[str, float]]:
-        """The resources of each node that is alive."""
+        """Return the resources of each node that is alive."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def run(self, function: Any, *arguments: Any, on_gpu: bool) -> Any:
-        """What a function gives on a node that has a GPU, where there is one or it must be `on_gpu`."""
+        """Call a function on a node and return its result.
+
+        The node has a GPU if any node has one, or if `on_gpu` requires it.
+        """
         has_gpus = any(node.get("GPU", 0) >= 1 for node in self._nodes())
         remote = self._ray.remote(num_gpus=1 if on_gpu or has_gpus else 0)(function)
         try:
@@ -104,11 +115,11 @@ class RayCluster:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
 
-    def actor(self, needs: Needs, depth: int) -> Any:
-        """A RayWorker on a node with room; it is not restarted when it dies."""
+    def actor(self, resources: Resources, depth: int) -> Any:
+        """Start a RayWorker on a node with room; Ray does not restart it if it dies."""
         remote = self._ray.remote(RayWorker).options(
-            num_cpus=needs["CPU"],
-            num_gpus=needs["GPU"],
+            num_cpus=resources["CPU"],
+            num_gpus=resources["GPU"],
             max_concurrency=depth + 1,
             max_restarts=0,
             scheduling_strategy="SPREAD",
@@ -116,108 +127,102 @@ class RayCluster:
         return remote.remote()
 
     def done(self, calls: list[Any], seconds: float) -> list[Any]:
-        """Those that have ended within `seconds`, as soon as one has."""
+        """Return the calls that have ended, as soon as one has, or nothing after `seconds`."""
         ended, _ = self._ray.wait(calls, num_returns=1, timeout=seconds)
         more, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
         return list({*ended, *more})
 
     def outcome(self, call: Any) -> list[Report] | str:
-        """What a call gave, or why its actor is dead."""
+        """Return what a call returned, or why its actor died."""
         try:
-            found: list[Report] = self._ray.get(call)
-            return found
+            reports: list[Report] = self._ray.get(call)
+            return reports
         except self._ray.exceptions.RayError as error:
             return f"worker died: {_cause(error)}"
 
     def kill(self, actor: Any) -> None:
-        """At once."""
+        """Kill an actor at once."""
         self._ray.kill(actor)
 
 
-def _cause(error: Exception) -> str:
-    """Without what is of one actor alone, so that deaths of one kind are counted as one."""
-    text = re.sub(r"^.* ip: \S+ ", "", " ".join(str(error).split()))
-    return re.sub(r"\b[0-9a-f]{16,}\b", "...", text)[:200]
-
-
 def _require_listener(address: str) -> None:
-    """Raises UserError where nothing listens at host:port; Ray itself would try for minutes."""
+    """Raise UserError if nothing listens at host:port, which Ray itself would retry for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(
-            f"--ray {address}: {error.strerror or error}; start a cluster with `ray start --head`, or take"
-            " --ray local"
-        ) from None
+        raise UserError(f"--ray {address}: {error.strerror or error}; {START_CLUSTER}") from None
 
 
-logger = logging.getLogger(__name__)
-
-LOOK_EVERY = 5.0
-"""Seconds between two looks at the nodes of the cluster."""
+def _cause(error: Exception) -> str:
+    """Return an actor's error without its address and ids, so that equal causes are counted together."""
+    text = re.sub(r"^.* ip: \S+ ", "", " ".join(str(error).split()))
+    return re.sub(r"\b[0-9a-f]{16,}\b", "...", text)[:200]
 
 
 class _RayActor(WorkerHandle):
-    def __init__(self, name: str, job: Job, cluster: RayCluster, needs: Needs) -> None:
+    def __init__(self, name: str, job: Job, cluster: RayCluster, resources: Resources) -> None:
         super().__init__(name, job.depth)
         self._cluster = cluster
-        self._actor = cluster.actor(needs, job.depth)
+        self._actor = cluster.actor(resources, job.depth)
         self.calls: list[Any] = [self._actor.load.remote(job)]
 
     def send(self, number: int) -> None:
         self.calls.append(self._actor.make.remote(number))
 
     def dismiss(self) -> None:
-        """Nothing to say: `collect` ends an actor that is leaving and has no call."""
+        """Do nothing: `RayPool.collect` kills an actor that is leaving once it has no call."""
 
     def kill(self) -> None:
         self._cluster.kill(self._actor)
 
     def events(self, call: Any) -> Iterable[Event]:
-        """Of a call that has ended."""
+        """Yield the events of a call that has ended."""
         if call not in self.calls:
             return
         self.calls.remove(call)
         outcome = self._cluster.outcome(call)
         if isinstance(outcome, str):
             self.calls.clear()
-            self.kill()  # it may be alive beyond a broken connection
+            self.kill()  # the actor may be alive behind a broken connection
             yield Event(self.name, Lost(tuple(self.under_way), outcome))
         else:
             yield from (Event(self.name, report) for report in outcome)
 
 
 class RayPool(WorkerPool[_RayActor]):
-    """As many actors as asked for, or (None) as a cluster that grows and shrinks has places for."""
+    """A pool of Ray actors: a fixed number, or as many as fit on a cluster that grows and shrinks."""
 
     def __init__(self, job: Job, cluster: RayCluster, workers: int | None) -> None:
-        """Log if no node has room for a worker; the pool then waits for a node to join."""
+        """Create an empty pool; `workers` None: as many as fit.
+
+        Logs a line if no node has room for a worker; the pool then waits for a node to join.
+        """
         super().__init__()
         self._job, self._cluster, self._workers = job, cluster, workers
-        self._needs = needs_of(job.recipe)
-        self._slots, self._looked = cluster.slots(self._needs), time.monotonic()
+        self._resources = resources_of(job.recipe)
+        self._slots, self._checked = cluster.slots(self._resources), time.monotonic()
         if self._slots == 0:
-            each = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
+            each = ", ".join(f"{amount:g} {name}" for name, amount in self._resources.items() if amount)
             logger.info("no node of the cluster has room for a worker, which takes %s; waiting for one", each)
 
     @property
     def capacity(self) -> int:
         if self._workers is not None:
             return self._workers
-        if time.monotonic() - self._looked > LOOK_EVERY:
-            self._slots, self._looked = self._cluster.slots(self._needs), time.monotonic()
+        if time.monotonic() - self._checked > REFRESH_SECONDS:
+            self._slots, self._checked = self._cluster.slots(self._resources), time.monotonic()
         return max(1, self._slots)
 
     def start(self, name: str) -> _RayActor:
-        return _RayActor(name, self._job, self._cluster, self._needs)
+        return _RayActor(name, self._job, self._cluster, self._resources)
 
     def collect(self, seconds: float) -> Iterable[tuple[_RayActor, Event]]:
         for worker in [each for each in self.workers if each.leaving and not each.calls]:
             worker.kill()
-            yield worker, Event(worker.name, Left())
+            yield worker, Event(worker.name, Exited())
         callers = {call: worker for worker in self.workers for call in worker.calls}
         if not callers:
             time.sleep(seconds)
@@ -227,15 +232,15 @@ class RayPool(WorkerPool[_RayActor]):
                 yield callers[call], event
 
 
-def needs_of(recipe: Recipe) -> Needs:
-    """Of one worker of a settled recipe: a core a thread, and a GPU where the recipe is for one."""
+def resources_of(recipe: Recipe) -> Resources:
+    """Return what one worker of a resolved recipe takes: one CPU per thread, and a GPU on device cuda."""
     threads = recipe.compute.threads
-    assert threads is not None, "the recipe is settled"
+    assert threads is not None, "the recipe is not resolved"
     return {"CPU": threads, "GPU": 1 if recipe.compute.device == "cuda" else 0}
 
 
 class RayWorker:
-    """`load` once, then `make` for each shard, of which several may be under way."""
+    """The actor: call `load` once, then `make` for each shard; several shards may be under way at once."""
 
     def __init__(self) -> None:
         self._logged: deque[Logged] = deque()
@@ -244,37 +249,31 @@ class RayWorker:
         self._order = threading.Lock()
 
     def load(self, job: Job) -> Sequence[Report]:
-        """Load the networks; return the log records, then Ready or Unable."""
-        from engine.generation.workers.worker import (
-            ONE_LINE,
-            Worker,
-            one_line,
-            require_weights,
-        )
+        """Load the networks; return the log records, then Ready or LoadFailed."""
+        from engine.generation.workers.worker import ONE_LINE, Worker, one_line, require_weights
 
         forward_log(self._log, job.log_level)
-
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             require_weights(job)
             worker = Worker(job)
         except ONE_LINE as error:
-            return [*self._records(), Unable(f"{_address()}: {one_line(error)}")]
+            return [*self._records(), LoadFailed(f"{_address()}: {one_line(error)}")]
         reports = worker.run(iter(self._numbers.get, None))
         threading.Thread(target=self._hand_out, args=(reports,), daemon=True).start()
-        return [*self._records(), Ready(_address(), time.perf_counter() - begun)]
+        return [*self._records(), Ready(_address(), time.perf_counter() - start)]
 
     def make(self, number: int) -> Sequence[Report]:
-        """Of one shard that it is Done or Failed; after the lines that were said."""
-        mine: Future[Done | Failed] = Future()
+        """Make one shard; return the log records, then Done or Failed."""
+        result: Future[Done | Failed] = Future()
         with self._order:
-            self._waiting.append(mine)
+            self._waiting.append(result)
             self._numbers.put(number)
-        done = mine.result()
+        done = result.result()
         return [*self._records(), done]
 
     def _hand_out(self, reports: Iterator[Done | Failed]) -> None:
-        """Ends the actor when there are no more: whoever waits then learns that it is dead."""
+        """Give each report to the call that waits for it; if they end, kill the actor so that calls fail."""
         try:
             for report in reports:
                 self._waiting.popleft().set_result(report)

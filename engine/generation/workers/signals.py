@@ -1,4 +1,4 @@
-"""What the user asks of a generation under way by signals."""
+"""Signals that control a running generation."""
 
 import signal
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from types import FrameType
 
 @dataclass
 class Requests:
-    """SIGTERM drains: shards under way are finished, none is begun; a second one leaves them, too.
+    """What the signals so far ask for.
 
-    SIGTTIN asks for one more worker, SIGTTOU for one less.
+    SIGTERM drains: finish the shards under way and start no others. A second SIGTERM abandons them.
+    SIGTTIN adds a worker, SIGTTOU removes one.
     """
 
     drain: bool = False
@@ -19,7 +20,10 @@ class Requests:
     more_workers: int = 0
 
     def workers(self, capacity: int) -> int:
-        """How many are wanted where it began with `capacity`; one at least, and no debt below that."""
+        """Return the number of workers to run: `capacity` plus the requested change, at least one.
+
+        Requests to go below one worker are dropped, so the next SIGTTIN adds a worker again.
+        """
         self.more_workers = max(self.more_workers, 1 - capacity)
         return capacity + self.more_workers
 
@@ -34,13 +38,17 @@ class Requests:
 
 
 @contextmanager
-def requests() -> Iterator[Requests]:
-    """Listens while the context lasts; to be entered by the main thread."""
-    asked = Requests()
-    handlers = {signal.SIGTERM: asked._terminate, signal.SIGTTIN: asked._more, signal.SIGTTOU: asked._fewer}
+def handle_signals() -> Iterator[Requests]:
+    """Handle the signals while the context lasts. Enter it in the main thread."""
+    requests = Requests()
+    handlers = {
+        signal.SIGTERM: requests._terminate,
+        signal.SIGTTIN: requests._more,
+        signal.SIGTTOU: requests._fewer,
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,7 +16,7 @@ from engine.bank.writer import write_shard
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
 from engine.generation.messages import Done, Failed, Job
-from engine.generation.overlap import lanes, thread_counts
+from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.provenance import weights_of
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
@@ -25,40 +25,40 @@ from export.errors import ExportError
 
 logger = logging.getLogger(__name__)
 FINAL = (UserError, ExportError, NonFiniteError)
-"""Errors that come again however often a shard is tried."""
+"""Errors that a retry of the shard would raise again."""
 ONE_LINE = (*FINAL, OutOfMemoryError, OSError)
-"""Errors whose message is enough; others are defects and keep their traceback."""
+"""Errors that are reported by their message alone; others are bugs and keep their traceback."""
 
 
 class Worker:
     """Makes the shards of a job and writes their files to the bank; the coordinator commits them.
 
-    Raises UserError or ExportError for what cannot be loaded.
+    The constructor raises UserError or ExportError for a network that cannot be loaded.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         accelerator = open_accelerator(job.recipe.compute)
-        own_lanes = lanes(job.recipe)
+        groups = stage_groups(job.recipe)
         loaded = networks.load(job.recipe, accelerator.device)
-        opened = networks.open(job.recipe, loaded, accelerator, thread_counts(own_lanes))
+        opened = networks.open(job.recipe, loaded, accelerator, thread_counts(groups))
         self._progress = Progress(quiet=True)
-        self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, own_lanes)
+        self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, groups)
         self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
     def run(self, numbers: Iterator[int]) -> Generator[Done | Failed]:
-        """Make the shards of `numbers`, in order. `numbers` may block; the work ends with it."""
+        """Make the shards of `numbers`, in order, and yield a report of each. `numbers` may block."""
         with closing(self._generator.generate(numbers)) as results:
             for number, batch in results:
                 if isinstance(batch, Exception):
                     yield failed(number, batch)
                     continue
                 try:
-                    yield self._written(number, batch)
+                    yield self._write(number, batch)
                 except Exception as error:
                     yield failed(number, error)
 
-    def _written(self, number: int, batch: GeneratedBatch) -> Done:
+    def _write(self, number: int, batch: GeneratedBatch) -> Done:
         rows = batch.rows()
         entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
         result = batch.result
@@ -84,7 +84,7 @@ class Worker:
 
 
 def failed(number: int, error: Exception) -> Failed:
-    """Return the report of a shard that `error` ended."""
+    """Return the report of a shard that raised `error`."""
     expected = isinstance(error, ONE_LINE)
     return Failed(
         number=number,
@@ -95,7 +95,7 @@ def failed(number: int, error: Exception) -> Failed:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message on one line, with its type if it is a defect."""
+    """Return an exception's message on one line, with its type if it is a bug."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ONE_LINE) else f"{type(error).__name__}: {text}"
 
@@ -112,4 +112,6 @@ def require_weights(job: Job) -> None:
     """Raise UserError if this machine's weights differ from the coordinator's."""
     difference = first_difference(job.header.facts, weights_of(job.recipe))
     if difference:
-        raise UserError(f"this machine has other weights than the bank: {difference}; copy those of the bank")
+        raise UserError(
+            f"the weights on this machine are not those of the bank: {difference}; copy the weights to it"
+        )

@@ -1,6 +1,7 @@
-"""A worker's process and its coordinator's handle: shard numbers go in by a pipe, reports come out by it.
+"""A worker's process, and the coordinator's handle of it.
 
-The process is bound to its GPU and its cores before it initialises CUDA or computes on several threads.
+Shard numbers go in through a pipe, and reports come out. The process is bound to its GPU and its cores before
+it initialises CUDA or starts threads.
 """
 
 import multiprocessing
@@ -15,62 +16,20 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-from engine.generation.messages import Job, Ready, Report, Unable
-from engine.generation.workers.forwarding import forward_log
+from engine.generation.messages import Job, LoadFailed, Ready, Report, forward_log
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a worker runs; None where it may run anywhere."""
+class WorkerPlacement:
+    """The GPU and the cores that a worker uses; None means any."""
 
     gpu: str | None
-    """Of CUDA_VISIBLE_DEVICES."""
+    """Value of CUDA_VISIBLE_DEVICES."""
     cores: Collection[int] | None
 
 
-def work(pipe: Connection, job: Job, place: Place) -> None:
-    """Makes the shards that it is sent until it is sent None; ends at once where the coordinator is gone.
-
-    The signals that end a group of processes are the coordinator's to act upon.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if place.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
-    if place.cores is not None:
-        os.sched_setaffinity(0, place.cores)
-    numbers: SimpleQueue[int | None] = SimpleQueue()
-    Thread(target=_listen, args=(pipe, numbers), daemon=True).start()
-    sending = Lock()
-
-    def report(what: Report) -> None:
-        with sending:
-            pipe.send(what)
-
-    forward_log(report, job.log_level)
-    from engine.generation.workers.worker import ONE_LINE, Worker, one_line
-
-    begun = time.perf_counter()
-    try:
-        worker = Worker(job)
-    except ONE_LINE as error:
-        report(Unable(one_line(error)))
-        return
-    report(Ready(socket.gethostname(), time.perf_counter() - begun))
-    for what in worker.run(iter(numbers.get, None)):
-        report(what)
-
-
-def _listen(pipe: Connection, numbers: "SimpleQueue[int | None]") -> None:
-    try:
-        while True:
-            numbers.put(pipe.recv())
-    except (EOFError, OSError):
-        os._exit(1)
-
-
-class Launched(ABC):
-    """A worker's process. Its pipe is ready to be read if the worker has reported something or has ended."""
+class WorkerProcess(ABC):
+    """A worker's process. Its pipe can be read once the worker has reported something or exited."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -82,21 +41,21 @@ class Launched(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """End it at once, without waiting."""
+        """Kill the process without waiting."""
 
     @abstractmethod
     def join(self) -> int | None:
-        """Wait until it has ended. Return its exit code, or minus the signal; None if nobody knows."""
+        """Wait until the process has exited. Return its exit code or minus the signal; None if unknown."""
 
 
-class Spawned(Launched):
-    """A new interpreter, which imports everything: if it cannot be forked."""
+class SpawnedProcess(WorkerProcess):
+    """A new interpreter that imports everything itself, for systems without a fork server."""
 
-    def __init__(self, name: str, job: Job, place: Place) -> None:
+    def __init__(self, name: str, job: Job, placement: WorkerPlacement) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         super().__init__(ours)
-        self._process = context.Process(target=work, args=(theirs, job, place), name=name, daemon=True)
+        self._process = context.Process(target=work, args=(theirs, job, placement), name=name, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -107,3 +66,44 @@ class Spawned(Launched):
         self._process.join()
         self.pipe.close()
         return self._process.exitcode
+
+
+def work(pipe: Connection, job: Job, placement: WorkerPlacement) -> None:
+    """Make the shards whose numbers arrive, until None arrives; exit at once if the coordinator has gone.
+
+    Ignores SIGINT and SIGTERM, which reach the whole process group and are handled by the coordinator.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if placement.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = placement.gpu
+    if placement.cores is not None:
+        os.sched_setaffinity(0, placement.cores)
+    numbers: SimpleQueue[int | None] = SimpleQueue()
+    Thread(target=_listen, args=(pipe, numbers), daemon=True).start()
+    sending = Lock()
+
+    def send(report: Report) -> None:
+        with sending:
+            pipe.send(report)
+
+    forward_log(send, job.log_level)
+    from engine.generation.workers.worker import ONE_LINE, Worker, one_line
+
+    start = time.perf_counter()
+    try:
+        worker = Worker(job)
+    except ONE_LINE as error:
+        send(LoadFailed(one_line(error)))
+        return
+    send(Ready(socket.gethostname(), time.perf_counter() - start))
+    for report in worker.run(iter(numbers.get, None)):
+        send(report)
+
+
+def _listen(pipe: Connection, numbers: "SimpleQueue[int | None]") -> None:
+    try:
+        while True:
+            numbers.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(1)

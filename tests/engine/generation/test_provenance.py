@@ -1,4 +1,4 @@
-"""Which settings decide a bank's images, so that it can be continued with the same ones only."""
+"""Which settings decide a bank's images: a bank is continued only with the same ones."""
 
 import shutil
 from dataclasses import asdict, fields, replace
@@ -30,7 +30,7 @@ def recipe(recipe: Path) -> Recipe:
     return load_recipe(str(recipe))
 
 
-def test_of_compute_all_decides_but_where_engines_are_kept_and_how_steps_are_launched() -> None:
+def test_all_compute_settings_decide_except_the_engine_store_and_cuda_graphs() -> None:
     others = {field.name for field in fields(ComputeConfig)}.difference(DECIDING_COMPUTE)
     assert others == {"engines", "engines_gb", "cuda_graphs"}
 
@@ -73,12 +73,17 @@ def test_the_views_that_images_are_made_by_decide(
         ({"engines": "elsewhere", "cuda_graphs": False}, None),
     ],
 )
-def test_a_bank_made_on_a_gpu_goes_on_as_it_was_begun(
+def test_a_bank_made_on_a_gpu_continues_with_the_same_runtime(
     change: dict[str, Any], difference: str | None, recipe: Recipe, tmp_path: Path
 ) -> None:
-    begun = {"device": "cuda", "runtime": "onnxruntime", "runtime_precision": "fp16", "onnx_provider": "cuda"}
-    first = replace(recipe, compute=ComputeConfig(**begun))
-    then = replace(recipe, compute=ComputeConfig(**(begun | change)))
+    given = {
+        "device": "cuda",
+        "runtime": "onnxruntime",
+        "runtime_precision": "fp16",
+        "onnx_provider": "cuda",
+    }
+    first = replace(recipe, compute=ComputeConfig(**given))
+    then = replace(recipe, compute=ComputeConfig(**(given | change)))
     BankWriter.open(str(tmp_path), bank_header(first), resume=False).close()
     if difference is None:
         BankWriter.open(str(tmp_path), bank_header(then), resume=True).close()
@@ -102,7 +107,7 @@ def test_a_copy_of_the_teacher_under_another_name_is_the_same_teacher(recipe: Re
     require_teacher_of_bank(with_teacher(recipe, weights=str(copy), mean=(0.2,)), "BANK", header)
     copy.write_bytes(copy.read_bytes() + b" ")
     with pytest.raises(
-        UserError, match=rf"--bank BANK was made with another teacher: .*{copy} is \w+; restore"
+        UserError, match=rf"--bank BANK was made with another teacher: .*{copy} has \w+; restore"
     ):
         require_teacher_of_bank(with_teacher(recipe, weights=str(copy)), "BANK", header)
     assert header.facts["teacher"]["sha256"] == weights_of(recipe)["teacher"]["sha256"]
@@ -112,10 +117,12 @@ def test_a_copied_prior_is_the_same_prior(recipe: Recipe, tmp_path: Path) -> Non
     copy = shutil.copytree(recipe.augment.prior, tmp_path / "moved")
     moved = replace(recipe, augment=replace(recipe.augment, prior=str(copy)))
     known, made_with = weights_of(recipe), [asdict(recipe)]
-    require_same_weights(moved, known, made_with, whose="--run R", fix="restore it", parts=(PRIOR, CLIP))
+    require_same_weights(moved, known, made_with, whose="--run R", fix="restore it", networks=(PRIOR, CLIP))
     (copy / "extra.json").write_text("{}")
-    with pytest.raises(UserError, match="--run R was made with another diffusion prior: .*; restore it"):
-        require_same_weights(moved, known, made_with, whose="--run R", fix="restore it", parts=(PRIOR, CLIP))
+    with pytest.raises(UserError, match=r"--run R was made with another diffusion prior: .*; restore it"):
+        require_same_weights(
+            moved, known, made_with, whose="--run R", fix="restore it", networks=(PRIOR, CLIP)
+        )
 
 
 def test_of_a_merged_bank_each_teacher_is_compared(recipe: Recipe) -> None:
@@ -128,9 +135,9 @@ def test_of_a_merged_bank_each_teacher_is_compared(recipe: Recipe) -> None:
     require_teacher_of_bank(recipe, "BANK", bank(recipe, **unknown))
 
 
-def test_a_teacher_that_sees_the_images_otherwise_is_refused(recipe: Recipe) -> None:
+def test_a_teacher_with_other_normalization_is_refused(recipe: Recipe) -> None:
     with pytest.raises(
-        UserError, match=r"made with teacher\.mean \[0\.2\], this command has \[0\.5\]; leave"
+        UserError, match=r"made with teacher\.mean \[0\.2\], but this command has \[0\.5\]; remove"
     ):
         require_teacher_of_bank(with_teacher(recipe, mean=(0.5,)), "BANK", bank(recipe))
 

@@ -1,4 +1,4 @@
-"""Shards made side by side: the same bytes in any order, and nothing of one in another."""
+"""Shards are the same bytes in any order, with or without overlap, and after failures of others."""
 
 import gc
 import hashlib
@@ -16,7 +16,7 @@ from engine import networks
 from engine.cli.resolve import resolve
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError
-from engine.generation.overlap import lanes, thread_counts
+from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
 from engine.hardware import native_precision
@@ -33,9 +33,9 @@ def generation(path: Path, **settings: Any) -> ShardGenerator:
     recipe = resolve(recipe)
     accelerator, progress = open_accelerator(recipe.compute), Progress(quiet=True)
     opened = networks.open(
-        recipe, networks.load(recipe, accelerator.device), accelerator, thread_counts(lanes(recipe))
+        recipe, networks.load(recipe, accelerator.device), accelerator, thread_counts(stage_groups(recipe))
     )
-    return ShardGenerator(recipe, opened, accelerator, progress, lanes=lanes(recipe))
+    return ShardGenerator(recipe, opened, accelerator, progress, groups=stage_groups(recipe))
 
 
 def digest(made: GeneratedBatch | Exception) -> str:
@@ -52,11 +52,11 @@ def digests(generation: ShardGenerator, numbers: Sequence[int]) -> dict[int, str
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("start", ["meta", "reinit"])
 def test_bytes_depend_on_the_number_alone(start: str, threads: int, tmp_path: Path) -> None:
-    """Overlapped, again, in another order, and one stage after the other with the same threads for each."""
+    """Overlapped, again, in another order, and in sequence with the same threads per stage."""
     warmup = {"warmup_steps": 0 if start == "reinit" else 1}
     path = write_recipe(tmp_path, synthesize={"start": start, **warmup})
     overlapped = generation(path, compute__threads=threads)
-    assert len(overlapped.lanes) == threads
+    assert len(overlapped.groups) == threads
     found = digests(overlapped, range(6))
     assert len(set(found.values())) == 6
     assert digests(overlapped, range(6)) == found
@@ -76,7 +76,7 @@ def test_the_same_in_openvino(recipe: Path) -> None:
     assert digest(other.make(1, independent=True)) == found[1]
 
 
-def test_one_lane_gives_the_same_interface(recipe: Path) -> None:
+def test_a_single_group_has_the_same_interface(recipe: Path) -> None:
     serial = generation(recipe, compute__overlap=False)
     threads = threading.active_count()
     found = serial.generate(iter([2, 0]))
@@ -91,7 +91,7 @@ def test_one_lane_gives_the_same_interface(recipe: Path) -> None:
 def test_a_stage_that_fails_is_the_result_of_its_shard_and_no_other(
     overlap: bool, failing: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Synthesis fails in the middle of its steps, with the generator's weights moved."""
+    """Synthesis fails after some steps, when the generator's weights have changed."""
     expected = digests(generation(recipe, compute__overlap=overlap, synthesize__steps=3), [2, 3])
     found = generation(recipe, compute__overlap=overlap, synthesize__steps=3)
     calls = 0
@@ -134,14 +134,14 @@ def test_closing_early_ends_the_threads_and_the_next_run_is_whole(recipe: Path) 
     next(results)
     assert threading.active_count() > before
     results.close()
-    assert threading.active_count() <= before + 1  # the one that asks for numbers ends by itself
+    assert threading.active_count() <= before + 1  # the thread that reads the numbers ends by itself
     assert digests(found, range(3)) == expected
 
 
 def test_augment_and_filter_go_on_with_what_memory_holds(
     recipe: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The images, and what is known of them, are those of the size that memory holds."""
+    """Images and rows are the same as with the size that fits into memory."""
     expected = digests(generation(recipe, augment__micro_batch=4, filter__micro_batch=3), [1, 2])
     found = generation(recipe, augment__micro_batch=16, filter__micro_batch=6)
     caplog.set_level(logging.INFO)
@@ -179,7 +179,7 @@ def test_synthesis_out_of_memory_names_its_batch_size(
     ((_, error),) = found.generate(iter([0]))
     assert isinstance(error, OutOfMemoryError)
     assert str(error).startswith(
-        "synthesize: out of memory with 6 images at once; give a lower synthesize.batch_size"
+        "synthesize: out of memory with 6 images at once; lower synthesize.batch_size"
     )
 
 
@@ -188,12 +188,12 @@ def weight_storages() -> set[int]:
     return {value.untyped_storage().data_ptr() for value in with_data if value.device.type != "meta"}
 
 
-def test_lanes_copy_no_weights(recipe: Path) -> None:
+def test_groups_copy_no_weights(recipe: Path) -> None:
     found = generation(recipe, compute__threads=3)
     before = weight_storages()
     results = found.generate(iter(range(4)))
     for _ in range(3):
-        next(results)  # all stages are at work
+        next(results)  # all stages are running
         assert weight_storages() <= before
     results.close()
     teacher = {value.data_ptr() for value in found.context.networks.teacher.parameters()}

@@ -1,4 +1,4 @@
-"""Folders of a file system in memory, as for the bank's tests."""
+"""The bank's fixture of a folder in an in-memory file system."""
 
 from tests.engine.bank.conftest import memory_url
 

@@ -1,4 +1,4 @@
-"""Tallies for the tests of what shows them."""
+"""Example statistics for the tests of the observers."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from engine.generation.monitor.progress import GenerationStats
 
 
 def done(number: int, *, rows: int = 120, images: int = 72, seconds: float = 2.0) -> Done:
-    """Of 12 sources and, where `rows` is more, variations of which 60 were kept."""
+    """Return a shard of 12 sources and `rows` - 12 variations, with `images` kept images."""
     return Done(
         number=number,
         entry=ShardEntry(files={}, rows=rows, images=images),
@@ -22,7 +22,7 @@ def done(number: int, *, rows: int = 120, images: int = 72, seconds: float = 2.0
 
 
 def at_work(**changes: Any) -> GenerationStats:
-    """5 of 10 shards found, 2 made by two workers in 100 s, one of them dead; one shard failed for good."""
+    """Return statistics: 5 of 10 shards found, 2 made by two workers in 100 s, 1 failed; 1 worker lost."""
     stats = GenerationStats(target=10, found=5, started=time.monotonic() - 100)
     for worker in ("a", "b"):
         stats.take(Event(worker, Ready("here", 1.0)))

@@ -1,4 +1,4 @@
-"""The view: a recorded terminal, and lines where there is none."""
+"""The view: a table on a terminal, log lines elsewhere."""
 
 import contextlib
 import io
@@ -9,9 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from engine.generation.messages import Event, Left
+from engine.generation.messages import Event, Exited
 from engine.generation.monitor import console
-from engine.generation.monitor.console import View, picture
+from engine.generation.monitor.console import View, render
 from engine.generation.monitor.progress import GenerationStats, WorkerStats
 from engine.terminal import on_console
 from tests.engine.generation.monitor.example_stats import at_work, done
@@ -19,13 +19,13 @@ from tests.engine.generation.monitor.example_stats import at_work, done
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """One number, what the view takes for the time."""
+    """The view's clock: one number that a test sets."""
     now = [1000.0]
     monkeypatch.setattr(console, "monotonic", lambda: now[0])
     return now
 
 
-def test_without_a_terminal_a_line_where_there_is_news_and_ten_seconds_are_over(
+def test_without_a_terminal_it_logs_news_at_most_every_ten_seconds(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -76,7 +76,7 @@ def _drawn(
         color_system="standard",
         no_color=no_color,
     )
-    console.print(picture(stats, time.monotonic(), height=height, ended=False))
+    console.print(render(stats, time.monotonic(), height=height, ended=False))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -103,7 +103,7 @@ def test_the_picture_without_colour_shows_what_is_left_as_nothing() -> None:
 
 def test_a_dismissed_worker_is_not_a_lost_one() -> None:
     stats = at_work()
-    stats.take(Event("a", Left()))
+    stats.take(Event("a", Exited()))
     workers = [line[46:].split() for line in _drawn(stats)[7:9]]
     assert [worker[-1] for worker in workers] == ["ended", "lost"]
     assert "   1 worker lost   " in _drawn(stats)[1]
@@ -159,14 +159,14 @@ def test_on_a_terminal_it_draws_itself_and_lines_stand_above(
 
 
 def test_nothing_is_drawn_if_the_log_is_not_shown() -> None:
-    """As for a library user, and with --quiet."""
+    """For a library user, and with --quiet."""
     console = _terminal()
     for arguments in (None, ["--quiet"]):
         with contextlib.nullcontext() if arguments is None else on_console(arguments):
-            tally, shown = at_work(), View(console)
-            shown.update(tally)
+            stats, shown = at_work(), View(console)
+            shown.update(stats)
             assert not _until(console, "7/10 shards", tries=3)
-            shown.close(tally)
+            shown.close(stats)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
@@ -183,7 +183,7 @@ def _terminal() -> Console:
 
 
 def _until(console: Console, text: str, tries: int = 100) -> bool:
-    """Whether the drawing thread writes `text` within five seconds, or `tries` of 0.05 s."""
+    """Return whether the drawing thread writes `text` within `tries` times 0.05 s."""
     for _ in range(tries):
         if text in console.file.getvalue():  # type: ignore[attr-defined]
             return True

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Formats of numbers and texts."""
 
 import pytest
 

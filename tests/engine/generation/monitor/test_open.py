@@ -1,4 +1,4 @@
-"""Opening and closing of the observers, and that none of them ends a generation."""
+"""Opening and closing observers; errors of an observer do not end a generation."""
 
 import errno
 import logging
@@ -15,17 +15,14 @@ from engine.bank.manifest import STATUS
 from engine.bank.storage import LocalStorage
 from engine.errors import UserError
 from engine.generation.monitor.console import View
-from engine.generation.monitor.observer import Guarded
-from engine.generation.monitor.open import LOOPBACK, add_monitor_flags, open_observers
+from engine.generation.monitor.open import LOOPBACK, GuardedObserver, add_monitor_flags, open_observers
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.monitor.status_file import Record
 from tests.engine.bank import tiny
 from tests.engine.generation.monitor.example_stats import at_work
 
 
-def test_all_are_closed_with_the_tally_as_it_is_at_the_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_are_closed_with_the_final_statistics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     stats = at_work()
     with open_observers(stats, str(tmp_path), View()) as observers:
@@ -55,7 +52,7 @@ def test_an_exception_leaves_the_bank_as_stopped(tmp_path: Path, caplog: pytest.
 def test_a_bank_that_is_not_ours_keeps_its_writers_status(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error before the first update, as of a bank that another process writes."""
+    """An error before the first update, such as a bank that another process writes."""
     caplog.set_level(logging.INFO)
     (tmp_path / STATUS).write_text("another's")
     with pytest.raises(UserError), open_observers(GenerationStats(target=1, found=0), str(tmp_path), View()):
@@ -64,7 +61,7 @@ def test_a_bank_that_is_not_ours_keeps_its_writers_status(
     assert caplog.messages == []
 
 
-def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
+def test_failing_writes_are_logged_once_and_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -78,7 +75,7 @@ def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
         write(self, name, data)
 
     monkeypatch.setattr(LocalStorage, "write", failing)
-    monkeypatch.setattr("engine.generation.monitor.status_file.EVERY", 0.0)
+    monkeypatch.setattr("engine.generation.monitor.status_file.INTERVAL", 0.0)
     stats = at_work()
     with open_observers(stats, str(tmp_path), View()) as observers:
         for _ in range(3):
@@ -87,10 +84,10 @@ def test_writes_that_fail_are_said_once_and_go_on_when_they_work_again(
         assert not (tmp_path / STATUS).exists()
         full = False
     assert (tmp_path / STATUS).exists()
-    said = [line for line in caplog.messages if "No space" in line]
-    assert said == [
+    logged = [line for line in caplog.messages if "No space" in line]
+    assert logged == [
         "the bank's status: OSError: [Errno 28] No space left on device: '.status.json';"
-        " the generation goes on"
+        " the generation continues"
     ]
 
 
@@ -122,15 +119,15 @@ class Broken:
         raise RuntimeError(f"close {stats.target}")
 
 
-def test_the_first_failure_of_an_observer_is_said_and_none_is_raised(
+def test_the_first_failure_of_an_observer_is_logged_and_none_is_raised(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    guarded = Guarded(Broken(), "broken")
+    guarded = GuardedObserver(Broken(), "broken")
     guarded.update(at_work())
     guarded.update(at_work())
     guarded.close(at_work())
-    assert caplog.messages == ["broken: RuntimeError: update 10; the generation goes on"]
+    assert caplog.messages == ["broken: RuntimeError: update 10; the generation continues"]
 
 
 def test_everything_at_once_and_the_port_is_free_afterwards(

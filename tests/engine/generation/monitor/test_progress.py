@@ -1,18 +1,18 @@
-"""GenerationStats: what each event counts."""
+"""GenerationStats: how each event is counted."""
 
 import threading
 import time
 
 import pytest
 
-from engine.generation.messages import Event, Logged, Ready, Unable
+from engine.generation.messages import Event, LoadFailed, Logged, Ready
 from engine.generation.monitor.progress import GenerationStats
 from tests.engine.generation.monitor.example_stats import done
 
 
 def test_a_worker_that_could_not_load_is_not_alive_and_its_reason_counts() -> None:
     stats = GenerationStats(target=2, found=0)
-    stats.take(Event("a", Unable("no such file")))
+    stats.take(Event("a", LoadFailed("no such file")))
     assert not stats.workers["a"].alive
     assert stats.errors == {"no such file": 1}
     assert stats.workers_lost == 0
@@ -46,7 +46,7 @@ def test_a_copy_may_be_walked_through_while_events_arrive() -> None:
         for number in range(10**6):
             if stop.is_set():
                 return
-            stats.take(Event(f"worker {number}", Unable(f"reason {number}")))
+            stats.take(Event(f"worker {number}", LoadFailed(f"reason {number}")))
 
     thread = threading.Thread(target=take)
     thread.start()

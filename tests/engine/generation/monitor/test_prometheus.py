@@ -1,4 +1,4 @@
-"""The metrics as Prometheus gets them: over HTTP, through Prometheus' own parser."""
+"""The metrics, read over HTTP with Prometheus' own parser."""
 
 import re
 import socket
@@ -24,7 +24,7 @@ def metrics() -> Iterator[Metrics]:
 
 
 def _scraped(metrics: Metrics) -> tuple[dict[str, float], dict[str, str]]:
-    """Samples by name and label, and the kind of each metric."""
+    """Return the samples by name and label, and the type of each metric."""
     with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = {
@@ -68,7 +68,7 @@ def test_what_is_scraped(metrics: Metrics) -> None:
     assert kinds["dda_worker_up"] == "gauge"
 
 
-def test_a_scrape_sees_the_tally_as_it_is_then(metrics: Metrics) -> None:
+def test_a_scrape_reads_the_current_statistics(metrics: Metrics) -> None:
     stats = at_work()
     metrics.update(stats)
     stats.take(Event("c", done(8)))

@@ -1,4 +1,4 @@
-"""The curves, read back from what TensorBoard and W&B wrote."""
+"""The curves, read back from the files of TensorBoard and W&B."""
 
 import json
 import os
@@ -70,7 +70,7 @@ needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is no
 
 
 def _run(program: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """In a process of its own: W&B starts a service, and keeps its settings for the whole process."""
+    """Run a program in its own process, because W&B starts a service and keeps its settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     return subprocess.run(
         [sys.executable, "-c", program],
@@ -115,7 +115,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
 
 
 def _records(data: bytes) -> Iterator:
-    """Those of one block of 32 KiB of LevelDB's log format, behind W&B's own seven bytes."""
+    """Yield the records of one 32 KiB block in LevelDB's log format, after W&B's seven-byte header."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert len(data) < 2**15
@@ -140,4 +140,4 @@ except UserError as error:
     ended = _run(program, tmp_path, WANDB_MODE="online")
     (line,) = ended.stdout.splitlines()
     assert line.startswith("--wandb project: ")
-    assert line.endswith("log in by `wandb login`, or set WANDB_MODE=offline")
+    assert line.endswith("run `wandb login`, or set WANDB_MODE=offline")

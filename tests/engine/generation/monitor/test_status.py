@@ -1,4 +1,4 @@
-"""`--status`: what it says of a real bank with, without and with an old sign of life."""
+"""`--status` of a bank with a recent status file, an old one, a damaged one, and none."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_bank_without_a_status(url: str) -> None:
     assert counts == (
         f"{url}: 3 shards committed; 36 images made, {kept} kept; {100 * share:.0f} % of the variations kept"
     )
-    assert writer == "no writer has left a status here: nothing is known of one"
+    assert writer == "there is no .status.json, so nothing is known about the writer"
     assert title == "kept images by class (all 3 classes have images)"
     by_class = [sum(int((it.labels[it.kept] == label).sum()) for it in rows) for label in range(3)]
     assert [(line.split()[0], int(line.split()[1])) for line in classes] == list(
@@ -56,18 +56,18 @@ def test_a_writer_at_work(url: str) -> None:
     assert counts.startswith(f"{url}: 3 of 10 shards committed; ")
     assert writer == (
         "running for 1:40, 1 worker, 2.4 images/s, 1:33 left, 1 retry, 1 lost"
-        " (process 42 on node, last sign of life 0:07 ago)"
+        " (process 42 on node, last update 0:07 ago)"
     )
     assert failed == "failed shard 7: out of memory [b]"
 
 
-def test_a_sign_of_life_that_is_too_old_is_not_believed(url: str) -> None:
+def test_a_status_that_is_too_old_is_not_believed(url: str) -> None:
     record = _leave(url)
     for age, believed in ((record.patience - 5, True), (record.patience + 5, False)):
         _leave(url, age=age)
         writer = status(url).splitlines()[1]
         assert writer.startswith("running") == believed
-        assert ("no sign of life for 2:35" in writer) != believed
+        assert ("no update for 2:35" in writer) != believed
         assert ("images/s" in writer) == believed
 
 
@@ -94,7 +94,7 @@ def test_many_failed_shards_are_cut_short(url: str) -> None:
 
 def test_a_writer_whose_clock_is_ahead(url: str) -> None:
     _leave(url, age=-50)
-    assert "last sign of life 0:00 ago" in status(url)
+    assert "last update 0:00 ago" in status(url)
 
 
 @pytest.mark.parametrize("data", [b"not json", b"{}", b'{"state": 1}'])
@@ -155,7 +155,7 @@ print("torch" in sys.modules)
     assert ended.stdout.splitlines()[-1] == "False"
     after = os.times()
     used = after.children_user - before.children_user + after.children_system - before.children_system
-    assert used < 2, "CPU seconds, which other work on the machine does not change"
+    assert used < 2, "CPU seconds, which do not depend on other work on the machine"
 
 
 def test_a_warning_of_the_writer_is_repeated(url: str) -> None:

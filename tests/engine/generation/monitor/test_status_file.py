@@ -1,4 +1,4 @@
-"""The status file: what is in it, how often it is written, and that its bank stays one."""
+"""The status file: its content, how often it is written, and that the bank stays valid."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One recipe of seconds, and its bank as this process alone makes it."""
+"""A recipe that takes seconds, and the bank that an undisturbed command makes of it."""
 
 from pathlib import Path
 

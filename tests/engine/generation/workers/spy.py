@@ -1,4 +1,4 @@
-"""Factories of teachers: one writes down in what kind of process it was called, one forks."""
+"""Factories of teachers: one records the process in which it was called, one forks."""
 
 import json
 import os
@@ -15,7 +15,7 @@ HEAVY = ("torch", "accelerate", "diffusers", "transformers", "open_clip", "panda
 
 
 def teacher(num_classes: int, in_channels: int) -> nn.Module:
-    """Write the file that the environment names SPY, and return a `wrn_16_1`."""
+    """Write facts about this process to the file $SPY, and return a `wrn_16_1`."""
     alone = _threads()
     torch.rand(2_000_000).exp().sum()
     facts = {
@@ -32,7 +32,7 @@ def teacher(num_classes: int, in_channels: int) -> nn.Module:
 
 
 def forking_teacher(num_classes: int, in_channels: int) -> nn.Module:
-    """Return a `wrn_16_1`, and leave a sleeping fork behind, which holds all that this process has open."""
+    """Return a `wrn_16_1`, and leave a sleeping fork behind that holds all open files of this process."""
     if os.fork() == 0:
         time.sleep(600)
         os._exit(0)
@@ -42,7 +42,7 @@ def forking_teacher(num_classes: int, in_channels: int) -> nn.Module:
 class _Driver:
     @property
     def gpus(self) -> int:
-        """Their number, by CUDA itself, which this initialises."""
+        """Return the number of GPUs by initialising CUDA."""
         return torch._C._cuda_getDeviceCount()
 
 

@@ -1,4 +1,4 @@
-"""A bank of more classes than a batch has images, made by workers that die."""
+"""A bank of more classes than a batch has images, made by workers that are killed."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_class_comes_twice_whoever_makes_the_shards(
+def test_every_class_comes_twice_if_workers_are_killed(
     recipe: Path, commands: CommandServer, tmp_path: Path
 ) -> None:
     def start(out: Path, *arguments: str):
@@ -54,7 +54,7 @@ def test_a_bank_with_too_few_shards_says_so_everywhere(
     running = commands.start(
         "engine.generate", ["--recipe", str(recipe), "--out", str(out), "--threads", "1"]
     )
-    said, _ = running.communicate()
-    assert "warning: 64 synthesized images cover 64 of 1,000 classes" in said
+    out_text, _ = running.communicate()
+    assert "warning: 64 synthesized images cover 64 of 1,000 classes" in out_text
     assert "(warning: 936 of 1,000 classes have no images)" in status(str(out))
     assert "Warning: 936 of 1,000 classes have no images." in (out / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Failures, deaths and starts that no worker survives, by a pool that does what a script says."""
+"""The coordinator with a scripted pool: failed shards, lost workers, and workers that cannot load."""
 
 import logging
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import pytest
 from engine.bank.reader import BankReader
 from engine.bank.writer import BankWriter, write_shard
 from engine.errors import UserError
-from engine.generation.messages import Done, Event, Failed, Left, Logged, Lost, Ready, Unable
+from engine.generation.messages import Done, Event, Exited, Failed, LoadFailed, Logged, Lost, Ready
 from engine.generation.monitor.progress import GenerationStats
 from engine.generation.workers import pool as pool_module
 from engine.generation.workers import retry_queue
@@ -36,10 +36,10 @@ class Scripted(WorkerHandle):
         pass
 
 
-class ScriptedCrew(WorkerPool[Scripted]):
-    """Writes real shards into a real folder; what `script` has for a shard, or a worker, happens first.
+class ScriptedPool(WorkerPool[Scripted]):
+    """Writes real shards into a real folder, after the events that `script` has for a shard or a worker.
 
-    The worker `broken` fails whatever it is given.
+    The worker `broken` fails every shard.
     """
 
     def __init__(self, url: str, capacity: int, script: dict[Any, list[Any]], broken: str) -> None:
@@ -67,7 +67,7 @@ class ScriptedCrew(WorkerPool[Scripted]):
         if not worker.ready:
             return [self.script.get(worker.name, [Ready("here", 1.0)]).pop(0)]
         if not worker.under_way:
-            return [Left()] if worker.leaving else []
+            return [Exited()] if worker.leaving else []
         number = worker.under_way[0]
         if worker.name == self.broken:
             return [failure(number)]
@@ -98,16 +98,16 @@ def run(
     retries: int = 2,
     capacity: int = 2,
     broken: str = "",
-) -> tuple[GenerationStats, ScriptedCrew, list[str]]:
+) -> tuple[GenerationStats, ScriptedPool, list[str]]:
     stats = GenerationStats(target=shards, found=0)
-    with log_lines() as lines, ScriptedCrew(str(folder), capacity, script, broken) as workers:
+    with log_lines() as lines, ScriptedPool(str(folder), capacity, script, broken) as workers:
         coordinator = Coordinator(workers, stats, Requests(), observers=[])
         with BankWriter.open(str(folder), tiny.header(), resume=False) as bank:
             coordinator.run(bank, ShardQueue(range(shards), retries))
     return stats, workers, lines
 
 
-def test_all_shards_are_committed_and_the_workers_are_let_go_as_the_work_ends(tmp_path: Path) -> None:
+def test_all_shards_are_committed_and_idle_workers_are_dismissed(tmp_path: Path) -> None:
     stats, workers, _ = run(tmp_path, {}, shards=10, capacity=3)
     assert BankReader.open(str(tmp_path)).numbers == list(range(10))
     assert (stats.made, stats.left, stats.accepted, stats.failed) == (10, 0, 40, {})
@@ -120,19 +120,19 @@ def test_shards_that_fail_are_tried_again_and_counted(tmp_path: Path) -> None:
     assert (stats.made, stats.retries, stats.errors["disk full"], stats.failed) == (4, 2, 2, {})
 
 
-def test_shards_that_go_on_failing_are_given_up_and_named_and_the_others_made(tmp_path: Path) -> None:
-    stats, _, said = run(tmp_path, {1: [failure(1)] * 3, 2: [failure(2, final=True)]})
+def test_shards_that_keep_failing_are_given_up_and_the_others_are_made(tmp_path: Path) -> None:
+    stats, _, lines = run(tmp_path, {1: [failure(1)] * 3, 2: [failure(2, final=True)]})
     assert stats.failed == {1: "disk full", 2: "disk full"}
     assert (stats.made, stats.retries, stats.left) == (2, 2, 0)
-    assert said == ["shard 00002 is given up: disk full", "shard 00001 is given up: disk full"]
+    assert lines == ["shard 00002 failed (disk full), giving up", "shard 00001 failed (disk full), giving up"]
     assert BankReader.open(str(tmp_path)).numbers == [0, 3]
 
 
-def test_the_shards_of_the_dead_go_to_others_and_a_new_worker_comes(tmp_path: Path) -> None:
-    stats, workers, said = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
+def test_shards_of_a_lost_worker_go_to_others_and_the_worker_is_replaced(tmp_path: Path) -> None:
+    stats, workers, lines = run(tmp_path, {0: ["killed by SIGKILL"]}, shards=8)
     assert (stats.made, stats.workers_lost) == (8, 1)
     assert not stats.workers["worker 1"].alive
-    assert said == ["worker 1: killed by SIGKILL"]
+    assert lines == ["worker 1: killed by SIGKILL"]
     assert "worker 3" in {worker for worker, _ in workers.given}
 
 
@@ -150,23 +150,23 @@ def test_what_a_worker_logs_is_logged_by_the_logger_of_that_name(
     assert caplog.record_tuples == [("export.store", logging.WARNING, "unet: building 100%")]
 
 
-def test_where_no_worker_can_load_it_ends_in_that_line(tmp_path: Path) -> None:
-    script = {f"worker {number}": [Unable("teacher.weights is damaged")] for number in (1, 2)}
+def test_if_no_worker_can_load_the_generation_ends_with_that_error(tmp_path: Path) -> None:
+    script = {f"worker {number}": [LoadFailed("teacher.weights is damaged")] for number in (1, 2)}
     with pytest.raises(UserError, match=r"^teacher.weights is damaged$"):
         run(tmp_path, script)
 
 
 @pytest.mark.parametrize("first", ["worker 1", "worker 2"])
-def test_workers_that_cannot_load_are_said_and_done_without(first: str, tmp_path: Path) -> None:
-    """Whoever speaks first; the replacements cannot load either, on a node where a file is missing."""
-    script = {f"worker {number}": [Unable("no such file")] for number in range(3, 99)}
-    script[first] = [Unable("no such file")]
-    stats, _, said = run(tmp_path, script, shards=30)
+def test_workers_that_cannot_load_are_logged_and_the_others_continue(first: str, tmp_path: Path) -> None:
+    """Whichever worker fails first; its replacements cannot load either, as on a node that lacks a file."""
+    script = {f"worker {number}": [LoadFailed("no such file")] for number in range(3, 99)}
+    script[first] = [LoadFailed("no such file")]
+    stats, _, lines = run(tmp_path, script, shards=30)
     assert (stats.made, stats.failed) == (30, {})
-    assert said[0] == f"{first}: no such file"
+    assert lines[0] == f"{first}: no such file"
 
 
-def test_a_worker_that_fails_whatever_it_is_given_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_fails_every_shard_is_replaced(tmp_path: Path) -> None:
     stats, _, _ = run(tmp_path, {}, shards=40, broken="worker 1")
     assert (stats.made, stats.failed) == (40, {})
     assert stats.workers["worker 1"].shards == 0
@@ -174,7 +174,7 @@ def test_a_worker_that_fails_whatever_it_is_given_is_replaced(tmp_path: Path) ->
 
 
 def test_a_shard_that_kills_its_workers_takes_no_other_along(tmp_path: Path) -> None:
-    """The worker has two under way when it dies the first time."""
+    """The worker has two shards under way when it dies the first time."""
     stats, _, _ = run(tmp_path, {0: ["killed by SIGKILL"] * 9}, retries=3, shards=6, capacity=1)
     assert stats.failed == {0: "killed by SIGKILL"}
     assert stats.made == 5
@@ -182,11 +182,11 @@ def test_a_shard_that_kills_its_workers_takes_no_other_along(tmp_path: Path) -> 
 
 def test_workers_that_die_while_they_load_end_it_after_three(tmp_path: Path) -> None:
     script = {f"worker {number}": [Lost((), "killed by SIGKILL")] for number in range(1, 9)}
-    with pytest.raises(UserError, match=r"^3 workers in a row ended while they loaded .*killed by SIGKILL"):
+    with pytest.raises(UserError, match=r"^3 workers in a row died while loading .*killed by SIGKILL"):
         run(tmp_path, script, capacity=1)
 
 
-def test_files_that_a_worker_did_not_put_into_the_bank_are_a_folder_not_shared(tmp_path: Path) -> None:
+def test_missing_files_of_a_finished_shard_point_to_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     entry = write_shard(str(tmp_path / "elsewhere"), 0, *tiny.shard(0), tiny.header())
     with (
         BankWriter.open(str(tmp_path / "bank"), tiny.header(), resume=False) as bank,

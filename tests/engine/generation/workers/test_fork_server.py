@@ -1,4 +1,4 @@
-"""Workers that are forked after the imports: what they find, and whatever dies."""
+"""Workers that are forked after the imports: their environment, and what happens if a process dies."""
 
 import json
 import os
@@ -17,12 +17,19 @@ import psutil
 import pytest
 
 from engine.cli.resolve import resolve
-from engine.generation.messages import Event, Job, Lost, Ready, Report, Unable
+from engine.generation.messages import Event, Job, LoadFailed, Lost, Ready, Report
 from engine.generation.provenance import bank_header
-from engine.generation.workers.fork_server import ANSWER_SECONDS, BINDING, NAME, Forked, ForkServer, can_fork
+from engine.generation.workers.fork_server import (
+    ANSWER_SECONDS,
+    BINDING,
+    NAME,
+    ForkedProcess,
+    ForkServer,
+    can_fork,
+)
 from engine.generation.workers.preload import QUIET, names_for
 from engine.generation.workers.processes import ProcessPool
-from engine.generation.workers.worker_process import Place
+from engine.generation.workers.worker_process import WorkerPlacement
 from engine.recipes.load import load_recipe
 from tests.commands import ROOT
 from tests.engine.generation.workers.spy import HEAVY
@@ -33,7 +40,7 @@ THREADS = 2
 
 @pytest.fixture(scope="module")
 def job(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    """Its teacher comes from the spy."""
+    """A job whose teacher comes from the spy."""
     folder = tmp_path_factory.mktemp("spied")
     settings = {"teacher.name": "tests.engine.generation.workers.spy:teacher", "compute.threads": THREADS}
     loaded = resolve(load_recipe(str(recipe), settings))
@@ -50,7 +57,7 @@ def pool(job: Job) -> Iterator[ProcessPool]:
 
 @pytest.fixture
 def worker(pool: ProcessPool) -> psutil.Process:
-    """The only one, once it has loaded its networks."""
+    """The only worker, once it has loaded its networks."""
     pool.resize(1)
     until(pool, lambda _: pool.workers[0].ready)
     (child,) = server_of(pool).children()
@@ -59,13 +66,13 @@ def worker(pool: ProcessPool) -> psutil.Process:
 
 @pytest.fixture
 def facts(worker: psutil.Process) -> dict[str, Any]:  # noqa: ARG001
-    """What the spy found in the worker's process."""
+    """What the spy recorded in the worker's process."""
     found: dict[str, Any] = json.loads(Path(os.environ["SPY"]).read_text())
     return found
 
 
 def until(pool: ProcessPool, happened: Callable[[list[Event]], bool]) -> list[Event]:
-    """All events from now until `happened`, asked with them."""
+    """Return all events from now until `happened` returns True for them."""
     events: list[Event] = []
     last = time.monotonic() + 60
     while not happened(events):
@@ -141,14 +148,14 @@ def test_workers_survive_the_end_of_the_server_and_a_new_one_replaces_them(
     worker.kill()
     events = until(pool, bool)
     assert [event.what for event in events] == [
-        Lost((), "worker ended, and so had the process that forked it")
+        Lost((), "worker died, and so had the fork server that knows its exit code")
     ]
     pool.resize(1)
     until(pool, lambda events: any(isinstance(event.what, Ready) for event in events))
     assert server_of(pool).children()
 
 
-def test_a_crew_may_end_and_be_told_to_end_while_the_server_imports(job: Job) -> None:
+def test_a_pool_may_be_closed_and_signalled_while_the_server_imports(job: Job) -> None:
     with ProcessPool(job, 2) as pool:
         server = server_of(pool)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -172,9 +179,9 @@ def test_a_process_forked_by_a_worker_holds_up_no_end(job: Job) -> None:
         assert sleeping.is_running()
 
 
-def started(server: ForkServer, job: Job) -> Forked:
-    """A worker whose process runs."""
-    worker = server.start("worker 1", job, Place(gpu=None, cores=None))
+def started(server: ForkServer, job: Job) -> ForkedProcess:
+    """Start a worker and wait until its process runs."""
+    worker = server.start("worker 1", job, WorkerPlacement(gpu=None, cores=None))
     while worker._pid is None:
         assert worker.pipe.poll(60)
         assert list(worker.reports()) == []
@@ -198,9 +205,9 @@ def test_the_server_knows_exit_codes_if_the_coordinator_ignores_sigchld(job: Job
 def test_the_kill_of_a_worker_that_cannot_be_forked_leaves_the_server(job: Job) -> None:
     ours, theirs = Pipe()
     server = ForkServer([], on_gpu=False)
-    with theirs:  # the server's end, not closed yet
-        worker = Forked(ours, server)
-        theirs.send(Unable("no process can be started: test"))
+    with theirs:  # the server's end is still open
+        worker = ForkedProcess(ours, server)
+        theirs.send(LoadFailed("cannot start a process: test"))
         worker.kill()
         assert worker.join() is None
     assert server.is_alive
@@ -219,10 +226,10 @@ def test_workers_are_not_forked_if_openmp_would_bind_them(
     assert not ProcessPool(job, 1)._forks
 
 
-def test_a_crew_forks_outside_its_context_too(job: Job) -> None:
+def test_a_pool_also_forks_outside_its_context(job: Job) -> None:
     pool = ProcessPool(job, 1)
     worker = pool.start("worker 1")
-    assert isinstance(worker.launched, Forked)
+    assert isinstance(worker.process, ForkedProcess)
     worker.kill()
     worker.join()
     pool.close()
@@ -231,12 +238,12 @@ def test_a_crew_forks_outside_its_context_too(job: Job) -> None:
 COUNTING = """
 import sys, torch
 from engine.generation.workers.preload import preload
-asked = []
+calls = []
 torch.cuda._device_count_nvml = lambda: 1
 for name in ("_cuda_init", "_cuda_getDeviceCount"):
-    setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
+    setattr(torch._C, name, lambda name=name: calls.append(name) or 0)
 preload(sys.argv[1:])
-sys.exit(str(asked) if asked else 0)
+sys.exit(str(calls) if calls else 0)
 """
 
 
@@ -247,11 +254,11 @@ def test_the_imports_do_not_initialise_cuda_if_nvml_counts_the_gpus(job: Job) ->
 
 @pytest.mark.slow
 def test_a_worker_on_a_gpu_is_a_new_interpreter_if_an_import_has_initialised_cuda(job: Job) -> None:
-    """Counted by CUDA itself, GPUs are of no use to a fork, even if there are none."""
+    """Counting GPUs by CUDA makes CUDA unusable in a fork, even if there are none."""
     server = ForkServer(
         ["diffusers:AutoencoderKL", "tests.engine.generation.workers.spy:driver.gpus"], on_gpu=True
     )
-    worker = server.start("worker 1", job, Place(gpu=None, cores=None))
+    worker = server.start("worker 1", job, WorkerPlacement(gpu=None, cores=None))
     reports: list[Report] = []
     while not reports:
         assert worker.pipe.poll(60)

@@ -1,4 +1,4 @@
-"""One worker in this process: failures, errors of others, and what a worker measures."""
+"""One worker in this process: failed writes, bugs, non-finite numbers, and resuming."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def generate(recipe: Path, out: Path, *arguments: str) -> int:
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, errors: dict[int, list[Exception]]) -> None:
-    """Those errors when the files of those shards are written, then none."""
+    """Raise the errors, one per try, when the files of these shards are written."""
     write = worker.write_shard
 
     def failing(url: str, number: int, *rest: Any) -> Any:
@@ -49,14 +49,14 @@ def test_a_shard_that_goes_on_failing_is_named_and_resume_makes_it(
     fail(monkeypatch, {1: [OSError(28, "No space left on device") for _ in range(3)]})
     assert generate(recipe, out, "--retries", "2") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {out}: 2 shards made, 0 found sound; ")
+    assert error.startswith(f"error: {out}: 2 shards made, 0 already there; ")
     assert "1 shards failed: 00001 ([Errno 28] No space left on device)" in error
     assert error.count("\n") == 1
     assert generate(recipe, out, "--resume") == 0
     assert verify(str(out)) == []
 
 
-def test_a_defect_is_told_with_its_traceback_and_ends_in_one_line(
+def test_a_bug_is_logged_with_its_traceback_and_ends_in_one_line(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fail(monkeypatch, {0: [ZeroDivisionError("by nothing")]})
@@ -76,7 +76,7 @@ def test_numbers_that_are_not_finite_are_not_tried_again(
 
 
 def test_resume_goes_on_with_the_threads_of_the_bank(recipe: Path, tmp_path: Path) -> None:
-    """However many workers there are the second time, where the command line gives no threads."""
+    """Without --threads, and although this machine would take another number."""
     text = recipe.read_text().replace("  threads: 1\n", "")
     assert "threads" not in text
     bare = tmp_path / "bare.yaml"

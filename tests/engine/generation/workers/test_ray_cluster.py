@@ -1,4 +1,4 @@
-"""Clusters that are there already: two nodes, and a head that is lost and started again."""
+"""Existing Ray clusters: two nodes, and a head that dies and is started again."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ ALL = ("--shards", str(SHARDS), "--workers", "2")
 
 @pytest.fixture(autouse=True)
 def _as_clusters_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ask for a token, as real clusters do, and keep all files, and the head's address, in one folder."""
+    """Require a token, as real clusters do, and keep all of Ray's files in one folder."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)  # in /tmp: the paths of Ray's sockets must be short
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -48,10 +48,10 @@ class Cluster:
         self._sessions: set[int] = set()
 
     def start(self, node: str) -> None:
-        place = ["--head", f"--port={self._port}", "--include-dashboard=false"]
+        role = ["--head", f"--port={self._port}", "--include-dashboard=false"]
         if node != HEAD:
-            place = [f"--address={self.address}"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place]
+            role = [f"--address={self.address}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *role]
         with subprocess.Popen(
             [*command, f"--node-ip-address={node}", "--num-cpus=1"],
             stdout=subprocess.PIPE,
@@ -61,14 +61,14 @@ class Cluster:
         ) as starting:
             self._sessions.add(starting.pid)
             try:
-                said, _ = starting.communicate(timeout=120)
+                out, _ = starting.communicate(timeout=120)
             except subprocess.TimeoutExpired:
                 self.lose()
                 raise
-            assert starting.returncode == 0, said
+            assert starting.returncode == 0, out
 
     def lose(self) -> None:
-        """End all processes of all nodes at once."""
+        """Kill all processes of all nodes at once."""
         while found := [process for process in psutil.process_iter() if self._is_of_a_node(process)]:
             for process in found:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -108,10 +108,10 @@ def test_two_nodes_make_one_bank(cluster: Cluster, start: Start, undisturbed: Pa
 def test_a_head_that_is_lost_midway(
     cluster: Cluster, start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command ends; once there is a head again, the same command with --resume makes the rest."""
+    """The command ends; with a new head, the same command with --resume makes the other shards."""
     out, wait_for_head = tmp_path / "bank", "RAY_gcs_rpc_server_reconnect_timeout_s"
     cluster.start(HEAD)
-    monkeypatch.setenv(wait_for_head, "1")  # a minute by default
+    monkeypatch.setenv(wait_for_head, "1")  # the default is a minute
     running = start(out, *ALL, "--ray", cluster.address, "--resume")
     until_made(running, out, 2)
     cluster.lose()

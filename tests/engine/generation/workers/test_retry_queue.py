@@ -1,4 +1,4 @@
-"""The order of shards, and when those that failed are tried again."""
+"""The order of shards, and when failed shards are due again."""
 
 import pytest
 

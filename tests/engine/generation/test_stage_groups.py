@@ -1,4 +1,4 @@
-"""Which stages overlap, and the threads of each."""
+"""Groups of stages, and their threads and streams."""
 
 import threading
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.generation.overlap import lanes, one_lane, own_stream, thread_counts, torch_threads
+from engine.generation.overlap import own_stream, single_group, stage_groups, thread_counts, torch_threads
 from engine.generation.stages import STAGES
 from engine.recipes.load import load_recipe
 from tests.tiny_recipe import write_recipe
@@ -14,10 +14,10 @@ from tests.tiny_recipe import write_recipe
 TASKS = Path("/proc/self/task")
 
 
-def lanes_of(folder: Path, **settings: object) -> list[tuple[tuple[str, ...], int]]:
+def groups_of(folder: Path, **settings: object) -> list[tuple[tuple[str, ...], int]]:
     compute = {f"compute.{name}": value for name, value in settings.items()}
-    found = lanes(load_recipe(str(write_recipe(folder)), compute))
-    return [(tuple(stage.name for stage in lane.stages), lane.threads) for lane in found]
+    found = stage_groups(load_recipe(str(write_recipe(folder)), compute))
+    return [(tuple(stage.name for stage in group.stages), group.threads) for group in found]
 
 
 @pytest.mark.parametrize(
@@ -29,38 +29,38 @@ def lanes_of(folder: Path, **settings: object) -> list[tuple[tuple[str, ...], in
         (9, [(("synthesize",), 4), (("augment",), 4), (("filter",), 1)]),
     ],
 )
-def test_on_a_cpu_the_lanes_share_the_threads_out(threads: int, expected: object, tmp_path: Path) -> None:
-    found = lanes_of(tmp_path, overlap=True, threads=threads)
+def test_on_a_cpu_the_groups_share_the_threads(threads: int, expected: object, tmp_path: Path) -> None:
+    found = groups_of(tmp_path, overlap=True, threads=threads)
     assert found == expected
     assert sum(share for _, share in found) == threads
 
 
-def test_on_a_gpu_each_stage_has_a_lane(tmp_path: Path) -> None:
-    found = lanes_of(tmp_path, overlap=True, threads=2, device="cuda")
+def test_on_a_gpu_each_stage_is_a_group(tmp_path: Path) -> None:
+    found = groups_of(tmp_path, overlap=True, threads=2, device="cuda")
     assert found == [((stage.name,), 2) for stage in STAGES]
 
 
-def test_without_overlap_there_is_one_lane(tmp_path: Path) -> None:
-    assert lanes_of(tmp_path, overlap=False, threads=8) == [(tuple(stage.name for stage in STAGES), 8)]
+def test_without_overlap_there_is_one_group(tmp_path: Path) -> None:
+    assert groups_of(tmp_path, overlap=False, threads=8) == [(tuple(stage.name for stage in STAGES), 8)]
 
 
 def test_without_variations_there_is_nothing_to_overlap(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, augment={"method": "none", "class_condition": "none", "guidance_scale": 1})
     recipe = load_recipe(str(path), {"compute.overlap": True, "compute.threads": 8})
-    assert lanes(recipe) == one_lane(recipe.compute)
-    assert thread_counts(lanes(recipe))["filter"] == 8
+    assert stage_groups(recipe) == single_group(recipe.compute)
+    assert thread_counts(stage_groups(recipe))["filter"] == 8
 
 
 def busy_threads(count: int) -> int:
-    """OS threads of the process that a matrix product of the calling thread, on `count`, adds."""
+    """Return the number of OS threads that a matrix product on `count` threads adds."""
     before = set(TASKS.iterdir())
     with torch_threads(count):
         torch.randn(400, 400) @ torch.randn(400, 400)
-    return len(set(TASKS.iterdir()) - before)  # those of earlier tests may still be ending
+    return len(set(TASKS.iterdir()) - before)  # threads of earlier tests may still be ending
 
 
 def test_threads_are_counted_for_the_calling_thread_alone() -> None:
-    """Each of two threads keeps its own count after the other has set another one; the caller keeps 2."""
+    """Two threads set different counts and keep their own; the caller keeps 2."""
     torch.set_num_threads(2)
     have_set = threading.Barrier(2)
     seen: dict[int, tuple[int, int]] = {}
@@ -95,7 +95,7 @@ def test_a_cpu_has_no_streams() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_lane_has_a_stream_of_its_own() -> None:
+def test_on_a_gpu_a_thread_has_its_own_stream() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     before = torch.cuda.current_stream()
     with own_stream(device):

@@ -1,4 +1,4 @@
-"""What a plan says follows from its sample."""
+"""The plan follows from its sample."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ SAMPLE = Sample(
     ("shards", "workers", "seconds"), [(1, 1, 25.0), (10, 1, 115.0), (10, 4, 45.0), (10, 10, 25.0)]
 )
 def test_workers_share_the_shards(shards: int, workers: int, seconds: float) -> None:
-    """Loading and a first shard, then 10 s for each further shard of the busiest worker."""
+    """Loading and the first shard take 25 s, each further shard of the busiest worker 10 s."""
     assert SAMPLE.wall_seconds(shards, workers) == pytest.approx(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Images of a grey teacher have three equal channels, the luma of what they were."""
+"""Images for a grey teacher have three equal channels: the luma of the original."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Stages side by side: order, bounds, failures, and an end without leaks."""
+"""Overlapped stages: order, bounds, failures, and closing without leaks."""
 
 import gc
 import queue
@@ -50,16 +50,14 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
 
 
 def test_stages_work_at_the_same_time_on_consecutive_items() -> None:
-    """No stage can pass the barrier but while the others are in it."""
+    """A stage passes the barrier only while the other stages wait at it."""
     meeting = threading.Barrier(3)
     seen: dict[int, set[int]] = {}
 
-    def stage(place: int) -> Callable[[int], int]:
+    def stage(index: int) -> Callable[[int], int]:
         def meet(item: int) -> int:
-            if (
-                place <= item < place + 8
-            ):  # then the stages before have later items, those behind earlier ones
-                round = item + (2 - place)
+            if index <= item < index + 8:
+                round = item + (2 - index)  # earlier stages have later items
                 if 2 <= round < 8:
                     meeting.wait(SECONDS)
                     seen.setdefault(round, set()).add(item)
@@ -138,7 +136,7 @@ def test_an_exception_keeps_no_cycle_of_references() -> None:
 
 
 def test_results_are_given_while_the_items_block() -> None:
-    """As a coordinator hands out the next item when it has the last result."""
+    """A coordinator may hand out an item only after the previous result."""
     given: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     pipeline = start(iter(given.get, None), lambda item: -item)
     for item in (1, 2):
@@ -150,11 +148,11 @@ def test_results_are_given_while_the_items_block() -> None:
 
 def test_closed_early_it_stops_the_stages_and_takes_no_further_item() -> None:
     stopping = threading.Event()
-    asked, stopped = [], []
+    taken, stopped = [], []
 
     def items() -> Iterator[int]:
         for item in range(1000):
-            asked.append(item)
+            taken.append(item)
             yield item
 
     def until_stopped(item: int) -> int:
@@ -166,12 +164,12 @@ def test_closed_early_it_stops_the_stages_and_takes_no_further_item() -> None:
 
     pipeline = overlapped(items(), [until_stopped], around=nullcontext, stopping=stopping)
     assert next(pipeline) == (0, 0)
-    wait_until(lambda: len(asked) == 2)
+    wait_until(lambda: len(taken) == 2)
     pipeline.close()
     assert stopped == [1]
     assert not [thread for thread in stage_threads() if thread.name != "stage-items"]
     wait_until(lambda: not stage_threads())
-    assert len(asked) <= 3
+    assert len(taken) <= 3
 
 
 def test_closing_does_not_wait_for_items_that_block() -> None:
@@ -181,7 +179,7 @@ def test_closing_does_not_wait_for_items_that_block() -> None:
     given.put(0)
     assert next(pipeline) == (0, 0)
     pipeline.close()
-    given.put(1)  # only now can its thread end
+    given.put(1)  # lets the reading thread end
     wait_until(lambda: not stage_threads())
     assert worked == [0]
 
