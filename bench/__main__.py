@@ -21,19 +21,21 @@ def command(arguments: Sequence[str]) -> None:
     parser = command_parser("bench", __doc__)
     commands = parser.add_subcommands(dest="bench")
     for name, (text, add_options, _) in BENCHES.items():
-        own = command_parser(f"bench {name}", text)
-        own.add_argument("--json", metavar="FILE", default=None, help="write the rows to this JSON file")
-        own.add_argument(
+        subparser = command_parser(f"bench {name}", text)
+        subparser.add_argument(
+            "--json", metavar="FILE", default=None, help="write the rows to this JSON file"
+        )
+        subparser.add_argument(
             "--csv", metavar="FILE", default=None, help="write the rows and versions to this CSV file"
         )
-        add_options(own)
-        add_log_flags(own)
-        commands.add_subcommand(name, own, help=text)
+        add_options(subparser)
+        add_log_flags(subparser)
+        commands.add_subcommand(name, subparser, help=text)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
-        own = command_parser(f"bench {name}", text)
-        add_options(own)
-        add_log_flags(own)
-        commands.add_subcommand(name, own, help=text)
+        subparser = command_parser(f"bench {name}", text)
+        add_options(subparser)
+        add_log_flags(subparser)
+        commands.add_subcommand(name, subparser, help=text)
     options = parse(parser, arguments)
     chosen = options[options.bench]
     if options.bench in WITHOUT_ROWS:
@@ -244,7 +246,7 @@ BENCHES: dict[str, Bench] = {
     "kernels": ("fused ops against the code that they replace", _kernel_options, _kernels),
     "stages": ("the stages against published code", _stage_options, _stages),
     "feed": ("the feed: speed, waiting time and memory", _feed_options, _feed),
-    "scale": ("scaling: workers, Ray, shards, the plan, processes of a student", lambda _: None, _scale),
+    "scale": ("scaling: workers, Ray, shards, the cost plan, student processes", lambda _: None, _scale),
     "startup": ("start-up time of --help and of an up-to-date export", lambda _: None, _startup),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("TensorRT engines on this GPU: build, load, values, speed", lambda _: None, _tensorrt),

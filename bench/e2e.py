@@ -74,7 +74,7 @@ def _recipe(arm: str) -> Recipe:
 
 
 def calibrate(recipe: Recipe, out: Path) -> Costs:
-    """Measure what the stages of the full recipe cost on this machine, with a run of CALIBRATION."""
+    """Measure the cost of the full recipe's stages on this machine, with a run of CALIBRATION."""
     with Progress() as progress:
         summary = run(replace(recipe, schedule=CALIBRATION), out, resume=False, progress=progress)
     return costs_of(recipe, summary.seconds_by_stage, summary.wall_seconds)
@@ -99,11 +99,11 @@ def allot(recipe: Recipe, costs: Costs, seconds: float) -> ScheduleConfig:
 
     The number of rounds stays as in the recipe.
     """
-    a_batch = costs.synthesize
+    seconds_per_batch = costs.synthesize
     if recipe.augment.method != "none":
-        a_batch += costs.augment + costs.filter
+        seconds_per_batch += costs.augment + costs.filter
     free, rounds = max(seconds - costs.fixed, 0.0), recipe.schedule.rounds
-    total_batches = max(1, round(IMAGE_SHARE * free / a_batch))
+    total_batches = max(1, round(IMAGE_SHARE * free / seconds_per_batch))
     per_round = total_batches // (2 * rounds)
     return ScheduleConfig(
         init_batches=total_batches - rounds * per_round,

@@ -25,7 +25,7 @@
 # _native*.so for this Python; otherwise it is built with cmake and g++ >= 12. A wheel that is too large to copy may be
 # split into pieces with `split -b 40M X.whl X.whl.part-`. build/gpu keeps installed and built files for the next call.
 # ALLOW_CPU=1 rehearses without a GPU, with small sizes and an additional part:
-#   interpreted  the Triton kernels in Triton's interpreter; the one of Triton 3.6 needs numpy < 2.4
+#   interpreted  the Triton kernels in Triton's interpreter; with Triton 3.6 it needs numpy < 2.4
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 

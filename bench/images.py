@@ -25,20 +25,20 @@ def sources(count: int, size: int, *, variations: int) -> ImageBatch:
     )
 
 
-def noisy_copies(of: ImageBatch, copies: int) -> ImageBatch:
+def noisy_copies(batch: ImageBatch, copies: int) -> ImageBatch:
     """Return `copies` of each image, source by source, each with more noise than the one before."""
     generator = torch.Generator().manual_seed(1)
-    rows = torch.arange(len(of)).repeat_interleave(copies)
+    rows = torch.arange(len(batch)).repeat_interleave(copies)
     amount = torch.arange(1, len(rows) + 1).view(-1, 1, 1, 1) / len(rows)
-    images = of.images[rows]
+    images = batch.images[rows]
     noise = 255 * torch.rand(images.shape, generator=generator)
     mixed = images * (1 - amount) + noise * amount
-    keys = of.keys[rows] + 1 + torch.arange(copies).repeat(len(of))
+    keys = batch.keys[rows] + 1 + torch.arange(copies).repeat(len(batch))
     return ImageBatch(
         images=mixed.round().to(torch.uint8),
-        labels=of.labels[rows],
+        labels=batch.labels[rows],
         keys=keys,
-        parents=of.keys[rows],
+        parents=batch.keys[rows],
         seeds=keys,
     )
 

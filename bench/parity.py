@@ -14,17 +14,19 @@ def require_alike(case: str, ours: Tensor, theirs: Tensor, *, least: float = 0.9
     The default tolerates bf16. Each side's mean is subtracted first, so a common offset does not raise the
     cosine; scale never does.
     """
-    assert ours.shape == theirs.shape, f"{case}: ours gives {ours.shape}, theirs {theirs.shape}"
+    assert ours.shape == theirs.shape, f"{case}: ours has shape {ours.shape}, theirs {theirs.shape}"
     wide = (values.float().cpu().flatten(1) for values in (ours, theirs))
     a, b = (values - values.mean() for values in wide)
-    found = torch.cosine_similarity(a, b).min().item()
-    if not found >= least:
-        raise DifferentWorkError(f"{case}: cosine {found:.4f} to the baseline's result is below {least}")
+    cosine = torch.cosine_similarity(a, b).min().item()
+    if not cosine >= least:
+        raise DifferentWorkError(f"{case}: cosine {cosine:.4f} to the baseline's result is below {least}")
 
 
 def require_close(case: str, ours: Tensor, theirs: Tensor, *, most: float = 0.02) -> None:
     """Raise DifferentWorkError if any value differs by more than `most`."""
-    assert ours.shape == theirs.shape, f"{case}: ours gives {ours.shape}, theirs {theirs.shape}"
-    found = (ours.float().cpu() - theirs.float().cpu()).abs().max().item()
-    if not found <= most:
-        raise DifferentWorkError(f"{case}: {found:.4f} from the baseline's result is above {most}")
+    assert ours.shape == theirs.shape, f"{case}: ours has shape {ours.shape}, theirs {theirs.shape}"
+    difference = (ours.float().cpu() - theirs.float().cpu()).abs().max().item()
+    if not difference <= most:
+        raise DifferentWorkError(
+            f"{case}: differs by {difference:.4f} from the baseline's result, more than {most}"
+        )

@@ -1,4 +1,4 @@
-"""Measure how fast commands answer that load no network: `--help`, and an export that is up to date."""
+"""Measure the response time of commands that load no network: `--help`, and an up-to-date export."""
 
 import subprocess
 import sys

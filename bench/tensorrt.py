@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[Literal["current"], ...]] = {
 
 
 def rows() -> Iterator[Row]:
-    """Yield a row for each engine that runs here; for any other, print why not, and what torch runs on."""
+    """Yield a row for each engine that runs here; for any other, print why not and what torch runs on."""
     compute = resolve_compute(ComputeConfig(runtime="tensorrt", runtime_precision="fp16"), must_run=False)
     device = torch.device(compute.device)
     spec = clip_spec(clip_of(load_network(EMBEDDED), device), rows=BATCH, runtime="tensorrt")
@@ -66,18 +66,18 @@ def _validity(engine: bytes) -> str:
 
 
 def _what_runs(device: torch.device) -> str:
-    where = describe(device)
+    name = describe(device)
     if device.type == "cuda":
-        where += " (compute capability {}.{})".format(*torch.cuda.get_device_capability(device))
-    return f"--runtime torch runs on {where}"
+        name += " (compute capability {}.{})".format(*torch.cuda.get_device_capability(device))
+    return f"--runtime torch runs on {name}"
 
 
 def _measured(name: str, spec: NetworkSpec, options: RuntimeOptions) -> Row:
     tensorrt = open_runtime(spec, options)
     eager = open_runtime(spec, replace(options, runtime="torch"))
     inputs = {key: value.to(options.device) for key, value in spec.example({"batch": BATCH}).items()}
-    found = compare(reference(spec, inputs), tensorrt(**inputs), options.precision)
-    print(f"{name}: relative error against torch in fp32 {found.relative_error:.1e}", flush=True)
+    parity = compare(reference(spec, inputs), tensorrt(**inputs), options.precision)
+    print(f"{name}: relative error against torch in fp32 {parity.relative_error:.1e}", flush=True)
     ceiling = gemm_ceiling(options.device, DTYPES[options.precision])
     calls = {
         "ours": lambda: tensorrt(**inputs),

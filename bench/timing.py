@@ -20,12 +20,12 @@ def milliseconds(
 ) -> dict[str, float]:
     """Return the median time of each call in ms.
 
-    Every call runs for five rounds of `seconds` / 5 each, at least once a round. Calls alternate, so that a
-    machine that slows down slows all of them. On a GPU, CUDA events take the time.
+    Every call runs for five rounds of `seconds` / 5 each, at least once per round. Calls alternate, so that a
+    machine that slows down slows all of them. On a GPU, CUDA events measure the time.
 
     With `cold`, the GPU's L2 cache is overwritten before each run, outside the measured time, so that a call
-    reads its inputs from memory; the host launches the call meanwhile. Without it, a call finds what the call
-    before left in the cache, as the steps of a loop do. On a CPU, `cold` has no effect.
+    reads its inputs from memory; the host launches the call meanwhile. Without it, a call finds what the
+    previous call left in the cache, as the steps of a loop do. On a CPU, `cold` has no effect.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     measure: Measure = _cpu_ms

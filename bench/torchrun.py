@@ -39,15 +39,15 @@ def distill(
 ) -> None:
     """Train a student on `bank` into the folder `out`, with `threads` threads per process.
 
-    `settings` by recipe key, such as `distill.lr`. `resume` continues the run in `out`. Raises RuntimeError
-    with the processes' output if they fail.
+    `settings` holds values by recipe key, such as `distill.lr`. `resume` continues the run in `out`. Raises
+    RuntimeError with the processes' output if they fail.
     """
     arguments = [f"--{key}={value}" for key, value in {"compute.threads": threads, **settings}.items()]
     if resume:
         arguments.append("--resume")
-    ended = torchrun("engine.distill", ["--bank", bank, "--out", str(out), *arguments], processes=processes)
-    if ended.returncode:
-        raise RuntimeError(f"engine.distill in {processes} processes: {ended.stderr}")
+    process = torchrun("engine.distill", ["--bank", bank, "--out", str(out), *arguments], processes=processes)
+    if process.returncode:
+        raise RuntimeError(f"engine.distill in {processes} processes: {process.stderr}")
 
 
 def losses(out: Path, name: str = "loss") -> dict[int, float]:

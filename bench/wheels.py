@@ -19,12 +19,12 @@ TESTING = ("pytest", "pytest-timeout")
 
 
 def roots() -> list[str]:
-    """Return what must be installed here: the project's requirements and those brought as wheels."""
+    """Return what must be installed here: the project's requirements and those that come as wheels."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = (ROOT / "bench/gpu-requirements.txt").read_text(encoding="utf-8").splitlines()
-    brought = [line for line in lines if line and not line.startswith("#")]
+    wheels = [line for line in lines if line and not line.startswith("#")]
     required = [line for line in project if Requirement(line).name not in OPTIONAL]
-    return [line for line in (*required, *brought, *TESTING) if _applies(Requirement(line))]
+    return [line for line in (*required, *wheels, *TESTING) if _applies(Requirement(line))]
 
 
 def missing(requirements: Iterable[str]) -> Iterator[str]:

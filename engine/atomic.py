@@ -13,7 +13,7 @@ def replacing(path: Path, *, writer: str = "") -> Iterator[Path]:
 
     On an error the temporary file is removed. A full disk raises an OSError that names `path`, whatever the
     writing library raised. The temporary name keeps the suffix, which some writers depend on. If several
-    processes may write the file, give each its own `writer` word, which becomes part of the name.
+    processes may write the file, give each its own `writer`, which becomes part of the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{writer}part{path.suffix}")

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake of the user. The message is one line: the setting or file, and the next step. Exit code 2."""
+    """A mistake by the user. The message is one line: the setting or file, and the next step. Exit code 2."""
 
 
 class NonFiniteError(Exception):
@@ -18,6 +18,6 @@ class OutOfMemoryError(Exception):
 
 
 def more_precision(precision: str, key: str, *, otherwise: str) -> str:
-    """Return the advice for non-finite values: a higher precision of `key`, or `otherwise` in fp32."""
+    """Return the remedy for non-finite values: a higher precision for `key`, or `otherwise` in fp32."""
     safer = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(precision)
-    return f"take --{key} {safer}" if safer else otherwise
+    return f"use --{key} {safer}" if safer else otherwise

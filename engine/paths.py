@@ -10,8 +10,8 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 def resolve(path: str, field: str) -> Path:
     """Return the absolute path of an existing file or folder.
 
-    Looks for a relative path in the working directory, then in the project root; `~` is the home folder.
-    Raises UserError that names `field` if it is in neither.
+    A relative path is looked up in the working directory, then in the project root; `~` is the home folder.
+    Raises a UserError that names `field` if the path is empty or does not exist.
     """
     if not path:
         raise UserError(f"{field} is empty; give the path of a file or folder")
@@ -21,10 +21,10 @@ def resolve(path: str, field: str) -> Path:
         if candidate.is_dir():
             return candidate.resolve()
         if candidate.exists():
-            return candidate.parent.resolve() / candidate.name  # a link keeps its name, as in a hub's cache
+            return candidate.parent.resolve() / candidate.name  # keep a link's own name: hub caches are links
     looked = " and ".join(
         str(parent) for parent in dict.fromkeys(candidate.parent for candidate in candidates)
     )
     raise UserError(
-        f"{field}: '{path}' does not exist (looked in {looked}); give the path of an existing one"
+        f"{field}: '{path}' does not exist (looked in {looked}); give the path of an existing file or folder"
     )

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
-    """Return a 63-bit seed for the purpose that `parts` name, e.g. `derive_seed(seed, "augment", key, k)`."""
+    """Return a 63-bit seed for the purpose named by `parts`, e.g. `derive_seed(seed, "augment", key, k)`."""
     text = "\x1f".join(str(part) for part in (seed, *parts))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(seed: int, *parts: int | str) -> torch.Generator:
-    """Return a CPU generator seeded for the purpose that `parts` name."""
+    """Return a CPU generator seeded for the purpose named by `parts`."""
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 

@@ -23,7 +23,7 @@ NOT_IN_THE_GRAPH = {"training", "name_or_path"}
 
 
 def onnx_parts(spec: NetworkSpec) -> dict[str, str]:
-    """Return the parts of a graph's cache key, by names that log lines give as the reason to rebuild it."""
+    """Return the parts of a graph's cache key; log lines name the changed ones when it is rebuilt."""
     return {
         "weights": weights_hash(spec.module),
         "network": _structure_hash(spec.module),
@@ -111,11 +111,11 @@ def _config(part: nn.Module) -> dict[str, Any]:
 def _sources_hash(module: nn.Module) -> str:
     """Hash the source files of the submodules' classes, their libraries' versions, and our exporter."""
     classes = {base for part in module.modules() for base in type(part).__mro__}
-    own = sorted((Path(__file__).parent / "onnx").glob("*.py"))
+    exporter = sorted((Path(__file__).parent / "onnx").glob("*.py"))
     files = sorted({file for kind in classes if (file := _source(kind))})
     packages = sorted({kind.__module__.partition(".")[0] for kind in classes})
     versions = [f"{name} {getattr(sys.modules.get(name), '__version__', '')}" for name in packages]
-    return hashlib.sha256(f"{files_hash((*files, *map(str, own)))} {versions}".encode()).hexdigest()
+    return hashlib.sha256(f"{files_hash((*files, *map(str, exporter)))} {versions}".encode()).hexdigest()
 
 
 def _source(kind: type) -> str | None:

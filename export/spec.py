@@ -61,7 +61,7 @@ def resolution(name: str, native: int, *, multiple: int = 1) -> Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input of a network, float32 whatever precision the network computes in."""
+    """One input of a network, always float32, whatever the precision of the network."""
 
     name: str
     shape: tuple[int | Axis, ...]

@@ -14,7 +14,7 @@ from torch import Tensor
 Backend = Literal["cpp", "triton", "torch"]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The numbers that csrc/dtype.hpp gives to the floating-point dtypes."""
+"""The numbers that csrc/dtype.hpp assigns to the floating-point dtypes."""
 
 _override: Backend | None = None
 
@@ -52,7 +52,7 @@ def set_backend(backend: Backend | None) -> None:
 
 @contextmanager
 def use_backend(backend: Backend | None) -> Iterator[None]:
-    """Call `set_backend` for the length of a block.
+    """Run every op of the process on `backend` inside the block.
 
     The setting is not per thread, because backward passes run in other threads.
     """

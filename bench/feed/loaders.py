@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.feed.workload import Laid, Workload
+from bench.feed.workload import StoredWorkload, Workload
 from engine.config.feed import FeedConfig
 from engine.feed.feed import Feed
 from engine.feed.open import open_feed
@@ -21,11 +21,11 @@ ENDLESS = 10**9
 _EXTENSIONS = {"raw": "npy", "jpeg": "jpg"}
 
 
-def opened(work: Workload, laid: Laid, kind: Literal["dali", "torch"]) -> Feed:
+def opened(work: Workload, stored: StoredWorkload, kind: Literal["dali", "torch"]) -> Feed:
     """Open our feed of a workload on the CPU."""
     return open_feed(
         FeedConfig(kind=kind, threads=THREADS),
-        laid.index,
+        stored.index,
         codec=work.codec,
         image_size=(work.side, work.side),
         channels=3,
@@ -40,7 +40,7 @@ def fed(feed: Feed) -> Iterator[Tensor]:
     return (batch.images for batch in feed.batches(sampler, 0, ENDLESS))
 
 
-def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:
+def from_files(work: Workload, stored: StoredWorkload) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images and labels as research code does: a file per image, Pillow, torchvision, two workers."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -53,7 +53,7 @@ def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:
         ]
     )
     loader: DataLoader[Any] = DataLoader(
-        ImageFolder(str(laid.folders), augmented),
+        ImageFolder(str(stored.folders), augmented),
         BATCH,
         shuffle=True,
         drop_last=True,
@@ -64,12 +64,12 @@ def from_files(work: Workload, laid: Laid) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def from_webdataset(work: Workload, laid: Laid) -> Iterator[Tensor]:
+def from_webdataset(work: Workload, stored: StoredWorkload) -> Iterator[Tensor]:
     """Yield images from DALI's own reader of the same tar; it skips labels, so it never parses the JSON."""
     from nvidia.dali import pipeline_def
 
     pipeline = pipeline_def(_webdataset)(
-        work, laid.tar, batch_size=BATCH, num_threads=THREADS, device_id=None, seed=0
+        work, stored.tar, batch_size=BATCH, num_threads=THREADS, device_id=None, seed=0
     )
     pipeline.build()
     while True:

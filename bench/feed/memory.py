@@ -43,9 +43,9 @@ def rows(images: int) -> Iterator[Row]:
         command = [sys.executable, "-m", "bench.feed.memory", folder, str(images)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
     small, large = json.loads(done.stdout)
-    an_image = (large - small) / (images - SHARD)
+    per_image = (large - small) / (images - SHARD)
     yield _row("feed/memory", f"at {SHARD} images", large / 2**20, small / 2**20, "MiB of RSS", images)
-    yield _row("feed/memory, growth", "uint8 images in memory", an_image, _IN_MEMORY, "B an image", images)
+    yield _row("feed/memory, growth", "uint8 images in memory", per_image, _IN_MEMORY, "B per image", images)
 
 
 def _row(case: str, baseline: str, ours: float, theirs: float, unit: str, images: int) -> Row:
@@ -97,7 +97,7 @@ def measure(folder: Path, images: int) -> tuple[int, int]:
         device=torch.device("cpu"),
     )
     with feed:
-        taken = []
+        readings = []
         for shards in (range(1), range(1, images // SHARD)):
             for number in shards:
                 index.add(_spans(folder, number))
@@ -105,8 +105,8 @@ def measure(folder: Path, images: int) -> tuple[int, int]:
             for _ in feed.batches(sampler, 0, STEPS):
                 pass
             gc.collect()
-            taken.append(_rss())
-    return taken[0], taken[1]
+            readings.append(_rss())
+    return readings[0], readings[1]
 
 
 def _rss() -> int:
@@ -114,12 +114,12 @@ def _rss() -> int:
 
 
 def _spans(folder: Path, number: int) -> Spans:
-    with np.load(folder / "spans.npz") as at:
+    with np.load(folder / "spans.npz") as arrays:
         keys = np.arange(number * SHARD, (number + 1) * SHARD)
         return Spans(
             path=_path(folder, number),
-            offsets=at["offsets"],
-            sizes=at["sizes"],
+            offsets=arrays["offsets"],
+            sizes=arrays["sizes"],
             keys=keys,
             labels=keys % CLASSES,
             agrees=np.ones(SHARD, bool),

@@ -1,4 +1,4 @@
-"""Small shards to measure and test the feed: only the tars, laid out as in a bank."""
+"""Small shards to measure and test the feed: only the tars, in the layout of a bank."""
 
 import io
 import json

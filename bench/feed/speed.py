@@ -10,7 +10,7 @@ import torch
 
 import kernels
 from bench.feed.loaders import BATCH, THREADS, fed, from_files, from_webdataset, opened
-from bench.feed.workload import WORKLOADS, Workload, lay_out
+from bench.feed.workload import WORKLOADS, Workload, write_workload
 from bench.machine import describe
 from bench.rows import Row, commit
 
@@ -24,18 +24,18 @@ def rows() -> Iterator[Row]:
     """Yield for each workload: our DALI and torch feeds against files, and DALI against its own reader."""
     for work in WORKLOADS:
         with TemporaryDirectory() as folder:
-            yield from _compared(work, _images_a_second(work, Path(folder)))
+            yield from _compared(work, _images_per_second(work, Path(folder)))
 
 
-def _images_a_second(work: Workload, folder: Path) -> dict[str, float]:
-    laid = lay_out(work, folder)
+def _images_per_second(work: Workload, folder: Path) -> dict[str, float]:
+    stored = write_workload(work, folder)
     kernels.retain_freed_memory()  # like a run on a CPU
-    with opened(work, laid, "torch") as by_torch, opened(work, laid, "dali") as by_dali:
+    with opened(work, stored, "torch") as by_torch, opened(work, stored, "dali") as by_dali:
         loaders: dict[str, Iterator[object]] = {
-            "files": from_files(work, laid),  # first, so that its workers fork from a small process
+            "files": from_files(work, stored),  # first, so that its workers fork from a small process
             "torch": fed(by_torch),
             "dali": fed(by_dali),
-            "webdataset": from_webdataset(work, laid),
+            "webdataset": from_webdataset(work, stored),
         }
         turns = [{name: _turn(loader) for name, loader in loaders.items()} for _ in range(TURNS)]
     return {name: statistics.median(turn[name] for turn in turns) for name in loaders}
@@ -50,7 +50,7 @@ def _turn(loader: Iterator[object]) -> float:
 
 
 def _take(loader: Iterator[object], seconds: float) -> int:
-    """Take batches for `seconds` and return how many came."""
+    """Take batches for `seconds` and return their number."""
     end, batches = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
         next(loader)

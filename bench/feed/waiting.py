@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bench.feed.loaders import BATCH, ENDLESS, THREADS, from_files, opened
-from bench.feed.workload import CLASSES, WORKLOADS, lay_out
+from bench.feed.workload import CLASSES, WORKLOADS, write_workload
 from bench.machine import describe
 from bench.rows import Row, commit
 from bench.stages.pair import SIZE, pair
@@ -28,15 +28,15 @@ def rows() -> Iterator[Row]:
     """Yield WRN-40-2 -> WRN-16-1, batch 128, raw 32x32: our feed against the same student on PNG files."""
     work = WORKLOADS[0]
     with TemporaryDirectory() as folder:
-        laid = lay_out(work, Path(folder))
-        files = _with_agreement(from_files(work, laid))
+        stored = write_workload(work, Path(folder))
+        files = _with_agreement(from_files(work, stored))
         next(files)  # forks its workers, before this process has threads
         accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu")))
         teacher, student = pair(accelerator.device)
         distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
         distiller.set_training(True)
-        with opened(work, laid, "dali") as feed:
-            ours = feed.batches(Sampler(laid.index, batch_size=BATCH, seed=0), 0, ENDLESS)
+        with opened(work, stored, "dali") as feed:
+            ours = feed.batches(Sampler(stored.index, batch_size=BATCH, seed=0), 0, ENDLESS)
             shares = _shares({"ours": ours, "files": files}, distiller)
     yield Row(
         case="feed/waiting",

@@ -33,7 +33,7 @@ WORKLOADS = (
 
 
 @dataclass(frozen=True)
-class Laid:
+class StoredWorkload:
     """A workload on disk."""
 
     tar: Path
@@ -41,7 +41,7 @@ class Laid:
     index: Index
 
 
-def lay_out(work: Workload, folder: Path) -> Laid:
+def write_workload(work: Workload, folder: Path) -> StoredWorkload:
     """Write the images under `folder` both ways, label = number modulo CLASSES."""
     folders = folder / "folders"
     for label in range(CLASSES):
@@ -56,11 +56,11 @@ def lay_out(work: Workload, folder: Path) -> Laid:
     index = Index()
     labels = [number % CLASSES for number in range(work.images)]
     index.add(write_shard(tar, members, labels, codec=work.codec))
-    return Laid(tar, folders, index)
+    return StoredWorkload(tar, folders, index)
 
 
 def smooth(number: int, side: int) -> npt.NDArray[np.uint8]:
-    """Return image `number`, uint8 [side, side, 3]: upsampled random values 1/8 the side, plus some noise."""
+    """Return image `number`, uint8 [side, side, 3]: random values upsampled by 8, plus some noise."""
     generator = torch.Generator().manual_seed(number)
     coarse = torch.rand(1, 3, side // 8, side // 8, generator=generator)
     image = F.interpolate(coarse, (side, side), mode="bicubic")[0] * 255

@@ -104,27 +104,27 @@ def _ours(prior: DiffusionPrior, batch: int, options: RuntimeOptions) -> Make:
     opened = open_prior(prior, config, options)
 
     def make(steps: int) -> Tensor:
-        of_steps = replace(config, steps=steps)
-        made = augment(given, opened, of_steps, seed=0, class_tokens=None, device=options.device)
-        return ImageBatch.cat(list(made)).images
+        with_steps = replace(config, steps=steps)
+        batches = augment(given, opened, with_steps, seed=0, class_tokens=None, device=options.device)
+        return ImageBatch.cat(list(batches)).images
 
     return make
 
 
 def _theirs(pipeline: Any, prior: DiffusionPrior, batch: int, *, compiled: bool) -> Make:
-    own = type(pipeline)(**pipeline.components, requires_safety_checker=False)
-    own.set_progress_bar_config(disable=True)
+    published = type(pipeline)(**pipeline.components, requires_safety_checker=False)
+    published.set_progress_bar_config(disable=True)
     if compiled:
         mode = "reduce-overhead" if pipeline.device.type == "cuda" else "default"
-        own.unet = torch.compile(pipeline.unet, mode=mode)
-        own.vae = copy.copy(pipeline.vae)
-        own.vae.decode = torch.compile(pipeline.vae.decode, mode=mode)
+        published.unet = torch.compile(pipeline.unet, mode=mode)
+        published.vae = copy.copy(pipeline.vae)
+        published.vae.decode = torch.compile(pipeline.vae.decode, mode=mode)
     given = sources(1, prior.image_shape[0], variations=batch)
     start = noise(given, Size(sources=1, variations=batch, steps=1), prior.latent_shape)
     start = start.to(pipeline.device, pipeline.dtype)
 
     def make(steps: int) -> Tensor:
-        return own(
+        return published(
             to_pil(given.images),
             num_images_per_prompt=batch,
             num_inference_steps=steps,

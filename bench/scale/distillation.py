@@ -47,12 +47,12 @@ def rows() -> Iterator[Row]:
         curves = {name: losses(Path(folder) / name) for name in ways}
         seconds = {name: _seconds(Path(folder) / name) for name in ways}
     differences = {name: _difference(curve, curves["one"]) for name, curve in curves.items()}
-    shape = f"WRN-16-2 -> WRN-16-1, {STEPS} steps of {BATCH} images, 1 thread a process"
+    shape = f"WRN-16-2 -> WRN-16-1, {STEPS} steps of {BATCH} images, 1 thread per process"
     same = partial(row, dtype="fp32", shape=shape)
     yield same("distill, 2 processes", "one process", seconds["two processes"], seconds["one"], "s of steps")
     yield same(
         "distill, 2 processes, loss",
-        "one process of 2 threads",
+        "one process with 2 threads",
         differences["two processes"],
         differences["two threads"],
         "mean relative difference to 1 thread",

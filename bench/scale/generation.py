@@ -31,7 +31,7 @@ class Commits:
 
     times: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     rss: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    images_a_shard: float = 0.0
+    images_per_shard: float = 0.0
 
     def update(self, stats: GenerationStats) -> None:
         for name, worker in stats.workers.items():
@@ -39,15 +39,15 @@ class Commits:
                 self.times[name].append(time.perf_counter())
                 self.rss[name].append(worker.rss)
         if stats.made:
-            self.images_a_shard = stats.rows / stats.made
+            self.images_per_shard = stats.rows / stats.made
 
     def close(self, stats: GenerationStats) -> None:
         """Do nothing: there is nothing to close."""
 
-    def images_a_second(self) -> float:
+    def images_per_second(self) -> float:
         """Return the rate of warm workers: measured after each one's first shard, summed over workers."""
         rates = [(len(times) - 1) / (times[-1] - times[0]) for times in self.times.values() if len(times) > 1]
-        return self.images_a_shard * sum(rates)
+        return self.images_per_shard * sum(rates)
 
 
 def embedded(batch_size: int) -> Recipe:
@@ -73,7 +73,7 @@ def generation(recipe: Recipe, open_pool: Opener, shards: int) -> Commits:
 
 
 def slope(commits: Commits, skipped: int) -> float:
-    """Return by how many bytes per shard a worker's memory grows after the first `skipped` shards.
+    """Return the growth of a worker's memory after the first `skipped` shards, in bytes per shard.
 
     A least-squares fit for each worker, averaged.
     """

@@ -43,7 +43,7 @@ def rows() -> Iterator[Row]:
 
 def _shape(recipe: Recipe) -> str:
     variations = recipe.augment.variations
-    return f"{BATCH} sources of {STEPS} steps x {variations} variations a shard, 1 worker of 1 thread"
+    return f"{BATCH} sources of {STEPS} steps x {variations} variations per shard, 1 worker with 1 thread"
 
 
 def _replacement(job: Job, *, forks: bool) -> tuple[float, float]:

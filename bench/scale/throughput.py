@@ -13,7 +13,7 @@ from engine.generation.workers.processes import ProcessPool
 from engine.generation.workers.ray import LOCAL, RayCluster, RayPool
 from engine.hardware import available_cores
 
-BATCH, SHARDS_A_WORKER, ROUNDS = 32, 8, 3
+BATCH, SHARDS_PER_WORKER, ROUNDS = 32, 8, 3
 SMALL_BATCH, FEW, MANY = 8, 20, 200
 
 
@@ -32,10 +32,10 @@ def over_workers() -> Iterator[Row]:
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, (open_pool, count) in ways.items():
-                commits = generation(recipe, open_pool, SHARDS_A_WORKER * count)
-                found[name].append(commits.images_a_second())
+                commits = generation(recipe, open_pool, SHARDS_PER_WORKER * count)
+                found[name].append(commits.images_per_second())
     rate = {name: median(values) for name, values in found.items()}
-    shape = f"{BATCH} sources x {recipe.augment.variations} variations a shard, 1 thread a worker"
+    shape = f"{BATCH} sources x {recipe.augment.variations} variations per shard, 1 thread per worker"
     dtype = recipe.compute.runtime_precision
     for case, baseline, ours, theirs in (
         (f"{workers} workers", "one worker on one core", rate["pool"], rate["one"]),
@@ -52,18 +52,20 @@ def over_shards() -> Iterator[Row]:
     generation(recipe, lambda job: ProcessPool(job, 1), FEW)
     taken = time.perf_counter() - start
     commits = generation(recipe, lambda job: ProcessPool(job, 1), MANY)
-    shape = f"{SMALL_BATCH} sources x {recipe.augment.variations} variations a shard, 1 worker of 1 thread"
+    shape = (
+        f"{SMALL_BATCH} sources x {recipe.augment.variations} variations per shard, 1 worker with 1 thread"
+    )
     same = partial(row, dtype=recipe.compute.runtime_precision, shape=shape)
-    few, many = (1000 * seconds_an_image(commits, count) for count in (FEW, MANY))
-    yield same(f"{MANY} shards", f"the first {FEW} of them", many, few, "ms an image")
+    few, many = (1000 * seconds_per_image(commits, count) for count in (FEW, MANY))
+    yield same(f"{MANY} shards", f"the first {FEW} of them", many, few, "ms per image")
     early, late = (commits.rss["worker 1"][count - 1] / 2**20 for count in (FEW, MANY))
     yield same(f"memory after {MANY} shards", f"after {FEW}", late, early, "MiB of RSS")
-    pixels = commits.images_a_shard * 3 * recipe.teacher.image_size**2 / 1024
-    yield same("memory, slope", "the pixels of a shard", slope(commits, FEW) / 1024, pixels, "KiB a shard")
-    yield same(f"plan of {FEW} shards", "as it was", planned, taken, "s", ratio=planned / taken)
+    pixels = commits.images_per_shard * 3 * recipe.teacher.image_size**2 / 1024
+    yield same("memory, slope", "the pixels of a shard", slope(commits, FEW) / 1024, pixels, "KiB per shard")
+    yield same(f"plan of {FEW} shards", "measured", planned, taken, "s", ratio=planned / taken)
 
 
-def seconds_an_image(commits: Commits, shards: int) -> float:
+def seconds_per_image(commits: Commits, shards: int) -> float:
     """Return the time per image of the only worker up to shard number `shards`, without the first shard."""
     (times,) = commits.times.values()
-    return (times[shards - 1] - times[0]) / (shards - 1) / commits.images_a_shard
+    return (times[shards - 1] - times[0]) / (shards - 1) / commits.images_per_shard

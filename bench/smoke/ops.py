@@ -34,8 +34,8 @@ def ceilings(probe: Probe) -> Mapping[str, object]:
     return {
         "copy TB/s": copy.amount / probe.ms(copy.call, 10) / 1e9,
         "bf16 TFLOP/s": product.amount / probe.ms(product.call, 10) / 1e9,
-        "us a graph node": 1e3 * graph_ms / NODES,
-        "us an eager launch": 1e3 * probe.ms(lambda: few.add_(1), 2000),
+        "us per graph node": 1e3 * graph_ms / NODES,
+        "us per eager launch": 1e3 * probe.ms(lambda: few.add_(1), 2000),
     }
 
 

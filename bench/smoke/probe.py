@@ -1,4 +1,4 @@
-"""What a check gets: the device, with ways to time calls and count launches."""
+"""The probe that every check receives: the device, with methods to time calls and count launches."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -123,8 +123,8 @@ def variations(
     opened = open_prior(prior, size.config(), options)
 
     def make() -> Tensor:
-        made = augment(batch, opened, size.config(), seed=0, class_tokens=None, device=options.device)
-        return ImageBatch.cat(list(made)).images
+        batches = augment(batch, opened, size.config(), seed=0, class_tokens=None, device=options.device)
+        return ImageBatch.cat(list(batches)).images
 
     return make
 

@@ -1,4 +1,4 @@
-"""What is measured: a piece of work as published, and ours."""
+"""A case of the bench: the same work as published and by our code."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -14,16 +14,16 @@ images matter with many classes, where the expected count is close to 0 and its 
 NEAR_CHANCE, MAX_MARGIN = 0.1, 0.25
 """Shares of the distance from chance to full agreement: below the first an agreement is still near chance; if
 the margin of error exceeds the second, there are too few images to judge."""
-_SOURCES = "raise synthesize.steps, lower synthesize.w_bn, or check teacher.mean and teacher.std"
-_VARIATIONS = (
-    "take another augment.prior, augment.class_condition text, a lower augment.strength, "
+_ADVICE_ON_SOURCES = "raise synthesize.steps, lower synthesize.w_bn, or check teacher.mean and teacher.std"
+_ADVICE_ON_VARIATIONS = (
+    "try another augment.prior, augment.class_condition text, a lower augment.strength, "
     "or augment.method none"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How often the teacher agrees with the labels of some images; can be added up over shards."""
+    """How often the teacher agrees with the labels of some images; can be summed over shards."""
 
     agreeing: int = 0
     """Number of images whose label is the teacher's top-1 class."""
@@ -117,7 +117,7 @@ class Agreements:
     def warning(self) -> str | None:
         """One line if the sources or else the variations are near chance, with the next step; else None."""
         if self.sources.is_near_chance:
-            return f"{self.sources.sentence('synthesized images')}; {_SOURCES}"
+            return f"{self.sources.sentence('synthesized images')}; {_ADVICE_ON_SOURCES}"
         if self.variations.is_near_chance:
-            return f"{self.variations.sentence('variations')}; {_VARIATIONS}"
+            return f"{self.variations.sentence('variations')}; {_ADVICE_ON_VARIATIONS}"
         return None

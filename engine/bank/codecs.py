@@ -21,7 +21,7 @@ THREADS = min(4, os.cpu_count() or 1)
 def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
     """Encode each of the uint8 images [K, H, W, C] as a file.
 
-    C is 3 or, except for webp, which has no grey mode, 1.
+    C is 3, or 1 with any codec but webp, which has no grey mode.
     """
     if codec == "raw":
         header = npy_header(*images.shape[1:])
@@ -42,7 +42,7 @@ def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
 def decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
     """Return a function that decodes a file to uint8 [H, W, C].
 
-    It raises ValueError if the file is not an image of `size` (H, W) with that many channels.
+    It raises ValueError if the file is not an image of `size` (H, W) with `channels` channels.
     """
     return _raw_decoder(size, channels) if codec == "raw" else _pil_decoder(codec, size, channels)
 

@@ -39,9 +39,9 @@ class Fingerprint:
             return cls.of_stream(stream)
 
     def damage(self, found: "Fingerprint | None") -> str | None:
-        """Return how a file is damaged whose fingerprint is `found`, or None if it is sound.
+        """Return how the file is damaged if its fingerprint now is `found`, or None if it is sound.
 
-        `found` is None for a missing file.
+        `found` is None if the file is missing.
         """
         if found is None:
             return "is missing"

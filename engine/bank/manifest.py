@@ -15,12 +15,16 @@ from engine.bank.fingerprint import Fingerprint
 from engine.config.storage import Codec
 from engine.errors import UserError
 
+VERSION = 2
+"""Version of new manifests. Version 1, which can still be read, has no subfolders and always 3 channels."""
 MANIFEST = "manifest.json"
 CARD = "README.md"
 STATUS = ".status.json"
 """Progress report of the writer; not part of the bank."""
 FOLDERS = ("index", "rows", "stats")
 """The only subfolders. `rows` contains nothing but parquet files, so other tools can read it as a table."""
+OTHER_COMMAND = "engine.run and engine.generate cannot continue each other's banks"
+"""The only cause of a different settings hash that is not a setting."""
 
 _PART = re.compile(r"((index|rows|stats)/)?\.(\d{5,}|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
 
@@ -63,17 +67,13 @@ def shard_number(name: str) -> int | None:
 
 
 def is_part(name: str) -> bool:
-    """Return whether this is a temporary file, as a killed writer leaves behind."""
+    """Return whether this is a temporary file, such as a killed writer leaves behind."""
     return _PART.fullmatch(name) is not None
 
 
 def is_hidden(name: str) -> bool:
     """Return whether the file is not part of the bank: a lock, a status or a temporary file."""
     return PurePosixPath(name).name.startswith(".")
-
-
-VERSION = 2
-"""Version of new manifests. Version 1, which can still be read, has no subfolders and always 3 channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ def _fields(entry: ShardEntry) -> dict[str, Any]:
     fields = {
         "rows": entry.rows,
         "images": entry.images,
-        "files": {name: [it.size, it.sha256] for name, it in entry.files.items()},
+        "files": {name: [file.size, file.sha256] for name, file in entry.files.items()},
     }
     return fields | ({"origin": asdict(entry.origin)} if entry.origin else {})
 
@@ -234,12 +234,8 @@ def _entry(number: int, names: ShardFiles, fields: dict[str, Any]) -> ShardEntry
     return ShardEntry(files=files, origin=origin and Origin(**origin), **fields)
 
 
-def _is_valid(it: Fingerprint) -> bool:
-    return type(it.size) is int and it.size >= 0 and bool(re.fullmatch(r"[0-9a-f]{64}", it.sha256))
-
-
-OTHER_COMMAND = "engine.run and engine.generate cannot continue each other's banks"
-"""The one cause of a different hash that is not a setting."""
+def _is_valid(file: Fingerprint) -> bool:
+    return type(file.size) is int and file.size >= 0 and bool(re.fullmatch(r"[0-9a-f]{64}", file.sha256))
 
 
 def require_same_settings(url: str, stored: Header, new: Header) -> None:

@@ -15,6 +15,9 @@ from engine.bank.writer import BankWriter
 from engine.errors import UserError
 
 MERGED = "merged"
+"""The only key in the recipe of a merged bank's header."""
+COMMON = ("class_names", "image_size", "channels", "codec")
+"""Header fields that must be equal in all merged banks."""
 
 
 def merged_recipe(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def by_bank(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the values by bank number, or a single value if all are equal."""
     if all(value == values[0] for value in values):
         return values[0]
-    return {f"bank {place}": value for place, value in enumerate(values, 1)}
+    return {f"bank {number}": value for number, value in enumerate(values, 1)}
 
 
 def recipes_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -34,12 +37,8 @@ def recipes_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     if MERGED not in recipe:
         return [recipe]
     inner = recipe[MERGED]
-    parts = list(inner.values()) if all(name.startswith("bank ") for name in inner) else [inner]
-    return [each for part in parts for each in recipes_of(part)]
-
-
-COMMON = ("class_names", "image_size", "channels", "codec")
-"""Header fields that must be equal in all merged banks."""
+    recipes = list(inner.values()) if all(name.startswith("bank ") for name in inner) else [inner]
+    return [each for merged in recipes for each in recipes_of(merged)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def _require_common(first: str, expected: Header, url: str, header: Header) -> N
         if ours != theirs:
             raise UserError(
                 f"{url} differs from {first} in {name} ({theirs!r}, not {ours!r});"
-                " merge banks with the same one"
+                f" merge only banks with the same {name}"
             )
 
 
@@ -105,7 +104,7 @@ def _distinct(storages: Sequence[Storage], manifests: Sequence[Manifest]) -> Ite
 def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
     """Return the header of the merged bank. Its settings hash covers the source files in order."""
     first = manifests[0].header
-    files = [[one.sha256 for one in source.entry.files.values()] for source in sources]
+    files = [[file.sha256 for file in source.entry.files.values()] for source in sources]
     return Header(
         recipe=merged_recipe([manifest.header.recipe for manifest in manifests]),
         settings_sha256=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
@@ -120,7 +119,7 @@ def _header(manifests: Sequence[Manifest], sources: Sequence[Source]) -> Header:
 
 def _contents(source: Source) -> list[bytes]:
     """Return the files of a shard, checked against the manifest."""
-    found = []
+    contents = []
     for name, expected in source.entry.files.items():
         try:
             data = source.storage.read(name)
@@ -128,12 +127,12 @@ def _contents(source: Source) -> list[bytes]:
         except (FileNotFoundError, DamagedError) as error:
             what = str(error) if isinstance(error, DamagedError) else "is missing"
             raise _bad_shard(source, f"{name} {what}") from None
-        found.append(data)
+        contents.append(data)
     try:
-        members(found[0])
+        members(contents[0])
     except TarError as error:
         raise _bad_shard(source, str(error)) from None
-    return found
+    return contents
 
 
 def _bad_shard(source: Source, what: str) -> UserError:

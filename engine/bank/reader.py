@@ -20,7 +20,7 @@ from engine.errors import UserError
 
 
 class BankReader:
-    """The shards in the manifest as it was last read."""
+    """A reader of the shards that the manifest listed when it was last read."""
 
     def __init__(self, storage: Storage, manifest: Manifest, *, verify: bool, cache: Path) -> None:
         self._storage = storage
@@ -34,7 +34,7 @@ class BankReader:
         """Open a bank.
 
         Args:
-            verify: check the size and SHA-256 of each file, and the structure of each tar, at its first use.
+            verify: check the size and SHA-256 of each file, and the structure of each tar, on first use.
             cache: folder for copies of remote files (default: `banks` in $ENGINE_CACHE or else in
                 ~/.cache/dda-engine).
 
@@ -126,12 +126,12 @@ class BankReader:
             except TarError as error:
                 raise self._bad(number, f"{name}: {error}") from None
             kept = zip(table.offsets[table.rows.kept], table.sizes[table.rows.kept], strict=True)
-            if [(it.offset, it.size) for it in images] != list(kept):
+            if [(image.offset, image.size) for image in images] != list(kept):
                 raise self._bad(number, f"{name} does not contain the images that its parquet file lists")
         return path
 
     def _file(self, number: int, name: str) -> Path:
-        """Return the local path of a file, which is hashed at its first use."""
+        """Return the local path of a file, which is hashed on first use."""
         expected = self._manifest.shards[number].files[name]
         verify = self._verify and not self._is_verified(number, name)
         try:

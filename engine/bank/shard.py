@@ -17,7 +17,7 @@ DALI_INDEX_VERSION = "v1.2"
 
 
 def dali_index(members: Sequence[Member]) -> bytes:
-    """Return DALI's index: a line per sample with extension, offset, size and name of image and json."""
+    """Return DALI's index: per sample, a line with extension, offset, size and name of image and json."""
     lines = [f"{DALI_INDEX_VERSION} {len(members) // 2}"]
     for image, description in zip(members[::2], members[1::2], strict=True):
         lines.append(f"{_entry(image)} {_entry(description)}")
@@ -42,7 +42,7 @@ def descriptions(rows: Rows, class_names: Sequence[str]) -> Iterator[bytes]:
         "class_name": [class_names[label] for label in rows.labels[kept].tolist()],
         "parent": rows.parents[kept].tolist(),
         "seed": rows.seeds[kept].tolist(),
-        "similarity": [None if math.isnan(it) else it for it in rows.similarity[kept].tolist()],
+        "similarity": [None if math.isnan(value) else value for value in rows.similarity[kept].tolist()],
         "teacher_top1": rows.teacher_top1[kept].tolist(),
         "confidence": rows.confidence[kept].tolist(),
     }

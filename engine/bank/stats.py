@@ -1,4 +1,4 @@
-"""Image counts of a shard, which can be added up over shards."""
+"""Image counts of a shard, which can be summed over shards."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Stats:
         return cls(0, 0, np.zeros(num_classes, np.int64), bins, bins, 0, 0)
 
     def coverage(self, wanted: Sequence[bool]) -> str:
-        """Say how many of the `wanted` classes, [C], have kept images."""
+        """Describe how many of the `wanted` classes, [C], have kept images."""
         missing = int((np.array(wanted, np.bool_) & (self.kept_by_class == 0)).sum())
         count = sum(wanted)
         unwanted = (
@@ -61,7 +61,7 @@ class Stats:
         return f"all {count:,} classes{unwanted} have images"
 
     def __add__(self, other: "Stats") -> "Stats":
-        return Stats(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))
+        return Stats(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def to_json(self) -> bytes:
         """Return the stats file of a shard."""

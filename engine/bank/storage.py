@@ -60,7 +60,7 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return all file names in the folder and its FOLDERS, sorted; none if the folder does not exist."""
+        """Return all file names in the folder and its FOLDERS, sorted; empty if the folder does not exist."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -174,7 +174,7 @@ class RemoteStorage(Storage):
         return sorted([*(found - inner), *files])
 
     def _listed(self, below: str) -> set[str]:
-        """Return the names in the folder or, such as below="/rows", in a subfolder."""
+        """Return the names in the folder, or in the subfolder `below`, such as "/rows"."""
         path = self._path + below
         try:
             with errors_naming(self.url + below):
@@ -186,34 +186,34 @@ class RemoteStorage(Storage):
     def size(self, name: str) -> int | None:
         try:
             with errors_naming(f"{self.url}/{name}"):
-                size: int = self._filesystem.size(self._at(name))
+                size: int = self._filesystem.size(self._path_of(name))
                 return size
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
         with errors_naming(f"{self.url}/{name}"):
-            return self._filesystem.cat_file(self._at(name))
+            return self._filesystem.cat_file(self._path_of(name))
 
     def write(self, name: str, data: bytes) -> None:
         with errors_naming(f"{self.url}/{name}"):
-            self._filesystem.pipe_file(self._at(name), data)
+            self._filesystem.pipe_file(self._path_of(name), data)
 
     def remove(self, name: str) -> None:
         with errors_naming(f"{self.url}/{name}"):
-            self._filesystem.rm_file(self._at(name))
+            self._filesystem.rm_file(self._path_of(name))
 
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:
         def download(to: Path) -> None:
             with errors_naming(f"{self.url}/{name} (to {to})"):
-                self._filesystem.get_file(self._at(name), str(to))
+                self._filesystem.get_file(self._path_of(name), str(to))
 
         try:
             return cached_copy(cache, Path(name).suffix, expected, download, verify=verify)
         except FileNotFoundError:
             raise DamagedError("is missing") from None
 
-    def _at(self, name: str) -> str:
+    def _path_of(self, name: str) -> str:
         return f"{self._path}/{name}"
 
 

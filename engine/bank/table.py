@@ -55,7 +55,7 @@ def from_parquet(data: bytes, num_classes: int) -> Table:
     """Read the parquet file of a shard.
 
     Raises:
-        ValueError: if `data` is not a parquet file of valid rows; the message completes a sentence.
+        ValueError: if `data` is not a parquet file of valid rows; the message follows the file's name.
     """
     import pyarrow as pa
     from pyarrow import parquet

@@ -20,6 +20,19 @@ _TYPE = b"0"
 _MAGIC = b"ustar\0" + b"00"
 _REST = _TYPE + bytes(100) + _MAGIC + bytes(247)
 _FIXED_SUM = sum(_MODE_AND_OWNER + _TIME + b" " * 8 + _REST)
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a link",
+    b"3": "a device",
+    b"4": "a device",
+    b"5": "a folder",
+    b"6": "a fifo",
+    b"x": "a pax entry",
+    b"g": "a pax entry",
+    b"L": "a GNU extension",
+    b"K": "a GNU extension",
+}
+"""Members that are not regular files, by type flag."""
 
 
 class Member(NamedTuple):
@@ -60,9 +73,9 @@ def walk(path: Path) -> list[Member]:
 def members(data: bytes | mmap.mmap) -> list[Member]:
     """Return the members of a tar. Raises TarError if a header is not as `pack` writes it."""
     found: list[Member] = []
-    at, last = 0, len(data) - len(END)
-    while at < last:
-        header = data[at : at + BLOCK]
+    position, last = 0, len(data) - len(END)
+    while position < last:
+        header = data[position : position + BLOCK]
         end = header.find(b"\0")
         name = header[:end]
         try:
@@ -70,10 +83,10 @@ def members(data: bytes | mmap.mmap) -> list[Member]:
         except ValueError:
             size = -1
         if size < 0 or header != _header(name, size) or not _NAME.fullmatch(name):
-            raise TarError(f"member {_shown(name)} at byte {at}: {_fault(header)}")
-        found.append(Member(name.decode(), at + BLOCK, size))
-        at += BLOCK + size + -size % BLOCK
-    if at != last or data[last:] != END:
+            raise TarError(f"member {_shown(name)} at byte {position}: {_fault(header)}")
+        found.append(Member(name.decode(), position + BLOCK, size))
+        position += BLOCK + size + -size % BLOCK
+    if position != last or data[last:] != END:
         raise TarError(f"does not end after {len(found)} members: it is cut off, or has trailing data")
     return found
 
@@ -83,17 +96,6 @@ def _header(name: bytes, size: int) -> bytes:
     digits = b"%011o\0" % size
     checksum = _FIXED_SUM + sum(name) + sum(digits)
     return b"".join((name.ljust(100, b"\0"), _MODE_AND_OWNER, digits, _TIME, b"%06o\0 " % checksum, _REST))
-
-
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a link",
-    b"3": "a device",
-    b"4": "a device",
-    b"5": "a folder",
-    b"6": "a fifo",
-}
-_KINDS |= {b"x": "a pax entry", b"g": "a pax entry", b"L": "a GNU extension", b"K": "a GNU extension"}
 
 
 def _fault(header: bytes) -> str:

@@ -56,29 +56,29 @@ def _inconsistencies(header: Header, entry: ShardEntry, contents: dict[str, byte
         yield Problem(rows_name, str(error))
         return
     try:
-        found = members(tar)
+        tar_members = members(tar)
     except TarError as error:
         yield Problem(tar_name, str(error))
         return
-    counts = (len(table.rows), int(table.rows.kept.sum()), len(found))
+    counts = (len(table.rows), int(table.rows.kept.sum()), len(tar_members))
     if counts != (entry.rows, entry.images, 2 * entry.images):
         yield Problem(rows_name, f"does not match the manifest and the tar: {counts} rows, images and files")
         return
-    if index != dali_index(found):
+    if index != dali_index(tar_members):
         yield Problem(index_name, "does not match the tar")
     if stats != Stats.of(table.rows, len(header.class_names)).to_json():
         yield Problem(stats_name, "does not match the rows")
-    yield from (Problem(tar_name, what) for what in _sample_problems(header, table, tar, found))
+    yield from (Problem(tar_name, what) for what in _sample_problems(header, table, tar, tar_members))
 
 
-def _sample_problems(header: Header, table: Table, tar: bytes, found: list[Member]) -> Iterator[str]:
+def _sample_problems(header: Header, table: Table, tar: bytes, tar_members: list[Member]) -> Iterator[str]:
     """Yield the problems of the samples in a tar. It must have as many samples as the table."""
     kept = table.rows.kept
     spans = np.stack([table.offsets[kept], table.sizes[kept]], axis=1).tolist()
     described = descriptions(table.rows, header.class_names)
     decode = decoder(header.codec, header.image_size, header.channels)
     extension = EXTENSIONS[header.codec]
-    pairs = zip(stems(table.rows), found[::2], found[1::2], spans, described, strict=True)
+    pairs = zip(stems(table.rows), tar_members[::2], tar_members[1::2], spans, described, strict=True)
     for stem, image, description, span, expected in pairs:
         if [image.name, description.name] != [f"{stem}.{extension}", f"{stem}.json"]:
             yield f"has {image.name}, but its parquet file has {stem}"
@@ -119,7 +119,7 @@ def _unknown_files(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _card_problems(storage: Storage, manifest: Manifest, *, sound: bool) -> Iterator[Problem]:
-    """Compare the card with the shards. A bank that is still being written has no card.
+    """Compare the card with the shards. A bank has no card while it is being written.
 
     Cards written by earlier versions are not checked, as their wording differs.
     """

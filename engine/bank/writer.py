@@ -29,6 +29,8 @@ from engine.bank.storage import Storage, open_storage
 from engine.bank.table import from_parquet
 from engine.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class ManifestFile:
     """A bank's manifest file. It remembers the bytes last read or written, to detect other writers."""
@@ -65,9 +67,6 @@ class ManifestFile:
             return None
 
 
-logger = logging.getLogger(__name__)
-
-
 class BankWriter:
     """The only writer of a bank.
 
@@ -92,9 +91,15 @@ class BankWriter:
     ) -> "BankWriter":
         """Start the bank at `url` or, with `resume`, continue it.
 
-        A bad shard goes out of the bank, to be made again, and is logged; but where one of the
-        `irreplaceable` numbers is bad or missing, UserError is raised and nothing is changed. So it is for a
-        folder that is in use, not empty, not a bank, or a bank of another recipe or of an earlier version.
+        Damaged shards are logged and removed from the bank, so that they can be made again.
+
+        Args:
+            irreplaceable: numbers of the shards that must be present and sound.
+
+        Raises:
+            UserError: if an irreplaceable shard is damaged or missing; if the folder is in use, is not empty
+                (without `resume`) or is not a bank; or if the bank is of another recipe or an earlier
+                version. The bank is then unchanged.
         """
         storage = open_storage(url)
         with ExitStack() as claim:
@@ -161,7 +166,7 @@ class BankWriter:
         """Commit shards whose files other processes have written with `write_shard`, all in one manifest.
 
         Raises:
-            UserError: for the reasons of `commit`, or if a file is missing because the folder is not shared.
+            UserError: as for `commit`, or if a file is missing because the folder is not shared.
         """
         new = {number: entry for number, entry in entries.items() if number not in self.committed}
         for number in entries.keys() - new.keys():
@@ -261,7 +266,8 @@ class BankWriter:
 def write_shard(url: str, number: int, rows: Rows, images: Images, header: Header) -> ShardEntry:
     """Write the files of a shard and return its entry, which `BankWriter.commit_entries` then commits.
 
-    Any number of processes may do so while the bank has its one writer; `rows` and `images` as for `commit`.
+    Any number of processes may call this while one writer has the bank open; `rows` and `images` are as for
+    `commit`.
     """
     storage = open_storage(url)
     contents = shard_contents(number, rows, images, header)

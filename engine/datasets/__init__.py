@@ -1,0 +1,1 @@
+"""Find, fetch and load Fashion-MNIST, and the test set that a recipe names."""

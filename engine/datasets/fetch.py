@@ -15,13 +15,13 @@ from pathlib import Path
 
 from engine import terminal
 from engine.errors import UserError
+from engine.paths import PROJECT_ROOT
 
 logger = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "ENGINE_FASHION_MNIST"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 INSTALLED_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-PROJECT_ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 600
 
 # sha256 of the uncompressed files: Debian recompresses what upstream publishes.
@@ -74,7 +74,7 @@ def read_verified(path: Path) -> bytes:
         payload = b""
     if hashlib.sha256(payload).hexdigest() != PAYLOAD_SHA256[path.name]:
         raise UserError(
-            f"{path}: not the published Fashion-MNIST file (wrong sha256): delete it, then `make data`"
+            f"{path}: not the published Fashion-MNIST file (wrong SHA-256); delete it and run `make data`"
         )
     return payload
 
@@ -87,7 +87,7 @@ def from_installed_package(_scratch: Path) -> Path:
 
 
 def from_debian_archive(scratch: Path) -> Path:
-    """Download the Debian package through apt and unpack it. Any user may; nothing is installed."""
+    """Download the Debian package through apt and unpack it. Needs no privileges; nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise SourceError("no apt-get on this machine")
     if not _apt_download(scratch, []) and not _apt_download(scratch, _own_package_lists(scratch)):
@@ -101,14 +101,14 @@ def from_torchvision(scratch: Path) -> Path:
     """Download the files from the mirrors that torchvision knows."""
     from torchvision.datasets import FashionMNIST
 
-    waits = socket.getdefaulttimeout()
+    before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
         FashionMNIST(str(scratch), download=True)
     except RuntimeError as error:
         raise SourceError(_one_line(error)) from error
     finally:
-        socket.setdefaulttimeout(waits)
+        socket.setdefaulttimeout(before)
     return scratch / "FashionMNIST" / "raw"
 
 
@@ -123,7 +123,7 @@ SOURCES: Mapping[str, Source] = {
 def fetch(folder: Path, sources: Mapping[str, Source] = SOURCES) -> str:
     """Put the four verified files into `folder` and return the name of their source.
 
-    Raises UserError that names a corrupt file in `folder`, or every source's failure if none works.
+    Raises a UserError that names a corrupt file in `folder`, or every source's failure if none works.
     """
     for path in (folder / name for name in PAYLOAD_SHA256):
         if path.exists():

@@ -1,4 +1,4 @@
-"""The feed by NVIDIA DALI: this process reads the images, and DALI's threads decode and crop them."""
+"""The feed built on NVIDIA DALI: this process reads the images, and DALI's threads decode and crop them."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -17,10 +17,10 @@ from engine.feed.sampler import BatchSample, Sampler
 from engine.feed.tars import Bytes, TarReader, image_error
 
 _PREFETCH = 2
-"""Batches in flight in DALI while one is used."""
+"""Number of batches in flight in DALI while another one is used."""
 
 _KEPT_INPUTS = 8
-"""Batches whose inputs are kept alive for DALI: more than are ever in flight, including on a GPU."""
+"""Number of batches whose inputs are kept alive for DALI: more than are ever in flight, even on a GPU."""
 
 _DECODERS_PER_CROPPER = 4
 """Decoding threads per cropping thread. Cropping is a fifth of the work, and more threads would wait for each
@@ -31,7 +31,8 @@ class DaliPipeline:
     """A DALI pipeline: `submit` starts batches, DALI's threads process them, `receive` returns them in order.
 
     On a CPU (`device_id` None) encoded images are only decoded, because `kernels.crop_flip` does the rest in
-    one pass and DALI in two. On a GPU raw pixels are uploaded as bytes, and encoded images are decoded there.
+    one pass, while DALI needs two. On a GPU raw pixels are uploaded as bytes, and encoded images are decoded
+    there.
 
     The pipeline has no epochs and runs only what was submitted: a prefetch queue depth of 1 makes DALI run
     nothing ahead, and the caller submits ahead instead.
@@ -91,7 +92,7 @@ class DaliPipeline:
         return tensor, decoded
 
     def close(self) -> None:
-        """End DALI's threads now. A forked process would crash when it garbage-collects the pipeline."""
+        """End DALI's threads now; a forked process would crash when it garbage-collects the pipeline."""
         self._pipeline = None
         self._inputs.clear()
 
@@ -104,9 +105,9 @@ def _stream(device_id: int | None) -> torch.cuda.Stream | None:
 def _paste_arguments(
     sample: BatchSample, image_size: tuple[int, int], pad: int
 ) -> dict[str, npt.NDArray[np.int32]]:
-    """Return the region of each image that is in its crop, and where in the crop; the rest is padding."""
+    """Return the region of each image that its crop shows, and its position there; the rest is padding."""
     padded = np.stack([sample.top, sample.left], axis=1)[:, None]
-    corner = padded - np.int32(pad)  # [B, 1, 2], of the crop in the image
+    corner = padded - np.int32(pad)  # [B, 1, 2]: the crop's first row and column in the image
     return {
         "in_ids": np.arange(len(corner), dtype=np.int32)[:, None],
         "in_anchors": np.maximum(corner, 0),
@@ -143,7 +144,7 @@ def _decoded_images(device_id: int | None) -> Any:
 def _cropped_images(images: Any, image_size: tuple[int, int], half: bool) -> Any:
     """Paste the regions of `_paste_arguments` on black, mirror them and multiply by float32(1 / 255).
 
-    DALI's slice operator gives the same result at a fifth of the speed, as it pads pixel by pixel.
+    DALI's slice operator computes the same at a fifth of the speed, as it pads pixel by pixel.
     """
     from nvidia.dali import fn, types
 

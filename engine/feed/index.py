@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engine.bank.rows import Spans
+from engine.bank.rows import Int, Spans
 from engine.errors import UserError
 
-Int = npt.NDArray[np.int64]
+_BLOCK = 512  # bytes; members of a tar start at multiples of it
 
 
 class RowRanges:
@@ -74,9 +74,6 @@ class GrowingArray:
         self._size = end
 
 
-_BLOCK = 512  # bytes; members of a tar start at multiples of it
-
-
 class Shard(NamedTuple):
     """A shard of the index: the path of its tar, its bank number and its rows."""
 
@@ -108,8 +105,8 @@ class Index:
         self._labels = GrowingArray(np.uint16)
         self._agrees = GrowingArray(np.bool_)
         self._blocks = GrowingArray(np.uint32)  # offsets in units of _BLOCK
-        self._sizes: GrowingArray | None = None  # of each image, once sizes differ
-        self._size = 0  # of all images, until then
+        self._sizes: GrowingArray | None = None  # size of each image, once they differ
+        self._size = 0  # size of every image, until then
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -124,7 +121,7 @@ class Index:
         """Append the images of a shard of bank number `bank`; return their rows."""
         if (spans.offsets % _BLOCK).any():
             raise UserError(
-                f"{spans.path}: an image does not begin at a block; restore the files of the shard"
+                f"{spans.path}: an image does not begin at a block boundary; restore the files of the shard"
             )
         rows = range(len(self), len(self) + len(spans))
         self._extend_sizes(spans.sizes)

@@ -6,14 +6,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.bank.rows import Int
 from engine.errors import UserError
 from engine.feed.index import Index, RowRanges
 from engine.feed.shuffle import PAD, Offsets, UInt, crop_parameters, hash64, permute
 
-Int = npt.NDArray[np.int64]
-
 _IMAGES_PER_BLOCK = 8192
-"""Images sampled at once, to amortize numpy's overhead; the samples do not depend on it."""
+"""Number of images sampled at once, to amortize numpy's overhead; the samples do not depend on it."""
 
 
 class BatchSample(NamedTuple):
@@ -32,7 +31,7 @@ class BatchSample(NamedTuple):
 
 
 class Sampler:
-    """Sample the batches of a student's steps from `first_step` on, from the current rows of the index.
+    """The batches of a student's steps from `first_step` on, sampled from the current rows of the index.
 
     There is one stream over all rows or, with `weights`, one per bank, and one over `newest_rows` with the
     share `newest` of all samples. After every step each stream's count is its share to within one image. A
@@ -45,7 +44,7 @@ class Sampler:
     Args:
         batch_size: images of the global batch.
         weights: relative share of each bank, by bank number.
-        rows: number of rows to sample from, such as a resumed run had (default: all).
+        rows: number of rows to sample from, e.g. as many as a resumed run had (default: all).
         pad: zeros around an image that its crop may include.
         flip: mirror half of the images.
 
@@ -109,9 +108,9 @@ class Sampler:
             mixed = np.lexsort((hash64(bits), steps))  # shuffle the streams' images within each step
             rows, bits = rows[mixed], bits[mixed]
         for batch in np.arange(len(rows)).reshape(-1, self.batch_size):
-            mine = batch[self._rank_part]
-            crops = crop_parameters(bits[mine], pad=self.pad, flip=self.flip)
-            yield BatchSample(rows[mine], *crops, rows[batch])
+            own = batch[self._rank_part]
+            crops = crop_parameters(bits[own], pad=self.pad, flip=self.flip)
+            yield BatchSample(rows[own], *crops, rows[batch])
 
     def _stream_block(self, number: int, bounds: Int) -> tuple[Int, npt.NDArray[np.uint64], Int]:
         """Return the rows, random bits and steps of one stream's visits; the block's first step is 0."""
@@ -172,7 +171,7 @@ class Stream(Protocol):
 
 
 class UniformStream:
-    """Visit all rows once per epoch, in a new random order each time."""
+    """A stream that visits all rows once per epoch, in a new random order each time."""
 
     def __init__(self, rows: RowRanges, key: UInt) -> None:
         if not len(rows):
@@ -185,9 +184,10 @@ class UniformStream:
 
 
 class BalancedStream:
-    """Visit every class once per block, in random order; the rows of each class have epochs of their own.
+    """A stream that visits every class once per block, in random order.
 
-    Stores the rows sorted by class, 4 bytes per row (8 from 2^32 rows on). `labels` are int64 [len(rows)].
+    The rows of each class have epochs of their own. Stores the rows sorted by class, 4 bytes per row (8 from
+    2^32 rows on). `labels` are int64 [len(rows)].
     """
 
     def __init__(self, rows: RowRanges, labels: Int, key: UInt) -> None:

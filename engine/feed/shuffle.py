@@ -13,8 +13,8 @@ GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _ROUNDS, _MIN_BITS = 8, 6
-"""Rounds of the Feistel network and the bits it covers at least. With fewer, the values at two positions are
-measurably dependent in two million shuffles of up to a hundred items."""
+"""Number of rounds of the Feistel network, and the minimum number of bits it covers. With fewer, the values
+at two positions are measurably dependent in two million shuffles of up to a hundred items."""
 _ONE = np.uint64(1)
 _FIELD_BITS = np.uint64(31)
 _FIELD_MASK = np.uint64((1 << 31) - 1)

@@ -1,4 +1,4 @@
-"""The feed by torch's DataLoader: worker processes decode with Pillow; raw pixels need no workers.
+"""The feed built on torch's DataLoader: worker processes decode with Pillow; raw pixels need no workers.
 
 One loader serves the feed for its whole life, because workers need no index: each task contains the locations
 of its images.
@@ -34,7 +34,7 @@ class _Decoded(NamedTuple):
 
 
 class TorchFeed(Feed):
-    """A feed with one DataLoader. One worker makes each whole batch; the loader keeps them in order."""
+    """A feed with one DataLoader. Each batch is made by one worker; the loader keeps the order."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class TorchFeed(Feed):
             worker_init_fn=_end_with_parent,
             collate_fn=_unchanged,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else each epoch draws from torch's global generator
+            generator=torch.Generator(),  # otherwise each epoch draws from torch's global generator
         )
 
     def batches(self, sampler: Sampler, first: int, last: int) -> Iterator[FeedBatch]:
@@ -103,7 +103,7 @@ class _Tasks:
 
 
 class _Decoding(Dataset[_Decoded | UserError]):
-    """Decodes the images of a task. Returns a UserError: if it were raised, torch would print a traceback."""
+    """Decodes tasks. Errors are returned, because torch would print a traceback if they were raised."""
 
     def __init__(self, tars: TarReader, codec: Codec, image_size: tuple[int, int], channels: int) -> None:
         self._tars, self._codec, self._shape = tars, codec, (*image_size, channels)
@@ -131,12 +131,12 @@ class _Decoding(Dataset[_Decoded | UserError]):
 
 
 def _end_with_parent(_: int) -> None:
-    """Kill the worker as soon as its parent dies in any way, because it holds locks from the fork."""
+    """Kill the worker as soon as its parent dies in any way, because it holds locks that it inherited."""
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 def _unchanged(batch: Any) -> Any:
-    """Replace torch's default, which turns the arrays of the sample into tensors."""
+    """Return the batch; torch's default would turn the arrays of the sample into tensors."""
     return batch
 
 

@@ -1,1 +1,1 @@
-"""Networks: the classifiers, their loading, and the pretrained priors."""
+"""Build and load networks: classifiers, the image generator and the pretrained priors."""

@@ -1,4 +1,4 @@
-"""The alignment head: maps a student's feature map to the shape of the teacher's during training."""
+"""The alignment head, which maps a student's feature map to the shape of the teacher's during training."""
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,8 @@ class AlignHead(nn.Module):
 def build_align_head(student: Classifier, teacher: Classifier, image_size: int, seed: int) -> AlignHead:
     """Build the head on the CPU for the feature maps of two classifiers in eval mode at `image_size`.
 
-    The weights are a function of the seed. Raises UserError that names student.feature or teacher.feature if
-    it is unknown or is not a [B, C, H, W] map.
+    The weights are a function of the seed. Raises a UserError that names student.feature or teacher.feature
+    if it is unknown or its output is not a [B, C, H, W] map.
     """
     channels = [
         _feature_channels(student, "student", image_size),
@@ -57,7 +57,7 @@ def _feature_channels(classifier: Classifier, section: str, image_size: int) -> 
         _, (feature,) = forward_with_features(classifier, probe, [path])
     if feature.ndim != 4:
         raise UserError(
-            f"{section}.feature '{path}' gives {list(feature.shape)}, not [B, C, H, W]; "
+            f"{section}.feature '{path}' returns {list(feature.shape)}, not [B, C, H, W]; "
             "name a layer before the pooling, or set distill.w_feature to 0"
         )
     return feature.shape[1]

@@ -41,15 +41,15 @@ class Factory:
     def change(self, now: "Factory") -> str | None:
         """Describe what differs in `now`; return None if nothing does."""
         for path, sha256 in self.files.items():
-            found = now.files.get(path)
-            if found != sha256:
-                if found is not None:
-                    return f"{path}, which has changed since (sha256 {sha256[:12]}, now {found[:12]})"
+            current = now.files.get(path)
+            if current != sha256:
+                if current is not None:
+                    return f"{path}, which has changed since (sha256 {sha256[:12]}, now {current[:12]})"
                 if Path(path).is_file():
                     return f"{path}, which is not on Python's path here (set PYTHONPATH)"
                 return f"{path}, which no longer exists"
         other = next((path for path in now.files if path not in self.files), None)
-        return other and f"{other}, which is another file"
+        return other and f"{other}, which was not used before"
 
 
 def is_factory(name: str) -> bool:
@@ -64,8 +64,10 @@ def factories(names: Mapping[str, str]) -> dict[str, Factory]:
 
 
 def read_factories(fields: Mapping[str, Any]) -> dict[str, Factory]:
-    """Read the JSON of `asdict`. Raises TypeError or ValueError for anything else."""
+    """Rebuild factories from the JSON of `asdict`. Raises TypeError or ValueError for anything else."""
     return {
-        str(section): Factory(name=str(one["name"]), files={str(p): str(s) for p, s in one["files"].items()})
-        for section, one in fields.items()
+        str(section): Factory(
+            name=str(entry["name"]), files={str(path): str(sha256) for path, sha256 in entry["files"].items()}
+        )
+        for section, entry in fields.items()
     }

@@ -1,4 +1,4 @@
-"""A forward pass that also returns inner activations. Its hooks are removed before it returns."""
+"""Run a forward pass that also returns intermediate activations; its hooks are removed afterwards."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,28 +9,19 @@ from torch.utils.hooks import RemovableHandle
 from engine.errors import UserError
 
 
-@contextmanager
-def _attached(handles: list[RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def submodule(module: nn.Module, path: str) -> nn.Module:
-    """Return the submodule at a dotted path. Raises UserError that names the last part that exists."""
-    found = module
+    """Return the submodule at a dotted path. Raises a UserError that names the last part that exists."""
+    current = module
     for depth, name in enumerate(path.split(".")):
-        children = dict(found.named_children())
+        children = dict(current.named_children())
         if name not in children:
             parent = ".".join(path.split(".")[:depth]) or type(module).__name__
             names = ", ".join(children) or "none"
             raise UserError(
                 f"no submodule '{path}' in {type(module).__name__}; the children of {parent} are: {names}"
             )
-        found = children[name]
-    return found
+        current = children[name]
+    return current
 
 
 def forward_with_features(
@@ -50,7 +41,7 @@ def forward_with_features(
                     f"submodule '{path}' of {type(module).__name__} returns a {type(output).__name__}, not a "
                     "tensor; name a layer that returns one"
                 )
-            features[path] = output.clone()  # an operation in place may follow
+            features[path] = output.clone()  # an in-place operation may follow
 
         return copy
 
@@ -64,3 +55,12 @@ def forward_with_features(
             f"submodule '{missing[0]}' of {type(module).__name__} did not run in the forward pass"
         )
     return output, [features[path] for path in wanted]
+
+
+@contextmanager
+def _attached(handles: list[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

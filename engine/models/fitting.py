@@ -1,4 +1,4 @@
-"""Find the mapping in a weight file that fits a network; every error names what the file holds."""
+"""Find the mapping in a weight file that fits a network; every error says what the file holds."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,13 +14,14 @@ from engine.models.torch_file import first_line, pickled_kind
 from engine.models.unwrapping import INNER
 
 DEPTH = 6
+"""Maximum nesting of the mappings that are searched."""
 TOP = "."
 """Name of the file's outermost mapping."""
 COUNTER = "num_batches_tracked"
 NAMED = 3
-"""Mappings that a message describes."""
+"""Number of mappings that a message describes."""
 LISTED = 8
-"""Mappings that a message lists by name."""
+"""Number of mappings that a message lists by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def fit(
     section: str,
     file: Path,
 ) -> None:
-    """Load into `network` the mapping of `content` that has all of its keys after some common prefix.
+    """Load into `network` the mapping in `content` that has all of its keys after a common prefix.
 
     Counters and integer tables that the network does not have are ignored.
 
@@ -56,11 +57,13 @@ def fit(
 
     Raises:
         UserError: if no mapping fits (the message says how it differs), or if several fit with different
-            numbers and `key` is None.
+            values and `key` is None.
     """
-    own = network.state_dict()
-    wanted = _bare(own)
-    candidates = [c for name, found in _mappings(content) for c in _candidates(name, found, own, wanted)]
+    state = network.state_dict()
+    wanted = _bare(state)
+    candidates = [
+        c for name, mapping in _mappings(content) for c in _candidates(name, mapping, state, wanted)
+    ]
     if not candidates:
         raise UserError(
             f"{section}.weights: '{file}' {_without_tensors(content)}, not a state dict; "
@@ -74,7 +77,7 @@ def fit(
                 f"{section}.weights_key: '{file}' has no weights under '{key}'; it has {_list(candidates)}"
             )
         candidates = named
-    misfits = [_misfit(c, own, num_classes, section) for c in candidates]
+    misfits = [_misfit(c, state, num_classes, section) for c in candidates]
     fitting = [c for c, misfit in zip(candidates, misfits, strict=True) if misfit is None]
     if not fitting:
         described = [(c, misfit) for c, misfit in zip(candidates, misfits, strict=True) if misfit is not None]
@@ -82,7 +85,7 @@ def fit(
     if any(not _same(fitting[0], other) for other in fitting[1:]):
         raise UserError(
             f"{section}.weights: '{file}' holds several state dicts that fit {section}.name, with different "
-            f"numbers: {_list(fitting)}; choose one, e.g. --{section}.weights_key {fitting[-1].name}"
+            f"values: {_list(fitting)}; choose one, e.g. --{section}.weights_key {fitting[-1].name}"
         )
     try:
         network.load_state_dict(fitting[0].values, strict=False)
@@ -108,15 +111,15 @@ def _mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 
 def _candidates(
-    name: str, found: Mapping[str, object], own: Mapping[str, object], wanted: Mapping[str, str]
+    name: str, mapping: Mapping[str, object], state: Mapping[str, object], wanted: Mapping[str, str]
 ) -> list[Candidate]:
-    """Return one candidate per prefix under which `found` has all keys of the network, else the nearest one.
+    """Return a candidate per prefix under which `mapping` has all keys of the network, else the nearest one.
 
-    `own` holds the network's entries by key, `wanted` its keys by bare key.
+    `state` holds the network's entries by key, `wanted` its keys by bare key.
     """
-    bare = _bare(found)
+    bare = _bare(mapping)
     counts = Counter(key[: len(key) - len(end)] for key in bare for end in _ends(key) if end in wanted)
-    required = [k for k in wanted if isinstance(own[wanted[k]], Tensor) and not k.endswith(COUNTER)]
+    required = [k for k in wanted if isinstance(state[wanted[k]], Tensor) and not k.endswith(COUNTER)]
     whole = [prefix for prefix in counts if all(prefix + key in bare for key in required)]
     nearest = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
     candidates = []
@@ -126,12 +129,12 @@ def _candidates(
         candidates.append(
             Candidate(
                 name=".".join(filter(None, (name, prefix[:-1]))) or TOP,
-                values={wanted[key]: found[bare[prefix + key]] for key in wanted if prefix + key in bare},
+                values={wanted[key]: mapping[bare[prefix + key]] for key in wanted if prefix + key in bare},
                 missing=[wanted[key] for key in required if prefix + key not in bare],
                 unexpected=[
                     bare[key]
                     for key in around
-                    if key.removeprefix(prefix) not in wanted and _is_float(found[bare[key]])
+                    if key.removeprefix(prefix) not in wanted and _is_float(mapping[bare[key]])
                 ],
             )
         )
@@ -156,17 +159,17 @@ def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, section: str) -> str | None:
-    """Return why a candidate does not fit, to follow the file's name in a message; None if it fits."""
+def _misfit(candidate: Candidate, state: Mapping[str, object], num_classes: int, section: str) -> str | None:
+    """Return why a candidate does not fit, phrased to follow the file's name; None if it fits."""
     pairs = {
         key: (given, mine)
         for key, given in candidate.values.items()
-        if isinstance(given, Tensor) and isinstance(mine := own[key], Tensor) and not is_lazy(mine)
+        if isinstance(given, Tensor) and isinstance(mine := state[key], Tensor) and not is_lazy(mine)
     }
     for key, (given, mine) in pairs.items():
         if mine.ndim and not _convertible(given, mine):
             quantized = ": quantized weights; give the float checkpoint" if mine.is_floating_point() else ""
-            return f"has {_dtype(given)} numbers in `{key}`, {_dtype(mine)} in the network{quantized}"
+            return f"has {_dtype(given)} values in `{key}`, {_dtype(mine)} in the network{quantized}"
     if candidate.missing or candidate.unexpected:
         lists = (_first_of(candidate.missing, "missing"), _first_of(candidate.unexpected, "unexpected"))
         return f"does not fit {section}.name: {'; '.join(filter(None, lists))}"
@@ -176,7 +179,7 @@ def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, s
     key, (given_shape, own_shape) = next(iter(differing.items()))
     if all(_differ_in_classes(*shapes, num_classes) for shapes in differing.values()):
         classes = f"{section}.num_classes is {num_classes}"
-        return f"has {given_shape[0]} classes in `{key}`, {classes}; make them agree"
+        return f"has {given_shape[0]} classes in `{key}`, but {classes}; make them agree"
     more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
     return (
         f"does not fit {section}.name: `{key}` is {list(given_shape)} in the file and {list(own_shape)} "
@@ -185,7 +188,7 @@ def _misfit(candidate: Candidate, own: Mapping[str, object], num_classes: int, s
 
 
 def _convertible(given: Tensor, mine: Tensor) -> bool:
-    """Return whether both are floats, or both integers; one-byte floats need scales and do not count."""
+    """Return whether both hold floats or both integers; one-byte floats do not count, as they need scales."""
     small = given.is_floating_point() and given.element_size() < min(2, mine.element_size())
     return given.is_floating_point() == mine.is_floating_point() and not small
 
@@ -195,7 +198,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _same(first: Candidate, second: Candidate) -> bool:
-    """Return whether both load the same numbers, counters aside."""
+    """Return whether both hold the same values, apart from counters."""
     for key, value in first.values.items():
         other = second.values.get(key)
         if not isinstance(value, Tensor) or not isinstance(other, Tensor):

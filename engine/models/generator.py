@@ -1,4 +1,4 @@
-"""The image generator that inversion trains: two nearest-neighbour doublings, as in DAFL and CMI."""
+"""The image generator that inversion trains: two nearest-neighbour upsamplings, as in DAFL and CMI."""
 
 import torch
 from torch import Tensor, nn

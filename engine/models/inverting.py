@@ -1,4 +1,4 @@
-"""Whether a teacher can be inverted: gradients by its image, and BatchNorms to measure."""
+"""Check that a teacher can be inverted: that gradients reach the image and BatchNorms can be measured."""
 
 import logging
 from collections.abc import Callable
@@ -21,8 +21,9 @@ REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its f
 def require_invertible(teacher: Classifier, image_size: int, w_bn: float) -> None:
     """Run `teacher`, in eval mode, on two images of noise as synthesis does.
 
-    Logs a warning if layers with running statistics run that the term weighted by `w_bn` does not measure.
-    Raises UserError if nothing or only a part can be inverted, naming what to change.
+    Logs a warning if layers with running statistics run that the term weighted by `w_bn` leaves out.
+    Raises a UserError that says what to change if the teacher or one of its BatchNorms passes no gradient to
+    the image, or if no BatchNorm runs although `w_bn` is above 0.
     """
     if w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
@@ -39,14 +40,14 @@ def _require_statistics(teacher: Classifier, images: Tensor) -> None:
     found, missed = coverage(teacher, images)
     if not found:
         raise UserError(
-            f"synthesize.w_bn is above 0 but no BatchNorm in eval mode with running statistics runs in the "
-            f"teacher {teacher.name}; set synthesize.w_bn to 0 or take a teacher with BatchNorm"
+            f"synthesize.w_bn is above 0, but no BatchNorm in eval mode with running statistics runs in the "
+            f"teacher {teacher.name}; set synthesize.w_bn to 0 or use a teacher with BatchNorm"
         )
     without = [path for path, has_gradient in found.items() if not has_gradient]
     if without:
         raise UserError(
-            f"teacher.name: {len(without)} of the {len(found)} BatchNorms of {teacher.name} give its image "
-            f"no gradient (`{without[0]}`); {REMOVE}, or set synthesize.w_bn to 0"
+            f"teacher.name: {len(without)} of the {len(found)} BatchNorms of {teacher.name} pass no "
+            f"gradient to the image (`{without[0]}`); {REMOVE}, or set synthesize.w_bn to 0"
         )
     if missed:
         first = f"`{missed[0]}` ({type(teacher.get_submodule(missed[0])).__name__})"
@@ -66,11 +67,11 @@ def _require_gradient(
         (gradient,) = torch.autograd.grad((logits.float() * weights).sum(), images)
     except RuntimeError as error:
         raise UserError(
-            f"teacher.name: {teacher.name} gives its image no gradient, which synthesis needs "
+            f"teacher.name: {teacher.name} passes no gradient to its image, but synthesis needs it "
             f"({first_line(error)}); {REMOVE}"
         ) from error
     if not gradient.any():
         raise UserError(
-            f"teacher.name: the gradient that {teacher.name} gives its image is zero, which synthesis cannot "
-            f"use; {REMOVE}, or take a teacher whose logits depend on the image"
+            f"teacher.name: the gradient of {teacher.name} with respect to its image is zero, so synthesis "
+            f"cannot use it; {REMOVE}, or use a teacher whose logits depend on the image"
         )

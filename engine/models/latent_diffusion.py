@@ -35,7 +35,7 @@ def load_latent_diffusion(
 ) -> LatentDiffusion:
     """Load `vae` and `unet`; a network that is not in `parts` is None.
 
-    Raises UserError that names the key and the file if one is unreadable or they do not fit each other.
+    Raises a UserError that names the key and the file if one is unreadable or they do not fit each other.
     """
     import diffusers
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -61,7 +61,10 @@ def load_latent_diffusion(
 
 
 def load_unet_config(pipeline: PipelineFolder) -> dict[str, Any]:
-    """Return the UNet's configuration with defaults filled in. Raises UserError if it takes other inputs."""
+    """Return the UNet's configuration with defaults filled in.
+
+    Raises UserError if it needs inputs that are not supported.
+    """
     from diffusers import UNet2DConditionModel
 
     stored = load_config(pipeline, UNet2DConditionModel, "unet")
@@ -73,13 +76,13 @@ def load_unet_config(pipeline: PipelineFolder) -> dict[str, Any]:
 
 
 def load_config(pipeline: PipelineFolder, cls: Any, part: str) -> dict[str, Any]:
-    """Return the stored configuration of a part of diffusers' type `cls`. Raises UserError if unreadable."""
+    """Return the stored configuration of `part`, a diffusers `cls`. Raises UserError if it is unreadable."""
     with pipeline.reading(part):
         return dict(cls.load_config(pipeline.source, subfolder=part, **pipeline.options))
 
 
 def load_part(pipeline: PipelineFolder, cls: Any, part: str, device: torch.device | str) -> Any:
-    """Load one network from safetensors of any precision: float32, frozen, in eval mode.
+    """Load one network in float32, frozen and in eval mode, from safetensors of any precision.
 
     Raises UserError if it is unreadable or weights are missing.
     """
@@ -97,5 +100,5 @@ def load_part(pipeline: PipelineFolder, cls: Any, part: str, device: torch.devic
         )
         missing = sorted(report["missing_keys"])
         if missing:
-            raise ValueError(f"{len(missing)} weights are missing, the first {missing[0]}")
+            raise ValueError(f"{len(missing)} weights are missing; the first is {missing[0]}")
         return network.eval().requires_grad_(False).to(device)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class LeNet(nn.Module):
     """[B, in_channels, 32, 32] -> logits [B, num_classes]; no BatchNorm.
 
-    `relu` after the second convolution gives the feature map [B, widths[1], 10, 10].
+    `relu` after the second convolution yields the feature map [B, widths[1], 10, 10].
     """
 
     feature_path = "relu"

@@ -16,7 +16,7 @@ from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
 from engine.models.torch_file import first_line
-from engine.models.trainable import buffers_put_back, require_trainable
+from engine.models.trainable import buffers_restored, require_trainable
 from engine.models.unwrapping import unwrapped, without_wrapper_parts
 from engine.models.weights import read_weights
 from engine.paths import resolve
@@ -27,8 +27,8 @@ from kernels.fuse import has_statistics
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
     """Build a classifier with random weights from torch's global generator; `config.weights` is ignored.
 
-    Raises UserError that names the field of `section` for a bad value, an unknown name, a factory that fails,
-    and a network that does not return [B, num_classes] logits or cannot be trained.
+    Raises a UserError that names the field of `section` for a bad value, an unknown name, a factory that
+    fails, or a network that does not return [B, num_classes] logits or cannot be trained.
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
@@ -39,8 +39,8 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
 def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
     """Load a trained classifier in eval mode, without gradients; torch's global generator is unchanged.
 
-    Raises UserError as `build_classifier` does, and one that names `section`.weights and the file for weights
-    that are missing, unreadable or do not fit, or whose logits are not finite or the same for every image.
+    Raises UserError as `build_classifier` does, and one that names `section`.weights and the file if the
+    weights are missing, unreadable or do not fit, or if the logits are not finite or equal for all images.
     """
     if config.weights is None:
         raise UserError(
@@ -61,13 +61,13 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     logits = _probe(classifier, config, section)
     if not logits.isfinite().all():
         raise UserError(
-            f"{section}.weights: '{path}' gives logits that are not finite; "
-            "take the weights of a training that converged"
+            f"{section}.weights: '{path}' produces logits that are not finite; "
+            "use the weights of a training run that converged"
         )
     if is_constant(logits):
         raise UserError(
-            f"{section}.weights: '{path}' gives the same logits for every image; take the weights of a "
-            f"training that converged, and check {section}.mean and {section}.std"
+            f"{section}.weights: '{path}' produces the same logits for every image; use the weights of a "
+            f"training run that converged, and check {section}.mean and {section}.std"
         )
     return classifier
 
@@ -75,11 +75,11 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
 def require_feature(classifier: Classifier, section: str) -> str:
     """Return the path of the feature map inside `classifier`.
 
-    Raises UserError that names `section`.feature if it is unknown.
+    Raises a UserError that names `section`.feature if it is unknown.
     """
     if classifier.feature_path is None:
         raise UserError(
-            f"{section}.feature is not set and {classifier.name} names no feature map; "
+            f"{section}.feature is not set, and {classifier.name} names no feature map; "
             f"set {section}.feature to the path of the submodule before its pooling"
         )
     return classifier.feature_path
@@ -88,15 +88,15 @@ def require_feature(classifier: Classifier, section: str) -> str:
 def require_batch_norm(classifier: Classifier, field: str) -> list[nn.Module]:
     """Return `batch_norms(classifier)`.
 
-    Raises UserError that names `field`, the weight of the loss on their statistics, if there are none.
+    Raises a UserError that names `field`, the weight of the loss on their statistics, if there are none.
     """
     layers = batch_norms(classifier)
     if not layers:
         others = sorted({type(layer).__name__ for layer in classifier.modules() if has_statistics(layer)})
         has = f"; it has {', '.join(others)}, which is not measured" if others else ""
         raise UserError(
-            f"{field} is above 0 but the teacher {classifier.name} has no BatchNorm with running "
-            f"statistics{has}; set {field} to 0 or take a teacher with BatchNorm"
+            f"{field} is above 0, but the teacher {classifier.name} has no BatchNorm with running "
+            f"statistics{has}; set {field} to 0 or use a teacher with BatchNorm"
         )
     return layers
 
@@ -137,7 +137,9 @@ def _network(config: ClassifierConfig, section: str) -> nn.Module:
             f"in_channels={config.in_channels} ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"{section}.name: '{config.name}' gave a {type(network).__name__}, not an nn.Module")
+        raise UserError(
+            f"{section}.name: '{config.name}' returned a {type(network).__name__}, not an nn.Module"
+        )
     return network
 
 
@@ -186,13 +188,13 @@ def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
     """Return the logits of four noise images in eval mode, and set `classifier.output`.
 
-    The mode is restored. Raises UserError that names the field of `section` if the network cannot run, does
+    The mode is restored. Raises a UserError that names the field of `section` if the network cannot run, does
     not return logits, or returns no tensor at the feature's path.
     """
     size = config.image_size
     images = _probe_images(size)
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
-    with _evaluating(classifier), buffers_put_back(classifier), torch.no_grad():
+    with _evaluating(classifier), buffers_restored(classifier), torch.no_grad():
         try:
             output, _ = forward_with_features(classifier, images, paths)
         except UserError as error:
@@ -202,8 +204,8 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
             raise UserError(_not_run(classifier, images, config, section, reason)) from error
         if isinstance(output, Tensor) and output.shape == (1, config.num_classes):
             raise UserError(
-                f"{section}.name: {config.name} gives {list(output.shape)} for four images, not "
-                f"[4, {config.num_classes}]; its forward must take any batch"
+                f"{section}.name: {config.name} returns {list(output.shape)} for four images, not "
+                f"[4, {config.num_classes}]; its forward must accept any batch size"
             )
         classifier.output = logits_path(output, config, section, len(images))
         logits: Tensor = entry(output, classifier.output)
@@ -217,16 +219,16 @@ def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig
     """Refuse a network whose logits for an image, [1, C], depend on the rest of the batch."""
     if alone.isfinite().all() and (alone - logits[:1]).norm() > 1e-2 * logits[:1].norm() + 1e-6:
         raise UserError(
-            f"{section}.name: the logits that {config.name} gives an image in eval mode depend on the other "
-            "images of the batch, or on chance; remove what makes them from its forward"
+            f"{section}.name: in eval mode, the logits of {config.name} for an image depend on the other "
+            "images in the batch, or on chance; remove the cause from its forward"
         )
 
 
 def _probe_images(size: int) -> Tensor:
-    """Return [4, 3, size, size]: noise of four ranges, none flat, as some networks divide by the spread."""
+    """Return [4, 3, size, size]: noise in four ranges, never flat, as some networks divide by the spread."""
     noise = torch.rand(4, 3, size, size, generator=generator(0, "probe"))
-    scale, least = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
-    return noise * scale.view(-1, 1, 1, 1) + least.view(-1, 1, 1, 1)
+    scale, offset = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
+    return noise * scale.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)
 
 
 @contextmanager
@@ -242,7 +244,7 @@ def _evaluating(classifier: Classifier) -> Iterator[None]:
 def _not_run(
     classifier: Classifier, images: Tensor, config: ClassifierConfig, section: str, reason: str
 ) -> str:
-    """Describe a network that failed on four images for `reason`: does it run on one of them?"""
+    """Describe a network that failed on four images for `reason`: the image or the batch size is to blame."""
     try:
         classifier(images[:1])
     except Exception:  # the network may be anyone's
@@ -253,5 +255,5 @@ def _not_run(
         )
     return (
         f"{section}.name: {config.name} runs on one image but not on four ({reason}); "
-        "its forward must take any batch"
+        "its forward must accept any batch size"
     )

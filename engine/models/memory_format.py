@@ -18,26 +18,26 @@ class _Pass(NamedTuple):
 
 
 def decide_memory_format(classifier: Classifier, image_size: int) -> None:
-    """Set `classifier.memory_format`: contiguous if it fails or returns other logits in channels_last.
+    """Set `classifier.memory_format`: contiguous if it fails or returns different logits in channels_last.
 
-    `x.view(len(x), -1)` after a convolution is such a failure. Runs the classifier, which must be in eval
-    mode on the CPU, on four images, and passes on what it raises on contiguous ones. The weights end up
+    `x.view(len(x), -1)` after a convolution is one such failure. Runs the classifier, which must be in eval
+    mode on the CPU, on four images; what it raises on contiguous ones propagates. The weights end up
     contiguous; torch's generator is unchanged.
     """
     contiguous = _run(classifier, image_size, torch.contiguous_format)
     try:
-        last = _run(classifier, image_size, torch.channels_last)
+        channels_last = _run(classifier, image_size, torch.channels_last)
     except Exception:  # a foreign forward may do anything with strides
-        last = None
+        channels_last = None
     classifier.to(memory_format=torch.contiguous_format)
-    if last is None or not _agree(contiguous, last):
+    if channels_last is None or not _agree(contiguous, channels_last):
         classifier.memory_format = torch.contiguous_format
 
 
-def _agree(contiguous: _Pass, last: _Pass) -> bool:
-    wanted, found = contiguous.logits, last.logits
-    near = not wanted.isfinite().all() or (found - wanted).norm() <= TOLERANCE * wanted.norm()
-    return bool(near) and last.has_backward >= contiguous.has_backward
+def _agree(contiguous: _Pass, channels_last: _Pass) -> bool:
+    wanted, logits = contiguous.logits, channels_last.logits
+    near = not wanted.isfinite().all() or (logits - wanted).norm() <= TOLERANCE * wanted.norm()
+    return bool(near) and channels_last.has_backward >= contiguous.has_backward
 
 
 def _run(classifier: Classifier, image_size: int, memory_format: torch.memory_format) -> _Pass:

@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al., arXiv 1801.04381) in its common form for 32x32 images.
 
-Differences from the paper: stride 1 in the stem and the second stage, ReLU for ReLU6, an expansion in every
-block, and a 1x1 conv-BN shortcut if a block of stride 1 changes the width.
+Differences from the paper: stride 1 in the stem and the second stage, ReLU instead of ReLU6, an expansion in
+every block, and a 1x1 conv-BN shortcut if a block of stride 1 changes the width.
 """
 
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ STEM_WIDTH, HEAD_WIDTH = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1x1, filter depthwise, project by a linear 1x1; the input is added at stride 1."""
+    """A 1x1 expansion, a depthwise 3x3 and a linear 1x1 projection; the input is added at stride 1."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """[B, in_channels, 32, 32] -> logits [B, num_classes]; `relu` gives the feature map [B, 1280, 4, 4]."""
+    """[B, in_channels, 32, 32] -> logits [B, num_classes]; `relu` yields the feature map [B, 1280, 4, 4]."""
 
     feature_path = "relu"
 

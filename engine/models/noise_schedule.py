@@ -1,4 +1,4 @@
-"""Check the stored scheduler of a prior: can a solver follow its noise schedule?"""
+"""Check that a solver can follow the noise schedule that a prior stores."""
 
 import inspect
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def schedule_fault(config: Mapping[str, Any]) -> str | None:
     """Return the key, its value and the remedy if no solver can follow the configuration, else None."""
     name = config.get("_class_name")
     if name not in CLASSES:
-        return f"_class_name is {name!r}, whose noise is not defined by betas; take a prior with another"
+        return f"_class_name is {name!r}, whose noise is not defined by betas; use another prior"
     return (
         _unknown_key(config)
         or _betas_fault(config)
@@ -66,23 +66,27 @@ def _unknown_key(config: Mapping[str, Any]) -> str | None:
 def _betas_fault(config: Mapping[str, Any]) -> str | None:
     steps = config.get("num_train_timesteps", 1000)
     if not _is_whole(steps) or steps < 1:
-        return f"num_train_timesteps is {steps!r}; write the number the prior was trained with, often 1000"
+        return (
+            f"num_train_timesteps is {steps!r}; set it to the number the prior was trained with, often 1000"
+        )
     betas = config.get("trained_betas")
     if betas is not None:
         if not isinstance(betas, list) or len(betas) != steps:
-            return f"trained_betas is not a list of {steps} numbers (num_train_timesteps); correct either"
+            return (
+                f"trained_betas is not a list of {steps} numbers (num_train_timesteps); correct one of them"
+            )
         if not all(is_number(beta) and 0 < beta < 1 for beta in betas):
             return "trained_betas has a value that does not lie between 0 and 1; correct it"
         return None
     if "beta_schedule" not in config:
-        return "beta_schedule is missing; write the one that the prior was trained with"
+        return "beta_schedule is missing; set it to the one that the prior was trained with"
     if fault := _choice_fault(config, "beta_schedule", BETA_SCHEDULES):
         return fault
     if config["beta_schedule"] == "squaredcos_cap_v2":
         return None
     start, end = config.get("beta_start"), config.get("beta_end")
     if not (is_number(start) and is_number(end) and 0 < start <= end < 1):
-        return f"beta_start is {start!r}, beta_end {end!r}; write two numbers, 0 < beta_start <= beta_end < 1"
+        return f"beta_start is {start!r}, beta_end {end!r}; set them so that 0 < beta_start <= beta_end < 1"
     return None
 
 
@@ -90,7 +94,7 @@ def _choice_fault(config: Mapping[str, Any], key: str, choices: tuple[str, ...])
     value = config.get(key, choices[0])
     if value in choices:
         return None
-    return f"{key} is {value!r}, which is not supported; take a prior with one of {', '.join(choices)}"
+    return f"{key} is {value!r}, which is not supported; use a prior with one of {', '.join(choices)}"
 
 
 def _flow_fault(config: Mapping[str, Any]) -> str | None:
@@ -101,14 +105,14 @@ def _flow_fault(config: Mapping[str, Any]) -> str | None:
             "for flow_prediction and to false otherwise"
         )
     if config.get("use_dynamic_shifting"):
-        return "use_dynamic_shifting is true, which is not supported; set it to false, and flow_shift"
+        return "use_dynamic_shifting is true, which is not supported; set it to false and set flow_shift"
     return None
 
 
 def _variance_fault(config: Mapping[str, Any]) -> str | None:
     value = config.get("variance_type")
     if value in ("learned", "learned_range"):
-        return f"variance_type is {value!r}, which is not supported; take a prior with a fixed variance"
+        return f"variance_type is {value!r}, which is not supported; use a prior with a fixed variance"
     return None
 
 

@@ -14,22 +14,22 @@ EntryPath = tuple[Any, ...]
 """Keys and indices that lead from a network's output to one tensor; empty if the output is the tensor."""
 
 SUM_TOLERANCE = 1e-3
-"""Largest distance of a sum of probabilities from 1: fp16 and bf16 round."""
+"""Maximum deviation of a sum of probabilities from 1, as fp16 and bf16 round."""
 _SIGMOIDS = (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.hardsigmoid)
 
 
 def logits_path(output: object, config: ClassifierConfig, section: str, batch: int) -> EntryPath:
     """Return the path in `output` to floats [batch, num_classes]: `config.output`, or the only such entry.
 
-    Raises UserError that names the field of `section` if there is no such entry, or if there are several.
+    Raises a UserError that names the field of `section` if there is no such entry, or if there are several.
     """
     found = {name: (path, tensor) for name, path, tensor in entries(output)}
     if config.output is not None:
         name = str(config.output)
         if not name or name not in found:
-            way_out = "; set it to null" if "" in found else ""
+            remedy = "; set it to null" if "" in found else ""
             raise UserError(
-                f"{section}.output is '{name}', but {config.name} returns {described(output)}{way_out}"
+                f"{section}.output is '{name}', but {config.name} returns {described(output)}{remedy}"
             )
         found = {name: found[name]}
     shape = (batch, config.num_classes)
@@ -39,10 +39,10 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
         if tensor.shape == shape and tensor.is_floating_point()
     }
     if not fitting:
-        one = any(tensor.shape == (batch, 1) for _, tensor in found.values())
+        is_single = any(tensor.shape == (batch, 1) for _, tensor in found.values())
         raise UserError(
-            f"{section}.num_classes is {config.num_classes}, but {config.name} gives {described(output)} "
-            f"for {batch} images{f'; {ONE_LOGIT}' if one else ''}"
+            f"{section}.num_classes is {config.num_classes}, but {config.name} returns {described(output)} "
+            f"for {batch} images{f'; {ONE_LOGIT}' if is_single else ''}"
         )
     if len(fitting) > 1:
         raise UserError(
@@ -62,16 +62,16 @@ def entry(output: Any, path: EntryPath) -> Any:
 def require_logits(
     logits: Tensor, repeat: Callable[[], Tensor], config: ClassifierConfig, section: str
 ) -> None:
-    """Refuse probabilities [B, num_classes] of several images; `repeat` runs the network once more.
+    """Refuse probabilities [B, num_classes] of several images; `repeat` runs the network again.
 
-    Log-probabilities are logits. Raises UserError that names `section`.name.
+    Log-probabilities are logits. Raises a UserError that names `section`.name.
     """
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all():
         raise UserError(
             f"{section}.name: {config.name} ends in a softmax (all outputs are at least 0 and add up to 1), "
             "but its logits are needed; return them without the softmax, or with log_softmax instead"
         )
-    if (logits >= 0).all() and (logits <= 1).all() and _is_of_sigmoid(logits, repeat):
+    if (logits >= 0).all() and (logits <= 1).all() and _is_from_sigmoid(logits, repeat):
         raise UserError(
             f"{section}.name: {config.name} ends in a sigmoid (all outputs are in [0, 1]), but logits are "
             "needed; return them without the sigmoid"
@@ -83,8 +83,8 @@ def is_constant(logits: Tensor) -> bool:
     return bool((logits - logits[:1]).abs().max() <= 1e-6 * logits.abs().max())
 
 
-def _is_of_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
-    """Return whether a sigmoid made the numbers; logits of few classes may lie in [0, 1] by chance."""
+def _is_from_sigmoid(logits: Tensor, repeat: Callable[[], Tensor]) -> bool:
+    """Return whether a sigmoid computed the logits; those of few classes may lie in [0, 1] by chance."""
     results: list[Tensor] = []
 
     class Watch(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Locate a diffusers pipeline and read its index. Imports no torch, so an up-to-date export stays fast."""
+"""Locate a diffusers pipeline and read its index. Imports no torch, to keep an up-to-date export fast."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class PipelineFolder:
 
     @classmethod
     def open(cls, folder: str, section: str = "augment.prior") -> "PipelineFolder":
-        """Read the index only. Raises UserError that names `section` and the file if it cannot be read."""
+        """Read the index only. Raises a UserError that names `section` and the file if it cannot be read."""
         source, where, options = _locate(folder, section)
         with reading(section, f"{where}/{INDEX}"):
             index = json.loads(_index_file(source, options).read_text(encoding="utf-8"))
@@ -51,13 +51,13 @@ class PipelineFolder:
         return reading(self.section, f"{self.where}/{part}")
 
     def fault(self, file: str, what: str) -> UserError:
-        """Return the error for a stored setting; `what`: the key, its value and the remedy."""
+        """Return the error for a stored setting; `what` holds the key, its value and the remedy."""
         return UserError(f"{self.section}: {self.where}/{file}: {what}")
 
 
 @contextmanager
 def reading(section: str, what: str) -> Iterator[None]:
-    """Turn any error of the libraries while they read `what` into a UserError of one line."""
+    """Turn any error that a library raises while it reads `what` into a one-line UserError."""
     try:
         yield
     except Exception as error:
@@ -68,13 +68,17 @@ def reading(section: str, what: str) -> Iterator[None]:
 def _locate(folder: str, section: str) -> tuple[str, str, dict[str, Any]]:
     """Return the source (a folder, else a hub id), its name in messages, and the options."""
     try:
-        found = str(resolve(folder, section))
+        path = str(resolve(folder, section))
     except UserError:
         if not _HUB_ID.fullmatch(folder):
             raise
         name, _, revision = folder.partition("@")
-        return name, f"{folder} (no folder here, so a hub id)", {"revision": revision} if revision else {}
-    return found, found, {"local_files_only": True}
+        return (
+            name,
+            f"{folder} (not a local folder, so read as a hub id)",
+            {"revision": revision} if revision else {},
+        )
+    return path, path, {"local_files_only": True}
 
 
 def _index_file(source: str, options: dict[str, Any]) -> Path:

@@ -51,9 +51,9 @@ def load_prior(
 ) -> DiffusionPrior:
     """Load an image-variation pipeline; its `vae` may also be an AutoencoderTiny (TAESD).
 
-    `folder` is a folder or hub id, see `PipelineFolder`. Weights must be safetensors, of any precision;
-    networks that are not in `parts` are None. Raises UserError that names `section` and the file if the
-    folder or a component is missing, unreadable or of another pipeline.
+    `folder` is a folder or a hub id; see `PipelineFolder`. Weights must be safetensors, of any precision;
+    networks that are not in `parts` are None. Raises a UserError that names `section` and the file if the
+    folder or a component is missing, unreadable or belongs to another pipeline.
     """
     from diffusers import DDIMScheduler
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -61,7 +61,7 @@ def load_prior(
     pipeline = PipelineFolder.open(folder, section)
     if pipeline.class_name != IMAGE_VARIATION:
         raise UserError(
-            f"{section}: {pipeline.where}/{INDEX} is of a {pipeline.class_name}; give a {IMAGE_VARIATION} "
+            f"{section}: {pipeline.where}/{INDEX} is for a {pipeline.class_name}; give a {IMAGE_VARIATION} "
             "folder (python -m export also takes Stable Diffusion 1.x, 2.x and XL)"
         )
     with pipeline.reading("feature_extractor"):
@@ -95,13 +95,13 @@ def load_prior(
 def _encoder_fault(encoder: Any, unet: Mapping[str, Any]) -> str | None:
     """Return why an image encoder's embedding cannot be the UNet's token, else None."""
     if not isinstance(encoder.image_size, int):
-        return f"image_size is {encoder.image_size!r}; take an encoder of square images"
+        return f"image_size is {encoder.image_size!r}; use an encoder for square images"
     if encoder.num_channels != 3:
-        return f"num_channels is {encoder.num_channels}; take an encoder of RGB images, with 3"
+        return f"num_channels is {encoder.num_channels}; use an encoder for RGB images, with 3"
     if encoder.projection_dim != unet["cross_attention_dim"]:
         return (
             f"projection_dim is {encoder.projection_dim}, cross_attention_dim in unet/config.json "
-            f"{unet['cross_attention_dim']}; use a pair that match"
+            f"{unet['cross_attention_dim']}; use networks that match"
         )
     return None
 
@@ -141,9 +141,9 @@ class ClipModel:
 def load_clip(
     model: str, pretrained: str | None, device: torch.device | str, section: str = "filter.model"
 ) -> ClipModel:
-    """Load `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or an architecture with `pretrained`, a tag or a file.
+    """Load `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or an architecture whose `pretrained` is a tag or a file.
 
-    The image tower runs in torch, in float32. Raises UserError that names `section` if the model or its
+    The image tower runs in torch, in float32. Raises a UserError that names `section` if the model or its
     weights cannot be read.
     """
     import open_clip
@@ -164,11 +164,8 @@ def load_clip(
         preprocess = {**preprocess, "mean": None, "std": None, **(config.get("preprocess_cfg") or {})}
     if fault := channels_fault(preprocess, "mean", "std"):
         raise UserError(f"{section}: {model}/{CLIP_CONFIG}: in preprocess_cfg {fault}")
-    size, mean, std = (
-        network.visual.preprocess_cfg["size"],
-        tuple(preprocess["mean"]),
-        tuple(preprocess["std"]),
-    )
+    size = network.visual.preprocess_cfg["size"]
+    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
     def image_tower(pixels: Tensor) -> Tensor:
         return network.encode_image((pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels))

@@ -35,7 +35,7 @@ def _layer(in_channels: int, out_channels: int, num_blocks: int, stride: int) ->
 
 
 class ResNet(nn.Module):
-    """[B, in_channels, 32, 32] -> logits [B, num_classes]; `layer4` gives the feature map [B, 512, 4, 4]."""
+    """[B, in_channels, 32, 32] -> logits [B, num_classes]; `layer4` yields the feature map [B, 512, 4, 4]."""
 
     feature_path = "layer4"
 

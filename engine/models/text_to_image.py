@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL for export: conditioned on the tokens of a prompt."""
+"""Load Stable Diffusion 1.x, 2.x and XL, which are conditioned on a prompt's tokens, for export."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ def load_text_to_image(
             configs.append(
                 CLIPTextConfig.from_pretrained(pipeline.source, subfolder=encoder, **pipeline.options)
             )
-    width, wanted = sum(config.hidden_size for config in configs), load_unet_config(pipeline)
-    if width != wanted["cross_attention_dim"]:
+    width, unet_config = sum(config.hidden_size for config in configs), load_unet_config(pipeline)
+    if width != unet_config["cross_attention_dim"]:
         names = " and ".join(f"{name}/config.json" for name in _text_encoders(pipeline))
         raise pipeline.fault(
             "unet/config.json",
-            f"cross_attention_dim is {wanted['cross_attention_dim']}, hidden_size of {names} {width}; "
-            "use networks that match",
+            f"cross_attention_dim is {unet_config['cross_attention_dim']}, but hidden_size in {names} is "
+            f"{width}; use networks that match",
         )
     networks = load_latent_diffusion(pipeline, device, parts)
     return TextToImage(**vars(networks), num_tokens=configs[-1].max_position_embeddings)

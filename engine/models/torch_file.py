@@ -1,4 +1,4 @@
-"""Read a file of `torch.save` without running code from it."""
+"""Read a file written by `torch.save` without running code from it."""
 
 import builtins
 import pickle
@@ -22,11 +22,11 @@ _KIND = "_engine_pickled_kind"
 
 
 def read_torch(path: Path, field: str) -> object:
-    """Return the content of a file of `torch.save`, on the CPU.
+    """Return the content of a file written by `torch.save`, on the CPU.
 
     Tensors, containers and plain values are read. Objects of any other class (an argparse.Namespace, a numpy
-    scalar, a whole module) become inert stand-ins; see `pickled_kind`. Raises UserError that names `field`
-    and the file for a corrupt file, a pickle that cannot be read without running code, and TorchScript.
+    scalar, a whole module) become inert stand-ins; see `pickled_kind`. Raises a UserError that names `field`
+    and the file for a corrupt file, a pickle that cannot be read without running code, or TorchScript.
     """
     try:
         if _is_torchscript(path):
@@ -35,9 +35,7 @@ def read_torch(path: Path, field: str) -> object:
                 "save torch.jit.load(FILE).state_dict() and give that file"
             )
         if tarfile.is_tarfile(path):
-            raise UserError(
-                f"{field}: '{path}' is a tar archive; unpack it and give the file of weights in it"
-            )
+            raise UserError(f"{field}: '{path}' is a tar archive; unpack it and give the weight file inside")
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         stand_ins = [(_stand_in(name), name) for name in sorted(_globals(path))]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
@@ -59,7 +57,7 @@ def read_torch(path: Path, field: str) -> object:
 
 
 def pickled_kind(value: object) -> str | None:
-    """Return the full name of the class that `value` stands in for; None if it is no stand-in."""
+    """Return the full name of the class that `value` stands in for; None if it is not a stand-in."""
     kind = getattr(value, _KIND, None)
     return kind if isinstance(kind, str) else None
 
@@ -72,8 +70,8 @@ def first_line(error: Exception) -> str:
 def _stand_in(name: str) -> type:
     """Return a class that torch's unpickler uses in place of `name`; it ignores its arguments and state.
 
-    The unpickler sets items of plain dicts only, so an object made without arguments, which may be a kind of
-    dict, becomes one.
+    The unpickler sets items on plain dicts only, so an object created without arguments, which may be a kind
+    of dict, becomes a dict.
     """
     is_dict = {"collections.defaultdict": True, "collections.deque": False}.get(name)
 
@@ -81,9 +79,9 @@ def _stand_in(name: str) -> type:
         def __new__(cls, *args: object) -> Any:
             if args if is_dict is None else not is_dict:
                 return super().__new__(cls)
-            made = OrderedDict[object, object]()
-            vars(made)[_KIND] = name
-            return made
+            stand_in = OrderedDict[object, object]()
+            vars(stand_in)[_KIND] = name
+            return stand_in
 
         def __init__(self, *_args: object) -> None:
             super().__init__()
@@ -124,7 +122,7 @@ def _globals(path: Path) -> set[str]:
 
 
 def _globals_of(file: IO[bytes]) -> Iterator[str]:
-    """Yield the names in the pickle that starts here; nothing if there is none: torch.load will report it."""
+    """Yield the names in the pickle that starts here. If there is none, torch.load will report it."""
     try:
         for code, argument, _ in pickletools.genops(file):
             if code.name != "GLOBAL":

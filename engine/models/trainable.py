@@ -18,7 +18,7 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
     """Run `classifier` in train mode on the CPU, and set its `output_in_training`.
 
     `memory_format` becomes contiguous if only that can be trained. Mode, buffers, the weights' memory layout
-    and torch's generator are restored. Raises UserError that names `section`.name if it cannot be trained,
+    and torch's generator are restored. Raises a UserError that names `section`.name if it cannot be trained,
     if its output holds no logits, or if no parameter gets a gradient.
     """
     try:
@@ -32,13 +32,13 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
     except Exception as error:  # the network may be anyone's
         raise UserError(
             f"{section}.name: {classifier.name} runs on {image_size}x{image_size} images but cannot be "
-            f"trained on them ({type(error).__name__}: {first_line(error)}); take larger images or another "
+            f"trained on them ({type(error).__name__}: {first_line(error)}); use larger images or another "
             "network"
         ) from error
     if path is None:
         raise UserError(
-            f"{section}.name: {classifier.name} gives {described(output)} for two images in train mode, "
-            f"without one tensor [2, {classifier.num_classes}] of logits; make it return its logits"
+            f"{section}.name: {classifier.name} returns {described(output)} for two images in train mode, "
+            f"but no single tensor [2, {classifier.num_classes}] of logits; make it return its logits"
         )
     if not reached:
         raise UserError(
@@ -55,12 +55,15 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
 
 
 def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int], list[str]]:
-    """Return the output in train mode, the path to its logits, the numbers of the parameters they train,
-    and the layers that run without being trained by any part of the output.
+    """Run a pass in train mode and find what its output trains.
+
+    Returns:
+        The output, the path to its logits, the indices of the parameters that the logits train, and the
+        layers that run but get no gradient from any part of the output.
     """
     images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
     images = images.to(memory_format=classifier.memory_format)
-    with _put_back(classifier), torch.enable_grad():
+    with _restored(classifier), torch.enable_grad():
         classifier.to(memory_format=classifier.memory_format)
         by_eval = _reached(classifier.eval()(images), classifier)
         with _running(classifier.train()) as ran:
@@ -74,7 +77,7 @@ def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | 
 def _running(module: nn.Module) -> Iterator[set[nn.Module]]:
     """Collect the submodules that run inside the block."""
     ran: set[nn.Module] = set()
-    handles = [one.register_forward_hook(lambda one, *_: ran.add(one)) for one in module.modules()]
+    handles = [layer.register_forward_hook(lambda layer, *_: ran.add(layer)) for layer in module.modules()]
     try:
         yield ran
     finally:
@@ -88,21 +91,21 @@ def _cut_off(output: object, classifier: Classifier, ran: set[nn.Module]) -> lis
     for _, _, tensor in entries(output):
         if tensor.is_floating_point():
             reached |= _reached(tensor, classifier)
-    numbers = {parameter: number for number, parameter in enumerate(classifier.parameters())}
-    own = {path: _numbers(layer, numbers) for path, layer in classifier.named_modules() if layer in ran}
-    return [path.removeprefix("network.") for path, mine in own.items() if mine and not mine & reached]
+    indices = {parameter: index for index, parameter in enumerate(classifier.parameters())}
+    by_layer = {path: _indices(layer, indices) for path, layer in classifier.named_modules() if layer in ran}
+    return [path.removeprefix("network.") for path, own in by_layer.items() if own and not own & reached]
 
 
-def _numbers(layer: nn.Module, numbers: dict[nn.Parameter, int]) -> set[int]:
-    return {numbers[one] for one in layer._parameters.values() if one is not None}
+def _indices(layer: nn.Module, indices: dict[nn.Parameter, int]) -> set[int]:
+    return {indices[parameter] for parameter in layer._parameters.values() if parameter is not None}
 
 
 @contextmanager
-def _put_back(module: nn.Module) -> Iterator[None]:
+def _restored(module: nn.Module) -> Iterator[None]:
     training, wanted = module.training, [parameter.requires_grad for parameter in module.parameters()]
     module.requires_grad_(True)  # as in training
     try:
-        with buffers_put_back(module), torch.random.fork_rng(devices=[]):
+        with buffers_restored(module), torch.random.fork_rng(devices=[]):
             yield
     finally:
         module.train(training).to(memory_format=torch.contiguous_format)
@@ -111,7 +114,7 @@ def _put_back(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_put_back(module: nn.Module) -> Iterator[None]:
+def buffers_restored(module: nn.Module) -> Iterator[None]:
     """Restore all buffers after the block: the same tensors with the same values."""
     buffers = [
         (owner, name, buffer, buffer.clone())
@@ -128,9 +131,10 @@ def buffers_put_back(module: nn.Module) -> Iterator[None]:
 
 
 def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPath | None:
-    """Return the path to the logits: the one of eval mode, else the only tensor of their shape, else None.
+    """Return the path to the logits: the path in eval mode, else the only tensor of their shape, else None.
 
-    Of several such tensors, take the one that depends on the same parameters as the logits in eval mode.
+    If several tensors have their shape, choose the one that depends on the parameters `by_eval`, which the
+    logits depend on in eval mode.
     """
     shape = (2, classifier.num_classes)
     found = {path: tensor for _, path, tensor in entries(output) if tensor.shape == shape}
@@ -142,10 +146,10 @@ def _path(output: object, classifier: Classifier, by_eval: set[int]) -> EntryPat
 
 
 def _reached(logits: object, classifier: Classifier) -> set[int]:
-    """Return the numbers of the parameters that get a gradient from the logits."""
+    """Return the indices of the parameters that get a gradient from the logits."""
     if not isinstance(logits, Tensor) or not logits.requires_grad:
         return set()
     grads = torch.autograd.grad(
         logits.float().sum(), list(classifier.parameters()), retain_graph=True, allow_unused=True
     )
-    return {number for number, grad in enumerate(grads) if grad is not None}
+    return {index for index, grad in enumerate(grads) if grad is not None}

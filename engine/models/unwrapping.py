@@ -9,7 +9,7 @@ INNER = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_mod
 
 
 class _BatchNorm1To3d(_BatchNorm):
-    """A BatchNorm of [B, C, ...] with statistics of one process: SyncBatchNorm without the sync."""
+    """A BatchNorm over [B, C, ...] in a single process: SyncBatchNorm without the sync."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -19,7 +19,7 @@ class _BatchNorm1To3d(_BatchNorm):
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return `network` without any wrappers, with the same parameters and buffers.
 
-    A SyncBatchNorm becomes a BatchNorm of one process; the engine synchronizes statistics over ranks itself.
+    A SyncBatchNorm becomes an ordinary BatchNorm; the engine synchronizes statistics over ranks itself.
     """
     plain: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one
     network = _inside(network)
@@ -35,19 +35,19 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def without_wrapper_parts(path: str, network: nn.Module) -> str:
-    """Return the submodule `path` of `network` without the parts that named its wrappers."""
+    """Return a submodule's `path` in `network` without the parts that named its removed wrappers."""
     parts = path.split(".")
     known = {part for name, _ in network.named_modules() for part in name.split(".")}
     return ".".join(part for part in parts if part in known or part not in INNER)
 
 
 def _inside(module: nn.Module) -> nn.Module:
-    while (inner := _wrapped(module)) is not None:
+    while (inner := _inner_module(module)) is not None:
         module = inner
     return module
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
+def _inner_module(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | DistributedDataParallel):
         return module.module
     children = dict(module.named_children())

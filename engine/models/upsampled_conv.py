@@ -1,4 +1,4 @@
-"""Nearest-neighbour doubling and a 3x3 convolution, computed as one convolution at the lower resolution."""
+"""Nearest-neighbour upsampling and a 3x3 convolution, computed as one convolution at the lower resolution."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def phase_kernels(weight: Tensor) -> Tensor:
 
 
 def _phase(weight: Tensor, dim: int, parity: int) -> Tensor:
-    """Add up taps: an even output reads inputs (i - 1, i, i), an odd one (i, i, i + 1)."""
+    """Add up the taps of one axis: an even output reads inputs (i - 1, i, i), an odd one (i, i, i + 1)."""
     before, at, after = weight.unbind(dim)
     return torch.stack([before, at + after] if parity == 0 else [before + at, after], dim)
 
@@ -42,11 +42,8 @@ class _Interleave(torch.autograd.Function):
 
     @staticmethod
     def forward(_ctx: Any, phases: Tensor) -> Tensor:
-        batch, channels, height, width = (
-            phases.shape[0],
-            phases.shape[1] // 4,
-            *(n - 1 for n in phases.shape[2:]),
-        )
+        batch, channels = phases.shape[0], phases.shape[1] // 4
+        height, width = (n - 1 for n in phases.shape[2:])
         grid = phases.permute(0, 2, 3, 1).unflatten(3, (2, 2, channels))  # [B, H + 1, W + 1, r, c, C]
         out = phases.new_empty(batch, height, 2, width, 2, channels)
         for r in range(2):

@@ -1,4 +1,4 @@
-"""VGG-11 with BatchNorm (Simonyan and Zisserman, arXiv 1409.1556) under a one-layer head for 32x32 images."""
+"""VGG-11 with BatchNorm (Simonyan and Zisserman, arXiv 1409.1556) and a one-layer head for 32x32 images."""
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ def _features(in_channels: int) -> nn.Sequential:
 class VGG(nn.Module):
     """[B, in_channels, 32, 32] -> logits [B, num_classes].
 
-    The ReLU before the last max-pool gives the feature map [B, 512, 2, 2].
+    The ReLU before the last max-pool yields the feature map [B, 512, 2, 2].
     """
 
     feature_path = "features.27"

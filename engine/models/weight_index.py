@@ -11,8 +11,8 @@ SUFFIX = ".index.json"
 def weight_map(index: Path, field: str) -> dict[str, Path]:
     """Return the file of each tensor in an index such as `model.safetensors.index.json`.
 
-    Raises UserError that names `field` and the index if it is unreadable, or names a file that is missing or
-    outside its own folder.
+    Raises a UserError that names `field` and the index if it is unreadable, or names a file that is missing
+    or outside its own folder.
     """
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

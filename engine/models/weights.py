@@ -10,23 +10,23 @@ from engine.models.torch_file import first_line, read_torch
 from engine.models.weight_index import SUFFIX, weight_map
 
 SAFETENSORS = ".safetensors"
-OF_TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def read_weights(path: Path, field: str) -> object:
     """Return the content of a weight file, on the CPU: nested mappings of tensors and other values.
 
-    An index gives one mapping of the tensors in all files it names. Raises UserError that names `field` and
-    the file for an unknown format, a corrupt file, one that could run code, and TorchScript.
+    An index yields one mapping of the tensors in all files it names. Raises a UserError that names `field`
+    and the file for an unknown format, a corrupt file, one that could run code, or TorchScript.
     """
     if path.is_file() and path.name.endswith(SUFFIX):
         return _read_index(path, field)
     if path.is_file() and path.suffix == SAFETENSORS:
         return _read_safetensors(path, field)
-    if path.is_file() and path.suffix in OF_TORCH:
+    if path.is_file() and path.suffix in TORCH_SUFFIXES:
         return read_torch(path, field)
     raise UserError(
-        f"{field}: '{path}' is not a file with suffix {SAFETENSORS}, {', '.join(OF_TORCH)}, {SUFFIX}"
+        f"{field}: '{path}' is not a file with suffix {SAFETENSORS}, {', '.join(TORCH_SUFFIXES)}, {SUFFIX}"
     )
 
 

@@ -28,7 +28,7 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-`depth`-`widen`: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
-    `relu` after the last BatchNorm gives the feature map [B, 64 * widen, 8, 8] that distillation uses.
+    `relu` after the last BatchNorm yields the feature map [B, 64 * widen, 8, 8] that distillation uses.
     """
 
     feature_path = "relu"

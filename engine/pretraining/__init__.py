@@ -1,0 +1,1 @@
+"""Train the networks in assets/: the teacher and the priors."""

@@ -59,10 +59,10 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=2e-3, weight_decay=0.01)
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        draw = generator(seed, "autoencoder", epoch)
-        for index in torch.randperm(len(data.labels), generator=draw).split(batch_size):
-            images = random_crop_flip(data.images[index], draw, pad=2).to(accelerator.device)
-            noise = torch.randn(len(index), LATENT_CHANNELS, 8, 8, generator=draw).to(accelerator.device)
+        rng = generator(seed, "autoencoder", epoch)
+        for index in torch.randperm(len(data.labels), generator=rng).split(batch_size):
+            images = random_crop_flip(data.images[index], rng, pad=2).to(accelerator.device)
+            noise = torch.randn(len(index), LATENT_CHANNELS, 8, 8, generator=rng).to(accelerator.device)
             yield reconstruction_loss(autoencoder, images.float() / 127.5 - 1, noise)
 
     config = Fit(

@@ -38,8 +38,8 @@ public half, and must say so.
 
 The weights are stored in fp16 (safetensors, {megabytes:.1f} MB in all) and computed in fp32 or bf16. No split was
 used to choose a checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
-The length of the CLIP towers' training is the only choice that was made after a look at the test split: at their
-zero-shot figure.
+Only one choice used the test split: the length of the CLIP towers' training was set after a look at their zero-shot
+accuracy.
 """
 
 
@@ -80,8 +80,8 @@ def _encode(prior: DiffusionPrior, images: Tensor) -> Tensor:
 @torch.no_grad()
 def _zero_shot(clip: ClipModel, embed: Callable[[Tensor], Tensor], test: LabeledImages) -> float:
     captions = clip.embed_texts([PROMPT.format(name) for name in CLASS_NAMES])
-    found = torch.cat([(embed(chunk) @ captions.T).argmax(1).cpu() for chunk in test.images.split(500)])
-    return (found == test.labels).double().mean().item()
+    predicted = torch.cat([(embed(chunk) @ captions.T).argmax(1).cpu() for chunk in test.images.split(500)])
+    return (predicted == test.labels).double().mean().item()
 
 
 @torch.no_grad()

@@ -118,14 +118,14 @@ def train_clip(
     cycle = 0
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        draw = generator(seed, "clip", cycle, epoch)
-        for index in torch.randperm(len(data.labels), generator=draw).split(batch_size):
+        rng = generator(seed, "clip", cycle, epoch)
+        for index in torch.randperm(len(data.labels), generator=rng).split(batch_size):
             images, labels = data.images[index], data.labels[index].to(accelerator.device)
             views = (
-                strong_view(images, draw).to(accelerator.device),
-                strong_view(images, draw).to(accelerator.device),
+                strong_view(images, rng).to(accelerator.device),
+                strong_view(images, rng).to(accelerator.device),
             )
-            prompt = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=draw))]
+            prompt = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=rng))]
             yield pair_loss(pair, views, labels, prompt)
 
     config = Fit(epochs=epochs, steps_per_epoch=-(-len(data.labels) // batch_size), max_lr=1e-3, seed=seed)

@@ -59,8 +59,8 @@ def image_tokens(pair: TowerPair, images: Tensor, seed: int) -> Tensor:
     """
     rows = []
     for number, chunk in enumerate(images.split(500)):
-        draw = generator(seed, "image-tokens", number)
-        views = [chunk.float() / 255] + [strong_view(chunk, draw) for _ in range(NUM_VIEWS - 1)]
+        rng = generator(seed, "image-tokens", number)
+        views = [chunk.float() / 255] + [strong_view(chunk, rng) for _ in range(NUM_VIEWS - 1)]
         pixels = [(view.to(pair.mean.device) - pair.mean) / pair.std for view in views]
         rows.append(torch.stack([pair.vision(pixel_values=p).image_embeds.float().cpu() for p in pixels], 1))
     return torch.cat(rows)
@@ -72,13 +72,13 @@ def class_tokens(pair: TowerPair) -> Tensor:
     return pair.embed_captions(PROMPT).cpu() * EMBED_DIM**0.5
 
 
-def conditions(image: Tensor, label_token: Tensor, draw: torch.Generator) -> Tensor:
+def conditions(image: Tensor, label_token: Tensor, rng: torch.Generator) -> Tensor:
     """Return tokens [B, 1 or 2, D], each condition dropped (zeroed) at random."""
     batch = len(image)
-    keep_image = torch.rand(batch, 1, generator=draw) >= DROP_IMAGE
-    if float(torch.rand((), generator=draw)) < IMAGE_ONLY_BATCHES:
+    keep_image = torch.rand(batch, 1, generator=rng) >= DROP_IMAGE
+    if float(torch.rand((), generator=rng)) < IMAGE_ONLY_BATCHES:
         return (image * keep_image)[:, None]
-    keep_class = torch.rand(batch, 1, generator=draw) >= DROP_CLASS
+    keep_class = torch.rand(batch, 1, generator=rng) >= DROP_CLASS
     return torch.stack([image * keep_image, label_token * keep_class], 1)
 
 
@@ -104,14 +104,14 @@ def train_denoiser(
     images, classes = image_tokens(pair, data.images, seed), class_tokens(pair)
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        draw = generator(seed, "denoiser", epoch)
-        for index in torch.randperm(len(data.labels), generator=draw).split(batch_size):
-            mirrored = torch.rand(len(index), 1, 1, 1, generator=draw) < 0.5
+        rng = generator(seed, "denoiser", epoch)
+        for index in torch.randperm(len(data.labels), generator=rng).split(batch_size):
+            mirrored = torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5
             clean = torch.where(mirrored, latents[1][index], latents[0][index])
-            noise = torch.randn(clean.shape, generator=draw)
-            steps = torch.randint(0, 1000, (len(index),), generator=draw)
-            view = torch.randint(NUM_VIEWS, (len(index),), generator=draw)
-            tokens = conditions(images[index, view], classes[data.labels[index]], draw)
+            noise = torch.randn(clean.shape, generator=rng)
+            steps = torch.randint(0, 1000, (len(index),), generator=rng)
+            view = torch.randint(NUM_VIEWS, (len(index),), generator=rng)
+            tokens = conditions(images[index, view], classes[data.labels[index]], rng)
             noisy = noise_schedule.add_noise(clean, noise, steps)
             target = noise_schedule.get_velocity(clean, noise, steps)
             moved = [t.to(accelerator.device) for t in (noisy, steps, tokens, target)]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The schedule of one training."""
+    """The training schedule of one network."""
 
     epochs: int
     steps_per_epoch: int
@@ -46,10 +46,10 @@ def fit(
     steps = config.epochs * config.steps_per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.max_lr, steps, pct_start=config.warmup)
     average = copy.deepcopy(module).requires_grad_(False) if config.ema_decay else None
-    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    objects: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
     if average is not None:
-        parts["average"] = average
-    for epoch in range(_restore(checkpoint, parts, config), config.epochs):
+        objects["average"] = average
+    for epoch in range(_restore(checkpoint, objects, config), config.epochs):
         start, total, count = time.perf_counter(), torch.zeros(()), 0
         for loss in losses(epoch):
             optimizer.zero_grad()
@@ -60,7 +60,7 @@ def fit(
                 step = epoch * config.steps_per_epoch + count
                 _average(average, module, min(config.ema_decay, (step + 1) / (step + 10)))
             total, count = total + loss.detach().float().cpu(), count + 1
-        _save(checkpoint, parts, config, epoch + 1)
+        _save(checkpoint, objects, config, epoch + 1)
         seconds = time.perf_counter() - start
         loss_mean = float(total) / count
         logger.info("%s epoch %d/%d loss %.4f %.0f s", name, epoch + 1, config.epochs, loss_mean, seconds)
@@ -74,18 +74,18 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - decay)
 
 
-def _save(checkpoint: Path, parts: dict[str, Any], config: Fit, epoch: int) -> None:
-    states = {name: part.state_dict() for name, part in parts.items()}
+def _save(checkpoint: Path, objects: dict[str, Any], config: Fit, epoch: int) -> None:
+    states = {name: each.state_dict() for name, each in objects.items()}
     with replacing(checkpoint) as temporary, temporary.open("wb") as file:
         torch.save({"epoch": epoch, "settings": asdict(config), **states}, file)
 
 
-def _restore(checkpoint: Path, parts: dict[str, Any], config: Fit) -> int:
+def _restore(checkpoint: Path, objects: dict[str, Any], config: Fit) -> int:
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     if state["settings"] != asdict(config):
         raise UserError(f"--work: {checkpoint} was made with other settings; give another --work")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    for name, each in objects.items():
+        each.load_state_dict(state[name])
     return int(state["epoch"])

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from engine.config.classifier import ClassifierConfig
 from engine.datasets.fashion_mnist import LabeledImages
 from engine.models.classifier import Classifier
-from engine.models.loading import ClassifierConfig, build_classifier
+from engine.models.loading import build_classifier
 from engine.pretraining.fit import Fit, fit
 from engine.seeding import generator
 from kernels.crop_flip import random_crop_flip
@@ -33,14 +34,14 @@ def train_teacher(
 
     def losses(epoch: int) -> Iterator[Tensor]:
         classifier.train()
-        draw = generator(seed, "teacher", epoch)
-        order = torch.randperm(len(data.labels), generator=draw)
+        rng = generator(seed, "teacher", epoch)
+        order = torch.randperm(len(data.labels), generator=rng)
         for index in order[: len(order) // batch_size * batch_size].split(batch_size):
-            images = random_crop_flip(data.images[index], draw).to(accelerator.device).float() / 255
+            images = random_crop_flip(data.images[index], rng).to(accelerator.device).float() / 255
             with accelerator.autocast():
                 logits = classifier(images)
             yield F.cross_entropy(logits.float(), data.labels[index].to(accelerator.device))
 
-    plan = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1, seed=seed)
-    fit("teacher", classifier, optimizer, losses, plan, checkpoint)
+    schedule = Fit(epochs=epochs, steps_per_epoch=len(data.labels) // batch_size, max_lr=0.1, seed=seed)
+    fit("teacher", classifier, optimizer, losses, schedule, checkpoint)
     return classifier.eval()

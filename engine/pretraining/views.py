@@ -1,4 +1,4 @@
-"""Strongly augmented views: they teach an encoder of clean images to see the class of an inverted one."""
+"""Strongly augmented views, which teach an encoder of clean images to see the class of an inverted one."""
 
 import torch
 import torch.nn.functional as F

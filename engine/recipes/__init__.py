@@ -20,15 +20,15 @@ def names() -> list[str]:
 def read(name_or_file: str) -> dict[str, Any]:
     """Read a recipe as nested mappings, merged over the one it extends; `name` defaults to the file's.
 
-    Raises UserError for an unknown name, a file that is not a YAML mapping, and a recipe that extends itself.
+    Raises UserError for an unknown name, a file that is not a YAML mapping, or a recipe that extends itself.
     """
     return _read(_locate(name_or_file, Path()), ())
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path in children:
-        circle = " -> ".join(p.name for p in (*children[children.index(path) :], path))
-        raise UserError(f"extends: {circle} is a circle; remove one of these extends lines")
+        cycle = " -> ".join(p.name for p in (*children[children.index(path) :], path))
+        raise UserError(f"extends: {cycle} is a cycle; remove one of these extends lines")
     mapping = {"name": path.stem} | _load(path)
     parent = mapping.pop("extends", None)
     if parent is None:

@@ -13,7 +13,7 @@ from export.errors import ExportError
 def check_external_data(path: Path) -> None:
     """Reject a graph whose weights lie outside the folder of `path`, or beyond the end of their file.
 
-    Raises ExportError that names the graph, the tensor and the location it points to.
+    Raises an ExportError that names the graph, the tensor and the location it points to.
     """
     try:
         model = onnx.load(path, load_external_data=False)

@@ -54,7 +54,7 @@ def build_engine(
 
 
 def engine_key_parts(shapes: Shapes, options: BuildOptions) -> dict[str, str]:
-    """Return what an engine depends on besides its graph, by names that log lines give as reasons."""
+    """Return the parts of an engine's cache key, without its graph; log lines name the changed ones."""
     targets.check(options)
     return {
         "builder": VERSION,

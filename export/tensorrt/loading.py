@@ -1,4 +1,4 @@
-"""Load engines onto the GPU and make their execution contexts.
+"""Load engines onto the GPU and create their execution contexts.
 
 An engine is executable code: load only bytes whose hash the store has verified.
 """
@@ -92,7 +92,7 @@ def _refit(engine: trt.ICudaEngine, onnx_path: Path) -> None:
 
 
 class Contexts:
-    """Makes the execution contexts of one engine; each context serves one set of shapes at a time.
+    """Creates the execution contexts of one engine; each context serves one set of shapes at a time.
 
     TensorRT-RTX compiles kernels for this GPU when it first sees a shape. All contexts share them, and
     `compiled` may pass in those of an earlier process.

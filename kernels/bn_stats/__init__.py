@@ -22,7 +22,7 @@ def bn_stats(
 ) -> tuple[Tensor, Tensor]:
     """Return act(BatchNorm_eval(x)) and ‖var(x) − running_var‖₂ + ‖mean(x) − running_mean‖₂.
 
-    The statistics are over B, H and W, with the variance of the population, and are accumulated in float32 or
+    The statistics are over B, H and W, with population variance, and are accumulated in float32 or
     better (DeepInversion, arXiv 1912.08795, eq. 4).
 
     Args:

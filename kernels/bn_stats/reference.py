@@ -25,7 +25,7 @@ class BatchNorm(NamedTuple):
     eps: float
     activation: Activation
     negative_slope: float
-    """Of leaky_relu"""
+    """Slope of leaky_relu below 0"""
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> "BatchNorm":
         """Return a copy with `convert` applied to every parameter."""

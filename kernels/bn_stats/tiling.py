@@ -12,7 +12,7 @@ class Tiling:
 
     channels_last: bool
     rows: int
-    """Of a slab; see triton.py"""
+    """Rows of a slab; see triton.py"""
     channels: int
     unit: int
     """A power of two, at most 16, that divides the length of the contiguous axis"""

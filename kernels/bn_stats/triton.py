@@ -13,12 +13,12 @@ from kernels.bn_stats.reference import BatchNorm
 from kernels.bn_stats.tiling import Tiling, cut
 from kernels.layout import is_channels_last
 
-TILE = 2048  # elements of x that a program holds at a time, 16 a thread
+TILE = 2048  # elements of x that a program holds at a time, 16 per thread
 NUM_WARPS = 4
 INTERPRETED_PROGRAMS = 4
-MAX_PROGRAMS = 1024  # of a channel block, because one program combines their statistics
+MAX_PROGRAMS = 1024  # per channel block, because one program combines their statistics
 
-# As many as are resident with up to 80, 128 and 168 registers a thread.
+# As many as are resident with up to 80, 128 and 168 registers per thread.
 PROGRAMS_PER_SM = 6
 STATISTICS_PROGRAMS_PER_SM = 4
 AFFINE_PROGRAMS_PER_SM = 3
@@ -206,7 +206,7 @@ def _bn_stats_loss_kernel(
     var_norm = tl.sqrt_rn(tl.sum(b_var_squares))
     tl.store(loss_ptr, mean_norm + var_norm)
 
-    # If a norm is zero, so are its deviations: any divisor gives the zero gradient.
+    # If a norm is zero, so are its deviations: any divisor yields the zero gradient.
     mean_divisor = tl.where(mean_norm == 0, 1.0, mean_norm * count)
     var_divisor = tl.where(var_norm == 0, 1.0, var_norm * count)
     for first in range(0, channels, BLOCK_C):
@@ -352,7 +352,7 @@ def _loss(counts: Tensor, partials: Tensor, norm: BatchNorm, count: int) -> tupl
 
 
 def _sizes(tiling: Tiling, norm: BatchNorm) -> dict[str, object]:
-    """Return the arguments by keyword that the forward and the backward kernel share."""
+    """Return the keyword arguments that the forward and the backward kernel share."""
     return {
         "items": tiling.items,
         "rows": tiling.rows,

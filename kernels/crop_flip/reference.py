@@ -67,7 +67,10 @@ def check_offsets(windows: Windows) -> None:
 
 
 class _CropFlip(torch.autograd.Function):
-    """No pixel is read twice, so the gradient is a crop, too: by what was cut off on the other side."""
+    """Crop and flip with a gradient.
+
+    No pixel is read twice, so the gradient is a crop, too, offset by what was cut off on the other side.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:

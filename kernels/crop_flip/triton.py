@@ -1,4 +1,4 @@
-"""Triton for NVIDIA GPUs: a tile of rows of one image a program; README.md has the bytes moved."""
+"""Triton for NVIDIA GPUs: each program takes a few rows of one image; README.md has the bytes moved."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.crop_flip.reference import SCALE, Windows
 
-TILE = 2048  # elements that a program holds at a time, 16 a thread
+TILE = 2048  # elements that a program holds at a time, 16 per thread
 NUM_WARPS = 4
 
 _SCALE = tl.constexpr(SCALE)
@@ -80,6 +80,6 @@ def forward(images: Tensor, windows: Windows, _threads: int | None) -> Tensor:
 
 
 def _blocks(height: int, width: int) -> tuple[int, int]:
-    """Return the rows and the elements of a row in a tile."""
+    """Return the rows of a tile, and the elements of each."""
     block_e = min(triton.next_power_of_2(3 * width), TILE // 2)
     return min(triton.next_power_of_2(height), TILE // block_e), block_e

@@ -13,18 +13,19 @@ from kernels.fuse.norms import Norm, is_plain, is_timm_batch_norm_act, measures
 
 def fuse_frozen(
     network: nn.Module,
-    taps: Sequence[str],
+    feature_paths: Sequence[str],
     dtype: torch.dtype,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> nn.Module | None:
-    """Return a fused copy of `network` as it is now: x -> (output, [outputs of the submodules at `taps`]).
+    """Return a fused copy of `network` as it is now: x -> (output, features).
 
-    `network` must be in eval mode. Gradients flow to x only. A BatchNorm that is the only user of the output
-    of a convolution is folded into it. Any other BatchNorm is fused with the activation that is the only user
-    of its output. Convolutions and linear layers hold their weights in `dtype`, for use under autocast to it,
-    4-d weights in `memory_format`. Returns None if `network` cannot be traced.
+    The features are a list of the outputs of the submodules at `feature_paths`. `network` must be in eval
+    mode. Gradients flow to x only. A BatchNorm that is the only user of the output of a convolution is folded
+    into it. Any other BatchNorm is fused with the activation that is the only user of its output.
+    Convolutions and linear layers hold their weights in `dtype`, for use under autocast to it, and 4-d
+    weights in `memory_format`. Returns None if `network` cannot be traced.
     """
-    traced = trace(network, taps)
+    traced = trace(network, feature_paths)
     if traced is None:
         return None
     traced = copy.deepcopy(traced).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Trace a network to a torch.fx graph, find the activations to fuse, and replace nodes."""
+"""Trace a network into a torch.fx graph, find the activations to fuse, and replace nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ _MODULES: dict[type[nn.Module], Activation] = {
 
 @dataclass(frozen=True)
 class Fused:
-    """An activation that the ops have, with its setting."""
+    """An activation that the ops support, with its setting."""
 
     activation: Activation = "none"
     negative_slope: float = 0.01
 
 
 def fused_module(module: nn.Module) -> Fused | None:
-    """Return the activation that `module` is, or None if the ops do not have it."""
+    """Return the activation that `module` computes, or None if the ops do not support it."""
     activation = _MODULES.get(type(module))
     if activation is None:
         return None
@@ -46,14 +46,14 @@ def fused_module(module: nn.Module) -> Fused | None:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that enters torch.nn's modules only if they contain a BatchNorm, and all others.
+    """A tracer that enters modules of torch.nn only if they contain a BatchNorm, and all other modules.
 
-    It keeps what the modules at `taps` return.
+    It keeps what the modules at `feature_paths` return.
     """
 
-    def __init__(self, taps: Sequence[str]) -> None:
+    def __init__(self, feature_paths: Sequence[str]) -> None:
         super().__init__()
-        self.taps, self.tapped = taps, dict[str, Any]()
+        self.feature_paths, self.features = feature_paths, dict[str, Any]()
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if is_batch_norm(module):
@@ -63,34 +63,35 @@ class _Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(module, forward, args, kwargs)
         path = self.path_of_module(module)
-        if path in self.taps:  # a copy, because an operation in place may follow
-            self.tapped[path] = output.clone() if isinstance(output, fx.Proxy) else output
+        if path in self.feature_paths:  # a copy, because an in-place operation may follow
+            self.features[path] = output.clone() if isinstance(output, fx.Proxy) else output
         return output
 
 
-def trace(network: nn.Module, taps: Sequence[str] | None = None) -> fx.GraphModule | None:
+def trace(network: nn.Module, feature_paths: Sequence[str] | None = None) -> fx.GraphModule | None:
     """Return the graph of `network`, over its own submodules, or None if it cannot be traced.
 
-    If `taps` is not None, the graph returns (output, [outputs of the submodules at `taps`]).
+    If `feature_paths` is not None, the graph returns (output, [outputs of the submodules at these paths]).
 
     A network cannot be traced if its control flow depends on values, if a forward is replaced on an instance,
-    if there are hooks (a graph would not run them), if a BatchNorm is called by keyword, or if a tap does not
-    run. Context managers inside a forward are not recorded: the graph ignores an autocast, and has gradients
-    where the forward has a torch.no_grad().
+    if there are hooks (a graph would not run them), if a BatchNorm is called by keyword, or if a submodule
+    at `feature_paths` does not run. Context managers inside a forward are not recorded: the graph ignores
+    autocast and computes gradients even inside torch.no_grad().
     """
     if any(_is_altered(module) for module in network.modules()):
         return None
-    tracer = _Tracer(taps or ())
+    tracer = _Tracer(feature_paths or ())
     try:
         graph = tracer.trace(network)
     except Exception:  # anything that a foreign forward raises for symbolic values
         return None
-    if taps is not None:
-        tapped = [proxy for path in taps if isinstance(proxy := tracer.tapped.get(path), fx.Proxy)]
-        if len(tapped) < len(taps):
+    if feature_paths is not None:
+        found = (tracer.features.get(path) for path in feature_paths)
+        features = [proxy for proxy in found if isinstance(proxy, fx.Proxy)]
+        if len(features) < len(feature_paths):
             return None
         output = next(node for node in graph.nodes if node.op == "output")
-        output.args = ((output.args[0], [proxy.node for proxy in tapped]),)
+        output.args = ((output.args[0], [proxy.node for proxy in features]),)
     traced = fx.GraphModule(network, graph)
     norms = [node for node in graph.nodes if node.op == "call_module" and _is_batch_norm(traced, node)]
     return traced if all(module_of(traced, node) is not None for node in norms) else None
@@ -137,7 +138,7 @@ def following_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node
 
 
 def replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, last: fx.Node | None = None) -> None:
-    """Replace `node`, or the chain from `node` to `last`, by a call of `module`."""
+    """Replace `node`, or the chain from `node` to `last`, with a call to `module`."""
     path = f"fused_{node.name}"
     traced.add_submodule(path, module)
     with traced.graph.inserting_before(node):

@@ -1,4 +1,4 @@
-"""Layers that replace those of a network, and copies of them."""
+"""Layers that replace layers of a network, and copies of layers and networks."""
 
 import copy
 from collections.abc import Callable
@@ -16,8 +16,8 @@ class FusedBatchNorm(nn.Module):
     """A BatchNorm in eval mode and the activation that follows it, in one pass over the input.
 
     `on_loss` is called with the statistics loss of each forward pass; without it, no loss is computed.
-    Activations inside timm's BatchNormAct2d that the op does not have run separately. Any other subclass with
-    a forward of its own keeps that forward and is only measured.
+    Activations inside timm's BatchNormAct2d that the op does not support run separately. Any other subclass
+    with a forward of its own keeps that forward and is only measured.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class FusedBatchNorm(nn.Module):
                 fused, self.rest = first, self.rest[1:]
         self.fused = fused or Fused()
 
-    def forward(self, input: Tensor) -> Tensor:  # BatchNorm's name for it
+    def forward(self, input: Tensor) -> Tensor:  # BatchNorm names it `input`
         layer = self.layer
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -52,8 +52,8 @@ class FusedBatchNorm(nn.Module):
             )
             self.on_loss(loss)
         if not self.known:
-            own: Tensor = type(layer).forward(layer, input)
-            return own
+            output: Tensor = type(layer).forward(layer, input)
+            return output
         y = y if y.ndim == input.ndim else y.reshape(input.shape)
         for module in self.rest:
             y = module(y)

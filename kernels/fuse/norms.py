@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Norm = Any
-"""A layer for which `is_batch_norm`: weight, bias, running_mean, running_var, each [C] or None, and eps."""
+"""A layer that `is_batch_norm` accepts: weight, bias, running_mean, running_var ([C] or None) and eps."""
 
 
 def is_batch_norm(layer: nn.Module) -> bool:
@@ -42,8 +42,8 @@ def has_statistics(layer: nn.Module) -> bool:
 
 def is_plain(layer: nn.Module) -> bool:
     """Return whether `layer` runs BatchNorm's forward, not one of a subclass."""
-    own = type(layer).forward
-    return own in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or is_frozen_batch_norm(layer)
+    forward = type(layer).forward
+    return forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or is_frozen_batch_norm(layer)
 
 
 def as_map(x: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ def measured(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     with running statistics runs.
     """
     losses = _Losses()
-    own = _measuring(network, losses)
+    measuring = _measuring(network, losses)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         losses.clear()  # a pass that failed may have left some
-        return own(x), losses.take()
+        return measuring(x), losses.take()
 
     return forward
 
@@ -42,7 +42,7 @@ def coverage(network: nn.Module, x: Tensor) -> tuple[dict[str, bool], list[str]]
     """
     losses = _Losses()
     _measuring(network, losses)(x)
-    found = losses.paths()
+    measured_paths = losses.paths()
     watched, ran = sharing_tensors(network), set[str]()
     for path, layer in watched.named_modules():
         if has_statistics(layer):
@@ -52,7 +52,8 @@ def coverage(network: nn.Module, x: Tensor) -> tuple[dict[str, bool], list[str]]
                 layer.register_forward_hook(lambda *_, path=path: ran.add(path))
     with torch.no_grad():
         watched(x)
-    return found, [path for path, _ in watched.named_modules() if path in ran and path not in found]
+    missed = [path for path, _ in watched.named_modules() if path in ran and path not in measured_paths]
+    return measured_paths, missed
 
 
 class _Losses:
@@ -87,15 +88,15 @@ class _Losses:
 
 
 def _measuring(network: nn.Module, losses: _Losses) -> nn.Module:
-    """Return a module like `network` that adds to `losses`, and shares its parameters."""
+    """Return a module that computes what `network` does, adds to `losses`, and shares its parameters."""
     traced = trace(network)
     if traced is not None:
         return _rewritten(traced, losses)
-    own = sharing_tensors(network)
-    layers = [(path, layer) for path, layer in own.named_modules() if measures(layer)]
+    copied = sharing_tensors(network)
+    layers = [(path, layer) for path, layer in copied.named_modules() if measures(layer)]
     for path, layer in layers:
         layer.forward = FusedBatchNorm(layer, on_loss=partial(losses.add, path)).forward
-    return own
+    return copied
 
 
 def _rewritten(traced: fx.GraphModule, losses: _Losses) -> fx.GraphModule:

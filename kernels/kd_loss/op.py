@@ -45,7 +45,7 @@ def _forward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *parts, grad_student, grad_teacher = output
     ctx.dtypes = inputs[0].dtype, inputs[1].dtype
-    ctx.set_materialize_grads(False)  # zeros for the gradients' own gradients, which nothing reads
+    ctx.set_materialize_grads(False)  # do not allocate zeros that nothing reads
     ctx.mark_non_differentiable(*parts, grad_student, grad_teacher)
     ctx.save_for_backward(grad_student, grad_teacher)
 

@@ -81,7 +81,7 @@ def loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
 def gradient_dtype(logits: Tensor) -> torch.dtype:
     """Return the dtype in which the gradient of `logits` is kept until the backward pass.
 
-    The gradient of float16 logits stays in float32, because the loss scale is yet to come.
+    The gradient of float16 logits stays in float32, because the loss scale is applied later.
     """
     return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 

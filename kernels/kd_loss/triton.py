@@ -1,4 +1,4 @@
-"""Triton for NVIDIA GPUs: one program a row, then one for the sums over rows; no atomics, so equal bits."""
+"""Triton for NVIDIA GPUs: one program per row, then one for the sums over rows, without atomics."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.kd_loss.reference import Settings, empty_gradient
 
 MAX_BLOCK_C = 4096  # classes that a program holds in registers; longer rows are read again, from the cache
-BLOCK_B = 1024  # rows that the kernels with a single program take at a time
+BLOCK_B = 1024  # rows that the single-program kernels process at a time
 
 _LOWEST = tl.constexpr(-3.4e38)  # not -inf: the difference of two would be NaN
 _NEAR = tl.constexpr(0.5)  # |log(q / p)| below which KL terms are summed as a series

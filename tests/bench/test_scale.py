@@ -6,7 +6,7 @@ import pytest
 
 from bench.scale import respawn
 from bench.scale.generation import Commits, generation, slope
-from bench.scale.throughput import seconds_an_image
+from bench.scale.throughput import seconds_per_image
 from engine.cli.resolve import resolve
 from engine.generation.messages import Job, Lost, Ready
 from engine.generation.provenance import bank_header
@@ -17,11 +17,11 @@ from tests.tiny_recipe import write_recipe
 
 
 def test_the_pace_counts_from_each_workers_first_shard() -> None:
-    commits = Commits(images_a_shard=10.0)
-    commits.times["a"] = [5.0, 6.0, 7.0]  # a shard a second
-    commits.times["b"] = [9.0, 11.0]  # a shard in two seconds
+    commits = Commits(images_per_shard=10.0)
+    commits.times["a"] = [5.0, 6.0, 7.0]  # one shard per second
+    commits.times["b"] = [9.0, 11.0]  # one shard per two seconds
     commits.times["c"] = [8.0]
-    assert commits.images_a_second() == pytest.approx(15.0)
+    assert commits.images_per_second() == pytest.approx(15.0)
 
 
 def test_the_slope_fits_a_line_after_the_warm_up() -> None:
@@ -31,17 +31,17 @@ def test_the_slope_fits_a_line_after_the_warm_up() -> None:
     assert slope(commits, 2) == pytest.approx(20.0)
 
 
-def test_seconds_an_image_ignore_the_first_shard() -> None:
-    commits = Commits(images_a_shard=4.0)
+def test_seconds_per_image_ignore_the_first_shard() -> None:
+    commits = Commits(images_per_shard=4.0)
     commits.times["a"] = [7.0, 9.0, 11.0, 13.0, 99.0]
-    assert seconds_an_image(commits, 4) == pytest.approx(0.5)
+    assert seconds_per_image(commits, 4) == pytest.approx(0.5)
 
 
 def test_every_shard_of_a_generation_is_recorded(tmp_path: Path) -> None:
     recipe = resolve(load_recipe(str(write_recipe(tmp_path))))
     made = generation(recipe, InProcessPool, 3)
     assert [len(times) for times in made.times.values()] == [3]
-    assert made.images_a_shard == 24
+    assert made.images_per_shard == 24
     assert all(held > 50e6 for held in made.rss["worker 1"])
 
 

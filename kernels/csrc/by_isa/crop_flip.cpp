@@ -13,7 +13,7 @@ using std::uint8_t;
 
 constexpr float kScale = 1.0f / 255;
 constexpr int64_t kChannels = 3;
-constexpr int64_t kBytesPerThread = 65536;  // fewer take less time than it takes to wake another thread
+constexpr int64_t kBytesPerThread = 65536;  // for fewer, waking another thread takes longer
 
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -51,7 +51,7 @@ void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
 // Writes row `y` of the window of one image to `seen`, which has room for one more byte.
 void crop_row(const CropFlip& op, int64_t image, int64_t y, const uint8_t* images, uint8_t* seen) {
     const int64_t row = y + op.top[image] - op.pad, shift = op.left[image] - op.pad;
-    const int64_t first = min(op.width, max(0, -shift));  // of the window's pixels inside the image
+    const int64_t first = min(op.width, max(0, -shift));  // first of the window's pixels inside the image
     const int64_t last = max(first, min(op.width, op.width - shift));
     if (row < 0 || row >= op.height || first == last) return blacken(seen, op.width);
     const uint8_t* from = images + ((image * op.height + row) * op.width + first + shift) * kChannels;

@@ -13,7 +13,7 @@ namespace {
 using std::int64_t;
 
 constexpr int64_t kBlock = 16 * kLanes;        // elements that are summed in float before the sum is added to a double
-constexpr int64_t kElementsPerThread = 16384;  // fewer take less time than it takes to wake another thread
+constexpr int64_t kElementsPerThread = 16384;  // for fewer, waking another thread takes longer
 constexpr float kNear = 0.5f;                  // |log(q / p)| below which KL terms are summed as a series
 
 typedef double F64 __attribute__((vector_size(8 * kLanes)));

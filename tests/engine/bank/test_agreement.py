@@ -79,7 +79,7 @@ def test_shards_add_up_and_sources_come_first() -> None:
     assert Agreements(sources=good, variations=good).warning is None
     of_variations = Agreements(sources=good, variations=bad).warning
     assert of_variations is not None
-    assert "200 variations, and chance is 10.0%; take another augment.prior" in of_variations
+    assert "200 variations, and chance is 10.0%; try another augment.prior" in of_variations
     of_sources = Agreements(sources=bad, variations=bad).warning
     assert of_sources is not None
     assert "200 synthesized images, and chance is" in of_sources

@@ -96,7 +96,7 @@ def test_missing_sections_are_named(write) -> None:
     ("text", "message"),
     [
         ("extends: fashion-mnst", "did you mean 'fashion-mnist'"),
-        ("extends: mine.yaml", r"mine\.yaml -> mine\.yaml is a circle"),
+        ("extends: mine.yaml", r"mine\.yaml -> mine\.yaml is a cycle"),
         ("extends: [a]", "must be the name or file of one recipe"),
         ("a: [", "is not YAML"),
         ("- a", "must be a mapping of sections"),

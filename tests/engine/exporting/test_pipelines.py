@@ -163,7 +163,7 @@ def test_clip_is_exported_without_a_prior_that_has_an_image_encoder(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cross_attention_dim": 99}, "cross_attention_dim is 99, hidden_size of text_encoder"),
+        ({"cross_attention_dim": 99}, "cross_attention_dim is 99, but hidden_size in text_encoder"),
         ({"in_channels": 9}, "in_channels is 9, out_channels 4"),
         ({"sample_size": None}, "sample_size is None"),
     ],

@@ -190,10 +190,10 @@ def test_synced_batch_norm_becomes_that_of_one_process() -> None:
         (
             "body",
             1.0,
-            r"^teacher\.name: 2 of the 2 BatchNorms of .* no gradient \(`network\.body\.1`\); remove",
+            r"^teacher\.name: 2 of the 2 BatchNorms of .* no gradient to the image \(`network\.body\.1`\)",
         ),
-        ("head", 1.0, r"^teacher\.name: .* gives its image no gradient"),
-        ("head", 0.0, r"^teacher\.name: .* gives its image no gradient"),
+        ("head", 1.0, r"^teacher\.name: .* passes no gradient to its image"),
+        ("head", 0.0, r"^teacher\.name: .* passes no gradient to its image"),
     ],
 )
 def test_a_teacher_without_gradient_is_refused_in_one_line(part: str, w_bn: float, message: str) -> None:
@@ -280,10 +280,13 @@ class OneValue(Net):
     ("kind", "message"),
     [
         (Unlearning, "cannot be trained: no parameter gets a gradient from its logits; remove torch.no_grad"),
-        (OneImage, "runs on one image but not on four .*; its forward must take any batch"),
-        (Flattened, r"gives \[1, 3\] for four images, not \[4, 3\]; its forward must take any batch"),
+        (OneImage, "runs on one image but not on four .*; its forward must accept any batch size"),
+        (
+            Flattened,
+            r"returns \[1, 3\] for four images, not \[4, 3\]; its forward must accept any batch size",
+        ),
         (PartlyFrozen, r"4 layers of .* run but get no gradient \(`body"),
-        (AmongOthers, "depend on the other images of the batch, or on chance"),
+        (AmongOthers, "depend on the other images in the batch, or on chance"),
         (OneValue, "runs on 12x12 images but cannot be trained on them"),
     ],
 )
@@ -346,6 +349,6 @@ def test_a_feature_that_is_no_tensor_is_refused() -> None:
             return super().forward(self.pair(x)[0])
 
     with pytest.raises(
-        UserError, match=r"^student\.feature: submodule 'network\.pair' .* gives a tuple, not a"
+        UserError, match=r"^student\.feature: submodule 'network\.pair' .* returns a tuple, not a"
     ):
         build_classifier(config(lambda k, c: Paired(k, c, nn.Sequential), feature="pair"), "student")

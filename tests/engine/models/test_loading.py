@@ -198,14 +198,14 @@ def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
             ":no_arguments",
             r"^teacher\.name: .*no_arguments' cannot be built with num_classes=10 and in_channels=3",
         ),
-        (":not_a_module", r"^teacher\.name: .* gave a list, not an nn\.Module"),
-        (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one gives \[4, 11\] for 4 images"),
-        (":no_output", r"^teacher\.num_classes is 10, but .*:no_output gives NoneType"),
+        (":not_a_module", r"^teacher\.name: .* returned a list, not an nn\.Module"),
+        (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one returns \[4, 11\] for 4 images"),
+        (":no_output", r"^teacher\.num_classes is 10, but .*:no_output returns NoneType"),
         (
             ":one_logit",
-            r"gives \[4, 1\] for 4 images; one logit .* set num_classes to 2 and return torch\.cat",
+            r"returns \[4, 1\] for 4 images; one logit .* set num_classes to 2 and return torch\.cat",
         ),
-        (":classes", r"gives \[4, 10\] of int64 for 4 images"),
+        (":classes", r"returns \[4, 10\] of int64 for 4 images"),
         (":softmax", r"^teacher\.name: .*:softmax ends in a softmax .*; return them without the softmax"),
         (":sigmoid", r"^teacher\.name: .*:sigmoid ends in a sigmoid .*; return them without the sigmoid"),
         ("_broken:f", r"^teacher\.name: .*_broken:f' cannot be built .*no_such_package_anywhere"),
@@ -269,7 +269,7 @@ def test_logits_are_found_in_what_the_network_returns(
             r"name one, e\.g\. --student\.output logits$",
         ),
         ("in_a_dict", "scores", r"^student\.output is 'scores', but .* returns `logits` \[4, 10\], `image`"),
-        ("in_a_dict", "image", r"^student\.num_classes is 10, but .* gives `logits` \[4, 10\], `image`"),
+        ("in_a_dict", "image", r"^student\.num_classes is 10, but .* returns `logits` \[4, 10\], `image`"),
         ("tiny", "logits", r"^student\.output is 'logits', but .* returns \[4, 10\]; set it to null"),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
 def test_require_feature_names_the_field_to_set() -> None:
     classifier = build_classifier(ClassifierConfig(name="timm:test_resnet"))
     with pytest.raises(
-        UserError, match=r"^student\.feature is not set and timm:test_resnet names no feature"
+        UserError, match=r"^student\.feature is not set, and timm:test_resnet names no feature"
     ):
         require_feature(classifier, "student")
 

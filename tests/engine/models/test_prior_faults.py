@@ -28,10 +28,10 @@ def _unet(**changes: Any) -> dict[str, Any]:
     ("change", "said"),
     [
         ({"_class_name": "UNet2DModel"}, "_class_name is 'UNet2DModel'"),
-        ({"sample_size": None}, "sample_size is None; write the side of its latents"),
+        ({"sample_size": None}, "sample_size is None; set it to the side of its latents"),
         ({"sample_size": [8, 8, 8]}, "sample_size is [8, 8, 8]"),
         ({"in_channels": 9}, "in_channels is 9, out_channels 4: it takes more than latents"),
-        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', a further input"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', an additional input"),
         ({"num_class_embeds": 10}, "num_class_embeds is 10"),
         ({"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type is 'image_proj'"),
         ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
@@ -76,8 +76,8 @@ def test_a_tiny_autoencoder_as_its_hub_page_stores_it() -> None:
     ("change", "said"),
     [
         ({"image_mean": None}, "image_mean is None"),
-        ({"image_mean": [0.5]}, "image_mean is [0.5]; write three numbers"),
-        ({"image_std": [0.2, 0.2, 0]}, "image_std is [0.2, 0.2, 0]; write three numbers above 0"),
+        ({"image_mean": [0.5]}, "image_mean is [0.5]; set it to the three numbers"),
+        ({"image_std": [0.2, 0.2, 0]}, "image_std is [0.2, 0.2, 0]; set it to three numbers above 0"),
         ({"do_normalize": False}, "do_normalize is false"),
         ({"rescale_factor": 1}, "rescale_factor is 1"),
     ],

@@ -128,18 +128,18 @@ def _no_mean(folder: Path) -> None:
         pytest.param(lambda f: (f / "model_index.json").unlink(), "model_index.json", id="no-index"),
         pytest.param(
             _other_pipeline,
-            "is of a StableDiffusionPipeline; give a StableDiffusionImageVariationPipeline folder",
+            "is for a StableDiffusionPipeline; give a StableDiffusionImageVariationPipeline folder",
             id="other-pipeline",
         ),
         pytest.param(
             _other_autoencoder,
-            "/vae is of a AutoencoderDC; put an AutoencoderKL or AutoencoderTiny",
+            "/vae is of type AutoencoderDC; use an AutoencoderKL or AutoencoderTiny",
             id="other-autoencoder",
         ),
         pytest.param(_shifting_autoencoder, "/vae has latents_mean", id="shifting-autoencoder"),
         pytest.param(
             lambda f: put_tiny_autoencoder(f, latent_channels=16),
-            "/vae makes latents of 16 channels, its unet takes 4",
+            "/vae makes 16 latent channels, but its unet takes 4",
             id="vae-does-not-fit",
         ),
         pytest.param(lambda f: shutil.rmtree(f / "vae"), "/vae", id="no-vae"),
@@ -195,7 +195,9 @@ def test_missing_prior_folder_names_the_field() -> None:
 
 def test_hub_id_that_cannot_be_read_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"augment\.prior: cannot read nobody/nothing@v1 \(no folder here"):
+    with pytest.raises(
+        UserError, match=r"augment\.prior: cannot read nobody/nothing@v1 \(not a local folder"
+    ):
         load_prior("nobody/nothing@v1", "cpu")
 
 

@@ -167,7 +167,7 @@ def test_of_several_that_fit_one_must_be_named(tmp_path: Path, way: str) -> None
     a, b, ways = two_sets()
     torch.save(ways[way], tmp_path / "w.pth")
     message = error_of(tmp_path / "w.pth")
-    assert "several state dicts that fit teacher.name, with different numbers: `a`, `b`" in message
+    assert "several state dicts that fit teacher.name, with different values: `a`, `b`" in message
     assert "choose one, e.g. --teacher.weights_key b" in message
     for key, state in (("a", a), ("b", b)):
         loaded = load(tmp_path / "w.pth", replace(LENET, weights_key=key))
@@ -179,7 +179,7 @@ def test_of_several_that_fit_one_must_be_named(tmp_path: Path, way: str) -> None
 def test_an_average_inside_the_state_dict_is_not_taken_for_it(tmp_path: Path) -> None:
     raw, average = trained(), trained()
     save_file(raw | prefixed("ema.", average), tmp_path / "w.safetensors")
-    assert "different numbers: `.`, `ema`" in error_of(tmp_path / "w.safetensors")
+    assert "different values: `.`, `ema`" in error_of(tmp_path / "w.safetensors")
     loaded = load(tmp_path / "w.safetensors", replace(LENET, weights_key="."))
     assert torch.equal(loaded.network.state_dict()["fc1.weight"], raw["fc1.weight"])
 
@@ -202,7 +202,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, dtype: str) -> None:
     state["conv1.weight"] = QUANTIZED[dtype](state["conv1.weight"])
     torch.save(state, tmp_path / "w.pth")
     message = error_of(tmp_path / "w.pth")
-    assert f"has {dtype} numbers in `conv1.weight`, float32 in the network: quantized weights" in message
+    assert f"has {dtype} values in `conv1.weight`, float32 in the network: quantized weights" in message
 
 
 def test_what_does_not_fit_is_named_with_its_differences(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_missing_and_unexpected_keys_name_the_first_and_count_the_rest(tmp_path:
 def test_wrong_class_count(tmp_path: Path) -> None:
     save_file(trained(num_classes=7), tmp_path / "w.safetensors")
     message = error_of(tmp_path / "w.safetensors")
-    assert "has 7 classes in `fc3.weight`, teacher.num_classes is 10" in message
+    assert "has 7 classes in `fc3.weight`, but teacher.num_classes is 10" in message
 
 
 def test_another_width_is_not_called_a_class_count(tmp_path: Path) -> None:
@@ -379,17 +379,17 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     state = trained()
     state["fc1.bias"][3] = float("nan")
     save_file(state, tmp_path / "w.safetensors")
-    assert "gives logits that are not finite" in error_of(tmp_path / "w.safetensors")
+    assert "produces logits that are not finite" in error_of(tmp_path / "w.safetensors")
 
 
 def test_weights_that_see_nothing(tmp_path: Path) -> None:
     state = trained()
     state["fc1.weight"].zero_()
     save_file(state, tmp_path / "w.safetensors")
-    assert "gives the same logits for every image" in error_of(tmp_path / "w.safetensors")
+    assert "produces the same logits for every image" in error_of(tmp_path / "w.safetensors")
 
 
 def test_copies_of_another_precision_are_not_the_same(tmp_path: Path) -> None:
     state = trained()
     torch.save({"a": state, "b": {key: value.half() for key, value in state.items()}}, tmp_path / "w.pth")
-    assert "with different numbers: `a`, `b`" in error_of(tmp_path / "w.pth")
+    assert "with different values: `a`, `b`" in error_of(tmp_path / "w.pth")

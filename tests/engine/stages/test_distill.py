@@ -195,7 +195,7 @@ def test_a_missing_feature_path_names_its_field(blind: str) -> None:
 def test_a_feature_that_is_no_map_names_its_field() -> None:
     flat = teacher()
     flat.feature_path = "network.fc"
-    with pytest.raises(UserError, match=r"teacher\.feature 'network.fc' gives \[1, 4\]"):
+    with pytest.raises(UserError, match=r"teacher\.feature 'network.fc' returns \[1, 4\]"):
         Distiller(flat, wide_resnet(1, 2), DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
 
 

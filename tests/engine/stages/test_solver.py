@@ -159,8 +159,8 @@ def test_a_step_too_many_is_refused() -> None:
 
 def test_more_precision_is_advised_only_if_there_is_one() -> None:
     assert more_precision("fp16", "compute.runtime_precision", otherwise="x") == (
-        "take --compute.runtime_precision bf16 or fp32"
+        "use --compute.runtime_precision bf16 or fp32"
     )
-    assert more_precision("bf16", "compute.precision", otherwise="x") == "take --compute.precision fp32"
+    assert more_precision("bf16", "compute.precision", otherwise="x") == "use --compute.precision fp32"
     assert more_precision("fp32", "compute.precision", otherwise="lower x") == "lower x"
     assert more_precision("no", "compute.precision", otherwise="lower x") == "lower x"
