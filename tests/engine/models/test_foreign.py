@@ -346,6 +346,6 @@ def test_a_feature_that_is_no_tensor_is_refused() -> None:
             return super().forward(self.pair(x)[0])
 
     with pytest.raises(
-        UserError, match=r"^student\.feature: submodule 'network\.pair' .* gives a tuple, not a"
+        UserError, match=r"^student\.feature: submodule 'network\.pair' .* returns a tuple, not a"
     ):
         build_classifier(config(lambda k, c: Paired(k, c, nn.Sequential), feature="pair"), "student")
