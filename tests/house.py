@@ -48,13 +48,15 @@ class House:
     def folder(self, module: str) -> str:
         """The folder of a module, such as `bank/`; a module at the root stands for itself."""
         path = self.modules[module].relative_to(self.root)
-        return path.parent.as_posix() if path.parent != Path() else path.stem
+        return path.parts[0] if path.parent != Path() else path.stem
 
     @cached_property
     def folder_imports(self) -> dict[str, set[str]]:
-        """The folders that each folder imports."""
+        """The folders that each folder imports; a folder's `__main__` is a command and does not count."""
         found: dict[str, set[str]] = {self.folder(name): set() for name in self.modules}
         for name, imported in self.imports.items():
+            if name.endswith(".__main__"):
+                continue
             found[self.folder(name)] |= {self.folder(other) for other in imported} - {self.folder(name)}
         return found
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from engine.config.normalization import misfit
+from engine.config.classifier import misfit
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 UNET = "UNet2DConditionModel"

@@ -13,9 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.generation.monitor.format import counted, one_line, percent, rate
 from engine.generation.monitor.progress import GenerationStats, WorkerStats
-from engine.progress import clock
+from engine.progress import clock, counted, one_line, percent, rate
 from engine.terminal import console
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ from engine.bank.reader import read_manifest
 from engine.bank.stats import Stats
 from engine.bank.storage import open_storage
 from engine.errors import UserError
-from engine.generation.monitor.format import counted, one_line, percent, rate
 from engine.generation.monitor.status_file import DRAINING, RUNNING, Record
-from engine.progress import clock
+from engine.progress import clock, counted, one_line, percent, rate
 
 MAX_CLASSES = 20
 """Maximum number of lines of the histogram: the classes with the fewest and the most images."""

@@ -12,8 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from engine.bank.manifest import STATUS
 from engine.bank.storage import Storage
-from engine.generation.monitor.format import one_line
 from engine.generation.monitor.progress import GenerationStats
+from engine.progress import one_line
 
 RUNNING, DRAINING, DONE, FAILED_SHARDS, STOPPED = "running", "draining", "done", "failed shards", "stopped"
 """Values of `Record.state`."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.normalization import misfit
+from engine.config.classifier import misfit
 
 Values = tuple[float, ...]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.generation.monitor.format import counted, one_line, rate
+from engine.progress import counted, one_line, rate
 
 RATES = [
     (0, "0.0"),
