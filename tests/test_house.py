@@ -63,9 +63,7 @@ def test_every_folder_has_a_layer() -> None:
 @pytest.mark.parametrize("module", sorted(ENGINE.modules))
 def test_imports_go_down(module: str) -> None:
     for imported in ENGINE.imports[module]:
-        if top(imported) == top(module) or (
-            module.endswith("__main__") and (top(module), top(imported)) in UPWARD
-        ):
+        if top(imported) == top(module) or (module, top(imported)) in UPWARD:
             continue
         assert layer(top(imported)) < layer(top(module)), f"{module} imports {imported}"
 
