@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from engine.config.classifier import misfit
+from engine.config.classifier import normalization_fault
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 UNET = "UNet2DConditionModel"
@@ -109,7 +109,7 @@ def channels_fault(stored: Mapping[str, Any], mean: str, std: str) -> str | None
             return f"{key} is {values!r}; set it to the three numbers that the encoder was trained with"
     if not all(map(is_positive, stored[std])):
         return f"{std} is {stored[std]!r}; set it to three numbers above 0"
-    if fault := misfit(stored[mean], stored[std]):
+    if fault := normalization_fault(stored[mean], stored[std]):
         return f"{mean} {list(stored[mean])} and {std} {list(stored[std])} {fault}"
     return None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.classifier import misfit
+from engine.config.classifier import normalization_fault
 
 Values = tuple[float, ...]
 
@@ -22,7 +22,7 @@ Values = tuple[float, ...]
     ids=["imagenet", "-1..1", "0..1", "-1..0", "0..255", "caffe", "16-bit", "dark"],
 )
 def test_values_that_people_use(mean: Values, std: Values) -> None:
-    assert misfit(mean, std) is None
+    assert normalization_fault(mean, std) is None
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_values_that_people_use(mean: Values, std: Values) -> None:
     ],
 )
 def test_values_that_cannot_be_meant(mean: Values, std: Values, message: str) -> None:
-    assert message in (misfit(mean, std) or "")
+    assert message in (normalization_fault(mean, std) or "")
