@@ -172,9 +172,9 @@ def test_a_teacher_case_compares_logits_and_the_feature_map() -> None:
     logits, feature = eager.call()
     assert feature.shape == (4, 128, 8, 8)
     for work in ours.work.values():
-        found, (found_feature,) = work.call()
-        torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found_feature, feature, rtol=1e-3, atol=1e-3)
+        outputs = work.call()
+        torch.testing.assert_close(outputs["logits"], logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(outputs[teacher.FEATURE], feature, rtol=1e-3, atol=1e-3)
 
 
 def test_attention_is_counted() -> None:
@@ -187,7 +187,7 @@ def test_attention_is_counted() -> None:
 
 def test_close_is_by_value() -> None:
     require_close("x", torch.tensor([0.5, 0.51]), torch.tensor([0.51, 0.5]))
-    with pytest.raises(DifferentWorkError, match="x: 0.0300 from"):
+    with pytest.raises(DifferentWorkError, match="x: differs by 0.0300 from"):
         require_close("x", torch.tensor([0.5, 0.53]), torch.tensor([0.5, 0.5]))
 
 

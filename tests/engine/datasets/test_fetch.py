@@ -112,7 +112,7 @@ def test_fetch_without_any_source_says_why_and_leaves_nothing(tmp_path: Path) ->
     altered = write_files(tmp_path / "altered")
     (altered / FIRST).write_bytes(b"no gzip")
     folder = tmp_path / "data"
-    with pytest.raises(UserError, match=r"cut: no network; altered: .*wrong sha256") as caught:
+    with pytest.raises(UserError, match=r"cut: no network; altered: .*wrong SHA-256") as caught:
         fetch.fetch(folder, {"cut": broken_source, "altered": lambda _: altered})
     assert "\n" not in str(caught.value)
     assert files_in(folder) == []

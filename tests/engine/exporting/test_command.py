@@ -19,7 +19,6 @@ from engine.exporting import networks
 from engine.exporting.command import command
 from engine.hardware import native_precision
 from export.onnx.statistics import narrow_weights
-from tests.logs import log_lines, record_info
 from tests.tiny_recipe import write_recipe
 
 NETWORKS = {"teacher", "clip", "image_encoder", "unet", "vae_encoder", "vae_decoder"}
@@ -141,7 +140,6 @@ def test_a_report_that_is_damaged_or_lacks_a_network_is_written_again(
     tmp_path: Path,
     add_graphs: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
     damage: str | None,
 ) -> None:
     out = add_graphs(tmp_path / "engines")
@@ -153,13 +151,12 @@ def test_a_report_that_is_damaged_or_lacks_a_network_is_written_again(
     else:
         (out / "parity.json").write_text(damage)
     capsys.readouterr()
-    caplog.clear()
     assert main(command, flags) == 0
     printed = capsys.readouterr().out
     assert "is up to date" in printed
     assert report(out) == whole
     damaged = damage in ("{", "[]", '{"teacher": 1}')
-    assert caplog.text.count("parity.json was damaged and is replaced") == damaged
+    assert printed.count("parity.json was damaged and is replaced") == damaged
 
 
 def test_a_damaged_report_does_not_end_an_export(
@@ -187,9 +184,8 @@ def test_a_second_process_imports_no_torch(recipe: Path, images: Path, exported:
 
 
 def test_a_changed_weight_builds_that_network_again_and_logs_why(
-    recipe: Path, images: Path, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Path, images: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record_info(caplog)
     out = tmp_path / "engines"
     shutil.copytree(exported, out)
     weights = recipe.parent / "teacher.safetensors"
@@ -201,7 +197,7 @@ def test_a_changed_weight_builds_that_network_again_and_logs_why(
         assert main(command, arguments(recipe, out, "--images", str(images))) == 0
     finally:
         weights.write_bytes(before)
-    logged = "\n".join(log_lines(caplog))
+    logged = capsys.readouterr().out
     assert "teacher: weights changed, building onnx fp16 again" in logged
     assert "teacher: graph changed, building tensorrt fp16 again" in logged
     assert logged.count("building") == 2, "the others are taken from the folder"
@@ -223,10 +219,9 @@ def test_a_tampered_engine_is_refused(exported: Path, tmp_path: Path) -> None:
 
 
 def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
-    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parity check runs the exported graph, not the module."""
-    record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
 
     def altered(model: ir.Model) -> None:
@@ -239,14 +234,13 @@ def test_a_bf16_graph_that_is_wrong_is_caught_without_a_gpu(
     monkeypatch.setattr("export.onnx.graph.narrow_weights", altered)
     flags = arguments(recipe, tmp_path / "out", "--network", "teacher", "--precision", "bf16")
     assert main(command, flags) == 0
-    logged = "\n".join(log_lines(caplog))
+    logged = capsys.readouterr().out
     assert re.search(r"teacher: tensorrt bf16 gives relative error .*; falling back to fp32", logged)
 
 
 def test_activations_beyond_fp16_fall_back_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record_info(caplog)
     pytest.importorskip("tensorrt_rtx")
     recipe = write_recipe(tmp_path / "recipe", compute={"runtime": "auto", "threads": 1})
     weights = tmp_path / "recipe" / "teacher.safetensors"
@@ -255,7 +249,7 @@ def test_activations_beyond_fp16_fall_back_with_a_warning(
     save_file(state, weights)
     out = tmp_path / "engines"
     assert main(command, arguments(recipe, out, "--network", "teacher")) == 0
-    logged = "\n".join(log_lines(caplog))
+    logged = capsys.readouterr().out
     assert "teacher: tensorrt fp16 gives numbers that are not finite; falling back to bf16" in logged
     entry = report(out)["teacher"]["tensorrt fp16"]
     assert entry["precision"] == "bf16"

@@ -300,6 +300,6 @@ def test_require_batch_norm_gives_the_layers_or_names_the_weight() -> None:
     assert all(isinstance(layer, nn.BatchNorm2d) for layer in layers)
     lenet = build_classifier(ClassifierConfig(name="engine:lenet_5"))
     with pytest.raises(
-        UserError, match=r"^synthesize\.w_bn is above 0 but the teacher engine:lenet_5 has no Batch"
+        UserError, match=r"^synthesize\.w_bn is above 0, but the teacher engine:lenet_5 has no Batch"
     ):
         require_batch_norm(lenet, "synthesize.w_bn")

@@ -261,7 +261,7 @@ def test_a_teacher_that_did_not_make_the_bank_is_refused(
         assert distill(list(banks), tmp_path / "out", *flags) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert f"--bank {banks[0]} was made with another teacher: its sha256 was" in line
-        assert f"that of teacher.weights {other} is" in line
+        assert f"teacher.weights {other} has" in line
     assert not (tmp_path / "out").exists()
 
 

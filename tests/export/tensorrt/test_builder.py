@@ -14,6 +14,7 @@ from export.errors import ExportError, RuntimeUnavailableError
 from export.store import Key, Store
 from export.tensorrt.options import FILE, BuildOptions
 from tests.export.tensorrt.graphs import CHANNELS, SHAPES, TYPES, convolution, model, saved
+from tests.logs import log_lines, record_info
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -217,8 +218,10 @@ def cached(store: Store, graph: Path, options: BuildOptions | None = None) -> Pa
     return store.get(key, lambda part: build_engine(graph, part / FILE, SHAPES, options, quiet))
 
 
-def test_an_engine_is_built_once_and_again_for_other_weights_or_options(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_an_engine_is_built_once_and_again_for_other_weights_or_options(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_info(caplog)
     graph, other = saved(convolution(), tmp_path / "a"), saved(convolution(seed=1), tmp_path / "b")
     with Store(tmp_path / "store") as store:
         entry = cached(store, graph)
@@ -226,7 +229,7 @@ def test_an_engine_is_built_once_and_again_for_other_weights_or_options(tmp_path
         assert cached(store, other) != entry
         cached(store, other, BuildOptions(compute_capabilities=("8.9",)))
         assert is_engine(store.read(entry, FILE))
-    assert said == [
+    assert log_lines(caplog) == [
         "tiny: building tensorrt fp16 for the first time",
         "tiny: graph changed, building tensorrt fp16 again",
         "tiny: compute capabilities changed, building tensorrt fp16 again",
