@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, get_args
 
 from engine.bank.fingerprint import Fingerprint
+from engine.config.recipe import flatten
 from engine.config.storage import Codec
 from engine.errors import UserError
 
@@ -257,15 +258,8 @@ def require_same_settings(url: str, stored: Header, new: Header) -> None:
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """Return `key: old value -> new value` for the first setting that differs, or None if all are equal."""
-    before, after = _flat(old), _flat(new)
+    before, after = flatten(old), flatten(new)
     for key in before | after:
         if before.get(key) != after.get(key):
             return f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
     return None
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -178,14 +178,15 @@ def to_yaml(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> Iterator[str]:
     """Yield `key: old value -> new value` for each setting that differs."""
-    before, after = _flat(old.fields), _flat(new.fields)
+    before, after = flatten(old.fields), flatten(new.fields)
     for key in before | after:
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -86,7 +86,7 @@ def _running(module: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def _cut_off(output: object, classifier: Classifier, ran: set[nn.Module]) -> list[str]:
-    """Return the layers that ran and have parameters of their own, none of which gets a gradient."""
+    """Return the layers that ran and have their own parameters, but get no gradient."""
     reached: set[int] = set()
     for _, _, tensor in entries(output):
         if tensor.is_floating_point():

@@ -22,7 +22,7 @@ class Executable(Protocol):
 
     @property
     def description(self) -> str:
-        """Library, version and device, on which the numbers depend besides the graph."""
+        """Library, version and device: the numbers depend on them and on the graph."""
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]: ...
 

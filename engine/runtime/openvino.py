@@ -35,7 +35,7 @@ SMALL_MAP = 64
 
 
 def version() -> str:
-    """Describe what compiled models depend on besides their graph: version, processor and this code."""
+    """Return the version, the processor and the hash of this code: compiled models depend on them, too."""
     name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
     code = files_hash((__file__,))[:12]
     return f"openvino {metadata.version('openvino')} on {name}, code {code}"
