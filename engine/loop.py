@@ -86,7 +86,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
             loop.wall_seconds = earlier + time.perf_counter() - start
             loop.save(out / CHECKPOINTS)
         save_student(out, opened.student.network)
-        loop.examples.save(out / VARIATIONS, recipe.class_names)
+        loop.examples.save(out / VARIATIONS, recipe.names)
         summary = summarize(recipe, opened, opened.clip, [reader], accelerator, progress, start - earlier)
         summary.write(out)
     return summary
@@ -138,7 +138,7 @@ class Loop:
     def _rotation(self) -> RotationAdversary:
         require_feature(self.networks.student, "student")
         return RotationAdversary(
-            self.networks.student, self.recipe.student.image_size, self.recipe.seed, self.accelerator
+            self.networks.student, self.recipe.student.size, self.recipe.seed, self.accelerator
         )
 
     def announce(self) -> None:

@@ -75,15 +75,15 @@ def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
 def load(recipe: Recipe, device: torch.device) -> LoadedNetworks:
     """Load all networks of the recipe on one device. Raises UserError as `load_pair` does."""
     pair = load_pair(recipe, device)
-    require_invertible(pair.teacher, recipe.teacher.image_size, recipe.synthesize.w_bn)
-    clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.filter.model else None
+    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize.w_bn)
+    clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.uses_clip else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
     if prior is not None:
         check_solver(prior, recipe.augment)
     tokens = None
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
         width = prior.unet.config.cross_attention_dim
-        tokens = class_tokens(clip, recipe.class_names, cross_attention_dim=width)
+        tokens = class_tokens(clip, recipe.names, cross_attention_dim=width)
     return LoadedNetworks(
         teacher=pair.teacher, student=pair.student, prior=prior, clip=clip, class_tokens=tokens
     )
@@ -104,7 +104,7 @@ def spec(
     if name == "teacher":
         feature_paths = [require_feature(network, name)] if recipe.distill.w_feature > 0 else []
         rows = max(recipe.distill.batch_size, rows)
-    size = recipe.teacher.image_size
+    size = recipe.teacher.size
     return classifier_spec(name, network, feature_paths, image_size=size, batches=batch_sizes(runtime, rows))
 
 

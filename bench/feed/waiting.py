@@ -33,7 +33,9 @@ def rows() -> Iterator[Row]:
         next(files)  # forks its workers, before this process has threads
         accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu")))
         teacher, student = pair(accelerator.device)
-        distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
+        distiller = Distiller(
+            teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=(SIZE, SIZE)
+        )
         distiller.set_training(True)
         with opened(work, stored, "dali") as feed:
             ours = feed.batches(Sampler(stored.index, batch_size=BATCH, seed=0), 0, ENDLESS)

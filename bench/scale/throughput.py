@@ -1,5 +1,6 @@
 """Throughput and memory of generation: over workers, on Ray, and over many shards."""
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -60,7 +61,7 @@ def over_shards() -> Iterator[Row]:
     yield same(f"{MANY} shards", f"the first {FEW} of them", many, few, "ms per image")
     early, late = (commits.rss["worker 1"][count - 1] / 2**20 for count in (FEW, MANY))
     yield same(f"memory after {MANY} shards", f"after {FEW}", late, early, "MiB of RSS")
-    pixels = commits.images_per_shard * 3 * recipe.teacher.image_size**2 / 1024
+    pixels = commits.images_per_shard * 3 * math.prod(recipe.teacher.size) / 1024
     yield same("memory, slope", "the pixels of a shard", slope(commits, FEW) / 1024, pixels, "KiB per shard")
     yield same(f"plan of {FEW} shards", "measured", planned, taken, "s", ratio=planned / taken)
 

@@ -48,7 +48,7 @@ def _ours(size: int, machine: Machine) -> Ours:
 def opened(accelerator: Accelerator, size: int = BATCH) -> Call:
     """Return a call that does a training step, always on the same batch."""
     teacher, student = pair(accelerator.device)
-    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=SIZE)
+    distiller = Distiller(teacher, student, DistillConfig(), 10**6, 0, accelerator, image_size=(SIZE, SIZE))
     distiller.set_training(True)
     batch = _batch(accelerator.device, size)
     return lambda: distiller.train_step(batch)

@@ -32,7 +32,7 @@ def cases(device: torch.device, batch: int | None = None) -> list[Case]:
 def _published(device: torch.device, size: int) -> Call:
     teacher, student = pair(device)
     labels, z = _labels_and_z(device, size)
-    head, generator = RotationHead(64, CLASSES).to(device), Generator(size=SIZE).to(device)
+    head, generator = RotationHead(64, CLASSES).to(device), Generator(size=(SIZE, SIZE)).to(device)
     student_map = _second(feature_forward(student))
     return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
 
@@ -59,8 +59,8 @@ def opened(accelerator: Accelerator, size: int = BATCH) -> tuple[Inversion, Call
     )
     labels, z = _labels_and_z(accelerator.device, size)
     config = SynthesizeConfig(batch_size=size, steps=BATCH_STEPS)
-    synthesizer = Synthesizer(teacher, config, image_size=SIZE, seed=0, accelerator=accelerator)
-    rotation = RotationAdversary(student, SIZE, 0, accelerator)
+    synthesizer = Synthesizer(teacher, config, image_size=(SIZE, SIZE), seed=0, accelerator=accelerator)
+    rotation = RotationAdversary(student, (SIZE, SIZE), 0, accelerator)
     rotation.head.requires_grad_(False)
     term = rotation.adversarial_term()
 

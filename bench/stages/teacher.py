@@ -59,7 +59,7 @@ def fused(machine: Machine) -> Executable:
 def opened(options: RuntimeOptions, batch: int) -> Executable:
     teacher = pair(options.device)[0].to(memory_format=torch.channels_last)
     sizes = batch_sizes(options.runtime, batch)
-    spec = classifier_spec("teacher", teacher, [FEATURE], image_size=SIZE, batches=sizes)
+    spec = classifier_spec("teacher", teacher, [FEATURE], image_size=(SIZE, SIZE), batches=sizes)
     return open_runtime(spec, options)
 
 

@@ -19,8 +19,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 class AugmentConfig:
     """How the diffusion prior turns sources into variations."""
 
-    method: Literal["variation", "none"] = "variation"
-    """variation makes variations with the prior; none skips it, so that the bank holds only the sources."""
+    method: Literal["auto", "variation", "none"] = "auto"
+    """variation makes variations with the prior; none skips it, so that the bank holds only the sources; auto
+    tries the prior on one batch and skips it if the teacher does not recognize the variations."""
     prior: str = ""
     """Folder or hub id of a StableDiffusionImageVariationPipeline; its vae may be an AutoencoderTiny (TAESD).
     `python -m export` also accepts pipelines of Stable Diffusion 1.x, 2.x and XL."""

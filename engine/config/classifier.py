@@ -1,11 +1,14 @@
 """Settings of a classifier, the teacher or the student."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
 
+CHANNELS = (1, 2, 3, 4)
+GREY = (1, 2)
+"""Numbers of channels without colour: luma, or luma and alpha."""
 MIN_STD = 1 / 65535  # of a network for 16-bit values
 ONE_LOGIT = (
     "one logit always has probability 1; for a binary classifier with logit z, set num_classes to 2 and "
@@ -17,9 +20,10 @@ ONE_LOGIT = (
 class ClassifierConfig:
     """A classifier: the teacher or the student of a recipe."""
 
-    name: str
-    """Network: engine:NAME, timm:NAME, torchvision:NAME, or package.module:factory, a function that takes
-    num_classes and in_channels and returns the network."""
+    name: str = ""
+    """Network: timm:NAME, torchvision:NAME, hf:FOLDER (Hugging Face's format), engine:NAME, or
+    package.module:factory, a function that returns the network. The student's may stay empty: a smaller
+    network of the teacher's family."""
 
     weights: str | None = None
     """File of the teacher's state dict: .safetensors, a file of torch.save, or the .index.json of a sharded
@@ -29,20 +33,24 @@ class ClassifierConfig:
     """Dotted path of the state dict in the file, such as state_dict_ema; needed only if several state dicts
     in the file fit, such as raw and EMA weights."""
 
-    num_classes: int = 10
-    """Number of classes, the width of the logits."""
+    num_classes: int | None = None
+    """Number of classes, the width of the logits; null reads it from the weights. The student's is the
+    teacher's."""
 
-    in_channels: int = 3
-    """Channels of the network's input: 3 (RGB) or 1 (luma)."""
+    in_channels: int | None = None
+    """Channels of the network's input: 1 (luma), 2 (luma and alpha), 3 (RGB) or 4 (RGB and alpha; images are
+    opaque); null reads it from the weights. The student's is the teacher's."""
 
-    image_size: int = 32
-    """Height and width of the images in pixels."""
+    image_size: int | tuple[int, int] | None = None
+    """Size of the images in pixels: the side of a square, or [height, width]; null takes what the network's
+    own configuration says. The student's is the teacher's."""
 
-    mean: tuple[float, ...] = (0.5,)
-    """Mean to subtract from the image in [0, 1]: one number, or one per channel."""
+    mean: tuple[float, ...] | None = None
+    """Mean to subtract from the image in [0, 1]: one number, or one per channel; null takes what the
+    network's own configuration says. The student's is the teacher's."""
 
-    std: tuple[float, ...] = (0.5,)
-    """Standard deviation to divide by after that: one number, or one per channel."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation to divide by after that: one number, or one per channel; null as for mean."""
 
     output: str | int | None = None
     """Which of the network's outputs holds the logits, if several could: a key such as logits, an index such
@@ -52,25 +60,90 @@ class ClassifierConfig:
     """Path of the submodule whose output is the feature map before pooling; null uses the network's own
     feature_path, which only engine:NAME networks have."""
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left to read from the network."""
+        return None not in (self.num_classes, self.in_channels, self.image_size, self.mean, self.std)
+
+    @property
+    def classes(self) -> int:
+        """`num_classes` of a resolved recipe."""
+        assert self.num_classes is not None
+        return self.num_classes
+
+    @property
+    def channels(self) -> int:
+        """`in_channels` of a resolved recipe."""
+        assert self.in_channels is not None
+        return self.in_channels
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the network of a resolved recipe sees one colour channel."""
+        return self.channels in GREY
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a resolved recipe's images in pixels."""
+        assert self.image_size is not None
+        return _pair(self.image_size)
+
+    @property
+    def size_text(self) -> str:
+        """Height and width as 224x224."""
+        return "x".join(map(str, self.size))
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of a resolved recipe."""
+        assert self.mean is not None
+        assert self.std is not None
+        return self.mean, self.std
+
     def check(self, section: str) -> None:
         """Raise UserError for the first value out of range; the message names `section` and the field."""
-        for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
-            if value < 1:
-                raise UserError(f"{section}.{field} must be a positive integer, got {value}")
+        for fault in self.faults(section):
+            raise UserError(fault)
+
+    def faults(self, section: str) -> Iterator[str]:
+        """Yield a message for each value out of range; it names `section` and the field."""
+        if not self.name and section == "teacher":
+            yield (
+                f"{section}.name is not set; give timm:NAME, torchvision:NAME, hf:FOLDER, engine:NAME or "
+                "package.module:factory"
+            )
+        sides = () if self.image_size is None else _pair(self.image_size)
+        if self.num_classes is not None and self.num_classes < 1:
+            yield f"{section}.num_classes must be a positive integer, got {self.num_classes}"
+        if sides and min(sides) < 1:
+            yield f"{section}.image_size must be a positive integer or two, got {self.image_size}"
         if self.num_classes == 1:
-            raise UserError(f"{section}.num_classes is 1: {ONE_LOGIT}")
-        if self.in_channels not in (1, 3):
-            raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
+            yield f"{section}.num_classes is 1: {ONE_LOGIT}"
+        if self.in_channels is not None and self.in_channels not in CHANNELS:
+            yield f"{section}.in_channels must be 1, 2, 3 or 4, got {self.in_channels}"
+            return
+        yield from self._normalization_faults(section)
+
+    def _normalization_faults(self, section: str) -> Iterator[str]:
+        widths = CHANNELS if self.in_channels is None else (1, self.in_channels)
+        plausible = True
         for field, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.in_channels) or not all(map(math.isfinite, values)):
-                raise UserError(
-                    f"{section}.{field} must be 1 finite number, or {self.in_channels} (one for each of "
-                    f"{section}.in_channels), got {list(values)}"
-                )
-        if min(self.std) <= 0:
-            raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
+            if values is not None and not (len(values) in widths and all(map(math.isfinite, values))):
+                each = f"{self.in_channels} (one for each of {section}.in_channels)"
+                several = each if self.in_channels else "one per channel"
+                yield f"{section}.{field} must be 1 finite number, or {several}, got {list(values)}"
+                plausible = False
+        if self.std is not None and self.std and min(self.std) <= 0:
+            yield f"{section}.std must be above 0, got {list(self.std)}"
+            plausible = False
+        if not plausible or self.mean is None or self.std is None:
+            return
         if fault := normalization_fault(self.mean, self.std):
-            raise UserError(f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}")
+            yield f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}"
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def normalization_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:

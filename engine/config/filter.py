@@ -14,8 +14,9 @@ LOCAL_DIR = "local-dir:"
 class FilterConfig:
     """Which variations are kept."""
 
-    method: Literal["clip", "none"] = "clip"
-    """clip compares the image embeddings of a variation and its source; none keeps every variation."""
+    method: Literal["auto", "clip", "none"] = "auto"
+    """clip compares the image embeddings of a variation and its source; none keeps every variation; auto is
+    clip if filter.model is set."""
     model: str = ""
     """CLIP model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture together with filter.pretrained."""
     pretrained: str | None = None
@@ -52,7 +53,7 @@ class FilterConfig:
             )
         if self.micro_batch != "auto" and self.micro_batch < 1:
             raise UserError(f"filter.micro_batch must be at least 1, got {self.micro_batch}")
-        if self.method == "clip":
+        if self.method == "clip" or (self.method == "auto" and self.model):
             self._check_clip()
 
     def _check_clip(self) -> None:

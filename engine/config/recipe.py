@@ -38,59 +38,39 @@ class Recipe:
     """Name of the recipe and of the run's folder; by default the name of the recipe's file."""
     seed: int = field(default=0, metadata=decides("images"))
     """Seed of every random draw."""
-    class_names: tuple[str, ...] = field(metadata=decides("images", "student"))
-    """Names of the classes, in the order of the teacher's logits."""
+    class_names: tuple[str, ...] | None = field(default=None, metadata=decides("images", "student"))
+    """Names of the classes, in the order of the teacher's logits; null takes what the teacher's own
+    configuration says, else the numbers from 0."""
     compute: ComputeConfig = field(default=ComputeConfig(), metadata=decides("execution"))
     """Device, precision, runtime and threads"""
     tensorrt: TensorRtConfig = field(default=TensorRtConfig(), metadata=decides("execution"))
     """How TensorRT's engines are built"""
     teacher: ClassifierConfig = field(metadata=decides("images", "student"))
     """The trained classifier to distill from"""
-    student: ClassifierConfig = field(metadata=decides("student"))
+    student: ClassifierConfig = field(default=ClassifierConfig(), metadata=decides("student"))
     """The classifier to train"""
     schedule: ScheduleConfig = field(default=ScheduleConfig(), metadata=decides("student"))
     """Numbers of batches, rounds and training steps"""
-    synthesize: SynthesizeConfig = field(metadata=decides("images"))
+    synthesize: SynthesizeConfig = field(default=SynthesizeConfig(), metadata=decides("images"))
     """Synthesis of source images by inverting the teacher"""
-    augment: AugmentConfig = field(metadata=decides("images"))
+    augment: AugmentConfig = field(default=AugmentConfig(), metadata=decides("images"))
     """Variations of the sources by a diffusion prior"""
-    filter: FilterConfig = field(metadata=decides("images"))
+    filter: FilterConfig = field(default=FilterConfig(), metadata=decides("images"))
     """Which variations are kept"""
     storage: StorageConfig = field(default=StorageConfig(), metadata=decides("images"))
     """Format of the bank's images"""
     feed: FeedConfig = field(default=FeedConfig(), metadata=decides("execution"))
     """How the bank's images reach the student"""
-    distill: DistillConfig = field(metadata=decides("student"))
+    distill: DistillConfig = field(default=DistillConfig(), metadata=decides("student"))
     """Training of the student on the bank"""
     evaluate: EvaluateConfig = field(default=EvaluateConfig(), metadata=decides("student"))
     """The test set"""
 
     def __post_init__(self) -> None:
-        num_classes = len(self.class_names)
-        for section in ("teacher", "student"):
-            getattr(self, section).check(section)
-            given = getattr(self, section).num_classes
-            if given != num_classes:
-                raise UserError(
-                    f"{section}.num_classes is {given}, but class_names has {num_classes}; make them agree"
-                )
-        if self.student.image_size != self.teacher.image_size:
-            raise UserError(
-                f"student.image_size is {self.student.image_size}, but teacher.image_size is"
-                f" {self.teacher.image_size}, and both see the same images; make them agree"
-            )
-        if self.evaluate.dataset == "fashion-mnist" and (num_classes, self.teacher.image_size) != (10, 32):
-            raise UserError(
-                "evaluate.dataset is fashion-mnist, which has 10 classes of 32x32 images, but the teacher "
-                f"has {num_classes} of {self.teacher.image_size}x{self.teacher.image_size}; "
-                "set evaluate.dataset to none"
-            )
-        if self.teacher.image_size % 4:
-            raise UserError(
-                "teacher.image_size must be a multiple of 4, because the generator doubles its size twice; "
-                f"got {self.teacher.image_size}"
-            )
-        self._check_views()
+        self.teacher.check("teacher")
+        self.student.check("student")
+        self._check_classes()
+        self._check_sizes()
         for name in ("weights", "weights_key"):
             if (given := getattr(self.student, name)) is not None:
                 raise UserError(
@@ -103,8 +83,45 @@ class Recipe:
                 "is set; give an open_clip model, or set augment.class_condition to none"
             )
 
+    def _check_classes(self) -> None:
+        counts = {
+            "class_names has": None if self.class_names is None else len(self.class_names),
+            "teacher.num_classes is": self.teacher.num_classes,
+        }
+        for section in ("teacher", "student"):
+            given = getattr(self, section).num_classes
+            for what, expected in counts.items():
+                if None not in (given, expected) and given != expected:
+                    raise UserError(
+                        f"{section}.num_classes is {given}, but {what} {expected}; make them agree"
+                    )
+        if self.evaluate.dataset == "fashion-mnist" and self.teacher.num_classes not in (None, 10):
+            raise UserError(
+                "evaluate.dataset is fashion-mnist, which has 10 classes, but the teacher has "
+                f"{self.teacher.num_classes}; set evaluate.dataset to none"
+            )
+
+    def _check_sizes(self) -> None:
+        if self.teacher.image_size is None:
+            return
+        if self.student.image_size is not None and self.student.size != self.teacher.size:
+            raise UserError(
+                f"student.image_size is {self.student.size_text}, but teacher.image_size is"
+                f" {self.teacher.size_text}, and both see the same images; make them agree"
+            )
+        for section in ("distill", "synthesize"):
+            padding = getattr(self, section).crop_padding
+            if padding is not None and padding >= min(self.teacher.size):
+                raise UserError(
+                    f"{section}.crop_padding is {padding}, but teacher.image_size is"
+                    f" {self.teacher.size_text}; lower it"
+                )
+
     def _check_class_weights(self) -> None:
-        given, known = self.synthesize.class_weights, set(self.class_names)
+        given = self.synthesize.class_weights
+        if self.class_names is None:
+            return
+        known = set(self.class_names)
         for name in given or ():
             if not isinstance(name, str):
                 raise UserError(f"synthesize.class_weights: {name!r} is not text; write the class in quotes")
@@ -125,7 +142,20 @@ class Recipe:
     def class_weights(self) -> tuple[float, ...] | None:
         """Weight of each class in the draw, in the order of `class_names`; None draws all equally often."""
         given = self.synthesize.class_weights
-        return None if given is None else tuple(given.get(name, 1.0) for name in self.class_names)
+        return None if given is None else tuple(given.get(name, 1.0) for name in self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`class_names` of a resolved recipe."""
+        assert self.class_names is not None
+        return self.class_names
+
+    @property
+    def uses_clip(self) -> bool:
+        """Whether a stage of a resolved recipe runs the CLIP model."""
+        has_variations = self.augment.method != "none"
+        by_text = self.augment.class_condition == "text"
+        return has_variations and (self.filter.method == "clip" or by_text)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -141,22 +171,15 @@ class Recipe:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether no setting that depends on the machine is auto or null."""
-        return self.compute.is_resolved and self.feed.is_resolved and not self.auto_batches
+        """Whether nothing is left to read from the networks or to choose for the machine."""
+        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
+        on_machine = self.compute.is_resolved and self.feed.is_resolved and not self.auto_batches
+        return known and on_machine and self.augment.method != "auto" and self.filter.method != "auto"
 
     @property
     def synthesis_views(self) -> Views:
         """Random views of a synthesized image that the teacher sees."""
         return self.synthesize.views(default=self.distill.views)
-
-    def _check_views(self) -> None:
-        size = self.teacher.image_size
-        for section in ("distill", "synthesize"):
-            padding = getattr(self, section).crop_padding
-            if padding is not None and padding >= size:
-                raise UserError(
-                    f"{section}.crop_padding is {padding}, but teacher.image_size is {size}; lower it"
-                )
 
 
 OF_MACHINE_SECTIONS = sections(Recipe, "execution")

@@ -22,6 +22,6 @@ class StorageConfig:
             raise UserError(f"storage.quality is {self.quality}; set it to 1 to 100")
 
 
-def stored_channels(codec: Codec, in_channels: int) -> int:
-    """Return the channels of the stored images of a teacher with `in_channels`; webp has no grayscale."""
-    return 3 if codec == "webp" else in_channels
+def stored_channels(codec: Codec, *, is_grey: bool) -> int:
+    """Return the channels of the stored images of a grey or a colour teacher; webp has no grayscale."""
+    return 1 if is_grey and codec != "webp" else 3

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from engine.config.classifier import ClassifierConfig
 from engine.exporting.calling import Run, call
 from engine.exporting.sample import Sample
 from engine.models.loading import load_classifier
+from engine.models.outputs import entry
 from export.float32 import exact_float32
 from export.parity import Parity, compare
 from export.spec import Precision
 
 MIN_TOP1_FP32 = 0.99
 """Below this, classes differ by more than near ties can explain."""
+WITH_ALPHA = (2, 4)
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
@@ -91,30 +93,32 @@ def check(
 def torch_logits(config: ClassifierConfig, images: NDArray[np.uint8], section: str, rows: int = 32) -> Tensor:
     """Return the network's logits in torch, float32 [N, classes], for RGB images uint8 [N, 3, H, W].
 
-    This function normalizes the images itself, independently of the code that graphs are exported from: it
-    loads the network with a mean of 0 and a standard deviation of 1.
+    This function makes the network's input itself, independently of the code that graphs are exported from.
     """
-    classifier = load_classifier(replace(config, mean=(0.0,), std=(1.0,)), section)
+    classifier = load_classifier(config, section)
     pixels = images.astype(np.float64) / 255
-    if config.in_channels == 1:
+    if config.is_grey:
         gray = np.tensordot(pixels, np.asarray(GRAY_WEIGHTS), (1, 0))
-        pixels = np.stack([gray] * 3, 1)
-    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (config.mean, config.std))
+        pixels = gray[:, None]
+    if config.channels in WITH_ALPHA:
+        pixels = np.concatenate([pixels, np.ones_like(pixels[:, :1])], 1)
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in config.normalization)
     normalized = torch.from_numpy((pixels - mean) / std).float()
     with exact_float32():
-        return torch.cat([classifier(batch) for batch in normalized.split(rows)])
+        outputs = [classifier.network(batch) for batch in normalized.split(rows)]
+        return torch.cat([entry(output, classifier.output) for output in outputs])
 
 
 def _contradiction(about: Mapping[str, Any], config: ClassifierConfig, name: str) -> str | None:
     """Return a contradiction in what a caller does not use while the normalization is inside the model."""
-    for field in ("mean", "std"):
+    for field, values in zip(("mean", "std"), config.normalization, strict=True):
         stated = about["normalization"][field]
-        given = list(getattr(config, field)) * (config.in_channels // len(getattr(config, field)))
+        given = list(values) * (config.channels // len(values))
         if stated != given:
             return f"{name} says {field} {stated}, but the classifier has {given}"
     size = [about["input"]["height"], about["input"]["width"]]
-    if size != [config.image_size] * 2:
-        return f"{name} says {size[0]}x{size[1]} pixels, but the classifier has {config.image_size}"
+    if size != list(config.size):
+        return f"{name} says {size[0]}x{size[1]} pixels, but the classifier has {config.size_text}"
     classes = len(about["output"]["classes"])
     if classes != config.num_classes:
         return f"{name} lists {classes} classes, but the classifier has {config.num_classes}"

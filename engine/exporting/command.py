@@ -167,9 +167,9 @@ def _export(
     writer = ModelWriter(
         out=folder,
         networks=networks,
-        class_names=recipe.class_names,
+        class_names=recipe.names,
         run=run,
-        sample=read_sample(banks, recipe.teacher.image_size),
+        sample=read_sample(banks, recipe.teacher.size),
     )
     for name in names:
         report = export_network(name, networks, real, options, writer)

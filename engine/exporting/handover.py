@@ -131,6 +131,7 @@ def _call_description(
     (images,) = spec.inputs
     batch, channels, height, width = images.shape
     assert not isinstance(batch, int)
+    mean, std = config.normalization
     is_engine = options.runtime == "tensorrt"
     return {
         "runtime": options.runtime,
@@ -151,9 +152,9 @@ def _call_description(
         "normalization": {
             "inside": True,
             "note": "the model applies mean and std itself; give it pixels in the input's range",
-            "mean": _per_channel(config.mean, config.in_channels),
-            "std": _per_channel(config.std, config.in_channels),
-            "grey": list(LUMA) if config.in_channels == 1 else None,
+            "mean": _per_channel(mean, config.channels),
+            "std": _per_channel(std, config.channels),
+            "grey": list(LUMA) if config.is_grey else None,
         },
         "output": {
             "name": spec.outputs[0],

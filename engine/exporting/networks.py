@@ -71,7 +71,7 @@ class Networks:
         pipeline = self._pipeline()
         if pipeline.class_name not in TEXT_TO_IMAGE:
             return None
-        names = islice(cycle(self._recipe.class_names), count)
+        names = islice(cycle(self._recipe.names), count)
         return embed_prompts(pipeline, [PROMPT.format(name) for name in names])
 
     def _pipeline(self) -> PipelineFolder:

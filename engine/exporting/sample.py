@@ -24,7 +24,7 @@ class Sample:
     """Ends a phrase such as "128 images ...": "of runs/a/bank"."""
 
 
-def read_sample(banks: Sequence[str], image_size: int) -> Sample:
+def read_sample(banks: Sequence[str], image_size: tuple[int, int]) -> Sample:
     """Return images of the first bank that has some, else random pixels; `source` then says why."""
     reasons = []
     for url in banks:
@@ -33,11 +33,11 @@ def read_sample(banks: Sequence[str], image_size: int) -> Sample:
         except (UserError, OSError) as error:
             reasons.append(" ".join(str(error).split()))
             continue
-        if len(images) and images.shape[2:] == (image_size, image_size):
+        if len(images) and images.shape[2:] == image_size:
             return Sample(images=images, source=f"of {url}")
-        reasons.append(f"{url} has no images of {image_size}x{image_size}")
+        reasons.append(f"{url} has no images of {'x'.join(map(str, image_size))}")
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (COUNT, 3, image_size, image_size), np.uint8)
+    images = generator.integers(0, 256, (COUNT, 3, *image_size), np.uint8)
     why = "; ".join(reasons) or "there is no run with a bank"
     return Sample(images=images, source=f"of random pixels ({why})")
 

@@ -56,9 +56,9 @@ def bank_header(recipe: Recipe, *, of_run: bool = False) -> Header:
     return Header(
         recipe=fields,
         settings_sha256=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
-        class_names=recipe.class_names,
-        image_size=(recipe.teacher.image_size, recipe.teacher.image_size),
-        channels=stored_channels(recipe.storage.codec, recipe.teacher.in_channels),
+        class_names=recipe.names,
+        image_size=recipe.teacher.size,
+        channels=stored_channels(recipe.storage.codec, is_grey=recipe.teacher.is_grey),
         codec=recipe.storage.codec,
         quality=recipe.storage.quality,
         facts=facts,
@@ -73,7 +73,7 @@ def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     facts = {TEACHER: teacher_of(recipe)}
     if recipe.augment.method == "variation":
         facts[PRIOR] = _fact(recipe.augment.prior, _weights_path(recipe, PRIOR))
-    if recipe.filter.model:
+    if recipe.uses_clip:
         folder = recipe.filter.model.removeprefix(LOCAL_DIR)
         name = " ".join(filter(None, (folder, recipe.filter.pretrained)))
         facts[CLIP] = _fact(name, _weights_path(recipe, CLIP))

@@ -41,7 +41,7 @@ class ShardGenerator:
         self.synthesizer = Synthesizer(
             networks.teacher,
             recipe.synthesize,
-            image_size=recipe.teacher.image_size,
+            image_size=recipe.teacher.size,
             seed=recipe.seed,
             accelerator=accelerator,
             cuda_graph=recipe.compute.cuda_graphs,

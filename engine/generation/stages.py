@@ -182,7 +182,7 @@ def _augment(
             micro_batch=context.micro_batches[AUGMENT.name],
         ):
             context.check_stopped()
-            if recipe.teacher.in_channels == 1:
+            if recipe.teacher.is_grey:
                 batch = replace(batch, images=to_gray(batch.images))
             batches.append(batch)
             stage.advance(len(batch))

@@ -36,7 +36,9 @@ class AlignHead(nn.Module):
         return self.conv3(feature)
 
 
-def build_align_head(student: Classifier, teacher: Classifier, image_size: int, seed: int) -> AlignHead:
+def build_align_head(
+    student: Classifier, teacher: Classifier, image_size: tuple[int, int], seed: int
+) -> AlignHead:
     """Build the head on the CPU for the feature maps of two classifiers in eval mode at `image_size`.
 
     The weights are a function of the seed. Raises a UserError that names student.feature or teacher.feature
@@ -50,9 +52,9 @@ def build_align_head(student: Classifier, teacher: Classifier, image_size: int, 
         return AlignHead(*channels)
 
 
-def _feature_channels(classifier: Classifier, section: str, image_size: int) -> int:
+def _feature_channels(classifier: Classifier, section: str, image_size: tuple[int, int]) -> int:
     path = require_feature(classifier, section)
-    probe = torch.zeros(1, 3, image_size, image_size, device=classifier.mean.device)
+    probe = torch.zeros(1, 3, *image_size, device=classifier.mean.device)
     with torch.no_grad():
         _, (feature,) = forward_with_features(classifier, probe, [path])
     if feature.ndim != 4:

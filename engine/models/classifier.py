@@ -5,17 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.config.classifier import GREY
 from engine.models.outputs import EntryPath, entry
 from kernels.fuse import has_statistics, is_batch_norm
 
+WITH_ALPHA = (2, 4)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Classifier(nn.Module):
     """A network with its input adapter: RGB float [B, 3, H, W] in [0, 1] -> logits [B, num_classes].
 
-    The adapter takes the luma of the RGB image if the network has one input channel, then normalizes each
-    channel to (x - mean) / std.
+    The adapter takes the luma of the RGB image if the network has one or two input channels, adds an opaque
+    alpha channel if it has two or four, and normalizes each channel to (x - mean) / std.
 
     Attributes:
         feature_path: path of the submodule whose output is the feature map before pooling; None if unknown.
@@ -44,6 +46,7 @@ class Classifier(nn.Module):
         self.network = network
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.is_grey = in_channels in GREY
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
         self.name = name or type(network).__name__
         self.output: EntryPath = ()
@@ -61,8 +64,10 @@ class Classifier(nn.Module):
         """Return the network's input, [B, in_channels, H, W]."""
         if self.memory_format == torch.contiguous_format:
             images = images.contiguous()
-        if self.in_channels == 1:
+        if self.is_grey:
             images = (images * self.luma).sum(1, keepdim=True)
+        if self.in_channels in WITH_ALPHA:
+            images = torch.cat([images, torch.ones_like(images[:, :1])], 1)
         return (images - self.mean) / self.std
 
     def place(self, device: torch.device) -> "Classifier":

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its forward"
 
 
-def require_invertible(teacher: Classifier, image_size: int, w_bn: float) -> None:
+def require_invertible(teacher: Classifier, image_size: tuple[int, int], w_bn: float) -> None:
     """Run `teacher`, in eval mode, on two images of noise as synthesis does.
 
     Logs a warning if layers with running statistics run that the term weighted by `w_bn` leaves out.
@@ -28,7 +28,7 @@ def require_invertible(teacher: Classifier, image_size: int, w_bn: float) -> Non
     if w_bn > 0:
         require_batch_norm(teacher, "synthesize.w_bn")
     device = teacher.mean.device
-    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe")).to(device)
+    images = torch.rand(2, 3, *image_size, generator=generator(0, "probe")).to(device)
     images.requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         if w_bn > 0:

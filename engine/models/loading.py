@@ -32,7 +32,7 @@ def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Clas
     """
     classifier = _build(config, section)
     _probe(classifier, config, section)
-    require_trainable(classifier, section, config.image_size)
+    require_trainable(classifier, section, config.size)
     return classifier
 
 
@@ -53,7 +53,7 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
         classifier.network,
         read_weights(path, f"{section}.weights"),
         key=config.weights_key,
-        num_classes=config.num_classes,
+        num_classes=config.classes,
         section=section,
         file=path,
     )
@@ -105,13 +105,14 @@ def _build(config: ClassifierConfig, section: str) -> Classifier:
     config.check(section)
     network = unwrapped(_network(config, section))
     own_feature = getattr(network, "feature_path", None)
+    mean, std = config.normalization
     feature = config.feature or (own_feature if isinstance(own_feature, str) else None)
     return Classifier(
         network,
-        num_classes=config.num_classes,
-        in_channels=config.in_channels,
-        mean=config.mean,
-        std=config.std,
+        num_classes=config.classes,
+        in_channels=config.channels,
+        mean=mean,
+        std=std,
         feature_path=None if feature is None else without_wrapper_parts(feature, network),
         name=config.name,
     )
@@ -191,7 +192,7 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
     The mode is restored. Raises a UserError that names the field of `section` if the network cannot run, does
     not return logits, or returns no tensor at the feature's path.
     """
-    size = config.image_size
+    size = config.size
     images = _probe_images(size)
     paths = [] if classifier.feature_path is None else [classifier.feature_path]
     with _evaluating(classifier), buffers_restored(classifier), torch.no_grad():
@@ -224,9 +225,9 @@ def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig
         )
 
 
-def _probe_images(size: int) -> Tensor:
-    """Return [4, 3, size, size]: noise in four ranges, never flat, as some networks divide by the spread."""
-    noise = torch.rand(4, 3, size, size, generator=generator(0, "probe"))
+def _probe_images(size: tuple[int, int]) -> Tensor:
+    """Return [4, 3, *size]: noise in four ranges, never flat, as some networks divide by the spread."""
+    noise = torch.rand(4, 3, *size, generator=generator(0, "probe"))
     scale, offset = torch.tensor([1, 0.1, 0.2, 0.2]), torch.tensor([0, 0.45, 0, 0.8])
     return noise * scale.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)
 
@@ -248,11 +249,8 @@ def _not_run(
     try:
         classifier(images[:1])
     except Exception:  # the network may be anyone's
-        size = config.image_size
-        return (
-            f"{section}.image_size is {size}, but {config.name} cannot run on a {size}x{size} image "
-            f"({reason})"
-        )
+        size = config.size_text
+        return f"{section}.image_size is {size}, but {config.name} cannot run on a {size} image ({reason})"
     return (
         f"{section}.name: {config.name} runs on one image but not on four ({reason}); "
         "its forward must accept any batch size"

@@ -17,7 +17,7 @@ class _Pass(NamedTuple):
     has_backward: bool
 
 
-def decide_memory_format(classifier: Classifier, image_size: int) -> None:
+def decide_memory_format(classifier: Classifier, image_size: tuple[int, int]) -> None:
     """Set `classifier.memory_format`: contiguous if it fails or returns different logits in channels_last.
 
     `x.view(len(x), -1)` after a convolution is one such failure. Runs the classifier, which must be in eval
@@ -40,8 +40,8 @@ def _agree(contiguous: _Pass, channels_last: _Pass) -> bool:
     return bool(near) and channels_last.has_backward >= contiguous.has_backward
 
 
-def _run(classifier: Classifier, image_size: int, memory_format: torch.memory_format) -> _Pass:
-    images = torch.rand(4, 3, image_size, image_size, generator=generator(0, "probe"))
+def _run(classifier: Classifier, image_size: tuple[int, int], memory_format: torch.memory_format) -> _Pass:
+    images = torch.rand(4, 3, *image_size, generator=generator(0, "probe"))
     images = images.contiguous(memory_format=memory_format).requires_grad_()
     classifier.to(memory_format=memory_format)
     classifier.memory_format = memory_format

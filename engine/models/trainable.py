@@ -14,7 +14,7 @@ from engine.models.torch_file import first_line
 from engine.seeding import generator
 
 
-def require_trainable(classifier: Classifier, section: str, image_size: int) -> None:
+def require_trainable(classifier: Classifier, section: str, image_size: tuple[int, int]) -> None:
     """Run `classifier` in train mode on the CPU, and set its `output_in_training`.
 
     `memory_format` becomes contiguous if only that can be trained. Mode, buffers, the weights' memory layout
@@ -30,8 +30,9 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
             classifier.memory_format = torch.contiguous_format
             output, path, reached, cut_off = _trained(classifier, image_size)
     except Exception as error:  # the network may be anyone's
+        height, width = image_size
         raise UserError(
-            f"{section}.name: {classifier.name} runs on {image_size}x{image_size} images but cannot be "
+            f"{section}.name: {classifier.name} runs on {height}x{width} images but cannot be "
             f"trained on them ({type(error).__name__}: {first_line(error)}); use larger images or another "
             "network"
         ) from error
@@ -54,14 +55,16 @@ def require_trainable(classifier: Classifier, section: str, image_size: int) -> 
     classifier.output_in_training = path
 
 
-def _trained(classifier: Classifier, image_size: int) -> tuple[Any, EntryPath | None, set[int], list[str]]:
+def _trained(
+    classifier: Classifier, image_size: tuple[int, int]
+) -> tuple[Any, EntryPath | None, set[int], list[str]]:
     """Run a pass in train mode and find what its output trains.
 
     Returns:
         The output, the path to its logits, the indices of the parameters that the logits train, and the
         layers that run but get no gradient from any part of the output.
     """
-    images = torch.rand(2, 3, image_size, image_size, generator=generator(0, "probe"))
+    images = torch.rand(2, 3, *image_size, generator=generator(0, "probe"))
     images = images.to(memory_format=classifier.memory_format)
     with _restored(classifier), torch.enable_grad():
         classifier.to(memory_format=classifier.memory_format)

@@ -117,7 +117,7 @@ def classifier_spec(
     classifier: Classifier,
     feature_paths: Sequence[str],
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     batches: tuple[int, int, int],
 ) -> NetworkSpec:
     """Return the spec of a teacher or student.

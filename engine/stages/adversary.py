@@ -54,10 +54,12 @@ class RotationAdversary:
     `learn` trains the head along with the student; `adversarial_term` returns its loss for the generator.
     """
 
-    def __init__(self, student: Classifier, image_size: int, seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, student: Classifier, image_size: tuple[int, int], seed: int, accelerator: Accelerator
+    ) -> None:
         self.student, self.seed, self.accelerator = student, seed, accelerator
         with torch.no_grad():
-            feature = self._feature_map(torch.zeros(1, 3, image_size, image_size, device=accelerator.device))
+            feature = self._feature_map(torch.zeros(1, 3, *image_size, device=accelerator.device))
         if feature.ndim != 4:
             raise UserError(
                 f"student.feature '{student.feature_path}' gives {list(feature.shape)}, not [B, C, H, W]; "

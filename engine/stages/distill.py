@@ -85,13 +85,13 @@ class Distiller:
         seed: int,
         accelerator: Accelerator,
         *,
-        image_size: int = 32,
+        image_size: tuple[int, int] = (32, 32),
         teacher_forward: Executable | None = None,
     ) -> None:
         """Build the alignment head and the optimizer.
 
         Args:
-            image_size: side of the bank's images.
+            image_size: height and width of the bank's images.
             teacher_forward: returns the teacher's logits and the feature map at its `feature_path`; a fused
                 copy of the teacher by default.
 

@@ -71,7 +71,7 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
 
     `more` tells the user how to get more batches: MORE_SHARDS or MORE_BATCHES.
     """
-    size, weights, classes = recipe.synthesize.batch_size, recipe.class_weights, len(recipe.class_names)
+    size, weights, classes = recipe.synthesize.batch_size, recipe.class_weights, len(recipe.names)
     wanted = classes if weights is None else sum(weight > 0 for weight in weights)
     covered = classes_covered(
         batches, batch_size=size, num_classes=classes, seed=recipe.seed, weights=weights

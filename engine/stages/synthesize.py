@@ -36,7 +36,7 @@ class Synthesizer:
         teacher: Classifier,
         config: SynthesizeConfig,
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         seed: int,
         accelerator: Accelerator,
         cuda_graph: bool = True,
@@ -52,7 +52,8 @@ class Synthesizer:
         """
         self.cuda_graph, self.class_weights, self.views = cuda_graph, class_weights, views
         self.teacher, self.config, self.seed, self.accelerator = teacher, config, seed, accelerator
-        network = Generator(latent_dim=config.latent_dim, channels=teacher.in_channels, size=image_size)
+        channels = 1 if teacher.is_grey else 3
+        network = Generator(latent_dim=config.latent_dim, channels=channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         init_weights(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.warmup_steps > 0

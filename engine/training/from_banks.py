@@ -215,16 +215,16 @@ def _require_fit(url: str, bank: BankReader, first: BankReader, recipe: Recipe) 
 
     Classes, image size and teacher must be the recipe's; codec and channels must be the first bank's.
     """
-    size = recipe.teacher.image_size
-    if bank.header.class_names != recipe.class_names:
+    size = recipe.teacher.size
+    if bank.header.class_names != recipe.names:
         raise UserError(
             f"--bank {url} has other class_names than the recipe; give the bank's recipe or another bank"
         )
-    if bank.header.image_size != (size, size):
+    if bank.header.image_size != size:
         height, width = bank.header.image_size
         raise UserError(
-            f"teacher.image_size is {size}, but --bank {url} has images of {height}x{width}; "
-            "give another size or another bank"
+            f"teacher.image_size is {recipe.teacher.size_text}, but --bank {url} has images of "
+            f"{height}x{width}; give another size or another bank"
         )
     require_teacher_of_bank(recipe, url, bank.header)
     if bank.header.codec != first.header.codec:

@@ -151,7 +151,7 @@ def _clip_figures(recipe: Recipe, bank: BankReader, clip: ClipModel) -> tuple[fl
     images, labels = _sample_images(bank, generator(recipe.seed, "measured-images"))
     chunks = images.split(recipe.filter.images_at_once)
     embeddings = torch.cat([clip.embed_images(chunk).cpu() for chunk in chunks])
-    captions = clip.embed_texts([PROMPT.format(name) for name in recipe.class_names]).cpu()
+    captions = clip.embed_texts([PROMPT.format(name) for name in recipe.names]).cpu()
     agrees = (embeddings @ captions.T).argmax(1) == labels
     distance = mean_pairwise_distance(embeddings)
     return agrees.double().mean().item(), None if math.isnan(distance) else distance

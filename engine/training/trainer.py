@@ -52,11 +52,11 @@ class StudentTrainer:
             shares: of each bank in a batch; None for shares by their sizes.
         """
         self.config: DistillConfig = recipe.distill
-        self.has_weight = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.class_names)]
+        self.has_weight = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.names)]
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
         self.progress, self.curves, self.shares = progress, curves, shares
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        size = recipe.teacher.image_size
+        size = recipe.teacher.size
         self.distiller = Distiller(
             pair.teacher,
             pair.student,
@@ -72,7 +72,7 @@ class StudentTrainer:
             recipe.feed,
             self.index,
             codec=codec,
-            image_size=(size, size),
+            image_size=size,
             channels=channels,
             batch_size=recipe.distill.batch_size // self.world,
             device=accelerator.device,

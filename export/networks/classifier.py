@@ -11,10 +11,10 @@ def classifier_spec(
     name: str,
     classifier: nn.Module,
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     features: Sequence[str] = (),
     batches: tuple[int, int, int] = BATCHES,
 ) -> NetworkSpec:
     """Return the spec of images [B, 3, H, W] in [0, 1] -> logits [B, C] and a map per name in `features`."""
-    images = Input(name="images", shape=(batch(batches), 3, image_size, image_size), values="uniform")
+    images = Input(name="images", shape=(batch(batches), 3, *image_size), values="uniform")
     return NetworkSpec(name=name, module=classifier, inputs=(images,), outputs=("logits", *features))

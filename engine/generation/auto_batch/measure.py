@@ -197,12 +197,12 @@ class StageTimer:
 
 def _noise(recipe: Recipe, count: int) -> ImageBatch:
     """Return `count` sources of random pixels."""
-    size = recipe.teacher.image_size
+    size = recipe.teacher.size
     generator = torch.Generator().manual_seed(recipe.seed)
     keys = torch.arange(count) * (recipe.augment.variations + 1)
     return ImageBatch(
-        images=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
-        labels=torch.arange(count) % len(recipe.class_names),
+        images=torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator),
+        labels=torch.arange(count) % len(recipe.names),
         keys=keys,
         parents=torch.full_like(keys, -1),
         seeds=torch.zeros_like(keys),

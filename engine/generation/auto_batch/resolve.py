@@ -76,7 +76,7 @@ def _conditions(recipe: Recipe, stage: str, weights: dict[str, dict[str, Any]]) 
         "threads": thread_counts(stage_groups(recipe))[stage],
         "runtime": [compute.runtime, compute.runtime_precision, compute.precision, compute.compile],
         "networks": {name: [fact["name"], fact["sha256"]] for name, fact in weights.items()},
-        "image_size": recipe.teacher.image_size,
+        "image_size": recipe.teacher.size,
         "most": _max_images(recipe),
         "augment": [config.variations, config.steps, config.strength, config.num_tokens],
         "guided": config.guidance_scale > 1,

@@ -38,7 +38,7 @@ def names_for(recipe: Recipe, url: str) -> list[str]:
     names = [*ALWAYS]
     if recipe.augment.method == "variation":
         names += [*PRIOR, f"diffusers:{SCHEDULERS[recipe.augment.scheduler][0]}"]
-    if recipe.filter.model:
+    if recipe.uses_clip:
         names.append("open_clip")
     for classifier in (recipe.teacher, recipe.student):
         names += [module for start, module in ZOOS.items() if classifier.name.startswith(start)]
