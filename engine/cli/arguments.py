@@ -18,12 +18,14 @@ from engine.recipes.load import add_recipe, check_keys, errors_in_words, pop_rec
 from engine.terminal import add_log_flags
 
 RUNTIME = "--compute.runtime"
+TEACHER = "--teacher"
 SHORT = {
+    TEACHER: "--teacher.name",
     "--runtime": RUNTIME,
     "--precision": "--compute.runtime_precision",
     "--threads": "--compute.threads",
 }
-METAVARS = {"--runtime": "R", "--precision": "P", "--threads": "N"}
+METAVARS = {TEACHER: "NAME", "--runtime": "R", "--precision": "P", "--threads": "N"}
 TRT = "--trt"
 BATCH = "--batch"
 BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
@@ -74,7 +76,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def add_short_flags(parser: ArgumentParser) -> None:
     """Add the short flags, --quiet and --verbose to --help; `CommandLine.read` replaces the short ones."""
     for flag, full in SHORT.items():
-        parser.add_argument(flag, metavar=METAVARS[flag], help=f"short for {full}")
+        if flag != TEACHER:  # the recipe's section adds it
+            parser.add_argument(flag, metavar=METAVARS[flag], help=f"short for {full}")
     parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
     add_log_flags(parser)
@@ -88,6 +91,8 @@ class CommandLine:
     """The command line with the short flags spelled out."""
     flags: Mapping[str, str | None]
     """Value of each flag by its name without dashes; None if no value follows the flag."""
+    has_teacher: bool
+    """Whether it names a teacher by the short flag, so that no shipped recipe is meant."""
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> "CommandLine":
@@ -98,7 +103,8 @@ class CommandLine:
             flag, equals, value = _split(argument)
             if flag.startswith("--"):
                 flags[flag.removeprefix("--")] = value if equals else _value(following)
-        return cls(arguments=tuple(full), flags=flags)
+        named = any(_split(argument)[0] == TEACHER for argument in arguments)
+        return cls(arguments=tuple(full), flags=flags, has_teacher=named)
 
     def given(self, flag: str) -> bool:
         """Return whether the command line has this flag."""
@@ -126,7 +132,15 @@ class CommandLine:
         given = self.value("name")
         if given or (base_name and not self.given("recipe")):
             return str(given or base_name)
-        return str(recipes.read(self.recipe)["name"])
+        return str(self._base()["name"])
+
+    def _base(self) -> dict[str, Any]:
+        """Return the recipe of the command line as nested mappings: its file, or a teacher's name alone."""
+        if self.given("recipe") or not self.has_teacher:
+            return recipes.read(self.recipe)
+        teacher = self.value("teacher.name") or ""
+        name = re.sub(r"\W+", "-", teacher.rstrip("/").rpartition("/")[2].rpartition(":")[2]).strip("-")
+        return {"name": name or "teacher", "teacher": {"name": teacher}}
 
     def parse(
         self,
@@ -155,15 +169,27 @@ class CommandLine:
         )
         with errors_in_words():
             if base is None:
-                base, source = recipes.read(self.recipe), f"recipe '{self.recipe}'"
+                base, source = self._base(), f"recipe '{self.recipe}'"
             own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
             add_recipe(parser, base, source)
+            _show_teacher(parser)
             check_keys(self.flags, "the command line", {*own_flags, *setting_types()})
             options = parse(parser, self.arguments)
         recipe = pop_recipe(options)
         classifiers = {"teacher": recipe.teacher, "student": recipe.student}
         require_named(classifiers, self.flags.values(), remembered)
         return recipe, options
+
+
+def _show_teacher(parser: ArgumentParser) -> None:
+    """Describe the short flag in --help, which jsonargparse would use for a file with the whole section."""
+    for action in parser._actions:
+        if TEACHER in action.option_strings:
+            action.metavar = "NAME"
+            action.help = (
+                f"short for {SHORT[TEACHER]}; without --recipe, all other settings have their defaults or "
+                "are read from the teacher"
+            )
 
 
 def _split(argument: str) -> tuple[str, str, str]:

@@ -25,11 +25,11 @@ class AugmentConfig:
     prior: str = ""
     """Folder or hub id of a StableDiffusionImageVariationPipeline; its vae may be an AutoencoderTiny (TAESD).
     `python -m export` also accepts pipelines of Stable Diffusion 1.x, 2.x and XL."""
-    variations: int = 8
+    variations: int = 12
     """Variations of each source (K)."""
     scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
     """Solver of the diffusion process; all run without added noise."""
-    steps: int = 20
+    steps: int = 5
     """Solver steps from pure noise; with strength < 1, only the last int(steps * strength) of them run."""
     guidance_scale: float = 3.0
     """Scale of classifier-free guidance; 1 turns guidance off and halves the work."""

@@ -9,9 +9,9 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The student's training. The defaults are from DDA (arXiv 2410.17606) and its released code."""
+    """The student's training: losses and optimizer of DDA (arXiv 2410.17606) and its released code."""
 
-    batch_size: int = 128
+    batch_size: int = 64
     """Images in a training step, over all processes."""
     temperature: float = 20.0
     """Temperature of both softmaxes in the KL term, which is multiplied by its square."""

@@ -26,7 +26,7 @@ class FilterConfig:
     between 0.45 and 0.76)."""
     quantile: float | None = None
     """Instead of omega: share of each batch's variations to drop, the least similar ones."""
-    class_gate: bool = False
+    class_gate: bool = True
     """Also require that the teacher's top-1 class is the label."""
     min_confidence: float = 0.0
     """Minimum probability of the teacher's top-1 class, for the class gate."""

@@ -172,14 +172,37 @@ class Recipe:
     @property
     def is_resolved(self) -> bool:
         """Whether nothing is left to read from the networks or to choose for the machine."""
-        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
         on_machine = self.compute.is_resolved and self.feed.is_resolved and not self.auto_batches
-        return known and on_machine and self.augment.method != "auto" and self.filter.method != "auto"
+        return self.is_read and on_machine and self.augment.method != "auto"
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to read from the networks."""
+        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
+        return known and bool(self.student.name)
 
     @property
     def synthesis_views(self) -> Views:
         """Random views of a synthesized image that the teacher sees."""
         return self.synthesize.views(default=self.distill.views)
+
+
+def derived(recipe: Recipe) -> Recipe:
+    """Return the recipe with a value for each open setting that its other settings decide.
+
+    The student takes the teacher's classes, channels, size and normalization. A stage without a model is
+    left out.
+    """
+    teacher, student, augment, chosen = recipe.teacher, recipe.student, recipe.augment, recipe.filter
+    like = teacher.for_channels(student.in_channels or teacher.in_channels or 3)
+    for name in ("num_classes", "in_channels", "image_size", "mean", "std"):
+        if getattr(student, name) is None and getattr(teacher, name) is not None:
+            student = replace(student, **{name: getattr(like, name)})
+    if augment.method == "auto" and not augment.prior:
+        augment = replace(augment, method="none")
+    if chosen.method == "auto":
+        chosen = replace(chosen, method="clip" if chosen.model else "none")
+    return replace(recipe, student=student, augment=augment, filter=chosen)
 
 
 OF_MACHINE_SECTIONS = sections(Recipe, "execution")

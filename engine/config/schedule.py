@@ -9,13 +9,13 @@ from engine.errors import UserError
 class ScheduleConfig:
     """Some batches of synthesis, then rounds that add images that are hard for the student and train it."""
 
-    init_batches: int = 10
+    init_batches: int = 3
     """Batches of sources before the first round, without the adversary."""
-    rounds: int = 10
+    rounds: int = 3
     """Number of rounds; each adds images that are hard for the current student, then trains the student."""
     batches_per_round: int = 1
     """Batches of sources in each round; 0 trains only on the images from before the first round."""
-    kd_steps: int = 200
+    kd_steps: int = 330
     """Training steps in each round."""
     checkpoint_steps: int = 500
     """Training steps between two checkpoints; each batch of images is also followed by one."""

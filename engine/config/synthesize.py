@@ -11,15 +11,15 @@ from engine.errors import UserError
 class SynthesizeConfig:
     """The inversion of the teacher, with the loss and optimizer of DDA (arXiv 2410.17606) and its code."""
 
-    batch_size: int = 200
+    batch_size: int = 128
     """Images that are optimized together and matched to the BatchNorm statistics as one batch."""
-    steps: int = 200
+    steps: int = 10
     """Optimizer steps per batch; the images of the step with the lowest loss are kept."""
-    start: Literal["reinit", "reuse", "meta"] = "reinit"
+    start: Literal["reinit", "reuse", "meta"] = "meta"
     """Initial weights of the generator for each batch: reinit draws new ones, reuse keeps the last batch's,
     meta learns an initialization from which a few steps are enough."""
-    warmup_steps: int = 0
-    """For reuse and meta: additional optimizer steps, once, before the first batch."""
+    warmup_steps: int = 40
+    """For reuse and meta: additional optimizer steps, once, before the first batch; reinit has no warm-up."""
     meta_rate: float = 0.5
     """For meta: how far the initialization moves towards the final weights of each batch (Reptile, arXiv
     1803.02999)."""
@@ -44,6 +44,11 @@ class SynthesizeConfig:
     crop_padding: int | None = None
     """Pixels of zero padding for the crop that the teacher sees; null follows distill.crop_padding."""
 
+    @property
+    def first_steps(self) -> int:
+        """Optimizer steps before the first batch."""
+        return 0 if self.start == "reinit" else self.warmup_steps
+
     def views(self, *, default: Views) -> Views:
         """Return the views that the teacher sees, with `default` for settings that are null."""
         return Views(
@@ -67,8 +72,3 @@ class SynthesizeConfig:
         for name, weight in (self.class_weights or {}).items():
             if not 0 <= weight < float("inf"):
                 raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
-        if self.start == "reinit" and self.warmup_steps:
-            raise UserError(
-                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start is reinit, which "
-                "draws new weights for every batch; set warmup_steps to 0, or start to reuse or meta"
-            )

@@ -143,7 +143,7 @@ def _synthesize(context: StageContext, request: Request, track: Track) -> ImageB
 
 def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch:
     config = context.recipe.synthesize
-    steps = config.steps + (config.warmup_steps if context.synthesizer.needs_warmup else 0)
+    steps = config.steps + (config.first_steps if context.synthesizer.needs_warmup else 0)
     done = 0
     with track() as stage:
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from export.hashed import sha256_of
 
-LIBRARIES = ("engine", "timm", "torchvision")
+LIBRARIES = ("engine", "timm", "torchvision", "hf")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from engine import recipes
-from engine.config.recipe import Recipe
+from engine.config.recipe import Recipe, derived
 from engine.errors import UserError
 
 
@@ -56,8 +56,8 @@ def add_recipe(parser: ArgumentParser, mapping: Mapping[str, Any], source: str) 
 
 
 def pop_recipe(options: Namespace) -> Recipe:
-    """Remove the recipe's settings from the options of a parser, and return the recipe."""
-    return Recipe(**{field.name: options.pop(field.name) for field in fields(Recipe)})
+    """Remove the recipe's settings from the options of a parser, and return the recipe, with `derived`."""
+    return derived(Recipe(**{field.name: options.pop(field.name) for field in fields(Recipe)}))
 
 
 def check_keys(given: Collection[str], source: str, known: Collection[str]) -> None:
