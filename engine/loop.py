@@ -59,11 +59,30 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         NonFiniteError: if a loss, an image or a similarity is NaN or Inf.
     """
     start = time.perf_counter()
-    accelerator = open_accelerator(recipe.compute)
-    logger.info("%s: %s, %s", recipe.name, accelerator.device.type, recipe.compute.precision)
+    logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
     check_test_set(recipe.evaluate)
+    with open_loop(recipe, out, resume=resume, progress=progress) as loop:
+        earlier = loop.wall_seconds
+        loop.announce()
+        while (work := recipe.schedule.next(loop.batches, loop.trainer.step)) is not None:
+            loop.do(work)
+            loop.wall_seconds = earlier + time.perf_counter() - start
+            loop.save(out / CHECKPOINTS)
+        opened = loop.networks
+        save_student(out, opened.student.network)
+        loop.examples.save(out / VARIATIONS, recipe.names)
+        begun = start - earlier
+        summary = summarize(recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, begun)
+        summary.write(out)
+    return summary
+
+
+@contextmanager
+def open_loop(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Iterator["Loop"]:
+    """Load the networks, and open or continue the run in the folder `out`. Raises UserError as `run` does."""
+    accelerator = open_accelerator(recipe.compute)
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
         _require_same_run(out, url, header)
@@ -79,17 +98,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         require_snapshot(reader, url, shards)
         loop = stack.enter_context(Loop(recipe, opened, accelerator, progress, curves, bank, reader))
         loop.restore(state)
-        earlier = loop.wall_seconds
-        loop.announce()
-        while (work := recipe.schedule.next(loop.batches, loop.trainer.step)) is not None:
-            loop.do(work)
-            loop.wall_seconds = earlier + time.perf_counter() - start
-            loop.save(out / CHECKPOINTS)
-        save_student(out, opened.student.network)
-        loop.examples.save(out / VARIATIONS, recipe.names)
-        summary = summarize(recipe, opened, opened.clip, [reader], accelerator, progress, start - earlier)
-        summary.write(out)
-    return summary
+        yield loop
 
 
 def _require_same_run(out: Path, url: str, header: Header) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine import distributed
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
+from engine.cli.budget import fit_to_budget, parse_budget, process_start
 from engine.cli.main import main_on_ranks
 from engine.cli.resolve import resolve
 from engine.errors import UserError
@@ -23,6 +24,11 @@ def command(arguments: Sequence[str]) -> None:
     parser = command_parser("engine.run", __doc__)
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="choose batches, steps and training steps so that the whole command takes this time: 10m, 2h",
+    )
     add_short_flags(parser)
     line = CommandLine.read(arguments)
     default = f"runs/{line.recipe_name()}"
@@ -39,7 +45,14 @@ def command(arguments: Sequence[str]) -> None:
             "then run engine.distill on it in several processes"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
+    budget = None if options.budget is None else parse_budget(options.budget)
+    if budget and old_run:
+        raise UserError("--budget cannot change a run that --resume continues; its counts are in config.yaml")
+    if not old_run:
+        check(folder, recipe, resume=options.resume)
     recipe = resolve(recipe, batches="measured")
+    if budget:
+        recipe = fit_to_budget(recipe, budget, process_start())
     check(folder, recipe, resume=options.resume, free=hashed_settings(folder))
     from engine.loop import run
     from engine.training.summary import results_table
