@@ -54,7 +54,7 @@ def command(arguments: Sequence[str]) -> None:
         source=f"the run {old_run}" if run_recipe else "the bank",
         remembered=record.factories,
     )
-    recipe = resolve(recipe)
+    recipe = resolve(recipe, makes_images=False)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
     distributed.require_divisible(recipe.distill.batch_size)

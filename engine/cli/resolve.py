@@ -22,12 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(
-    recipe: Recipe, batches: Literal["default", "measured"] = "default", threads: int | None = None
+    recipe: Recipe,
+    batches: Literal["default", "measured"] = "default",
+    threads: int | None = None,
+    *,
+    makes_images: bool = True,
 ) -> Recipe:
     """Return the recipe with a value for every `auto` and null that depends on the machine or the networks.
 
     Args:
         batches: whether an automatic micro-batch gets the default size or the fastest one, measured here.
+        makes_images: whether the command makes images, so that a prior must be tried.
         threads: `compute.threads` if the recipe leaves it null, at least 1; by default torch's choice.
 
     Raises:
@@ -41,6 +46,12 @@ def resolve(
         compute=resolve_compute(recipe.compute, recipe.tensorrt, threads=threads),
         feed=_resolve_feed(recipe.feed),
     )
+    if recipe.augment.method == "auto" and makes_images:
+        from engine.generation.prior_fit import fit_prior
+
+        recipe = fit_prior(recipe)
+    elif recipe.augment.method == "auto":
+        recipe = replace(recipe, augment=replace(recipe.augment, method="variation"))
     if recipe.auto_batches and batches == "measured":
         from engine.generation.auto_batch.resolve import resolve_micro_batches
 
