@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.models.loading import (
-    ClassifierConfig,
     build_classifier,
     load_classifier,
     require_batch_norm,
