@@ -77,7 +77,10 @@ REFUSED = {
     ),
     "wide crop": ("synthesize: {crop_padding: 40}", r"synthesize\.crop_padding is 40, but teacher"),
     "no flip": ("synthesize: {flip: 3}", r"synthesize\.flip must be true or false or null, got '3'"),
-    "image sizes": ("student: {image_size: 64}", r"student\.image_size is 64, but teacher\.image_size is 32"),
+    "image sizes": (
+        "student: {image_size: 64}",
+        r"student\.image_size is 64x64, but teacher\.image_size is 32x32",
+    ),
 }
 
 
