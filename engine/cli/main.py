@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine import distributed, terminal
-from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, UserError
+from engine.errors import FailedShardsError, NonFiniteError, OutOfMemoryError, SettingsError, UserError
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -46,10 +46,15 @@ def main(command: Command, arguments: Sequence[str] | None = None) -> int:
 
 
 def outcome(command: Command, arguments: Sequence[str]) -> tuple[int, str]:
-    """Run `command`, and return its exit code and a line with the reason, which is empty after success."""
+    """Run `command`, and return its exit code and the reason, which is empty after success.
+
+    The reason is one line, or one for each wrong setting.
+    """
     try:
         with terminal.on_console(arguments) as rest:
             command(rest)
+    except SettingsError as error:
+        return 2, f"error: {error}"
     except (UserError, ExportError) as error:
         return 2, _one_line(f"error: {error}")
     except (NonFiniteError, OutOfMemoryError, FailedShardsError) as error:

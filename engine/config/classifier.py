@@ -1,10 +1,10 @@
 """Settings of a classifier, the teacher or the student."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.errors import UserError
+from engine.errors import SettingsError
 
 MIN_STD = 1 / 65535  # of a network for 16-bit values
 ONE_LOGIT = (
@@ -53,24 +53,34 @@ class ClassifierConfig:
     feature_path, which only engine:NAME networks have."""
 
     def check(self, section: str) -> None:
-        """Raise UserError for the first value out of range; the message names `section` and the field."""
+        """Raise SettingsError for values out of range; the message names `section` and the fields."""
+        if faults := tuple(self.faults(section)):
+            raise SettingsError(faults)
+
+    def faults(self, section: str) -> Iterator[str]:
+        """Yield a line for each value out of range, which begins with `section` and the field."""
         for field, value in (("num_classes", self.num_classes), ("image_size", self.image_size)):
             if value < 1:
-                raise UserError(f"{section}.{field} must be a positive integer, got {value}")
+                yield f"{section}.{field} must be a positive integer, got {value}"
         if self.num_classes == 1:
-            raise UserError(f"{section}.num_classes is 1: {ONE_LOGIT}")
+            yield f"{section}.num_classes is 1: {ONE_LOGIT}"
         if self.in_channels not in (1, 3):
-            raise UserError(f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}")
+            yield f"{section}.in_channels must be 1 (grey) or 3 (RGB), got {self.in_channels}"
+            return  # mean and std may have a number for each channel
+        are_well_formed = True
         for field, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.in_channels) or not all(map(math.isfinite, values)):
-                raise UserError(
+                are_well_formed = False
+                yield (
                     f"{section}.{field} must be 1 finite number, or {self.in_channels} (one for each of "
                     f"{section}.in_channels), got {list(values)}"
                 )
+        if not are_well_formed:
+            return
         if min(self.std) <= 0:
-            raise UserError(f"{section}.std must be above 0, got {list(self.std)}")
-        if fault := normalization_fault(self.mean, self.std):
-            raise UserError(f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}")
+            yield f"{section}.std must be above 0, got {list(self.std)}"
+        elif fault := normalization_fault(self.mean, self.std):
+            yield f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}"
 
 
 def normalization_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:

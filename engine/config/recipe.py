@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from engine.config.augment import AugmentConfig
+from engine.config.checked import Checked
 from engine.config.classifier import ClassifierConfig
 from engine.config.compute import ComputeConfig
 from engine.config.decides import decides, sections
@@ -21,7 +22,6 @@ from engine.config.storage import StorageConfig
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.tensorrt import TensorRtConfig
 from engine.config.views import Views
-from engine.errors import UserError
 
 CONFIG = "config.yaml"
 """File name of the recipe in a run's folder."""
@@ -31,7 +31,7 @@ MAX_WEIGHT_RATIO = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """The settings of an experiment."""
 
     name: str = field(metadata=decides())
@@ -65,58 +65,63 @@ class Recipe:
     evaluate: EvaluateConfig = field(default=EvaluateConfig(), metadata=decides("student"))
     """The test set"""
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
+        yield from self.teacher.faults("teacher")
+        yield from self.student.faults("student")
+        if self.teacher.image_size > 0 and self.teacher.image_size % 4:
+            yield (
+                "teacher.image_size must be a multiple of 4, because the generator doubles its size twice; "
+                f"got {self.teacher.image_size}"
+            )
+        for name in ("weights", "weights_key"):
+            if (given := getattr(self.student, name)) is not None:
+                yield f"student.{name} is {given}, but a student starts from random weights; set it to null"
+        for name in self.synthesize.class_weights or ():
+            if not isinstance(name, str):
+                yield f"synthesize.class_weights: {name!r} is not text; write the class in quotes"
+
+    def contradictions(self) -> Iterator[str]:
         num_classes = len(self.class_names)
         for section in ("teacher", "student"):
-            getattr(self, section).check(section)
             given = getattr(self, section).num_classes
             if given != num_classes:
-                raise UserError(
-                    f"{section}.num_classes is {given}, but class_names has {num_classes}; make them agree"
-                )
+                yield f"{section}.num_classes is {given}, but class_names has {num_classes}; make them agree"
         if self.student.image_size != self.teacher.image_size:
-            raise UserError(
+            yield (
                 f"student.image_size is {self.student.image_size}, but teacher.image_size is"
                 f" {self.teacher.image_size}, and both see the same images; make them agree"
             )
         if self.evaluate.dataset == "fashion-mnist" and (num_classes, self.teacher.image_size) != (10, 32):
-            raise UserError(
-                "evaluate.dataset is fashion-mnist, which has 10 classes of 32x32 images, but the teacher "
-                f"has {num_classes} of {self.teacher.image_size}x{self.teacher.image_size}; "
+            yield (
+                "evaluate.dataset is fashion-mnist, which has 10 classes of 32x32 images, but class_names "
+                f"has {num_classes} and teacher.image_size is {self.teacher.image_size}; "
                 "set evaluate.dataset to none"
             )
-        if self.teacher.image_size % 4:
-            raise UserError(
-                "teacher.image_size must be a multiple of 4, because the generator doubles its size twice; "
-                f"got {self.teacher.image_size}"
-            )
-        self._check_views()
-        for name in ("weights", "weights_key"):
-            if (given := getattr(self.student, name)) is not None:
-                raise UserError(
-                    f"student.{name} is {given}, but a student starts from random weights; set it to null"
-                )
-        self._check_class_weights()
+        for section in ("distill", "synthesize"):
+            padding, size = getattr(self, section).crop_padding, self.teacher.image_size
+            if padding is not None and padding >= size:
+                yield f"{section}.crop_padding is {padding}, but teacher.image_size is {size}; lower it"
+        yield from self._wrong_class_weights()
         if self.augment.class_condition == "text" and not self.filter.model:
-            raise UserError(
+            yield (
                 "augment.class_condition is text, which needs the text tower of filter.model, but no model "
                 "is set; give an open_clip model, or set augment.class_condition to none"
             )
 
-    def _check_class_weights(self) -> None:
+    def _wrong_class_weights(self) -> Iterator[str]:
         given, known = self.synthesize.class_weights, set(self.class_names)
-        for name in given or ():
-            if not isinstance(name, str):
-                raise UserError(f"synthesize.class_weights: {name!r} is not text; write the class in quotes")
-            if name not in known:
-                near = get_close_matches(name, self.class_names, 1)
-                guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
-                raise UserError(f"synthesize.class_weights: no class '{name}'; {guess}")
+        unknown = [name for name in given or () if isinstance(name, str) and name not in known]
+        for name in unknown:
+            near = get_close_matches(name, self.class_names, 1)
+            guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
+            yield f"synthesize.class_weights: no class '{name}'; {guess}"
         weights = [weight for weight in self.class_weights or (1.0,) if weight > 0]
+        if unknown:
+            return  # these weights may be meant for classes that have none
         if not weights:
-            raise UserError("synthesize.class_weights leaves no class; set at least one weight above 0")
-        if max(weights) > MAX_WEIGHT_RATIO * min(weights):
-            raise UserError(
+            yield "synthesize.class_weights leaves no class; set at least one weight above 0"
+        elif max(weights) > MAX_WEIGHT_RATIO * min(weights):
+            yield (
                 f"synthesize.class_weights: {max(weights):g} is more than {MAX_WEIGHT_RATIO:,} times another "
                 f"class's {min(weights):g}; set the weight of a class that you do not want to 0"
             )
@@ -148,15 +153,6 @@ class Recipe:
     def synthesis_views(self) -> Views:
         """Random views of a synthesized image that the teacher sees."""
         return self.synthesize.views(default=self.distill.views)
-
-    def _check_views(self) -> None:
-        size = self.teacher.image_size
-        for section in ("distill", "synthesize"):
-            padding = getattr(self, section).crop_padding
-            if padding is not None and padding >= size:
-                raise UserError(
-                    f"{section}.crop_padding is {padding}, but teacher.image_size is {size}; lower it"
-                )
 
 
 OF_MACHINE_SECTIONS = sections(Recipe, "execution")
