@@ -2,7 +2,7 @@
 
 import re
 from argparse import Action, ArgumentError
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from engine import recipes
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe
-from engine.errors import UserError
+from engine.errors import SettingsError, UserError
 from engine.models.factory import Factory, is_factory
-from engine.recipes.load import add_recipe, check_keys, errors_in_words, pop_recipe, setting_types
+from engine.recipes.load import Layer, add_recipe, all_faults, pop_recipe
 from engine.terminal import add_log_flags
 
 RUNTIME = "--compute.runtime"
@@ -159,7 +159,8 @@ class CommandLine:
             remembered: see `require_named`.
 
         Raises:
-            UserError: if a key or value is not allowed; the message names the key.
+            SettingsError: if keys or values are not allowed; the message names all of them.
+            UserError: if there is no such recipe, or an option of the command is wrong.
         """
         parser.add_argument(
             "--recipe",
@@ -167,18 +168,23 @@ class CommandLine:
             default=recipes.DEFAULT,
             help=f"one of {', '.join(recipes.names())}; or a YAML file",
         )
-        with errors_in_words():
-            if base is None:
-                base, source = self._base(), f"recipe '{self.recipe}'"
-            own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
-            add_recipe(parser, base, source)
+        if base is None:
+            base, source = self._base(), f"recipe '{self.recipe}'"
+        recipe_layer = Layer.of(base, source)
+        own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
+        with all_faults(recipe_layer, self._settings(own_flags)):
+            add_recipe(parser, recipe_layer)
             _show_teacher(parser)
-            check_keys(self.flags, "the command line", {*own_flags, *setting_types()})
             options = parse(parser, self.arguments)
         recipe = pop_recipe(options)
         classifiers = {"teacher": recipe.teacher, "student": recipe.student}
         require_named(classifiers, self.flags.values(), remembered)
         return recipe, options
+
+    def _settings(self, own_flags: Collection[str]) -> Layer:
+        """Return what should be settings: all flags but the command's own."""
+        settings = {key: value for key, value in self.flags.items() if key not in own_flags}
+        return Layer(settings=settings, source="the command line", is_command_line=True, flags=own_flags)
 
 
 def _show_teacher(parser: ArgumentParser) -> None:
@@ -235,19 +241,26 @@ def require_named(
             unless their source has changed.
 
     Raises:
-        UserError: if a factory is not named; the message gives the section and the factory.
+        SettingsError: if factories are not named; the message gives the sections and the factories.
     """
+    if faults := list(_unnamed(configs, named, remembered or {})):
+        raise SettingsError(faults)
+
+
+def _unnamed(
+    configs: Mapping[str, ClassifierConfig], named: Collection[str | None], remembered: Mapping[str, Factory]
+) -> Iterator[str]:
     for section, config in configs.items():
         if not is_factory(config.name) or config.name in named:
             continue
-        known = (remembered or {}).get(section)
+        known = remembered.get(section)
         if known is None or known.name != config.name or not known.files:
-            raise UserError(
+            yield (
                 f"{section}.name is '{config.name}', which is code that a recipe file alone may not run; "
                 f"name it on the command line: --{section}.name {config.name}"
             )
-        if change := known.change(Factory.of(config.name)):
-            raise UserError(
+        elif change := known.change(Factory.of(config.name)):
+            yield (
                 f"{section}.name is '{config.name}', which this run used from {change}; restore it, or name "
                 f"it on the command line to accept the current source: --{section}.name {config.name}"
             )

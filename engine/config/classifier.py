@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from engine.errors import UserError
+from engine.errors import SettingsError
 
 CHANNELS = (1, 2, 3, 4)
 GREY = (1, 2)
@@ -114,12 +114,12 @@ class ClassifierConfig:
         )
 
     def check(self, section: str) -> None:
-        """Raise UserError for the first value out of range; the message names `section` and the field."""
-        for fault in self.faults(section):
-            raise UserError(fault)
+        """Raise SettingsError for values out of range; the message names `section` and the fields."""
+        if faults := tuple(self.faults(section)):
+            raise SettingsError(faults)
 
     def faults(self, section: str) -> Iterator[str]:
-        """Yield a message for each value out of range; it names `section` and the field."""
+        """Yield a line for each value out of range, which begins with `section` and the field."""
         if not self.name and section == "teacher":
             yield (
                 f"{section}.name is not set; give timm:NAME, torchvision:NAME, hf:FOLDER, engine:NAME or "

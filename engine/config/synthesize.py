@@ -1,14 +1,15 @@
 """Settings of the synthesize stage."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.checked import Checked
 from engine.config.views import Views
-from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesizeConfig:
+class SynthesizeConfig(Checked):
     """The inversion of the teacher, with the loss and optimizer of DDA (arXiv 2410.17606) and its code."""
 
     batch_size: int = 128
@@ -56,19 +57,19 @@ class SynthesizeConfig:
             crop_padding=default.crop_padding if self.crop_padding is None else self.crop_padding,
         )
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         for name in ("batch_size", "steps", "latent_dim"):
             if getattr(self, name) < 1:
-                raise UserError(f"synthesize.{name} must be at least 1, got {getattr(self, name)}")
+                yield f"synthesize.{name} must be at least 1, got {getattr(self, name)}"
         for name in ("w_cls", "w_bn", "w_adv", "warmup_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"synthesize.{name} must be 0 or above, got {getattr(self, name)}")
+                yield f"synthesize.{name} must be 0 or above, got {getattr(self, name)}"
         if self.crop_padding is not None and self.crop_padding < 0:
-            raise UserError(f"synthesize.crop_padding must be 0 or above, got {self.crop_padding}")
+            yield f"synthesize.crop_padding must be 0 or above, got {self.crop_padding}"
         if not 0 < self.lr < float("inf"):
-            raise UserError(f"synthesize.lr must be above 0, got {self.lr}")
+            yield f"synthesize.lr must be above 0, got {self.lr}"
         if not 0 < self.meta_rate <= 1:
-            raise UserError(f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}")
+            yield f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}"
         for name, weight in (self.class_weights or {}).items():
             if not 0 <= weight < float("inf"):
-                raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
+                yield f"synthesize.class_weights: '{name}' has {weight}; give 0 or more"

@@ -235,3 +235,10 @@ SYNTHESIZE = Stage(name="synthesize", total=_sources, run=_synthesize)
 AUGMENT = Stage(name="augment", total=_variations, run=_augment, has_micro_batch=True)
 FILTER = Stage(name="filter", total=_variations, run=_filter, has_micro_batch=True, is_light=True)
 STAGES = (SYNTHESIZE, AUGMENT, FILTER)
+
+
+def announce(progress: progress.Progress, recipe: Recipe, batches: int) -> None:
+    """Announce `batches` more batches to the progress bars of the stages."""
+    for stage in STAGES:
+        if total := batches * stage.total(recipe):
+            progress.announce(stage.name, total=total, unit="images")
