@@ -75,7 +75,7 @@ def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
 def load(recipe: Recipe, device: torch.device) -> LoadedNetworks:
     """Load all networks of the recipe on one device. Raises UserError as `load_pair` does."""
     pair = load_pair(recipe, device)
-    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize.w_bn)
+    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize)
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.uses_clip else None
     prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
     if prior is not None:
