@@ -80,7 +80,7 @@ def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO
 def load(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedNetworks:
     """Load all networks of the recipe on one device, with log lines and errors as `load_pair`."""
     pair = load_pair(recipe, device, level=level)
-    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize.w_bn)
+    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize)
     clip = prior = None
     if recipe.uses_clip:
         logger.log(level, "loading CLIP, %s", recipe.filter.model)

@@ -7,6 +7,8 @@ from typing import Literal
 from engine.config.checked import Checked
 from engine.config.views import Views
 
+Statistics = Literal["batch_norm", "patch_similarity", "image"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig(Checked):
@@ -29,8 +31,13 @@ class SynthesizeConfig(Checked):
     from the teacher) or none."""
     w_cls: float = 1.0
     """Weight of the teacher's cross-entropy with the drawn label."""
+    statistics: Statistics | None = None
+    """What the images are held to besides their class: batch_norm (the running statistics of the teacher's
+    BatchNorms, DeepInversion, arXiv 1912.07878), patch_similarity (the entropy of the similarities between
+    the patches that its attention sees, PSAQ-ViT, arXiv 2203.02250) or image (total variation and L2 norm of
+    the image, DeepInversion); null takes the first of these that the teacher allows."""
     w_bn: float = 1.0
-    """Weight of the BatchNorm statistics; set to 0 for a teacher without BatchNorm."""
+    """Weight of the statistics, whichever synthesize.statistics names."""
     w_adv: float = 10.0
     """Weight of the adversary, in the rounds only."""
     class_weights: dict[str, float] | None = None

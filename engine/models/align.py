@@ -6,21 +6,23 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
 from engine.models.loading import require_feature
 from engine.seeding import derive_seed, seeded
+
+MAX_HIDDEN = 1024
+"""Maximum hidden width; without it, 2048 channels would mean 151 million weights in the 3x3 convolution."""
 
 
 class AlignHead(nn.Module):
     """Feature alignment of CSD and DDA (arXiv 2307.04542, 2410.17606; layers as in their released code).
 
-    Average pooling if the spatial sizes differ, then conv1x1 C_s -> 2 C_t, BN, ReLU, conv3x3, BN, ReLU,
-    conv1x1 -> C_t. No convolution has a bias.
+    Average pooling if the spatial sizes differ, then conv1x1 C_s -> 2 C_t (at most 1024), BN, ReLU, conv3x3,
+    BN, ReLU, conv1x1 -> C_t. No convolution has a bias.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
         super().__init__()
-        hidden = 2 * teacher_channels
+        hidden = min(2 * teacher_channels, MAX_HIDDEN)
         self.conv1 = nn.Conv2d(student_channels, hidden, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
@@ -56,7 +58,7 @@ def _feature_channels(classifier: Classifier, section: str, image_size: tuple[in
     path = require_feature(classifier, section)
     probe = torch.zeros(1, 3, *image_size, device=classifier.mean.device)
     with torch.no_grad():
-        _, (feature,) = forward_with_features(classifier, probe, [path])
+        _, (feature,) = classifier.with_features(probe, [path])
     if feature.ndim != 4:
         raise UserError(
             f"{section}.feature '{path}' returns {list(feature.shape)}, not [B, C, H, W]; "

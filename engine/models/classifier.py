@@ -1,13 +1,14 @@
 """The interface of every classifier: RGB images in [0, 1] in, logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from engine.config.classifier import GREY
+from engine.models.features import FeatureLayout, forward_with_features, to_nchw
 from engine.models.outputs import EntryPath, entry
-from kernels.fuse import has_statistics, is_batch_norm
+from kernels.fuse import normalizes_by_statistics
 
 WITH_ALPHA = (2, 4)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -21,6 +22,7 @@ class Classifier(nn.Module):
 
     Attributes:
         feature_path: path of the submodule whose output is the feature map before pooling; None if unknown.
+        feature_layout: how that map is laid out; None for [B, C, h, w].
         name: name of the network in messages.
         output: path to the logits in the network's output in eval mode; empty if the output is the logits.
         output_in_training: the same in train mode.
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         self.in_channels = in_channels
         self.is_grey = in_channels in GREY
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
+        self.feature_layout: FeatureLayout | None = None
         self.name = name or type(network).__name__
         self.output: EntryPath = ()
         self.output_in_training: EntryPath = ()
@@ -59,6 +62,19 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         output = self.network(self.adapted(images))
         return entry(output, self.output_in_training if self.training else self.output)
+
+    def with_features(self, images: Tensor, paths: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits and what the submodules at `paths` return, the feature map as [B, C, h, w].
+
+        Raises UserError as `forward_with_features` does.
+        """
+        wanted = list(paths)
+        logits, features = forward_with_features(self, images, wanted)
+        return logits, [self.as_map(path, feature) for path, feature in zip(wanted, features, strict=True)]
+
+    def as_map(self, path: str, feature: Tensor) -> Tensor:
+        """Return what the submodule at `path` returned; if it is the feature map, as [B, C, h, w]."""
+        return to_nchw(feature, self.feature_layout) if path == self.feature_path else feature
 
     def adapted(self, images: Tensor) -> Tensor:
         """Return the network's input, [B, in_channels, H, W]."""
@@ -76,5 +92,5 @@ class Classifier(nn.Module):
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """Return the BatchNorm layers with running statistics, in order of registration."""
-    return [layer for layer in module.modules() if is_batch_norm(layer) and has_statistics(layer)]
+    """Return the BatchNorm and InstanceNorm layers with running statistics, in order of registration."""
+    return [layer for layer in module.modules() if normalizes_by_statistics(layer)]

@@ -1,12 +1,33 @@
-"""Run a forward pass that also returns intermediate activations; its hooks are removed afterwards."""
+"""Run a forward pass that also returns intermediate activations, and bring them to [B, C, h, w]."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.errors import UserError
+
+
+class FeatureLayout(NamedTuple):
+    """How a network lays out its feature map, with its height and width.
+
+    nchw is [B, C, h, w], nhwc is [B, h, w, C], and tokens is [B, prefix + h * w, C], row by row.
+    """
+
+    order: Literal["nchw", "nhwc", "tokens"]
+    grid: tuple[int, int]
+    prefix: int = 0
+
+
+def to_nchw(feature: Tensor, layout: FeatureLayout | None) -> Tensor:
+    """Return a feature in `layout` as [B, C, h, w]; with None, return it as it is."""
+    if layout is None or layout.order == "nchw":
+        return feature
+    if layout.order == "nhwc":
+        return feature.permute(0, 3, 1, 2)
+    return feature[:, layout.prefix :].transpose(1, 2).unflatten(2, layout.grid)
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:
@@ -27,8 +48,9 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 def forward_with_features(
     module: nn.Module, images: Tensor, paths: Iterable[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return `module(images)` and the outputs of the submodules at `paths`, in that order.
+    """Return `module(images)` and the outputs of the submodules at `paths`, in that order, as they are.
 
+    The hooks are removed afterwards.
     Raises UserError for a path that does not exist, did not run, or does not return a tensor.
     """
     features: dict[str, Tensor] = {}

@@ -1,48 +1,111 @@
-"""Check that a teacher can be inverted: that gradients reach the image and BatchNorms can be measured."""
+"""Check that a teacher can be inverted, and choose the statistics that its images are held to."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.config.synthesize import Statistics, SynthesizeConfig
 from engine.errors import UserError
+from engine.models.attention import attention_paths
 from engine.models.classifier import Classifier
-from engine.models.loading import require_batch_norm
 from engine.models.torch_file import first_line
 from engine.seeding import generator
-from kernels.fuse import coverage, measured
+from kernels.fuse import coverage, measured, sharing_tensors
 
 logger = logging.getLogger(__name__)
 
 REMOVE = "remove torch.no_grad(), detach() or reentrant checkpointing from its forward"
+SUBSTITUTES = {
+    "patch_similarity": "the patch similarities of %d attention layers (PSAQ-ViT)",
+    "image": "total variation and L2 norm of the image",
+}
 
 
-def require_invertible(teacher: Classifier, image_size: tuple[int, int], w_bn: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StatisticsChoice:
+    """The statistics of a teacher's images, and the submodules that they are taken from."""
+
+    kind: Statistics
+    norms: tuple[str, ...] = ()
+    """Paths of the measured BatchNorms and InstanceNorms."""
+    attention: tuple[str, ...] = ()
+    """Paths of the attention layers."""
+
+
+def require_invertible(teacher: Classifier, image_size: tuple[int, int], config: SynthesizeConfig) -> None:
     """Run `teacher`, in eval mode, on two images of noise as synthesis does.
 
-    Logs a warning if layers with running statistics run that the term weighted by `w_bn` leaves out.
-    Raises a UserError that says what to change if the teacher or one of its BatchNorms passes no gradient to
-    the image, or if no BatchNorm runs although `w_bn` is above 0.
+    Logs which statistics its images are held to, and a warning if layers with running statistics run that
+    these leave out. Raises a UserError that says what to change if the teacher or one of its BatchNorms
+    passes no gradient to the image, or if the teacher does not have what `config.statistics` names.
     """
-    if w_bn > 0:
-        require_batch_norm(teacher, "synthesize.w_bn")
-    device = teacher.mean.device
-    images = torch.rand(2, 3, *image_size, generator=generator(0, "probe")).to(device)
-    images.requires_grad_()
+    images = _noise(teacher, image_size)
+    forward: Callable[[Tensor], Any] = teacher
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        if w_bn > 0:
-            _require_statistics(teacher, images)
-        _require_gradient(teacher, images, measured(teacher) if w_bn > 0 else lambda x: (teacher(x), None))
+        if config.w_bn > 0:
+            choice = choose_statistics(teacher, config.statistics, image_size)
+            if choice.kind == "batch_norm":
+                _require_statistics(teacher, images)
+                forward = measured(teacher)
+            else:
+                _log_substitute(teacher, choice, is_wanted=config.statistics is not None)
+        _require_gradient(teacher, images, forward)
+
+
+def choose_statistics(
+    teacher: Classifier, wanted: Statistics | None, image_size: tuple[int, int]
+) -> StatisticsChoice:
+    """Return `wanted`, or by default the first of batch_norm, patch_similarity and image that is possible.
+
+    Raises a UserError that names synthesize.statistics if the teacher does not have what is wanted.
+    """
+    images = _noise(teacher, image_size)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        if wanted in (None, "batch_norm"):
+            found, missed = coverage(teacher, images)
+            if found:
+                return StatisticsChoice(kind="batch_norm", norms=tuple(found))
+            if wanted is not None:
+                raise UserError(_without_norms(teacher, missed))
+        if wanted in (None, "patch_similarity"):
+            attention = attention_paths(sharing_tensors(teacher), images)
+            if attention:
+                return StatisticsChoice(kind="patch_similarity", attention=tuple(attention))
+            if wanted is not None:
+                raise UserError(
+                    f"synthesize.statistics is patch_similarity, but no self-attention runs in the teacher "
+                    f"{teacher.name}; set it to image, or to null for the default"
+                )
+    return StatisticsChoice(kind="image")
+
+
+def _noise(teacher: Classifier, image_size: tuple[int, int]) -> Tensor:
+    images = torch.rand(2, 3, *image_size, generator=generator(0, "probe"))
+    return images.to(teacher.mean.device).requires_grad_()
+
+
+def _without_norms(teacher: Classifier, missed: list[str]) -> str:
+    others = sorted({type(teacher.get_submodule(path)).__name__ for path in missed})
+    has = f"; it has {', '.join(others)}, which is not measured" if others else ""
+    return (
+        "synthesize.statistics is batch_norm, but no BatchNorm in eval mode with running statistics runs in "
+        f"the teacher {teacher.name}{has}; set it to null for a substitute, or use a teacher with BatchNorm"
+    )
+
+
+def _log_substitute(teacher: Classifier, choice: StatisticsChoice, *, is_wanted: bool) -> None:
+    what = SUBSTITUTES[choice.kind]
+    what = what % len(choice.attention) if choice.attention else what
+    why = "synthesize.statistics says so" if is_wanted else f"{teacher.name} has no BatchNorm statistics"
+    logger.info("synthesize.w_bn weighs %s, as %s", what, why)
 
 
 def _require_statistics(teacher: Classifier, images: Tensor) -> None:
     found, missed = coverage(teacher, images)
-    if not found:
-        raise UserError(
-            f"synthesize.w_bn is above 0, but no BatchNorm in eval mode with running statistics runs in the "
-            f"teacher {teacher.name}; set synthesize.w_bn to 0 or use a teacher with BatchNorm"
-        )
     without = [path for path, has_gradient in found.items() if not has_gradient]
     if without:
         raise UserError(
@@ -58,12 +121,11 @@ def _require_statistics(teacher: Classifier, images: Tensor) -> None:
         )
 
 
-def _require_gradient(
-    teacher: Classifier, images: Tensor, forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-) -> None:
+def _require_gradient(teacher: Classifier, images: Tensor, forward: Callable[[Tensor], Any]) -> None:
     weights = torch.randn(2, teacher.num_classes, generator=generator(0, "probe", 1)).to(images.device)
     try:
-        logits, _ = forward(images)
+        output = forward(images)
+        logits: Tensor = output[0] if isinstance(output, tuple) else output
         (gradient,) = torch.autograd.grad((logits.float() * weights).sum(), images)
     except RuntimeError as error:
         raise UserError(

@@ -1,14 +1,16 @@
 """Build and load classifiers, and check on a few images that they are usable."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
-from engine.models.classifier import Classifier, batch_norms
+from engine.models.classifier import Classifier
+from engine.models.feature_map import find_feature_map, layout_of
 from engine.models.features import forward_with_features
 from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
@@ -20,7 +22,8 @@ from engine.models.unwrapping import unwrapped, without_wrapper_parts
 from engine.models.weights import read_weights
 from engine.paths import resolve
 from engine.seeding import generator
-from kernels.fuse import has_statistics
+
+logger = logging.getLogger(__name__)
 
 
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
@@ -77,27 +80,12 @@ def require_feature(classifier: Classifier, section: str) -> str:
     Raises a UserError that names `section`.feature if it is unknown.
     """
     if classifier.feature_path is None:
+        adversary = " and synthesize.adversary to kl" if section == "student" else ""
         raise UserError(
-            f"{section}.feature is not set, and {classifier.name} names no feature map; "
-            f"set {section}.feature to the path of the submodule before its pooling"
+            f"{section}.feature is not set, and {classifier.name} has no feature map before a pooling; set "
+            f"{section}.feature to a submodule that returns one, or distill.w_feature to 0{adversary}"
         )
     return classifier.feature_path
-
-
-def require_batch_norm(classifier: Classifier, field: str) -> list[nn.Module]:
-    """Return `batch_norms(classifier)`.
-
-    Raises a UserError that names `field`, the weight of the loss on their statistics, if there are none.
-    """
-    layers = batch_norms(classifier)
-    if not layers:
-        others = sorted({type(layer).__name__ for layer in classifier.modules() if has_statistics(layer)})
-        has = f"; it has {', '.join(others)}, which is not measured" if others else ""
-        raise UserError(
-            f"{field} is above 0, but the teacher {classifier.name} has no BatchNorm with running "
-            f"statistics{has}; set {field} to 0 or use a teacher with BatchNorm"
-        )
-    return layers
 
 
 def _build(config: ClassifierConfig, section: str) -> Classifier:
@@ -118,7 +106,7 @@ def _build(config: ClassifierConfig, section: str) -> Classifier:
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
-    """Return the logits of four noise images in eval mode, and set `classifier.output`.
+    """Return the logits of four noise images in eval mode; set the classifier's output and feature map.
 
     The mode is restored. Raises a UserError that names the field of `section` if the network cannot run, does
     not return logits, or returns no tensor at the feature's path.
@@ -144,7 +132,22 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         require_logits(logits, lambda: classifier(images), config, section)
         _require_independent(logits, classifier(images[:1]), config, section)
         decide_memory_format(classifier, size)
+        _find_feature_map(classifier, size, section)
     return logits
+
+
+def _find_feature_map(classifier: Classifier, size: tuple[int, int], section: str) -> None:
+    """Set the classifier's `feature_path`, if nothing names it, and its `feature_layout`."""
+    if classifier.feature_path is not None:
+        classifier.feature_layout = layout_of(classifier, classifier.feature_path, size)
+        return
+    found = find_feature_map(classifier, size)
+    if found is None:
+        return
+    classifier.feature_path, classifier.feature_layout = found.path, found.layout
+    path = found.path.removeprefix("network.")
+    height, width = found.layout.grid
+    logger.info("%s.feature is `%s`: %d channels, %dx%d", section, path, found.channels, height, width)
 
 
 def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig, section: str) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from engine.config.augment import AugmentConfig
 from engine.config.compute import Runtime
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
 from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.priors import ClipModel, DiffusionPrior
 from engine.models.text_to_image import TextToImage
@@ -108,7 +107,7 @@ class _WithFeatures(nn.Module):
         self.classifier, self.paths = classifier, tuple(paths)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, features = forward_with_features(self.classifier, images, self.paths)
+        logits, features = self.classifier.with_features(images, self.paths)
         return logits, *features
 
 

@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features, submodule
+from engine.models.features import submodule
 from engine.runtime.batching import join, pieces, rows, with_fixed_batch
 from engine.runtime.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
@@ -85,11 +85,11 @@ class TorchExecutable:
 class FusedClassifier:
     """Run a fused copy (`kernels.fuse`) of a classifier in eval mode, with its weights at construction.
 
-    Returns the logits as "logits" and the output of each submodule in `feature_paths` by its path, in the
-    dtype of the computation, which may be bf16. Gradients flow to the images, unless the caller disables
-    them, and never to the weights. If the forward pass cannot be traced, a copy of the modules runs instead;
-    it shares the classifier's weights, which must not change from then on. Either copy may run while another
-    thread runs the classifier.
+    Returns the logits as "logits" and the output of each submodule in `feature_paths` by its path, the
+    feature map as [B, C, h, w], in the dtype of the computation, which may be bf16. Gradients flow to the
+    images, unless the caller disables them, and never to the weights. If the forward pass cannot be traced, a
+    copy of the modules runs instead; it shares the classifier's weights, which must not change from then on.
+    Either copy may run while another thread runs the classifier.
 
     Raises UserError for a path that does not exist.
     """
@@ -106,6 +106,7 @@ class FusedClassifier:
         assert not classifier.training
         for path in feature_paths:
             submodule(classifier, path)
+        self._as_map = classifier.as_map
         self._paths, self._device = tuple(feature_paths), accelerator.device
         self._dtype = dtype or TRAINING_DTYPES[accelerator.mixed_precision]
         self._fused = fuse_frozen(classifier, feature_paths, self._dtype, classifier.memory_format)
@@ -123,9 +124,10 @@ class FusedClassifier:
         is_float32 = self._dtype == torch.float32
         with torch.autocast(self._device.type, self._dtype, enabled=not is_float32):
             if self._unfused is not None:
-                return forward_with_features(self._unfused, images, self._paths)
+                return self._unfused.with_features(images, self._paths)
             assert self._fused is not None
-            return self._fused(images)
+            logits, features = self._fused(images)
+            return logits, [self._as_map(*pair) for pair in zip(self._paths, features, strict=True)]
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
 from engine.models.generator import init_weights
 from engine.runtime.torch import FusedClassifier
 from engine.seeding import generator
@@ -104,7 +103,7 @@ class RotationAdversary:
         self.student.eval()
         assert self.student.feature_path is not None
         with self.accelerator.autocast():
-            _, (feature,) = forward_with_features(self.student, images, [self.student.feature_path])
+            _, (feature,) = self.student.with_features(images, [self.student.feature_path])
         self.student.train(was_training)
         return feature
 

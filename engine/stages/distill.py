@@ -15,7 +15,6 @@ from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.feed import FeedBatch
 from engine.models.align import AlignHead, build_align_head
 from engine.models.classifier import Classifier
-from engine.models.features import forward_with_features
 from engine.models.loading import require_feature
 from engine.runtime.base import Executable
 from engine.runtime.torch import FusedClassifier
@@ -39,7 +38,7 @@ class StudentWithHead(nn.Module):
 
         Images are [B, 3, H, W] in [0, 1].
         """
-        logits, features = forward_with_features(self.student, images, self.feature_paths)
+        logits, features = self.student.with_features(images, self.feature_paths)
         return logits, None if self.align is None or size is None else self.align(features[0], size)
 
 

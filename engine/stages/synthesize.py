@@ -18,7 +18,7 @@ from engine.seeding import derive_seed, generator
 from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
 from engine.stages.labels import batch_labels
-from kernels.fuse import measured
+from engine.stages.statistics import measuring
 
 Adversary = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps augmented images, labels and teacher logits to a scalar that is low if the student finds them hard."""
@@ -57,7 +57,7 @@ class Synthesizer:
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         init_weights(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.first_steps > 0
-        self._measured = measured(teacher)
+        self._measured = measuring(teacher, config.statistics, image_size) if config.w_bn > 0 else None
         self._inversion: tuple[Adversary | None, Inversion] | None = None
 
     def batch(
@@ -181,7 +181,7 @@ class Synthesizer:
         config = self.config
         images = grey_or_rgb.expand(-1, 3, -1, -1)
         with self.accelerator.autocast():
-            if config.w_bn > 0:
+            if self._measured is not None:
                 logits, statistics_loss = self._measured(images)
             else:
                 logits, statistics_loss = self.teacher(images), None

@@ -2,7 +2,12 @@
 
 from kernels.fuse.frozen import fuse_frozen
 from kernels.fuse.layers import sharing_tensors
-from kernels.fuse.norms import has_statistics, is_batch_norm
+from kernels.fuse.norms import (
+    has_statistics,
+    is_batch_norm,
+    is_scripted,
+    normalizes_by_statistics,
+)
 from kernels.fuse.statistics import coverage, measured
 
 __all__ = [
@@ -10,6 +15,8 @@ __all__ = [
     "fuse_frozen",
     "has_statistics",
     "is_batch_norm",
+    "is_scripted",
     "measured",
+    "normalizes_by_statistics",
     "sharing_tensors",
 ]

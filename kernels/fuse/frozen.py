@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from kernels.fuse.graph import finish, following_activation, module_of, replace, trace
 from kernels.fuse.layers import FusedBatchNorm, folded_conv, frozen_copy
-from kernels.fuse.norms import Norm, is_plain, is_timm_batch_norm_act, measures
+from kernels.fuse.norms import Norm, is_batch_norm, is_plain, is_timm_batch_norm_act, measures
 
 
 def fuse_frozen(
@@ -31,7 +31,7 @@ def fuse_frozen(
     traced = copy.deepcopy(traced).requires_grad_(False)
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)
-        if layer is None or not measures(layer) or _fold(traced, node, layer):
+        if layer is None or not (is_batch_norm(layer) and measures(layer)) or _fold(traced, node, layer):
             continue
         if is_plain(layer) or is_timm_batch_norm_act(layer):
             _fuse(traced, node, layer)

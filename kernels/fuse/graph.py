@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from kernels.bn_stats import Activation
-from kernels.fuse.norms import is_batch_norm
+from kernels.fuse.norms import is_batch_norm, normalizes_by_statistics
 
 _FUNCTIONS: dict[Any, Activation] = {
     F.relu: "relu",
@@ -46,7 +46,7 @@ def fused_module(module: nn.Module) -> Fused | None:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that enters modules of torch.nn only if they contain a BatchNorm, and all other modules.
+    """A tracer that enters modules of torch.nn only if a layer inside is measured, and all other modules.
 
     It keeps what the modules at `feature_paths` return.
     """
@@ -56,9 +56,10 @@ class _Tracer(fx.Tracer):
         self.feature_paths, self.features = feature_paths, dict[str, Any]()
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        if is_batch_norm(module):
+        if is_batch_norm(module) or normalizes_by_statistics(module):
             return True
-        return super().is_leaf_module(module, path) and not any(map(is_batch_norm, module.modules()))
+        inside = map(normalizes_by_statistics, module.modules())
+        return super().is_leaf_module(module, path) and not any(inside)
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(module, forward, args, kwargs)
@@ -74,9 +75,9 @@ def trace(network: nn.Module, feature_paths: Sequence[str] | None = None) -> fx.
     If `feature_paths` is not None, the graph returns (output, [outputs of the submodules at these paths]).
 
     A network cannot be traced if its control flow depends on values, if a forward is replaced on an instance,
-    if there are hooks (a graph would not run them), if a BatchNorm is called by keyword, or if a submodule
-    at `feature_paths` does not run. Context managers inside a forward are not recorded: the graph ignores
-    autocast and computes gradients even inside torch.no_grad().
+    if there are hooks (a graph would not run them), if a measured layer is called by keyword, or if a
+    submodule at `feature_paths` does not run. Context managers inside a forward are not recorded: the graph
+    ignores autocast and computes gradients even inside torch.no_grad().
     """
     if any(_is_altered(module) for module in network.modules()):
         return None
@@ -93,12 +94,13 @@ def trace(network: nn.Module, feature_paths: Sequence[str] | None = None) -> fx.
         output = next(node for node in graph.nodes if node.op == "output")
         output.args = ((output.args[0], [proxy.node for proxy in features]),)
     traced = fx.GraphModule(network, graph)
-    norms = [node for node in graph.nodes if node.op == "call_module" and _is_batch_norm(traced, node)]
+    norms = [node for node in graph.nodes if node.op == "call_module" and _is_norm(traced, node)]
     return traced if all(module_of(traced, node) is not None for node in norms) else None
 
 
-def _is_batch_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
-    return is_batch_norm(traced.get_submodule(str(node.target)))
+def _is_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
+    layer = traced.get_submodule(str(node.target))
+    return is_batch_norm(layer) or normalizes_by_statistics(layer)
 
 
 def _is_altered(module: nn.Module) -> bool:

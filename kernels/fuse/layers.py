@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from kernels.bn_stats import bn_act, bn_stats
 from kernels.bn_stats.reference import fold
 from kernels.fuse.graph import Fused, fused_module
 from kernels.fuse.norms import Norm, as_map, is_plain, is_timm_batch_norm_act
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class FusedBatchNorm(nn.Module):
@@ -60,6 +63,27 @@ class FusedBatchNorm(nn.Module):
         return y
 
 
+class MeasuredInstanceNorm(nn.Module):
+    """An InstanceNorm in eval mode; `on_loss` is called with the statistics loss of each forward pass.
+
+    The statistics are what train mode accumulates: the means over the images of each image's mean and
+    unbiased variance (the biased one, 0, for a single position).
+    """
+
+    def __init__(self, layer: Norm, on_loss: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.layer, self.on_loss = layer, on_loss
+
+    def forward(self, input: Tensor) -> Tensor:  # InstanceNorm names it `input`
+        layer = self.layer
+        wide = input.to(torch.promote_types(input.dtype, torch.float32)).flatten(2)
+        var, mean = torch.var_mean(wide, 2, correction=min(wide.shape[2] - 1, 1))
+        d_mean, d_var = mean.mean(0) - layer.running_mean, var.mean(0) - layer.running_var
+        self.on_loss(torch.linalg.vector_norm(d_var) + torch.linalg.vector_norm(d_mean))
+        output: Tensor = type(layer).forward(layer, input)
+        return output
+
+
 @torch.no_grad()
 def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
     """Return a new, frozen convolution equal to `conv` followed by `norm` in eval mode.
@@ -76,7 +100,7 @@ def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
     return folded
 
 
-def sharing_tensors(network: nn.Module) -> nn.Module:
+def sharing_tensors(network: M) -> M:
     """Return a copy of the modules of `network` that shares their parameters and buffers."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 Norm = Any
 """A layer that `is_batch_norm` accepts: weight, bias, running_mean, running_var ([C] or None) and eps."""
@@ -28,11 +29,19 @@ def is_timm_batch_norm_act(layer: nn.Module) -> bool:
     return timm is not None and type(layer) is timm.BatchNormAct2d
 
 
+def is_instance_norm(layer: nn.Module) -> bool:
+    """Return whether `layer` is any InstanceNorm of torch.nn."""
+    return isinstance(layer, _InstanceNorm)
+
+
+def normalizes_by_statistics(layer: nn.Module) -> bool:
+    """Return whether `layer` is a BatchNorm or InstanceNorm that has running statistics to measure."""
+    return (is_batch_norm(layer) or is_instance_norm(layer)) and has_statistics(layer)
+
+
 def measures(layer: nn.Module) -> bool:
-    """Return whether `layer` is a BatchNorm that normalizes by its running statistics."""
-    return (
-        is_batch_norm(layer) and has_statistics(layer) and (is_frozen_batch_norm(layer) or not layer.training)
-    )
+    """Return whether `layer` is a BatchNorm or InstanceNorm that normalizes by its running statistics."""
+    return normalizes_by_statistics(layer) and (is_frozen_batch_norm(layer) or not layer.training)
 
 
 def has_statistics(layer: nn.Module) -> bool:

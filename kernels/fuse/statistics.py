@@ -1,4 +1,4 @@
-"""Measure how far the BatchNorm statistics of a batch are from the running ones."""
+"""Measure how far the statistics of a batch are from the running ones of BatchNorm and InstanceNorm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from kernels.fuse.graph import finish, following_activation, module_of, replace, trace
-from kernels.fuse.layers import FusedBatchNorm, sharing_tensors
-from kernels.fuse.norms import has_statistics, is_plain, is_scripted, measures
+from kernels.fuse.layers import FusedBatchNorm, MeasuredInstanceNorm, sharing_tensors
+from kernels.fuse.norms import has_statistics, is_instance_norm, is_plain, is_scripted, measures
 
 
 def measured(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function x -> (network(x), sum of the statistics losses).
 
-    The sum is over layers: ‖var − running_var‖₂ + ‖mean − running_mean‖₂ of each BatchNorm in eval mode. Each
-    layer and the activation that is the only user of its output run as one `kernels.bn_stats`. If `network`
-    cannot be traced (see `graph.trace`), activations stay separate.
+    The sum is over layers: ‖var − running_var‖₂ + ‖mean − running_mean‖₂ of each BatchNorm and InstanceNorm
+    in eval mode. Each BatchNorm and the activation that is the only user of its output run as one
+    `kernels.bn_stats`. If `network` cannot be traced (see `graph.trace`), activations stay separate.
 
     `network`, in eval mode, is traced once and never changed, so that another thread may run it meanwhile.
-    Its parameters are shared. The function itself is not thread-safe. It raises RuntimeError if no BatchNorm
+    Its parameters are shared. The function itself is not thread-safe. It raises RuntimeError if no layer
     with running statistics runs.
     """
     losses = _Losses()
@@ -95,7 +95,8 @@ def _measuring(network: nn.Module, losses: _Losses) -> nn.Module:
     copied = sharing_tensors(network)
     layers = [(path, layer) for path, layer in copied.named_modules() if measures(layer)]
     for path, layer in layers:
-        layer.forward = FusedBatchNorm(layer, on_loss=partial(losses.add, path)).forward
+        kind = MeasuredInstanceNorm if is_instance_norm(layer) else FusedBatchNorm
+        layer.forward = kind(layer, on_loss=partial(losses.add, path)).forward
     return copied
 
 
@@ -104,8 +105,11 @@ def _rewritten(traced: fx.GraphModule, losses: _Losses) -> fx.GraphModule:
         layer = module_of(traced, node)
         if layer is None or not measures(layer):
             continue
+        on_loss = partial(losses.add, str(node.target))
+        if is_instance_norm(layer):
+            replace(traced, node, MeasuredInstanceNorm(layer, on_loss))
+            continue
         found = following_activation(traced, node) if is_plain(layer) else None
         last, fused = found or (None, None)
-        on_loss = partial(losses.add, str(node.target))
         replace(traced, node, FusedBatchNorm(layer, fused, on_loss), last)
     return finish(traced)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.models.classifier import Classifier
 from engine.models.loading import (
     build_classifier,
     load_classifier,
-    require_batch_norm,
     require_feature,
 )
 from engine.models.networks import lenet_5_half
@@ -330,21 +330,9 @@ def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
 
 
 def test_require_feature_names_the_field_to_set() -> None:
-    classifier = build_classifier(classifier_config(name="timm:test_resnet"))
-    with pytest.raises(
-        UserError, match=r"^student\.feature is not set, and timm:test_resnet names no feature"
-    ):
-        require_feature(classifier, "student")
-
-
-def test_require_batch_norm_gives_the_layers_or_names_the_weight() -> None:
-    layers = require_batch_norm(
-        build_classifier(classifier_config(name="engine:wrn_16_1")), "synthesize.w_bn"
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    classifier = Classifier(
+        network, num_classes=2, in_channels=3, mean=(0.5,), std=(0.5,), feature_path=None, name="mlp"
     )
-    assert len(layers) == 13
-    assert all(isinstance(layer, nn.BatchNorm2d) for layer in layers)
-    lenet = build_classifier(classifier_config(name="engine:lenet_5"))
-    with pytest.raises(
-        UserError, match=r"^synthesize\.w_bn is above 0, but the teacher engine:lenet_5 has no Batch"
-    ):
-        require_batch_norm(lenet, "synthesize.w_bn")
+    with pytest.raises(UserError, match=r"^student\.feature is not set, and mlp has no feature map"):
+        require_feature(classifier, "student")
