@@ -47,7 +47,7 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert 0 < summary["images_accepted"] < summary["images_augmented"]
     assert summary["acceptance_rate"] == summary["images_accepted"] / summary["images_augmented"]
     assert summary["student_top1"] is None
-    assert summary["accuracy_reason"] == "evaluate.dataset is none"
+    assert summary["accuracy_reason"] == "evaluate.data is null"
     assert set(summary["seconds_by_stage"]) == {"synthesize", "augment", "filter", "distill"}
     assert 0 < summary["mean_pairwise_clip_distance"] < 2
     student = load_file(finished / "student.safetensors")

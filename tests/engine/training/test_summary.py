@@ -33,7 +33,7 @@ DONE = Summary(
     images_sha256="ab",
 )
 NO_TEST_SET = replace(
-    DONE, teacher_top1=None, student_top1=None, agreement=None, accuracy_reason="evaluate.dataset is none"
+    DONE, teacher_top1=None, student_top1=None, agreement=None, accuracy_reason="evaluate.data is null"
 )
 
 
@@ -80,7 +80,7 @@ def test_table_shows_the_results() -> None:
 
 
 def test_table_gives_the_reason() -> None:
-    assert "evaluate.dataset is none" in _shown(NO_TEST_SET)
+    assert "evaluate.data is null" in _shown(NO_TEST_SET)
 
 
 def test_table_shows_a_warning_if_there_is_one() -> None:
