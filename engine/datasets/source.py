@@ -48,10 +48,16 @@ def index_labels(raw: Sequence[int | str], where: str) -> tuple[NDArray[np.int64
     Raises UserError if both kinds occur.
     """
     names = sorted({label for label in raw if isinstance(label, str)})
+    numbers = [label for label in raw if isinstance(label, int)]
+    if names and numbers:
+        raise UserError(
+            f"{where}: some labels are text ('{names[0]}') and some are numbers ({numbers[0]}); use one kind"
+        )
     if not names:
-        return np.array(raw, np.int64), None
-    if number := next((label for label in raw if not isinstance(label, str)), None):
-        raise UserError(f"{where}: some labels are text ('{names[0]}') and some are numbers ({number})")
+        try:
+            return np.array(numbers, np.int64), None
+        except OverflowError:
+            raise UserError(f"{where}: label {max(numbers, key=abs)} is no class") from None
     index = {name: position for position, name in enumerate(names)}
     return np.array([index[str(label)] for label in raw], np.int64), tuple(names)
 

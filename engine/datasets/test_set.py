@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from engine.config.evaluate import FASHION_MNIST, EvaluateConfig
 from engine.errors import UserError
-from engine.hardware import available_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +68,7 @@ class LabeledTestSet:
 
         rows = batch_size or max(1, min(MAX_BATCH, PIXELS // (self.size[0] * self.size[1])))
         images, start = self.source.read(), 0
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with ThreadPoolExecutor() as pool:
             while encoded := list(islice(images, rows)):
                 pixels = np.stack(list(pool.map(lambda image: decode(image, self.size), encoded)))
                 labels = self.labels[start : start + len(pixels)]

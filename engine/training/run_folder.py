@@ -1,6 +1,6 @@
 """The folder of a run: its files, its lock, and the checks that a command may continue or use it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path

@@ -79,6 +79,13 @@ def test_table_shows_the_results() -> None:
         assert part in text
 
 
+def test_table_shows_top_5_if_it_is_measured() -> None:
+    assert "top-5" not in _shown(DONE)
+    text = _shown(replace(DONE, teacher_top5=0.9911, student_top5=0.9822))
+    assert "top-5 accuracy" in text
+    assert "teacher 99.11%, student 98.22%" in text
+
+
 def test_table_gives_the_reason() -> None:
     assert "evaluate.data is null" in _shown(NO_TEST_SET)
 
