@@ -10,10 +10,9 @@ from torch import Tensor
 from engine.config.recipe import Recipe
 from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
-from engine.models.inverting import choose_statistics
 from engine.networks import LoadedPair
 from engine.seeding import generator
-from kernels.fuse import measured
+from engine.stages.statistics import measuring
 
 TIMED_IMAGES = 2
 """Images of a pass that is timed."""
@@ -38,11 +37,10 @@ def per_image(pair: LoadedPair, recipe: Recipe) -> PerImage:
 
 
 def _synthesis(teacher: Classifier, recipe: Recipe) -> tuple[int, float]:
-    choice = choose_statistics(teacher, recipe.synthesize.statistics, recipe.teacher.size)
     accelerator = open_accelerator(recipe.compute)
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]] = lambda x: (teacher(x), None)  # noqa: E731
-    if recipe.synthesize.w_bn > 0 and choice.kind == "batch_norm":
-        forward = measured(teacher)
+    if recipe.synthesize.w_bn > 0:
+        forward = measuring(teacher, recipe.synthesize.statistics, recipe.teacher.size)
     kept = 0
 
     def keep(tensor: Tensor) -> Tensor:
