@@ -240,4 +240,6 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(_describe, arguments))
     if get_origin(kind) is dict:
         return f"a mapping of names, each to {_describe(arguments[1])}"
+    if Ellipsis not in arguments and len(arguments) > 1:
+        return f"[{', '.join(map(_describe, arguments))}]"
     return f"a list, each {_describe(arguments[0])}"

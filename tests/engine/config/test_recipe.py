@@ -130,7 +130,7 @@ def test_all_faults_are_told_at_once(write) -> None:
         ("augment: {steps: x, strength: 0.0001}", "augment.steps must be"),
         ("class_names: 3", "class_names must be"),
         ("teacher: {image_size: -30}", "teacher.image_size must be"),
-        ("teacher: {in_channels: 2, mean: [1, 2]}", "teacher.in_channels must be"),
+        ("teacher: {in_channels: 5, mean: [1, 2]}", "teacher.in_channels must be"),
         ("teacher: {std: []}", "teacher.std must be"),
         ("augment: 3", "augment in recipe"),
         ("schedule: {rounds: -1}", "schedule.rounds must be 0 or above"),
@@ -149,10 +149,8 @@ def test_consequences_of_a_fault_are_left_out(text: str, start: str, write) -> N
 def test_a_misspelled_key_is_not_missing_too(write) -> None:
     with pytest.raises(SettingsError) as refused:
         load_recipe(write("class_names: [a]\nteacher: {nam: engine:lenet}"))
-    told = str(refused.value)
-    assert "did you mean 'teacher.name'?" in told
-    assert "teacher.name is missing" not in told
-    assert "student.name is missing" in told
+    (fault,) = refused.value.faults
+    assert "did you mean 'teacher.name'?" in fault
 
 
 def test_missing_sections_are_named(write) -> None:
