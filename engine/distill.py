@@ -8,10 +8,10 @@ from typing import Any
 from engine import distributed
 from engine.bank.storage import absolute
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
-from engine.cli.main import main_on_ranks
+from engine.cli.main import main_on_ranks, resumable
 from engine.cli.resolve import resolve
 from engine.config.decides import sections
-from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
+from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.terminal import console
@@ -54,17 +54,17 @@ def command(arguments: Sequence[str]) -> None:
         source=f"the run {old_run}" if run_recipe else "the bank",
         remembered=record.factories,
     )
-    recipe = resolve(recipe)
     if not urls:
         raise UserError("--bank BANK is missing; give the folder or URL of a bank")
-    distributed.require_divisible(recipe.distill.batch_size)
     folder = Path(options.out or f"runs/{recipe.name}-distill")
-    if distributed.is_main():
-        check(folder, recipe, resume=options.resume, free=(*MACHINE_SETTINGS, *hashed_settings(folder)))
-    from engine.training.from_banks import distill
-    from engine.training.summary import results_table
+    with resumable(recipe.name, folder, (folder / CONFIG).is_file):
+        recipe = resolve(recipe, makes_images=False)
+        distributed.require_divisible(recipe.distill.batch_size)
+        if distributed.is_main():
+            check(folder, recipe, resume=options.resume, free=(*MACHINE_SETTINGS, *hashed_settings(folder)))
+        from engine.training.from_banks import distill
+        from engine.training.summary import results_table
 
-    try:
         with Progress() as progress:
             summary = distill(
                 recipe,
@@ -74,10 +74,6 @@ def command(arguments: Sequence[str]) -> None:
                 resume=options.resume,
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        if distributed.is_main():
-            print(f"to continue, repeat the command with --out {folder} --resume", file=sys.stderr)
-        raise
     if summary is not None:
         console().print(results_table(summary, folder))
 

@@ -1,8 +1,23 @@
-"""The exceptions that end a command with one line instead of a traceback."""
+"""The exceptions that end a command with a message instead of a traceback."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A mistake by the user. The message is one line: the setting or file, and the next step. Exit code 2."""
+
+
+class SettingsError(UserError):
+    """Wrong settings. `faults` has one line for each, the setting first, then the next step. Exit code 2."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = tuple(" ".join(fault.split()) for fault in faults)
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return self.faults[0]
+        return "\n  - ".join((f"{len(self.faults)} settings are wrong:", *self.faults))
 
 
 class NonFiniteError(Exception):

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from engine.bank.manifest import MANIFEST
+from engine.bank.storage import open_storage
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
-from engine.cli.main import main
+from engine.cli.main import main, resumable
 from engine.cli.resolve import resolve, threads_of_bank
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.errors import UserError
 from engine.generation.monitor.open import add_monitor_flags, monitor_options
 from engine.hardware import available_cores
-from engine.terminal import console
+from engine.terminal import Terminated, console
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("engine.generate")  # __name__ is __main__
 
 if TYPE_CHECKING:
     from engine.generation.generate_bank import WorkerOptions
@@ -111,22 +113,31 @@ def _generate(recipe: Recipe, options: Namespace) -> None:
     _check(options)
     if not options.out:
         raise UserError("--out BANK is missing; set the folder or URL of the bank")
-    try:
-        with _worker_options(recipe, options) as (resolved, worker_options):
-            from engine.generation.generate_bank import generate
+    with (
+        resumable(recipe.name, options.out, lambda: _is_bank(options.out)),
+        _worker_options(recipe, options) as (resolved, worker_options),
+    ):
+        from engine.generation.generate_bank import generate
 
-            line = generate(
-                resolved,
-                options.out,
-                options.shards,
-                resume=options.resume,
-                worker_options=worker_options,
-                monitor_options=monitor_options(options),
-            )
-    except KeyboardInterrupt:
-        print(f"to continue, repeat the command with --out {options.out} --resume", file=sys.stderr)
-        raise
-    print(line)
+        line, is_terminated = generate(
+            resolved,
+            options.out,
+            options.shards,
+            resume=options.resume,
+            worker_options=worker_options,
+            monitor_options=monitor_options(options),
+        )
+        print(line)
+        if is_terminated:
+            raise Terminated
+
+
+def _is_bank(url: str) -> bool:
+    """Return whether there is a bank, or whether that cannot be told."""
+    try:
+        return open_storage(url).size(MANIFEST) is not None
+    except (UserError, OSError):
+        return True
 
 
 @contextmanager
@@ -181,6 +192,7 @@ def _print_plan(recipe: Recipe, options: Namespace) -> None:
         raise UserError("--plan measures this machine; run it on a node of the cluster, without --ray")
     from engine.generation.cost_plan import plan_table, take_sample
 
+    logger.info("%s: starting with a sample", recipe.name)
     resolved = _resolved(recipe, options.workers or _local_workers(recipe))
     console().print(plan_table(take_sample(resolved), resolved, options.shards, options.workers))
 

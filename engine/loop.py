@@ -21,6 +21,7 @@ from engine.config.schedule import Synthesis, Training
 from engine.curves import Curves
 from engine.datasets.test_set import check_test_set
 from engine.distributed import open_accelerator
+from engine.generation import stages
 from engine.generation.provenance import bank_header, require_same_facts
 from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
@@ -30,7 +31,7 @@ from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
 from engine.stages.synthesize import Adversary
-from engine.training import checkpoint
+from engine.training import checkpoint, trainer
 from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
     """Run the whole recipe in the folder `out`; with `resume`, continue from its last checkpoint.
 
+    Shows the progress bars before it loads anything.
+
     Writes config.yaml once everything has loaded, then tb/, bank/, checkpoints/, student.safetensors,
     variations.png and summary.json.
 
@@ -59,14 +62,34 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         NonFiniteError: if a loss, an image or a similarity is NaN or Inf.
     """
     start = time.perf_counter()
-    accelerator = open_accelerator(recipe.compute)
-    logger.info("%s: %s, %s", recipe.name, accelerator.device.type, recipe.compute.precision)
+    logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
     check_test_set(recipe.evaluate)
+    with open_loop(recipe, out, resume=resume, progress=progress) as loop:
+        earlier = loop.wall_seconds
+        loop.announce()
+        while (work := recipe.schedule.next(loop.batches, loop.trainer.step)) is not None:
+            loop.do(work)
+            loop.wall_seconds = earlier + time.perf_counter() - start
+            loop.save(out / CHECKPOINTS)
+        opened = loop.networks
+        save_student(out, opened.student.network)
+        loop.examples.save(out / VARIATIONS, recipe.names)
+        begun = start - earlier
+        summary = summarize(recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, begun)
+        summary.write(out)
+    return summary
+
+
+@contextmanager
+def open_loop(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Iterator["Loop"]:
+    """Load the networks, and open or continue the run in the folder `out`. Raises UserError as `run` does."""
+    accelerator = open_accelerator(recipe.compute)
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
         _require_same_run(out, url, header)
+    _announce(recipe, progress, batches=recipe.schedule.total_batches, steps=recipe.schedule.total_kd_steps)
     opened = networks.open(recipe, networks.load(recipe, accelerator.device), accelerator)
     with ExitStack() as stack:
         stack.enter_context(lock_run(out, resume=resume))
@@ -79,17 +102,13 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         require_snapshot(reader, url, shards)
         loop = stack.enter_context(Loop(recipe, opened, accelerator, progress, curves, bank, reader))
         loop.restore(state)
-        earlier = loop.wall_seconds
-        loop.announce()
-        while (work := recipe.schedule.next(loop.batches, loop.trainer.step)) is not None:
-            loop.do(work)
-            loop.wall_seconds = earlier + time.perf_counter() - start
-            loop.save(out / CHECKPOINTS)
-        save_student(out, opened.student.network)
-        loop.examples.save(out / VARIATIONS, recipe.names)
-        summary = summarize(recipe, opened, opened.clip, [reader], accelerator, progress, start - earlier)
-        summary.write(out)
-    return summary
+        yield loop
+
+
+def _announce(recipe: Recipe, progress: Progress, *, batches: int, steps: int) -> None:
+    """Announce batches of images and training steps to the progress bars."""
+    stages.announce(progress, recipe, batches)
+    trainer.announce(progress, recipe.distill, steps)
 
 
 def _require_same_run(out: Path, url: str, header: Header) -> None:
@@ -142,9 +161,12 @@ class Loop:
         )
 
     def announce(self) -> None:
-        """Announce the remaining work to the progress bars."""
-        self.generator.announce(self.recipe.schedule.total_batches - self.batches)
-        self.trainer.announce()
+        """Announce the remaining work to the progress bars and to the log."""
+        schedule = self.recipe.schedule
+        batches = schedule.total_batches - self.batches
+        steps = schedule.total_kd_steps - self.trainer.step
+        _announce(self.recipe, self.progress, batches=batches, steps=steps)
+        logger.info("to do: %d batches of images, %d training steps", batches, steps)
 
     def do(self, work: Synthesis | Training) -> None:
         """Make a batch of images or train the student for some steps."""

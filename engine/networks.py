@@ -1,5 +1,6 @@
 """Load the networks of a recipe, describe them for export, and open the frozen ones in a runtime."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ from engine.seeding import derive_seed, seeded
 from engine.stages.augment import class_tokens
 from engine.stages.solver import check_solver
 from export.spec import DTYPES, NetworkSpec, Precision
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +64,30 @@ class OpenNetworks(OpenPair):
     """float32 [C, D]; None unless augment.class_condition is text."""
 
 
-def load_pair(recipe: Recipe, device: torch.device) -> LoadedPair:
-    """Load the teacher and initialize the student from the seed.
+def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedPair:
+    """Load the teacher and initialize the student from the seed. Each gets a log line of `level`.
 
     Raises UserError that names the setting and the file if a network does not load or fit.
     """
+    logger.log(level, "loading the teacher, %s", recipe.teacher.name)
     teacher = load_classifier(recipe.teacher, "teacher").place(device)
+    logger.log(level, "building the student, %s", recipe.student.name)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
         student = build_classifier(recipe.student, "student")
     return LoadedPair(teacher=teacher, student=student.place(device))
 
 
-def load(recipe: Recipe, device: torch.device) -> LoadedNetworks:
-    """Load all networks of the recipe on one device. Raises UserError as `load_pair` does."""
-    pair = load_pair(recipe, device)
+def load(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedNetworks:
+    """Load all networks of the recipe on one device, with log lines and errors as `load_pair`."""
+    pair = load_pair(recipe, device, level=level)
     require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize)
-    clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device) if recipe.uses_clip else None
-    prior = load_prior(recipe.augment.prior, device) if recipe.augment.method == "variation" else None
-    if prior is not None:
+    clip = prior = None
+    if recipe.uses_clip:
+        logger.log(level, "loading CLIP, %s", recipe.filter.model)
+        clip = load_clip(recipe.filter.model, recipe.filter.pretrained, device)
+    if recipe.augment.method == "variation":
+        logger.log(level, "loading the prior, %s", recipe.augment.prior)
+        prior = load_prior(recipe.augment.prior, device)
         check_solver(prior, recipe.augment)
     tokens = None
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
@@ -111,6 +120,7 @@ def spec(
 def open_pair(recipe: Recipe, loaded: LoadedPair, accelerator: Accelerator) -> OpenPair:
     """Open the teacher in the runtime of a resolved recipe. Raises ExportError if that is impossible."""
     options = runtime_options(recipe.compute, recipe.tensorrt, accelerator.device)
+    logger.info("opening the teacher in %s %s", options.runtime, options.precision)
     return OpenPair(
         teacher=loaded.teacher,
         student=loaded.student,
@@ -123,24 +133,34 @@ def open(
     loaded: LoadedNetworks,
     accelerator: Accelerator,
     threads: Mapping[str, int] | None = None,
+    *,
+    level: int = logging.INFO,
 ) -> OpenNetworks:
     """Open teacher, prior and CLIP in the runtime of a resolved recipe.
 
-    `threads` gives the CPU threads by stage, by default `compute.threads` for each. Raises ExportError if the
+    `threads` gives the CPU threads by stage, by default `compute.threads` for each. Each network gets a log
+    line of `level`. Raises ExportError if the
     runtime cannot run one of the networks.
     """
     options = runtime_options(recipe.compute, recipe.tensorrt, accelerator.device)
     for_augment = replace(options, threads=threads["augment"]) if threads else options
     for_filter = replace(options, threads=threads["filter"]) if threads else options
-    prior, clip = loaded.prior, loaded.clip
+    opening = f"opening %s in {options.runtime} {options.precision}"
+    logger.log(level, opening, "the teacher")
+    teacher_forward = _open_teacher(recipe, loaded.teacher, accelerator, for_filter)
+    prior = clip = None
+    if loaded.prior is not None:
+        logger.log(level, opening, "the prior")
+        prior = open_prior(loaded.prior, recipe.augment, for_augment)
+    if loaded.clip is not None:
+        logger.log(level, opening, "CLIP")
+        clip = open_clip(loaded.clip, spec("clip", recipe, loaded.clip, options.runtime), for_filter)
     return OpenNetworks(
         teacher=loaded.teacher,
         student=loaded.student,
-        teacher_forward=_open_teacher(recipe, loaded.teacher, accelerator, for_filter),
-        prior=None if prior is None else open_prior(prior, recipe.augment, for_augment),
-        clip=None
-        if clip is None
-        else open_clip(clip, spec("clip", recipe, clip, options.runtime), for_filter),
+        teacher_forward=teacher_forward,
+        prior=prior,
+        clip=clip,
         class_tokens=loaded.class_tokens,
     )
 

@@ -1,21 +1,20 @@
 """Run the whole loop: synthesize, augment, filter, distill and evaluate, with the results in one folder."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine import distributed
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
-from engine.cli.main import main_on_ranks
+from engine.cli.budget import fit_to_budget, parse_budget, process_start
+from engine.cli.main import main_on_ranks, resumable
 from engine.cli.resolve import resolve
+from engine.config.recipe import CONFIG
 from engine.errors import UserError
 from engine.progress import Progress
 from engine.terminal import console
 from engine.training.run_folder import check, hashed_settings, own_settings, run_to_resume
 from engine.training.run_record import RunRecord
-
-logger = logging.getLogger(__name__)
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -23,6 +22,11 @@ def command(arguments: Sequence[str]) -> None:
     parser = command_parser("engine.run", __doc__)
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="choose batches, steps and training steps so that the whole command takes this time: 10m, 2h",
+    )
     add_short_flags(parser)
     line = CommandLine.read(arguments)
     default = f"runs/{line.recipe_name()}"
@@ -39,17 +43,21 @@ def command(arguments: Sequence[str]) -> None:
             "then run engine.distill on it in several processes"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
-    recipe = resolve(recipe, batches="measured")
-    check(folder, recipe, resume=options.resume, free=hashed_settings(folder))
-    from engine.loop import run
-    from engine.training.summary import results_table
+    budget = None if options.budget is None else parse_budget(options.budget)
+    if budget and old_run:
+        raise UserError("--budget cannot change a run that --resume continues; its counts are in config.yaml")
+    with resumable(recipe.name, folder, (folder / CONFIG).is_file):
+        if not old_run:
+            check(folder, recipe, resume=options.resume)
+        recipe = resolve(recipe, batches="measured")
+        if budget:
+            recipe = fit_to_budget(recipe, budget, process_start())
+        check(folder, recipe, resume=options.resume, free=hashed_settings(folder))
+        from engine.loop import run
+        from engine.training.summary import results_table
 
-    try:
         with Progress() as progress:
             summary = run(recipe, folder, resume=options.resume, progress=progress)
-    except KeyboardInterrupt:
-        print(f"to continue, repeat the command with --out {folder} --resume", file=sys.stderr)
-        raise
     console().print(results_table(summary, folder))
 
 

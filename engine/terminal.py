@@ -1,4 +1,4 @@
-"""Output of the commands: safe standard streams, the console, and the log.
+"""Output of the commands, and the signals that end them: safe standard streams, the console, and the log.
 
 A failed write never ends the work. Text is printed verbatim: brackets and :colons: are no markup.
 """
@@ -6,11 +6,14 @@ A failed write never ends the work. Text is printed verbatim: brackets and :colo
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +23,10 @@ PACKAGES = ("engine", "export", "kernels", "bench")
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 _console: "Console | None" = None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does. Exit code 143."""
 
 
 class Output(io.TextIOWrapper):
@@ -158,3 +165,32 @@ class _ConsoleHandler(logging.Handler):
             console().print(self.format(record), soft_wrap=True)
         except Exception:
             self.handleError(record)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGINT and Terminated for SIGTERM inside the block.
+
+    A second signal ends the process at once. A signal that is ignored or has a handler of its own is left
+    alone, and so are all outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or Terminated for SIGTERM, and let the next signal end the process."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+CHECKS = ("faults", "contradictions")
+"""Methods that check the settings of a recipe."""
 SHORT_LINES = 45
 
 
@@ -89,11 +91,11 @@ class House:
         return [where for where, function in self._functions() if _reads_command_line(function)]
 
     def auto_resolvers(self) -> list[str]:
-        """The functions, checks of a dataclass aside, that compare a setting with "auto"."""
+        """The functions, checks of a recipe aside, that compare a setting with "auto"."""
         return [
             where
             for where, function in self._functions()
-            if function.name != "__post_init__" and any(map(_compares_with_auto, ast.walk(function)))
+            if function.name not in CHECKS and any(map(_compares_with_auto, ast.walk(function)))
         ]
 
     def say_parameters(self) -> list[str]:

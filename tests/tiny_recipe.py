@@ -28,6 +28,7 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
         "schedule": {"init_batches": 2, "rounds": 2, "batches_per_round": 1, "kd_steps": 3},
         "synthesize": {"batch_size": 6, "steps": 2, "latent_dim": 8, "start": "meta", "warmup_steps": 1},
         "augment": {
+            "method": "variation",
             "prior": str(write_prior(folder / "prior")),
             "variations": 3,
             "steps": 2,

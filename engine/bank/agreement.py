@@ -54,6 +54,11 @@ class Agreement:
         return self.labels.total()
 
     @property
+    def share(self) -> float:
+        """Share of the images with agreement; 0 without images."""
+        return self.agreeing / self.images if self.images else 0.0
+
+    @property
     def chance(self) -> float:
         """Expected share of agreement if the same predictions were assigned to the images at random."""
         return self._pairs / self.images**2
@@ -64,7 +69,7 @@ class Agreement:
         images = self.images
         if images < MIN_IMAGES or len(self.labels) < 2:
             return False
-        share, chance, room = self.agreeing / images, self.chance, 1 - self.chance
+        share, chance, room = self.share, self.chance, 1 - self.chance
         margin = STANDARD_ERRORS * self._standard_error + EXTRA_IMAGES / images
         if margin > MAX_MARGIN * room:
             return False
@@ -89,7 +94,7 @@ class Agreement:
     def sentence(self, what: str) -> str:
         """Return the agreement in words. `what` names the images, in the plural."""
         return (
-            f"the teacher agrees with the label of {self.agreeing / self.images:.1%} of {self.images:,} "
+            f"the teacher agrees with the label of {self.share:.1%} of {self.images:,} "
             f"{what}, and chance is {self.chance:.1%}"
         )
 

@@ -2,7 +2,7 @@
 
 import re
 from argparse import Action, ArgumentError
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -12,18 +12,20 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from engine import recipes
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe
-from engine.errors import UserError
+from engine.errors import SettingsError, UserError
 from engine.models.factory import Factory, is_factory
-from engine.recipes.load import add_recipe, check_keys, errors_in_words, pop_recipe, setting_types
+from engine.recipes.load import Layer, add_recipe, all_faults, pop_recipe
 from engine.terminal import add_log_flags
 
 RUNTIME = "--compute.runtime"
+TEACHER = "--teacher"
 SHORT = {
+    TEACHER: "--teacher.name",
     "--runtime": RUNTIME,
     "--precision": "--compute.runtime_precision",
     "--threads": "--compute.threads",
 }
-METAVARS = {"--runtime": "R", "--precision": "P", "--threads": "N"}
+METAVARS = {TEACHER: "NAME", "--runtime": "R", "--precision": "P", "--threads": "N"}
 TRT = "--trt"
 BATCH = "--batch"
 BATCHES = ("--augment.micro_batch", "--filter.micro_batch")
@@ -74,7 +76,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def add_short_flags(parser: ArgumentParser) -> None:
     """Add the short flags, --quiet and --verbose to --help; `CommandLine.read` replaces the short ones."""
     for flag, full in SHORT.items():
-        parser.add_argument(flag, metavar=METAVARS[flag], help=f"short for {full}")
+        if flag != TEACHER:  # the recipe's section adds it
+            parser.add_argument(flag, metavar=METAVARS[flag], help=f"short for {full}")
     parser.add_argument(BATCH, metavar="N or auto", help=f"short for {' and '.join(BATCHES)}")
     parser.add_argument(TRT, action="store_true", help=f"short for {RUNTIME} tensorrt")
     add_log_flags(parser)
@@ -88,6 +91,8 @@ class CommandLine:
     """The command line with the short flags spelled out."""
     flags: Mapping[str, str | None]
     """Value of each flag by its name without dashes; None if no value follows the flag."""
+    has_teacher: bool
+    """Whether it names a teacher by the short flag, so that no shipped recipe is meant."""
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> "CommandLine":
@@ -98,7 +103,8 @@ class CommandLine:
             flag, equals, value = _split(argument)
             if flag.startswith("--"):
                 flags[flag.removeprefix("--")] = value if equals else _value(following)
-        return cls(arguments=tuple(full), flags=flags)
+        named = any(_split(argument)[0] == TEACHER for argument in arguments)
+        return cls(arguments=tuple(full), flags=flags, has_teacher=named)
 
     def given(self, flag: str) -> bool:
         """Return whether the command line has this flag."""
@@ -126,7 +132,15 @@ class CommandLine:
         given = self.value("name")
         if given or (base_name and not self.given("recipe")):
             return str(given or base_name)
-        return str(recipes.read(self.recipe)["name"])
+        return str(self._base()["name"])
+
+    def _base(self) -> dict[str, Any]:
+        """Return the recipe of the command line as nested mappings: its file, or a teacher's name alone."""
+        if self.given("recipe") or not self.has_teacher:
+            return recipes.read(self.recipe)
+        teacher = self.value("teacher.name") or ""
+        name = re.sub(r"\W+", "-", teacher.rstrip("/").rpartition("/")[2].rpartition(":")[2]).strip("-")
+        return {"name": name or "teacher", "teacher": {"name": teacher}}
 
     def parse(
         self,
@@ -145,7 +159,8 @@ class CommandLine:
             remembered: see `require_named`.
 
         Raises:
-            UserError: if a key or value is not allowed; the message names the key.
+            SettingsError: if keys or values are not allowed; the message names all of them.
+            UserError: if there is no such recipe, or an option of the command is wrong.
         """
         parser.add_argument(
             "--recipe",
@@ -153,17 +168,34 @@ class CommandLine:
             default=recipes.DEFAULT,
             help=f"one of {', '.join(recipes.names())}; or a YAML file",
         )
-        with errors_in_words():
-            if base is None:
-                base, source = recipes.read(self.recipe), f"recipe '{self.recipe}'"
-            own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
-            add_recipe(parser, base, source)
-            check_keys(self.flags, "the command line", {*own_flags, *setting_types()})
+        if base is None:
+            base, source = self._base(), f"recipe '{self.recipe}'"
+        recipe_layer = Layer.of(base, source)
+        own_flags = {flag.removeprefix("--") for each in parser._actions for flag in each.option_strings}
+        with all_faults(recipe_layer, self._settings(own_flags)):
+            add_recipe(parser, recipe_layer)
+            _show_teacher(parser)
             options = parse(parser, self.arguments)
         recipe = pop_recipe(options)
         classifiers = {"teacher": recipe.teacher, "student": recipe.student}
         require_named(classifiers, self.flags.values(), remembered)
         return recipe, options
+
+    def _settings(self, own_flags: Collection[str]) -> Layer:
+        """Return what should be settings: all flags but the command's own."""
+        settings = {key: value for key, value in self.flags.items() if key not in own_flags}
+        return Layer(settings=settings, source="the command line", is_command_line=True, flags=own_flags)
+
+
+def _show_teacher(parser: ArgumentParser) -> None:
+    """Describe the short flag in --help, which jsonargparse would use for a file with the whole section."""
+    for action in parser._actions:
+        if TEACHER in action.option_strings:
+            action.metavar = "NAME"
+            action.help = (
+                f"short for {SHORT[TEACHER]}; without --recipe, all other settings have their defaults or "
+                "are read from the teacher"
+            )
 
 
 def _split(argument: str) -> tuple[str, str, str]:
@@ -209,19 +241,26 @@ def require_named(
             unless their source has changed.
 
     Raises:
-        UserError: if a factory is not named; the message gives the section and the factory.
+        SettingsError: if factories are not named; the message gives the sections and the factories.
     """
+    if faults := list(_unnamed(configs, named, remembered or {})):
+        raise SettingsError(faults)
+
+
+def _unnamed(
+    configs: Mapping[str, ClassifierConfig], named: Collection[str | None], remembered: Mapping[str, Factory]
+) -> Iterator[str]:
     for section, config in configs.items():
         if not is_factory(config.name) or config.name in named:
             continue
-        known = (remembered or {}).get(section)
+        known = remembered.get(section)
         if known is None or known.name != config.name or not known.files:
-            raise UserError(
+            yield (
                 f"{section}.name is '{config.name}', which is code that a recipe file alone may not run; "
                 f"name it on the command line: --{section}.name {config.name}"
             )
-        if change := known.change(Factory.of(config.name)):
-            raise UserError(
+        elif change := known.change(Factory.of(config.name)):
+            yield (
                 f"{section}.name is '{config.name}', which this run used from {change}; restore it, or name "
                 f"it on the command line to accept the current source: --{section}.name {config.name}"
             )

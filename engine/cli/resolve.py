@@ -1,4 +1,4 @@
-"""Replace every `auto` and null of a recipe that depends on the machine by a value, once.
+"""Replace every `auto` and null of a recipe that depends on machine or networks by a value, once.
 
 The functions that open a device, a runtime or a feed assert that their settings are resolved.
 """
@@ -22,24 +22,36 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(
-    recipe: Recipe, batches: Literal["default", "measured"] = "default", threads: int | None = None
+    recipe: Recipe,
+    batches: Literal["default", "measured"] = "default",
+    threads: int | None = None,
+    *,
+    makes_images: bool = True,
 ) -> Recipe:
-    """Return the recipe with a value for every `auto` and null that depends on the machine.
+    """Return the recipe with a value for every `auto` and null that depends on the machine or the networks.
 
     Args:
         batches: whether an automatic micro-batch gets the default size or the fastest one, measured here.
+        makes_images: whether the command makes images, so that a prior must be tried.
         threads: `compute.threads` if the recipe leaves it null, at least 1; by default torch's choice.
 
     Raises:
-        UserError: if a setting does not fit this machine.
+        UserError: if a setting does not fit this machine, or cannot be read from the networks.
         RuntimeUnavailableError: if the runtime cannot run here.
         OutOfMemoryError: if not even a batch of one image fits in memory when batches are measured.
     """
+    recipe = read_networks(recipe)
     recipe = replace(
         recipe,
         compute=resolve_compute(recipe.compute, recipe.tensorrt, threads=threads),
         feed=_resolve_feed(recipe.feed),
     )
+    if recipe.augment.method == "auto" and makes_images:
+        from engine.generation.prior_fit import fit_prior
+
+        recipe = fit_prior(recipe)
+    elif recipe.augment.method == "auto":
+        recipe = replace(recipe, augment=replace(recipe.augment, method="variation"))
     if recipe.auto_batches and batches == "measured":
         from engine.generation.auto_batch.resolve import resolve_micro_batches
 
@@ -47,6 +59,15 @@ def resolve(
     recipe = with_default_batches(recipe)
     assert recipe.is_resolved
     return recipe
+
+
+def read_networks(recipe: Recipe) -> Recipe:
+    """Return the recipe with a value for all that its networks decide. Raises UserError as `resolve` does."""
+    if recipe.is_read:
+        return recipe
+    from engine.models.reading import read
+
+    return read(recipe)
 
 
 def resolve_compute(

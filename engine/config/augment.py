@@ -1,10 +1,11 @@
 """Settings of the augment stage."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.config.checked import Checked
 from engine.config.decides import decides
-from engine.errors import UserError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
@@ -16,7 +17,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """How the diffusion prior turns sources into variations."""
 
     method: Literal["auto", "variation", "none"] = "auto"
@@ -25,11 +26,11 @@ class AugmentConfig:
     prior: str = ""
     """Folder or hub id of a StableDiffusionImageVariationPipeline; its vae may be an AutoencoderTiny (TAESD).
     `python -m export` also accepts pipelines of Stable Diffusion 1.x, 2.x and XL."""
-    variations: int = 8
+    variations: int = 12
     """Variations of each source (K)."""
     scheduler: Literal["dpmsolver++", "ddim", "unipc", "euler"] = "dpmsolver++"
     """Solver of the diffusion process; all run without added noise."""
-    steps: int = 20
+    steps: int = 5
     """Solver steps from pure noise; with strength < 1, only the last int(steps * strength) of them run."""
     guidance_scale: float = 3.0
     """Scale of classifier-free guidance; 1 turns guidance off and halves the work."""
@@ -54,32 +55,30 @@ class AugmentConfig:
         """Number of tokens that condition an image: the source's, and the class's for text conditioning."""
         return 1 if self.class_condition == "none" else 2
 
-    def __post_init__(self) -> None:
-        if self.method == "variation" and not self.prior:
-            raise UserError("augment.prior is empty; give a pipeline folder or set augment.method to none")
+    def faults(self) -> Iterator[str]:
         for name in ("variations", "steps", "micro_batch"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
-                raise UserError(f"augment.{name} must be at least 1, got {value}")
+                yield f"augment.{name} must be at least 1, got {value}"
         if self.scheduler not in SCHEDULERS:
-            raise UserError(
-                f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"
-            )
+            yield f"augment.scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}"
         if not self.guidance_scale >= 1:
-            raise UserError(
+            yield (
                 f"augment.guidance_scale must be at least 1, got {self.guidance_scale}; 1 turns guidance off"
             )
+        if not 0 < self.strength <= 1:
+            yield f"augment.strength must lie in (0, 1], got {self.strength}; 1 starts from pure noise"
+
+    def contradictions(self) -> Iterator[str]:
+        if self.method == "variation" and not self.prior:
+            yield "augment.prior is empty; give a pipeline folder or set augment.method to none"
         if self.guidance_of == "class" and (self.class_condition == "none" or self.guidance_scale == 1):
-            raise UserError(
+            yield (
                 "augment.guidance_of is class, which needs augment.class_condition text and "
                 "augment.guidance_scale above 1; set both, or set augment.guidance_of to all"
             )
-        if not 0 < self.strength <= 1:
-            raise UserError(
-                f"augment.strength must lie in (0, 1], got {self.strength}; 1 starts from pure noise"
-            )
-        if int(self.steps * self.strength) < 1:
-            raise UserError(
+        if self.steps * self.strength < 1:
+            yield (
                 f"augment.strength is {self.strength}, which leaves no step of augment.steps {self.steps}; "
                 "raise one of them"
             )

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from engine.errors import UserError
+from engine.errors import SettingsError
 
 CHANNELS = (1, 2, 3, 4)
 GREY = (1, 2)
@@ -100,13 +101,25 @@ class ClassifierConfig:
         assert self.std is not None
         return self.mean, self.std
 
+    def for_channels(self, channels: int) -> Self:
+        """Return the settings for a network of `channels` channels, with mean and std adapted to them.
+
+        Grey takes the mean over the colours. Alpha, if it has no number of its own, takes the last one.
+        """
+        return replace(
+            self,
+            in_channels=channels,
+            mean=self.mean and _adapted(self.mean, channels),
+            std=self.std and _adapted(self.std, channels),
+        )
+
     def check(self, section: str) -> None:
-        """Raise UserError for the first value out of range; the message names `section` and the field."""
-        for fault in self.faults(section):
-            raise UserError(fault)
+        """Raise SettingsError for values out of range; the message names `section` and the fields."""
+        if faults := tuple(self.faults(section)):
+            raise SettingsError(faults)
 
     def faults(self, section: str) -> Iterator[str]:
-        """Yield a message for each value out of range; it names `section` and the field."""
+        """Yield a line for each value out of range, which begins with `section` and the field."""
         if not self.name and section == "teacher":
             yield (
                 f"{section}.name is not set; give timm:NAME, torchvision:NAME, hf:FOLDER, engine:NAME or "
@@ -140,6 +153,14 @@ class ClassifierConfig:
             return
         if fault := normalization_fault(self.mean, self.std):
             yield f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}"
+
+
+def _adapted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) in (1, channels):
+        return values
+    if channels in GREY:
+        return (sum(values[:3]) / len(values[:3]),) * channels
+    return (*values, values[-1])[:channels]
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,19 +1,20 @@
 """Settings of device, precision, runtime and threads."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from engine.config.checked import Checked
 from engine.config.decides import decides
-from engine.errors import UserError
 
 Runtime = Literal["torch", "openvino", "onnxruntime", "tensorrt"]
 RuntimePrecision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
+class ComputeConfig(Checked):
     """Device, precision, runtime and threads"""
 
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=decides("images", "execution"))
@@ -57,25 +58,25 @@ class ComputeConfig:
     cuda_graphs: bool = True
     """On a GPU: record the synthesis step as a CUDA graph and replay it."""
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         if self.threads is not None and self.threads < 1:
-            raise UserError(
-                f"compute.threads must be at least 1, got {self.threads}; null keeps torch's choice"
-            )
+            yield f"compute.threads must be at least 1, got {self.threads}; null keeps torch's choice"
         if not self.engines_gb > 0:
-            raise UserError(f"compute.engines_gb must be above 0, got {self.engines_gb}")
+            yield f"compute.engines_gb must be above 0, got {self.engines_gb}"
+
+    def contradictions(self) -> Iterator[str]:
         if self.onnx_provider != "auto" and self.runtime != "onnxruntime":
-            raise UserError(
+            yield (
                 f"compute.onnx_provider={self.onnx_provider} requires compute.runtime=onnxruntime "
                 f"(got {self.runtime})"
             )
         if self.overlap is True and self.compile:
-            raise UserError(
+            yield (
                 "compute.overlap and compute.compile are both true, but inductor changes state that all "
                 "threads share while it compiles; set one of them to false"
             )
         if self.compile and self.runtime not in ("auto", "torch"):
-            raise UserError(f"compute.compile=true requires compute.runtime=torch (got {self.runtime})")
+            yield f"compute.compile=true requires compute.runtime=torch (got {self.runtime})"
 
     @property
     def is_resolved(self) -> bool:

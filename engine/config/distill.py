@@ -1,17 +1,18 @@
 """Settings of the distill stage."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.config.checked import Checked
 from engine.config.views import Views
-from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """The student's training. The defaults are from DDA (arXiv 2410.17606) and its released code."""
+class DistillConfig(Checked):
+    """The student's training: losses and optimizer of DDA (arXiv 2410.17606) and its released code."""
 
-    batch_size: int = 128
+    batch_size: int = 64
     """Images in a training step, over all processes."""
     temperature: float = 20.0
     """Temperature of both softmaxes in the KL term, which is multiplied by its square."""
@@ -41,17 +42,24 @@ class DistillConfig:
     crop_padding: int = 4
     """Pixels of zero padding for the random crop; 0 turns the crop off."""
 
-    def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(not self.nesterov or self.momentum > 0, "nesterov", True, "false, or momentum above 0")
+    def faults(self) -> Iterator[str]:
+        allowed = {
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "temperature": (0 < self.temperature < math.inf, "above 0"),
+            "lr": (0 < self.lr < math.inf, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+        }
         for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or above")
-        _require(
-            self.w_kl + self.w_ce + self.w_feature > 0, "w_kl", self.w_kl, "above 0, or w_ce or w_feature"
-        )
+            allowed[name] = 0 <= getattr(self, name) < math.inf, "0 or above"
+        for name, (holds, values) in allowed.items():
+            if not holds:
+                yield f"distill.{name} is {getattr(self, name)}; set it to a value that is {values}"
+
+    def contradictions(self) -> Iterator[str]:
+        if self.nesterov and self.momentum == 0:
+            yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
+        if self.w_kl == self.w_ce == self.w_feature == 0:
+            yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
 
     @property
     def views(self) -> Views:
@@ -64,8 +72,3 @@ class DistillConfig:
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / (total_steps - self.warmup_steps)
         return self.lr * (1 + math.cos(math.pi * done)) / 2
-
-
-def _require(holds: bool, field: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"distill.{field} is {value}; set it to a value that is {allowed}")

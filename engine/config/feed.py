@@ -1,14 +1,15 @@
 """Settings of the feed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.config.checked import Checked
 from engine.config.decides import decides
-from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedConfig:
+class FeedConfig(Checked):
     """How a bank's images reach the student. Both kinds yield the same samples in the same order."""
 
     kind: Literal["auto", "dali", "torch"] = "auto"
@@ -26,8 +27,8 @@ class FeedConfig:
         """Whether `kind` is not auto."""
         return self.kind != "auto"
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         if self.threads < 1:
-            raise UserError(f"feed.threads is {self.threads}; set it to 1 or more")
+            yield f"feed.threads is {self.threads}; set it to 1 or more"
         if not 0 <= self.newest < 1:
-            raise UserError(f"feed.newest is {self.newest}; set it to a share in [0, 1)")
+            yield f"feed.newest is {self.newest}; set it to a share in [0, 1)"

@@ -1,17 +1,18 @@
 """Settings of the filter stage."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.config.checked import Checked
 from engine.config.decides import decides
-from engine.errors import UserError
 
 LOCAL_DIR = "local-dir:"
 """Prefix of an open_clip model that is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig:
+class FilterConfig(Checked):
     """Which variations are kept."""
 
     method: Literal["auto", "clip", "none"] = "auto"
@@ -26,7 +27,7 @@ class FilterConfig:
     between 0.45 and 0.76)."""
     quantile: float | None = None
     """Instead of omega: share of each batch's variations to drop, the least similar ones."""
-    class_gate: bool = False
+    class_gate: bool = True
     """Also require that the teacher's top-1 class is the label."""
     min_confidence: float = 0.0
     """Minimum probability of the teacher's top-1 class, for the class gate."""
@@ -40,27 +41,25 @@ class FilterConfig:
         assert self.micro_batch != "auto"
         return self.micro_batch
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         if self.omega is not None and not -1 <= self.omega <= 1:
-            raise UserError(f"filter.omega must lie in [-1, 1], got {self.omega}; it is a cosine")
+            yield f"filter.omega must lie in [-1, 1], got {self.omega}; it is a cosine"
         if self.quantile is not None and not 0 <= self.quantile < 1:
-            raise UserError(
-                f"filter.quantile must lie in [0, 1), got {self.quantile}; it is the share dropped"
-            )
+            yield f"filter.quantile must lie in [0, 1), got {self.quantile}; it is the share dropped"
         if not 0 <= self.min_confidence < 1:
-            raise UserError(
+            yield (
                 f"filter.min_confidence must lie in [0, 1), got {self.min_confidence}; it is a probability"
             )
         if self.micro_batch != "auto" and self.micro_batch < 1:
-            raise UserError(f"filter.micro_batch must be at least 1, got {self.micro_batch}")
-        if self.method == "clip" or (self.method == "auto" and self.model):
-            self._check_clip()
+            yield f"filter.micro_batch must be at least 1, got {self.micro_batch}"
 
-    def _check_clip(self) -> None:
+    def contradictions(self) -> Iterator[str]:
+        if self.method == "none" or (self.method == "auto" and not self.model):
+            return
         if (self.omega is None) == (self.quantile is None):
-            raise UserError(
+            yield (
                 f"filter.omega is {self.omega} and filter.quantile is {self.quantile}; "
                 "set one and leave the other null"
             )
         if not self.model:
-            raise UserError("filter.model is empty; give an open_clip model or set filter.method to none")
+            yield "filter.model is empty; give an open_clip model or set filter.method to none"

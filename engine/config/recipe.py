@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from engine.config.augment import AugmentConfig
+from engine.config.checked import Checked
 from engine.config.classifier import ClassifierConfig
 from engine.config.compute import ComputeConfig
 from engine.config.decides import decides, sections
@@ -21,7 +22,6 @@ from engine.config.storage import StorageConfig
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.tensorrt import TensorRtConfig
 from engine.config.views import Views
-from engine.errors import UserError
 
 CONFIG = "config.yaml"
 """File name of the recipe in a run's folder."""
@@ -31,7 +31,7 @@ MAX_WEIGHT_RATIO = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """The settings of an experiment."""
 
     name: str = field(metadata=decides())
@@ -66,24 +66,27 @@ class Recipe:
     evaluate: EvaluateConfig = field(default=EvaluateConfig(), metadata=decides("student"))
     """The test set"""
 
-    def __post_init__(self) -> None:
-        self.teacher.check("teacher")
-        self.student.check("student")
-        self._check_classes()
-        self._check_sizes()
+    def faults(self) -> Iterator[str]:
+        yield from self.teacher.faults("teacher")
+        yield from self.student.faults("student")
         for name in ("weights", "weights_key"):
             if (given := getattr(self.student, name)) is not None:
-                raise UserError(
-                    f"student.{name} is {given}, but a student starts from random weights; set it to null"
-                )
-        self._check_class_weights()
+                yield f"student.{name} is {given}, but a student starts from random weights; set it to null"
+        for name in self.synthesize.class_weights or ():
+            if not isinstance(name, str):
+                yield f"synthesize.class_weights: {name!r} is not text; write the class in quotes"
+
+    def contradictions(self) -> Iterator[str]:
+        yield from self._class_contradictions()
+        yield from self._size_contradictions()
+        yield from self._wrong_class_weights()
         if self.augment.class_condition == "text" and not self.filter.model:
-            raise UserError(
+            yield (
                 "augment.class_condition is text, which needs the text tower of filter.model, but no model "
                 "is set; give an open_clip model, or set augment.class_condition to none"
             )
 
-    def _check_classes(self) -> None:
+    def _class_contradictions(self) -> Iterator[str]:
         counts = {
             "class_names has": None if self.class_names is None else len(self.class_names),
             "teacher.num_classes is": self.teacher.num_classes,
@@ -91,49 +94,47 @@ class Recipe:
         for section in ("teacher", "student"):
             given = getattr(self, section).num_classes
             for what, expected in counts.items():
-                if None not in (given, expected) and given != expected:
-                    raise UserError(
-                        f"{section}.num_classes is {given}, but {what} {expected}; make them agree"
-                    )
+                if given is not None and expected is not None and given != expected:
+                    yield f"{section}.num_classes is {given}, but {what} {expected}; make them agree"
+                    break
         if self.evaluate.dataset == "fashion-mnist" and self.teacher.num_classes not in (None, 10):
-            raise UserError(
-                "evaluate.dataset is fashion-mnist, which has 10 classes, but the teacher has "
+            yield (
+                "evaluate.dataset is fashion-mnist, which has 10 classes, but teacher.num_classes is "
                 f"{self.teacher.num_classes}; set evaluate.dataset to none"
             )
 
-    def _check_sizes(self) -> None:
+    def _size_contradictions(self) -> Iterator[str]:
         if self.teacher.image_size is None:
             return
         if self.student.image_size is not None and self.student.size != self.teacher.size:
-            raise UserError(
+            yield (
                 f"student.image_size is {self.student.size_text}, but teacher.image_size is"
                 f" {self.teacher.size_text}, and both see the same images; make them agree"
             )
         for section in ("distill", "synthesize"):
             padding = getattr(self, section).crop_padding
             if padding is not None and padding >= min(self.teacher.size):
-                raise UserError(
+                yield (
                     f"{section}.crop_padding is {padding}, but teacher.image_size is"
                     f" {self.teacher.size_text}; lower it"
                 )
 
-    def _check_class_weights(self) -> None:
-        given = self.synthesize.class_weights
+    def _wrong_class_weights(self) -> Iterator[str]:
         if self.class_names is None:
             return
-        known = set(self.class_names)
-        for name in given or ():
-            if not isinstance(name, str):
-                raise UserError(f"synthesize.class_weights: {name!r} is not text; write the class in quotes")
-            if name not in known:
-                near = get_close_matches(name, self.class_names, 1)
-                guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
-                raise UserError(f"synthesize.class_weights: no class '{name}'; {guess}")
+        given, known = self.synthesize.class_weights, set(self.class_names)
+        unknown = [name for name in given or () if isinstance(name, str) and name not in known]
+        for name in unknown:
+            near = get_close_matches(name, self.class_names, 1)
+            guess = f"did you mean '{near[0]}'?" if near else "give names of class_names"
+            yield f"synthesize.class_weights: no class '{name}'; {guess}"
         weights = [weight for weight in self.class_weights or (1.0,) if weight > 0]
+        if unknown:
+            return  # these weights may be meant for classes that have none
         if not weights:
-            raise UserError("synthesize.class_weights leaves no class; set at least one weight above 0")
-        if max(weights) > MAX_WEIGHT_RATIO * min(weights):
-            raise UserError(
+            yield "synthesize.class_weights leaves no class; set at least one weight above 0"
+        elif max(weights) > MAX_WEIGHT_RATIO * min(weights):
+            yield (
                 f"synthesize.class_weights: {max(weights):g} is more than {MAX_WEIGHT_RATIO:,} times another "
                 f"class's {min(weights):g}; set the weight of a class that you do not want to 0"
             )
@@ -172,14 +173,37 @@ class Recipe:
     @property
     def is_resolved(self) -> bool:
         """Whether nothing is left to read from the networks or to choose for the machine."""
-        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
         on_machine = self.compute.is_resolved and self.feed.is_resolved and not self.auto_batches
-        return known and on_machine and self.augment.method != "auto" and self.filter.method != "auto"
+        return self.is_read and on_machine and self.augment.method != "auto"
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to read from the networks."""
+        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
+        return known and bool(self.student.name)
 
     @property
     def synthesis_views(self) -> Views:
         """Random views of a synthesized image that the teacher sees."""
         return self.synthesize.views(default=self.distill.views)
+
+
+def derived(recipe: Recipe) -> Recipe:
+    """Return the recipe with a value for each open setting that its other settings decide.
+
+    The student takes the teacher's classes, channels, size and normalization. A stage without a model is
+    left out.
+    """
+    teacher, student, augment, chosen = recipe.teacher, recipe.student, recipe.augment, recipe.filter
+    like = teacher.for_channels(student.in_channels or teacher.in_channels or 3)
+    for name in ("num_classes", "in_channels", "image_size", "mean", "std"):
+        if getattr(student, name) is None and getattr(teacher, name) is not None:
+            student = replace(student, **{name: getattr(like, name)})
+    if augment.method == "auto" and not augment.prior:
+        augment = replace(augment, method="none")
+    if chosen.method == "auto":
+        chosen = replace(chosen, method="clip" if chosen.model else "none")
+    return replace(recipe, student=student, augment=augment, filter=chosen)
 
 
 OF_MACHINE_SECTIONS = sections(Recipe, "execution")

@@ -1,39 +1,40 @@
 """Settings of the rounds, and the order of synthesis and training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from engine.errors import UserError
+from engine.config.checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Some batches of synthesis, then rounds that add images that are hard for the student and train it."""
 
-    init_batches: int = 10
+    init_batches: int = 3
     """Batches of sources before the first round, without the adversary."""
-    rounds: int = 10
+    rounds: int = 3
     """Number of rounds; each adds images that are hard for the current student, then trains the student."""
     batches_per_round: int = 1
     """Batches of sources in each round; 0 trains only on the images from before the first round."""
-    kd_steps: int = 200
+    kd_steps: int = 330
     """Training steps in each round."""
     checkpoint_steps: int = 500
     """Training steps between two checkpoints; each batch of images is also followed by one."""
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         for field in fields(self):
             value = getattr(self, field.name)
             if value < 0:
-                raise UserError(f"schedule.{field.name} must be 0 or above, got {value}")
+                yield f"schedule.{field.name} must be 0 or above, got {value}"
         for name in ("rounds", "kd_steps"):
             if getattr(self, name) == 0:
-                raise UserError(
-                    f"schedule.{name} is 0, which leaves the student untrained; set it to 1 or more"
-                )
+                yield f"schedule.{name} is 0, which leaves the student untrained; set it to 1 or more"
         if self.checkpoint_steps == 0:
-            raise UserError("schedule.checkpoint_steps is 0; set it to 1 or more")
+            yield "schedule.checkpoint_steps is 0; set it to 1 or more"
+
+    def contradictions(self) -> Iterator[str]:
         if self.init_batches + self.batches_per_round < 1:
-            raise UserError(
+            yield (
                 "schedule.init_batches and schedule.batches_per_round are both 0, so there are no images;"
                 " set schedule.init_batches to 1 or more"
             )

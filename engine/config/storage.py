@@ -1,15 +1,16 @@
 """Settings of a bank's image files."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.errors import UserError
+from engine.config.checked import Checked
 
 Codec = Literal["raw", "png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageConfig:
+class StorageConfig(Checked):
     """How a bank stores its images."""
 
     codec: Codec = "raw"
@@ -17,9 +18,9 @@ class StorageConfig:
     quality: int = 95
     """Quality of webp and jpeg, from 1 to 100; webp at 100 is lossless."""
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         if not 1 <= self.quality <= 100:
-            raise UserError(f"storage.quality is {self.quality}; set it to 1 to 100")
+            yield f"storage.quality is {self.quality}; set it to 1 to 100"
 
 
 def stored_channels(codec: Codec, *, is_grey: bool) -> int:

@@ -1,27 +1,28 @@
 """Settings of the synthesize stage."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.checked import Checked
 from engine.config.views import Views
-from engine.errors import UserError
 
 Statistics = Literal["batch_norm", "patch_similarity", "image"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesizeConfig:
+class SynthesizeConfig(Checked):
     """The inversion of the teacher, with the loss and optimizer of DDA (arXiv 2410.17606) and its code."""
 
-    batch_size: int = 200
+    batch_size: int = 128
     """Images that are optimized together and matched to the BatchNorm statistics as one batch."""
-    steps: int = 200
+    steps: int = 10
     """Optimizer steps per batch; the images of the step with the lowest loss are kept."""
-    start: Literal["reinit", "reuse", "meta"] = "reinit"
+    start: Literal["reinit", "reuse", "meta"] = "meta"
     """Initial weights of the generator for each batch: reinit draws new ones, reuse keeps the last batch's,
     meta learns an initialization from which a few steps are enough."""
-    warmup_steps: int = 0
-    """For reuse and meta: additional optimizer steps, once, before the first batch."""
+    warmup_steps: int = 40
+    """For reuse and meta: additional optimizer steps, once, before the first batch; reinit has no warm-up."""
     meta_rate: float = 0.5
     """For meta: how far the initialization moves towards the final weights of each batch (Reptile, arXiv
     1803.02999)."""
@@ -51,6 +52,11 @@ class SynthesizeConfig:
     crop_padding: int | None = None
     """Pixels of zero padding for the crop that the teacher sees; null follows distill.crop_padding."""
 
+    @property
+    def first_steps(self) -> int:
+        """Optimizer steps before the first batch."""
+        return 0 if self.start == "reinit" else self.warmup_steps
+
     def views(self, *, default: Views) -> Views:
         """Return the views that the teacher sees, with `default` for settings that are null."""
         return Views(
@@ -58,24 +64,19 @@ class SynthesizeConfig:
             crop_padding=default.crop_padding if self.crop_padding is None else self.crop_padding,
         )
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         for name in ("batch_size", "steps", "latent_dim"):
             if getattr(self, name) < 1:
-                raise UserError(f"synthesize.{name} must be at least 1, got {getattr(self, name)}")
+                yield f"synthesize.{name} must be at least 1, got {getattr(self, name)}"
         for name in ("w_cls", "w_bn", "w_adv", "warmup_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"synthesize.{name} must be 0 or above, got {getattr(self, name)}")
+                yield f"synthesize.{name} must be 0 or above, got {getattr(self, name)}"
         if self.crop_padding is not None and self.crop_padding < 0:
-            raise UserError(f"synthesize.crop_padding must be 0 or above, got {self.crop_padding}")
+            yield f"synthesize.crop_padding must be 0 or above, got {self.crop_padding}"
         if not 0 < self.lr < float("inf"):
-            raise UserError(f"synthesize.lr must be above 0, got {self.lr}")
+            yield f"synthesize.lr must be above 0, got {self.lr}"
         if not 0 < self.meta_rate <= 1:
-            raise UserError(f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}")
+            yield f"synthesize.meta_rate must lie in (0, 1], got {self.meta_rate}"
         for name, weight in (self.class_weights or {}).items():
             if not 0 <= weight < float("inf"):
-                raise UserError(f"synthesize.class_weights: '{name}' has {weight}; give 0 or more")
-        if self.start == "reinit" and self.warmup_steps:
-            raise UserError(
-                f"synthesize.warmup_steps is {self.warmup_steps}, but synthesize.start is reinit, which "
-                "draws new weights for every batch; set warmup_steps to 0, or start to reuse or meta"
-            )
+                yield f"synthesize.class_weights: '{name}' has {weight}; give 0 or more"

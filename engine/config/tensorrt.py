@@ -1,13 +1,14 @@
 """Settings of TensorRT engines."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.errors import UserError
+from engine.config.checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorRtConfig:
+class TensorRtConfig(Checked):
     """How TensorRT engines are built. Other runtimes ignore these settings."""
 
     workspace_gb: float | None = None
@@ -19,8 +20,6 @@ class TensorRtConfig:
     """Compute capabilities to build for, such as [8.6, 8.9], or [current] for this GPU only; an empty list
     uses TensorRT-RTX's own. Classic TensorRT always builds for this GPU."""
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[str]:
         if self.workspace_gb is not None and not self.workspace_gb > 0:
-            raise UserError(
-                f"tensorrt.workspace_gb must be above 0, got {self.workspace_gb}; null sets no limit"
-            )
+            yield f"tensorrt.workspace_gb must be above 0, got {self.workspace_gb}; null sets no limit"

@@ -61,8 +61,8 @@ def generate(
     resume: bool,
     worker_options: WorkerOptions,
     monitor_options: Mapping[str, Any],
-) -> str:
-    """Make those of shards 0 to `shards` - 1 that the bank at `url` lacks. Return a summary line.
+) -> tuple[str, bool]:
+    """Make those of shards 0 to `shards` - 1 that the bank at `url` lacks.
 
     Signals drain or resize the generation, see `Requests`.
 
@@ -70,8 +70,12 @@ def generate(
         recipe: a resolved recipe.
         monitor_options: keyword arguments of `open_observers`.
 
+    Returns:
+        A summary line, and whether SIGTERM ended the generation before the last shard.
+
     Raises:
         UserError: for mistakes of the user.
+        Terminated: for SIGTERM before the first shard, and for the second SIGTERM.
         FailedShardsError: if shards failed for good; all others are committed.
     """
     logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
@@ -89,14 +93,14 @@ def generate(
         pool = stack.enter_context(worker_options.open(job))
         coordinator = Coordinator(pool, stats, requests, observers=observers)
         is_new = open_storage(url).size(MANIFEST) is None
-        if is_new and not coordinator.await_worker():  # create no bank if loading fails
-            return f"{url}: stopped before the first shard"
+        if is_new:
+            coordinator.await_worker()  # create no bank if loading fails
         with BankWriter.open(url, job.header, resume=resume) as bank:
             missing = [number for number in range(shards) if number not in bank.committed]
             stats.begin(found=shards - len(missing))
             coordinator.run(bank, ShardQueue(missing, worker_options.retries))
             images = sum(entry.images for entry in bank.committed.values())
-    return _summary(url, stats, images)
+    return _summary(url, stats, images), stats.left > 0
 
 
 def _summary(url: str, stats: GenerationStats, images: int) -> str:

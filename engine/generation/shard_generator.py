@@ -62,12 +62,6 @@ class ShardGenerator:
         )
         self._threads = thread_counts(self.groups)
 
-    def announce(self, batches: int) -> None:
-        """Announce `batches` more batches to the progress bars."""
-        for stage in STAGES:
-            if total := batches * stage.total(self.recipe):
-                self.progress.announce(stage.name, total=total, unit="images")
-
     def make(
         self, index: int, adversary: Adversary | None = None, *, independent: bool = False
     ) -> GeneratedBatch:

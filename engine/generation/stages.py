@@ -143,7 +143,7 @@ def _synthesize(context: StageContext, request: Request, track: Track) -> ImageB
 
 def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch:
     config = context.recipe.synthesize
-    steps = config.steps + (config.warmup_steps if context.synthesizer.needs_warmup else 0)
+    steps = config.steps + (config.first_steps if context.synthesizer.needs_warmup else 0)
     done = 0
     with track() as stage:
 
@@ -235,3 +235,10 @@ SYNTHESIZE = Stage(name="synthesize", total=_sources, run=_synthesize)
 AUGMENT = Stage(name="augment", total=_variations, run=_augment, has_micro_batch=True)
 FILTER = Stage(name="filter", total=_variations, run=_filter, has_micro_batch=True, is_light=True)
 STAGES = (SYNTHESIZE, AUGMENT, FILTER)
+
+
+def announce(progress: progress.Progress, recipe: Recipe, batches: int) -> None:
+    """Announce `batches` more batches to the progress bars of the stages."""
+    for stage in STAGES:
+        if total := batches * stage.total(recipe):
+            progress.announce(stage.name, total=total, unit="images")

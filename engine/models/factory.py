@@ -8,7 +8,7 @@ from typing import Any
 
 from export.hashed import sha256_of
 
-LIBRARIES = ("engine", "timm", "torchvision")
+LIBRARIES = ("engine", "timm", "torchvision", "hf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Factory:
 
 def is_factory(name: str) -> bool:
     """Return whether a classifier's name refers to the user's code, not to a library."""
-    return name.partition(":")[0] not in LIBRARIES
+    return bool(name) and name.partition(":")[0] not in LIBRARIES
 
 
 def factories(names: Mapping[str, str]) -> dict[str, Factory]:

@@ -1,9 +1,13 @@
-"""Find the mapping in a weight file that fits a network; every error says what the file holds."""
+"""Find the mapping in a weight file that fits a network, and read the widths of its outer layers.
+
+Every error says what the file holds.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,23 +64,7 @@ def fit(
             values and `key` is None.
     """
     state = network.state_dict()
-    wanted = _bare(state)
-    candidates = [
-        c for name, mapping in _mappings(content) for c in _candidates(name, mapping, state, wanted)
-    ]
-    if not candidates:
-        raise UserError(
-            f"{section}.weights: '{file}' {_without_tensors(content)}, not a state dict; "
-            "save the state_dict()"
-        )
-    if key is not None:
-        named = [c for c in candidates if c.name == key]
-        named = named or [c for c in candidates if c.name.startswith(f"{key}.")]
-        if not named:
-            raise UserError(
-                f"{section}.weights_key: '{file}' has no weights under '{key}'; it has {_list(candidates)}"
-            )
-        candidates = named
+    candidates = _all_candidates(content, state, key, section, file)
     misfits = [_misfit(c, state, num_classes, section) for c in candidates]
     fitting = [c for c, misfit in zip(candidates, misfits, strict=True) if misfit is None]
     if not fitting:
@@ -93,6 +81,85 @@ def fit(
         raise UserError(
             f"{section}.weights: '{file}' cannot be loaded into {section}.name ({first_line(error)})"
         ) from error
+
+
+class Widths(NamedTuple):
+    """Widths of a network's outer layers; None if its weights do not tell."""
+
+    num_classes: int | None
+    in_channels: int | None
+
+
+def widths(
+    network: nn.Module,
+    content: object,
+    *,
+    key: str | None = None,
+    num_classes: int,
+    in_channels: int,
+    section: str,
+    file: Path,
+) -> Widths:
+    """Return for how many classes and input channels the weights in `content` were trained.
+
+    Args:
+        network: built for `num_classes`, a number that no other layer has, and `in_channels`.
+        key: as for `fit`.
+        section: section of the recipe that names `file`.
+
+    Raises:
+        UserError: if no mapping has the network's keys, or if several do and differ in these widths.
+    """
+    state = network.state_dict()
+    candidates = _all_candidates(content, state, key, section, file)
+    whole = [c for c in candidates if not c.missing and not c.unexpected]
+    if not whole:
+        described = [(c, _misfit(c, state, num_classes, section) or "") for c in candidates]
+        raise UserError(f"{section}.weights: {_describe(described, file)}")
+    found = {_widths(c, state, num_classes, in_channels) for c in whole}
+    if len(found) > 1:
+        raise UserError(
+            f"{section}.weights: '{file}' holds several state dicts that fit {section}.name, with different "
+            f"numbers of classes: {_list(whole)}; choose one, e.g. --{section}.weights_key {whole[-1].name}"
+        )
+    return found.pop()
+
+
+def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int, in_channels: int) -> Widths:
+    classes = channels = None
+    for key, given in candidate.values.items():
+        mine = state[key]
+        if not isinstance(given, Tensor) or not isinstance(mine, Tensor) or given.ndim != mine.ndim:
+            continue
+        if mine.shape[:1] == (num_classes,):
+            classes = given.shape[0]
+        elif mine.ndim == 4 and mine.shape[1] == in_channels and channels is None:
+            channels = given.shape[1]  # the first convolution over the image
+    return Widths(classes, channels)
+
+
+def _all_candidates(
+    content: object, state: Mapping[str, object], key: str | None, section: str, file: Path
+) -> list[Candidate]:
+    """Return the parts of a file that may hold a network's weights; with `key`, only those under it."""
+    wanted = _bare(state)
+    candidates = [
+        c for name, mapping in _mappings(content) for c in _candidates(name, mapping, state, wanted)
+    ]
+    if not candidates:
+        raise UserError(
+            f"{section}.weights: '{file}' {_without_tensors(content)}, not a state dict; "
+            "save the state_dict()"
+        )
+    if key is None:
+        return candidates
+    named = [c for c in candidates if c.name == key]
+    named = named or [c for c in candidates if c.name.startswith(f"{key}.")]
+    if not named:
+        raise UserError(
+            f"{section}.weights_key: '{file}' has no weights under '{key}'; it has {_list(candidates)}"
+        )
+    return named
 
 
 def _mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, object]]]:

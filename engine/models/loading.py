@@ -1,22 +1,21 @@
-"""Build and load classifiers by name: our own, timm's, torchvision's, or any Python factory."""
+"""Build and load classifiers, and check on a few images that they are usable."""
 
-import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
-from engine.models import networks
 from engine.models.classifier import Classifier
 from engine.models.feature_map import find_feature_map, layout_of
 from engine.models.features import forward_with_features
 from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
+from engine.models.sources import build
 from engine.models.torch_file import first_line
 from engine.models.trainable import buffers_restored, require_trainable
 from engine.models.unwrapping import unwrapped, without_wrapper_parts
@@ -91,7 +90,7 @@ def require_feature(classifier: Classifier, section: str) -> str:
 
 def _build(config: ClassifierConfig, section: str) -> Classifier:
     config.check(section)
-    network = unwrapped(_network(config, section))
+    network = unwrapped(build(config, section))
     own_feature = getattr(network, "feature_path", None)
     mean, std = config.normalization
     feature = config.feature or (own_feature if isinstance(own_feature, str) else None)
@@ -104,74 +103,6 @@ def _build(config: ClassifierConfig, section: str) -> Classifier:
         feature_path=None if feature is None else without_wrapper_parts(feature, network),
         name=config.name,
     )
-
-
-def _network(config: ClassifierConfig, section: str) -> nn.Module:
-    source, _, name = config.name.partition(":")
-    if not source or not name:
-        raise UserError(
-            f"{section}.name must be engine:NAME, timm:NAME, torchvision:NAME or package.module:factory, "
-            f"got '{config.name}'"
-        )
-    make = {"engine": _from_engine, "timm": _from_timm, "torchvision": _from_torchvision}.get(
-        source, _from_factory
-    )
-    try:
-        network = make(config, section)
-    except UserError:
-        raise
-    except Exception as error:  # foreign code may raise anything; the recipe chose it by name
-        raise UserError(
-            f"{section}.name: '{config.name}' cannot be built with num_classes={config.num_classes} and "
-            f"in_channels={config.in_channels} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise UserError(
-            f"{section}.name: '{config.name}' returned a {type(network).__name__}, not an nn.Module"
-        )
-    return network
-
-
-def _from_engine(config: ClassifierConfig, section: str) -> nn.Module:
-    name = config.name.removeprefix("engine:")
-    if name not in networks.__all__:
-        raise UserError(
-            f"{section}.name: no network '{name}' in engine; it has {', '.join(networks.__all__)}"
-        )
-    return getattr(networks, name)(config.num_classes, config.in_channels)
-
-
-def _from_timm(config: ClassifierConfig, section: str) -> nn.Module:
-    import timm
-
-    name = config.name.removeprefix("timm:")
-    if not timm.is_model(name):
-        raise UserError(f"{section}.name: no network '{name}' in timm; timm.list_models() lists them")
-    return timm.create_model(
-        name, pretrained=False, num_classes=config.num_classes, in_chans=config.in_channels
-    )
-
-
-def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
-    import torchvision.models as zoo
-
-    name = config.name.removeprefix("torchvision:")
-    if name not in zoo.list_models(module=zoo):
-        raise UserError(
-            f"{section}.name: no classifier '{name}' in torchvision; "
-            "torchvision.models.list_models(module=torchvision.models) lists them"
-        )
-    if config.in_channels != 3:
-        raise UserError(f"{section}.in_channels must be 3 for '{config.name}', got {config.in_channels}")
-    return zoo.get_model(name, weights=None, num_classes=config.num_classes)
-
-
-def _from_factory(config: ClassifierConfig, section: str) -> nn.Module:
-    module, _, name = config.name.partition(":")
-    factory = getattr(importlib.import_module(module), name, None)
-    if not callable(factory):
-        raise UserError(f"{section}.name: module '{module}' has no function '{name}'")
-    return factory(num_classes=config.num_classes, in_channels=config.in_channels)
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:

@@ -56,7 +56,7 @@ class Synthesizer:
         network = Generator(latent_dim=config.latent_dim, channels=channels, size=image_size)
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         init_weights(self.generator, generator(seed, "generator"))
-        self.needs_warmup = config.warmup_steps > 0
+        self.needs_warmup = config.first_steps > 0
         self._measured = measuring(teacher, config.statistics, image_size) if config.w_bn > 0 else None
         self._inversion: tuple[Adversary | None, Inversion] | None = None
 
@@ -81,7 +81,7 @@ class Synthesizer:
         """
         if self.needs_warmup:
             with self._restored_on_error(self._weights()):
-                self._invert(-1, self.config.warmup_steps, None, on_step)
+                self._invert(-1, self.config.first_steps, None, on_step)
             self.needs_warmup = False
         start = self._start(index, independent)
         with self._restored_on_error(start):

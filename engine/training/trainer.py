@@ -107,8 +107,7 @@ class StudentTrainer:
 
     def announce(self) -> None:
         """Announce the remaining steps to the progress bar."""
-        left = self.distiller.total_steps - self.step
-        self.progress.announce("distill", total=left * self.config.batch_size, unit="images")
+        announce(self.progress, self.config, self.distiller.total_steps - self.step)
 
     def train(
         self,
@@ -160,3 +159,8 @@ class StudentTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.distiller.load_state_dict(state)
+
+
+def announce(progress: Progress, config: DistillConfig, steps: int) -> None:
+    """Announce training steps to the progress bar."""
+    progress.announce("distill", total=steps * config.batch_size, unit="images")

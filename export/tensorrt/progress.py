@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from export.tensorrt.bindings import trt
 
@@ -52,16 +53,24 @@ def reporting(config: trt.IBuilderConfig, on_progress: OnProgress) -> Iterator[N
 
 @contextmanager
 def _interrupt_deferred(monitor: _Monitor) -> Iterator[None]:
-    """Let Ctrl-C set `stop`: the bindings would swallow a KeyboardInterrupt raised in a callback."""
+    """Let `stop` be what the handlers of Ctrl-C and SIGTERM raise: the bindings swallow it in a callback."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if callable(handler)}
 
-    def defer(*_: object) -> None:
-        monitor.stop = KeyboardInterrupt()
+    def defer(number: int, frame: FrameType | None) -> None:
+        try:
+            before[signal.Signals(number)](number, frame)
+        except KeyboardInterrupt as error:
+            monitor.stop = error
 
-    before = signal.signal(signal.SIGINT, defer)
+    for number in before:
+        signal.signal(number, defer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) == defer:  # an interrupt leaves the next signal to the system
+                signal.signal(number, handler)

@@ -43,7 +43,13 @@ def test_a_synthesis_step_lowers_its_loss() -> None:
 
     hooks, labels = attach(teacher), torch.arange(8) % 4
     step = PublishedSynthesis(
-        teacher, hooks, student_map, RotationHead(64, 4), Generator(size=16), torch.randn(8, 256), labels
+        teacher,
+        hooks,
+        student_map,
+        RotationHead(64, 4),
+        Generator(size=(16, 16)),
+        torch.randn(8, 256),
+        labels,
     )
     step.step()
     first = step.best_loss

@@ -156,9 +156,11 @@ class StageTimer:
             clear_device_cache(garbage_collection=True)
             device = self._accelerator.device
             if self._loaded is None:
-                self._loaded = networks.load(recipe, device)
+                self._loaded = networks.load(recipe, device, level=logging.DEBUG)
             self._place_prior(device)
-            self._opened = networks.open(recipe, self._loaded, self._accelerator, self._threads)
+            self._opened = networks.open(
+                recipe, self._loaded, self._accelerator, self._threads, level=logging.DEBUG
+            )
             if compute.runtime != "torch":  # as a run does, free the prior's modules once they are open
                 self._place_prior(torch.device("cpu"))
                 clear_device_cache(garbage_collection=True)

@@ -40,6 +40,7 @@ def resolve_micro_batches(recipe: Recipe) -> Recipe:
         path = cache_path(recipe.compute.engines_folder, stage, conditions)
         measurement, origin = read_cache(path), "from the cache"
         if measurement is None:
+            logger.info(f"{stage}: measuring which batch size is fastest")
             measurement, origin = _measure(recipe, stage, timer), "measured"
             write_cache(path, measurement, conditions)
         logger.info(f"{stage}: batches of {measurement.size} ({measurement.rate:.0f} img/s), {origin}")

@@ -31,25 +31,21 @@ class Coordinator:
         self.pool, self.stats, self.requests = pool, stats, requests
         self.observers = observers
         self._has_warned = False
+        self._news: set[Logged] = set()
 
-    def await_worker(self) -> bool:
-        """Wait until a worker has loaded its networks. Return False if the user ends the generation first.
-
-        Raises UserError if no worker can load.
-        """
+    def await_worker(self) -> None:
+        """Wait until a worker has loaded its networks. Raises UserError if no worker can load."""
         while not any(worker.ready for worker in self.pool.workers):
-            if self.requests.drain:
-                return False
             self.pool.resize(min(self._wanted_workers(), self.stats.target))
             self._receive(TICK)
-        return True
 
     def run(self, bank: BankWriter, queue: ShardQueue) -> None:
         """Run until every shard of the queue is committed or has failed, or the user ends the generation."""
+        self.requests.can_drain = True
         while True:
             self._show()
             outstanding = self._under_way() + (0 if self.requests.drain else len(queue))
-            if self.requests.abandon or not outstanding:
+            if not outstanding:
                 return
             self.pool.resize(min(self._wanted_workers(), outstanding))
             self._give(queue)
@@ -87,13 +83,21 @@ class Coordinator:
             if not isinstance(event.what, Done):
                 self.stats.take(event)
             match event.what:
-                case Logged(logger=name, level=level, text=text):
-                    logging.getLogger(name).log(level, "%s", text)
+                case Logged() as logged:
+                    self._log(logged)
                 case Ready(host=host, seconds=took):
                     logger.debug("%s: ready on %s after %.1f s", event.worker, host, took)
                 case Lost(reason=reason) | LoadFailed(reason=reason):
                     logger.error("%s: %s", event.worker, reason)
         return events
+
+    def _log(self, logged: Logged) -> None:
+        """Log a worker's record; news once, although each worker that loads its networks has them."""
+        if logged.level == logging.INFO:
+            if logged in self._news:
+                return
+            self._news.add(logged)
+        logging.getLogger(logged.logger).log(logged.level, "%s", logged.text)
 
     def _commit(self, bank: BankWriter, events: Sequence[Event]) -> None:
         """Commit all finished shards with one write of the manifest."""

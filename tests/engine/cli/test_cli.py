@@ -83,6 +83,27 @@ def test_run_refuses_in_one_line(arguments: list[str], words: list[str], tmp_pat
     assert not folder.exists()
 
 
+def test_run_tells_all_wrong_settings_of_file_and_command_line(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("class_names: [a, b]\nteacher: {name: engine:lenet, num_classes: 2, image_size: x}\n")
+    arguments = ["--recipe", str(file), "--out", str(tmp_path / "out")]
+    assert main(run.command, [*arguments, "--distill.lr=-1", "--filter.omga", "3", "--augment.prior"]) == 2
+    first, *faults = capsys.readouterr().err.splitlines()
+    assert first == "error: 7 settings are wrong:"
+    assert [fault[:4] for fault in faults] == ["  - "] * 7
+    for words in (
+        "teacher.image_size must be a whole number, got 'x'",
+        "unknown key 'filter.omga' in the command line; did you mean 'filter.omega'?",
+        "argument --augment.prior: expected one argument",
+        f"student.name is missing in recipe '{file}'",
+        "distill.lr is -1.0",
+        "filter.model is empty",
+        "student.num_classes is 10, but class_names has 2",
+    ):
+        assert len([fault for fault in faults if words in fault]) == 1, words
+    assert not (tmp_path / "out").exists()
+
+
 def _recipe():
     recipe = load_recipe("fashion-mnist", {"compute.device": "cpu", "compute.precision": "fp32"})
     return resolve(recipe)
@@ -171,7 +192,7 @@ def test_help_imports_no_heavy_library_and_lists_every_key(module: str) -> None:
         for key in ("--resume", "--synthesize.steps", "--filter.omega"):
             assert key in printed
         for detail in ("Device that the networks run on", "{auto,cpu,cuda}", "default: engine:wrn_16_2"):
-            assert detail in printed
+            assert detail in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("command", [[], ["verify"], ["merge"]], ids=" ".join)

@@ -10,7 +10,7 @@ from engine.config.decides import sections, settings
 from engine.config.recipe import OF_MACHINE_SECTIONS, Recipe
 from engine.exporting.command import MAY_DIFFER
 from engine.generation.provenance import DECIDING, DECIDING_COMPUTE
-from engine.recipes.load import add_recipe
+from engine.recipes.load import Layer, add_recipe
 from engine.training.run_folder import MACHINE_SETTINGS, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
@@ -70,7 +70,7 @@ def test_settings_without_the_machine_keep_what_rounds_numbers() -> None:
 )
 def test_help_shows_the_text_of_a_field_with_metadata(flag: str, text: str) -> None:
     parser = command_parser("engine.run", None)
-    add_recipe(parser, recipes.read("fashion-mnist"), "fashion-mnist")
+    add_recipe(parser, Layer.of(recipes.read("fashion-mnist"), "fashion-mnist"))
     (action,) = [each for each in parser._actions if flag in each.option_strings]
     assert action.help is not None
     assert action.help.startswith(text)

@@ -1,6 +1,7 @@
 """Which recipes load, how errors name the wrong key, and that every setting is used."""
 
 import ast
+import pickle
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -9,7 +10,7 @@ import pytest
 
 from engine import recipes
 from engine.config.recipe import Recipe, differences, to_yaml
-from engine.errors import UserError
+from engine.errors import SettingsError, UserError
 from engine.recipes.load import load_recipe
 
 ROOT = Path(recipes.__file__).parents[2]
@@ -77,7 +78,10 @@ REFUSED = {
     ),
     "wide crop": ("synthesize: {crop_padding: 40}", r"synthesize\.crop_padding is 40, but teacher"),
     "no flip": ("synthesize: {flip: 3}", r"synthesize\.flip must be true or false or null, got '3'"),
-    "image sizes": ("student: {image_size: 64}", r"student\.image_size is 64, but teacher\.image_size is 32"),
+    "image sizes": (
+        "student: {image_size: 64}",
+        r"student\.image_size is 64x64, but teacher\.image_size is 32x32",
+    ),
 }
 
 
@@ -85,6 +89,70 @@ REFUSED = {
 def test_refused_recipe_names_the_key_in_one_line(text: str, message: str, write) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(write(f"extends: fashion-mnist\n{text}"))
+
+
+MANY = """
+extends: fashion-mnist
+synthesize: {stepz: 4, lr: -1}
+compute: {device: tpu, threads: null, precision: null}
+filter: {omega: 0.5}
+distill: {temperature: many, crop_padding: 40}
+"""
+
+
+def test_all_faults_are_told_at_once(write) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_recipe(write(MANY), {"storage.codec": "gif", "feed.thread": 3})
+    faults = [
+        "unknown key 'synthesize.stepz'",
+        "distill.temperature must be a number, got 'many'",
+        "compute.device must be one of",
+        "compute.precision must be one of auto, fp32, bf16, got null",
+        "storage.codec must be one of",
+        "unknown key 'feed.thread' in the overrides; did you mean 'feed.threads'?",
+        "synthesize.lr must be above 0, got -1.0",
+        "filter.omega is 0.5 and filter.quantile is 0.1",
+        "distill.crop_padding is 40, but teacher.image_size is 32",
+    ]
+    assert len(refused.value.faults) == len(faults)
+    for told, expected in zip(refused.value.faults, faults, strict=True):
+        assert told.startswith(expected)
+    lines = str(refused.value).splitlines()
+    assert lines == ["9 settings are wrong:", *(f"  - {fault}" for fault in refused.value.faults)]
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("filter: {omega: 1.5}", "filter.omega must lie in"),
+        ("augment: {steps: 0}", "augment.steps must be"),
+        ("augment: {steps: x, strength: 0.0001}", "augment.steps must be"),
+        ("class_names: 3", "class_names must be"),
+        ("teacher: {image_size: -30}", "teacher.image_size must be"),
+        ("teacher: {in_channels: 2, mean: [1, 2]}", "teacher.in_channels must be"),
+        ("teacher: {std: []}", "teacher.std must be"),
+        ("augment: 3", "augment in recipe"),
+        ("schedule: {rounds: -1}", "schedule.rounds must be 0 or above"),
+        ("synthesize: {class_weights: {bag: .nan}}", "synthesize.class_weights: 'bag' has nan"),
+        ("synthesize: {class_weights: {3: 1}}", "synthesize.class_weights: 3 is not text"),
+    ],
+)
+def test_consequences_of_a_fault_are_left_out(text: str, start: str, write) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_recipe(write(f"extends: fashion-mnist\n{text}"))
+    (fault,) = refused.value.faults
+    assert fault.startswith(start)
+    assert str(refused.value) == fault
+
+
+def test_a_misspelled_key_is_not_missing_too(write) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_recipe(write("class_names: [a]\nteacher: {nam: engine:lenet}"))
+    told = str(refused.value)
+    assert "did you mean 'teacher.name'?" in told
+    assert "teacher.name is missing" not in told
+    assert "student.name is missing" in told
 
 
 def test_missing_sections_are_named(write) -> None:

@@ -221,7 +221,9 @@ def test_a_wrong_value_in_the_json_is_caught(
     alter(about)
     (folder / "student.json").write_text(json.dumps(about))
     config = replace(recipe_of(run).student, weights=str(run / "student.safetensors"))
-    found = check(folder, "student", config, read_sample([str(run / "bank")], SIZE), "fp32", threads=1)
+    found = check(
+        folder, "student", config, read_sample([str(run / "bank")], (SIZE, SIZE)), "fp32", threads=1
+    )
     assert found.passes == (words is None)
     assert words is None or words in str(found)
 
@@ -231,7 +233,7 @@ def recipe_of(run: Path) -> Recipe:
 
 
 def test_a_run_without_its_bank_is_checked_on_random_images(run: Path) -> None:
-    sample = read_sample([str(run / "no bank")], SIZE)
+    sample = read_sample([str(run / "no bank")], (SIZE, SIZE))
     assert sample.images.shape[1:] == (3, SIZE, SIZE)
     assert sample.source.startswith("of random pixels (")
     assert "no bank has no manifest.json" in sample.source

@@ -17,6 +17,7 @@ from engine.models.features import forward_with_features
 from engine.models.inverting import require_invertible
 from engine.models.loading import ClassifierConfig, build_classifier, load_classifier
 from engine.runtime.torch import FusedClassifier
+from tests.classifiers import classifier_config
 from tests.log_lines import log_lines
 
 SIZE, CLASSES = 12, 3
@@ -31,7 +32,7 @@ def factory(num_classes: int, in_channels: int) -> nn.Module:
 def config(make: Callable[[int, int], nn.Module], **changes: Any) -> ClassifierConfig:
     MADE["now"] = make
     settings = {"name": f"{__name__}:factory", "num_classes": CLASSES, "image_size": SIZE, **changes}
-    return ClassifierConfig(**settings)
+    return classifier_config(**settings)
 
 
 def body(in_channels: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
@@ -102,7 +103,7 @@ class NoGradient(Net):
 
 def invertible(teacher: Classifier, w_bn: float = 1.0) -> list[str]:
     with log_lines(inverting.logger.name) as lines:
-        require_invertible(teacher, SIZE, w_bn)
+        require_invertible(teacher, (SIZE, SIZE), w_bn)
     return lines
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.loading import (
-    ClassifierConfig,
     build_classifier,
     load_classifier,
     require_feature,
 )
 from engine.models.networks import lenet_5_half
 from kernels.fuse import fuse_frozen
+from tests.classifiers import classifier_config
 
 FACTORIES = """
 from typing import NamedTuple
@@ -38,6 +38,22 @@ def off_by_one(num_classes, in_channels):
     return Tiny(num_classes + 1, in_channels)
 
 def no_arguments():
+    return Tiny(10, 3)
+
+def classes_alone(num_classes):
+    return Tiny(num_classes, 3)
+
+def sized(num_classes, in_channels, image_size):
+    network = Tiny(num_classes, in_channels)
+    network.built_for = image_size
+    return network
+
+def anything(**settings):
+    network = Tiny(**settings)
+    network.built_for = settings
+    return network
+
+def other_arguments(depth):
     return Tiny(10, 3)
 
 def not_a_module(num_classes, in_channels):
@@ -104,7 +120,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )
 def test_build_by_name(name: str, in_channels: int, image_size: int) -> None:
-    config = ClassifierConfig(name=name, num_classes=7, in_channels=in_channels, image_size=image_size)
+    config = classifier_config(name=name, num_classes=7, in_channels=in_channels, image_size=image_size)
     classifier = build_classifier(config).eval()
     with torch.no_grad():
         assert classifier(torch.rand(2, 3, image_size, image_size)).shape == (2, 7)
@@ -114,21 +130,43 @@ def test_build_by_name(name: str, in_channels: int, image_size: int) -> None:
 
 
 def test_build_from_a_factory(factories: str) -> None:
-    config = ClassifierConfig(name=f"{factories}:tiny", num_classes=4, in_channels=1, feature="conv")
+    config = classifier_config(name=f"{factories}:tiny", num_classes=4, in_channels=1, feature="conv")
     classifier = build_classifier(config)
     assert classifier.network.conv.weight.shape == (4, 1, 3, 3)
     assert require_feature(classifier, "teacher") == "network.conv"
     assert classifier.training
 
 
+@pytest.mark.parametrize("name", ["no_arguments", "classes_alone"])
+def test_a_factory_gets_only_the_arguments_that_it_takes(factories: str, name: str) -> None:
+    assert build_classifier(classifier_config(name=f"{factories}:{name}")).network.conv.out_channels == 10
+    smaller = classifier_config(name=f"{factories}:{name}", num_classes=4)
+    if name == "classes_alone":
+        assert build_classifier(smaller).network.conv.out_channels == 4
+    else:
+        with pytest.raises(UserError, match=r"^teacher\.num_classes is 4, but .* returns \[4, 10\]"):
+            build_classifier(smaller)
+
+
+@pytest.mark.parametrize("size", [24, (24, 32)])
+def test_a_factory_gets_the_size_as_the_recipe_writes_it(factories: str, size: int | tuple[int, int]) -> None:
+    config = classifier_config(name=f"{factories}:sized", image_size=size)
+    assert build_classifier(config).network.built_for == size
+
+
+def test_a_factory_with_keywords_gets_classes_and_channels(factories: str) -> None:
+    config = classifier_config(name=f"{factories}:anything", num_classes=4, in_channels=2)
+    assert build_classifier(config).network.built_for == {"num_classes": 4, "in_channels": 2}
+
+
 def test_a_network_that_divides_by_an_images_spread_is_taken(factories: str, tmp_path: Path) -> None:
-    config = ClassifierConfig(name=f"{factories}:spread", weights=str(tmp_path / "w.pth"))
+    config = classifier_config(name=f"{factories}:spread", weights=str(tmp_path / "w.pth"))
     torch.save(build_classifier(config).network.state_dict(), tmp_path / "w.pth")
     load_classifier(config)
 
 
 def test_random_weights_come_from_the_global_generator() -> None:
-    config = ClassifierConfig(name="engine:lenet_5_half", in_channels=1, mean=(0.25,), std=(0.75,))
+    config = classifier_config(name="engine:lenet_5_half", in_channels=1, mean=(0.25,), std=(0.75,))
     torch.manual_seed(3)
     classifier = build_classifier(config)
     torch.manual_seed(3)
@@ -138,21 +176,22 @@ def test_random_weights_come_from_the_global_generator() -> None:
 
 
 def test_building_leaves_batch_norm_statistics_untouched() -> None:
-    classifier = build_classifier(ClassifierConfig(name="engine:wrn_16_1"))
+    classifier = build_classifier(classifier_config(name="engine:wrn_16_1"))
     assert classifier.training
     assert torch.equal(classifier.network.bn.running_mean, torch.zeros(64))
     assert classifier.network.bn.num_batches_tracked == 0
 
 
-BASE = ClassifierConfig(name="engine:lenet_5", in_channels=3)
+BASE = classifier_config(name="engine:lenet_5", in_channels=3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_classes": 0}, r"^student\.num_classes must be a positive integer, got 0"),
-        ({"image_size": -1}, r"^student\.image_size must be a positive integer, got -1"),
-        ({"in_channels": 2}, r"^student\.in_channels must be 1 \(grey\) or 3 \(RGB\), got 2"),
+        ({"image_size": -1}, r"^student\.image_size must be a positive integer or two, got -1"),
+        ({"image_size": (32, 0)}, r"^student\.image_size must be a positive integer or two, got \(32, 0\)"),
+        ({"in_channels": 5}, r"^student\.in_channels must be 1, 2, 3 or 4, got 5"),
         ({"mean": (0.1, 0.2)}, r"^student\.mean must be 1 finite number, or 3 .*, got \[0\.1, 0\.2\]"),
         ({"in_channels": 1, "std": (0.1, 0.2, 0.3)}, r"^student\.std must be 1 finite number, or 1 "),
         ({"mean": ()}, r"^student\.mean must be 1 finite number"),
@@ -163,9 +202,9 @@ BASE = ClassifierConfig(name="engine:lenet_5", in_channels=3)
             r"^student\.mean \[123.* and student\.std \[58.* 0\.\.255 scale.* divide by 255: mean \[0\.485, ",
         ),
         ({"std": (0.5, 0.0, 0.5)}, r"^student\.std must be above 0, got \[0\.5, 0\.0, 0\.5\]"),
-        ({"name": "lenet_5"}, r"^student\.name must be engine:NAME, .*, got 'lenet_5'"),
-        ({"name": ":lenet_5"}, r"^student\.name must be engine:NAME"),
-        ({"name": "timm:"}, r"^student\.name must be engine:NAME"),
+        ({"name": "lenet_5"}, r"^student\.name must be timm:NAME, .*, got 'lenet_5'"),
+        ({"name": ":lenet_5"}, r"^student\.name must be timm:NAME"),
+        ({"name": "timm:"}, r"^student\.name must be timm:NAME"),
         ({"name": "engine:loading"}, r"^student\.name: no network 'loading' in engine; it has lenet_5, "),
         ({"name": "timm:no_such_net"}, r"^student\.name: no network 'no_such_net' in timm"),
         ({"name": "timm:hf-hub:some/one"}, r"^student\.name: no network 'hf-hub:some/one' in timm"),
@@ -175,7 +214,10 @@ BASE = ClassifierConfig(name="engine:lenet_5", in_channels=3)
             {"name": "torchvision:squeezenet1_1", "in_channels": 1},
             r"^student\.in_channels must be 3 for 'torchvision:squeezenet1_1', got 1",
         ),
-        ({"image_size": 28}, r"^student\.image_size is 28, but engine:lenet_5 cannot run on a 28x28 image"),
+        (
+            {"image_size": 28},
+            r"^student\.image_size is 28x28, but engine:lenet_5 cannot run on a 28x28 image",
+        ),
         ({"feature": "conv9"}, r"^student\.feature: no submodule 'network\.conv9'.* conv1, conv2, relu"),
         (
             {"name": "no_such_package.x:f"},
@@ -195,8 +237,9 @@ def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
         (":absent", r"^teacher\.name: module '\w+' has no function 'absent'"),
         (":constant", r"^teacher\.name: module '\w+' has no function 'constant'"),
         (
-            ":no_arguments",
-            r"^teacher\.name: .*no_arguments' cannot be built with num_classes=10 and in_channels=3",
+            ":other_arguments",
+            r"^teacher\.name: .*other_arguments' cannot be built with num_classes=10 and in_channels=3 "
+            r"\(TypeError: .*'depth'\)$",
         ),
         (":not_a_module", r"^teacher\.name: .* returned a list, not an nn\.Module"),
         (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one returns \[4, 11\] for 4 images"),
@@ -213,7 +256,7 @@ def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
 )
 def test_a_bad_factory_is_named(factories: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        build_classifier(ClassifierConfig(name=factories + name))
+        build_classifier(classifier_config(name=factories + name))
     assert "\n" not in str(raised.value)
 
 
@@ -240,7 +283,7 @@ def test_a_bad_factory_is_named(factories: str, name: str, message: str) -> None
 def test_logits_are_found_in_what_the_network_returns(
     factories: str, name: str, output: str | int | None
 ) -> None:
-    config = ClassifierConfig(name=f"{factories}:{name}", output=output, feature="conv")
+    config = classifier_config(name=f"{factories}:{name}", output=output, feature="conv")
     torch.manual_seed(0)
     classifier = build_classifier(config)
     images = torch.rand(2, 3, 32, 32)
@@ -277,11 +320,11 @@ def test_an_entry_that_cannot_be_taken_is_named(
     factories: str, name: str, output: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build_classifier(ClassifierConfig(name=f"{factories}:{name}", output=output), "student")
+        build_classifier(classifier_config(name=f"{factories}:{name}", output=output), "student")
 
 
 def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
-    config = ClassifierConfig(name=f"{factories}:nested_twice", feature="inner")
+    config = classifier_config(name=f"{factories}:nested_twice", feature="inner")
     with pytest.raises(UserError, match=r"^teacher\.feature: .*inner' .* returns a tuple, not a tensor"):
         build_classifier(config)
 

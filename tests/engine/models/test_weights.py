@@ -22,9 +22,10 @@ from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.loading import ClassifierConfig, load_classifier
 from engine.models.networks import lenet_5_half, wrn_16_1, wrn_40_1
+from tests.classifiers import classifier_config
 
 State = dict[str, Tensor]
-LENET = ClassifierConfig(name="engine:lenet_5_half", in_channels=1)
+LENET = classifier_config(name="engine:lenet_5_half", in_channels=1)
 
 
 def trained(num_classes: int = 10) -> State:
@@ -186,7 +187,7 @@ def test_an_average_inside_the_state_dict_is_not_taken_for_it(tmp_path: Path) ->
 
 def test_a_deeper_network_of_the_same_layers_does_not_fit(tmp_path: Path) -> None:
     torch.save(wrn_40_1(10).state_dict(), tmp_path / "w.pth")
-    message = error_of(tmp_path / "w.pth", ClassifierConfig(name="engine:wrn_16_1"))
+    message = error_of(tmp_path / "w.pth", classifier_config(name="engine:wrn_16_1"))
     assert "`stages.0.2.bn1.weight` and 119 more unexpected" in message
 
 
@@ -230,7 +231,7 @@ def test_batch_norm_statistics_load_and_their_counters_may_be_absent(tmp_path: P
     network.train()(torch.rand(8, 3, 32, 32))
     state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "w.pt")
-    classifier = load(tmp_path / "w.pt", ClassifierConfig(name="engine:wrn_16_1"))
+    classifier = load(tmp_path / "w.pt", classifier_config(name="engine:wrn_16_1"))
     assert network.bn.running_var.std() > 0
     torch.testing.assert_close(classifier.network.bn.running_var, network.bn.running_var)
 

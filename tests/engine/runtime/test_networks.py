@@ -140,7 +140,7 @@ def test_a_teacher_and_its_feature_map_equal_torchs(store: Store, runtime: str) 
     teacher = Classifier(
         network, num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, feature_path="relu"
     ).eval()
-    spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=32, batches=(1, 4, 8))
+    spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=(32, 32), batches=(1, 4, 8))
     images = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     outputs = open_runtime(spec, torch_options(runtime=runtime, store=store))(images=images)
     logits, feature = outputs["logits"], outputs["network.relu"]

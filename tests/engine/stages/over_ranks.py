@@ -106,7 +106,7 @@ def distilled(mine: slice) -> dict[str, Any]:
             STEPS + 1,
             3,
             open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32", threads=1))),
-            image_size=SIZE,
+            image_size=(SIZE, SIZE),
             teacher_forward=_Forward(teacher),
         )
         logs: list[dict[str, float]] = []

@@ -20,7 +20,7 @@ def student() -> Classifier:
 
 @pytest.fixture
 def adversary(student: Classifier) -> RotationAdversary:
-    return RotationAdversary(student, 16, 0, Accelerator(cpu=True, mixed_precision="no"))
+    return RotationAdversary(student, (16, 16), 0, Accelerator(cpu=True, mixed_precision="no"))
 
 
 def test_rotations_are_the_four_quarter_turns_with_joint_labels() -> None:

@@ -50,7 +50,9 @@ def teacher() -> Classifier:
 def distiller(total_steps: int = 6, precision: str = "no", **settings: Any) -> Distiller:
     config = DistillConfig(**{"batch_size": 8, "temperature": 4.0, **settings})
     student = wide_resnet(1, seed=2)
-    return Distiller(teacher(), student, config, total_steps, 3, accelerator(precision), image_size=SIZE)
+    return Distiller(
+        teacher(), student, config, total_steps, 3, accelerator(precision), image_size=(SIZE, SIZE)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_without_a_feature_weight_there_is_no_head_and_no_path_is_needed(batches
     student, blind = wide_resnet(1, seed=2), teacher()
     student.feature_path = blind.feature_path = None
     ours = Distiller(
-        blind, student, DistillConfig(batch_size=8, w_feature=0), 2, 3, accelerator(), image_size=SIZE
+        blind, student, DistillConfig(batch_size=8, w_feature=0), 2, 3, accelerator(), image_size=(SIZE, SIZE)
     )
     before, logs = weights(student), []
     train(ours, batches, 2, on_log=lambda _, means: logs.append(means))
@@ -188,7 +190,7 @@ def test_a_missing_feature_path_names_its_field(blind: str) -> None:
             total_steps=9,
             seed=0,
             accelerator=accelerator(),
-            image_size=SIZE,
+            image_size=(SIZE, SIZE),
         )
 
 
@@ -196,13 +198,13 @@ def test_a_feature_that_is_no_map_names_its_field() -> None:
     flat = teacher()
     flat.feature_path = "network.fc"
     with pytest.raises(UserError, match=r"teacher\.feature 'network.fc' returns \[1, 4\]"):
-        Distiller(flat, wide_resnet(1, 2), DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
+        Distiller(flat, wide_resnet(1, 2), DistillConfig(), 9, 0, accelerator(), image_size=(SIZE, SIZE))
 
 
 def test_a_student_with_other_classes_is_refused() -> None:
     student = classifier(WideResNet(10, 1, 7, in_channels=1), num_classes=7)
     with pytest.raises(UserError, match=r"student\.num_classes is 7, .* set it to 4"):
-        Distiller(teacher(), student, DistillConfig(), 9, 0, accelerator(), image_size=SIZE)
+        Distiller(teacher(), student, DistillConfig(), 9, 0, accelerator(), image_size=(SIZE, SIZE))
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
@@ -255,7 +257,9 @@ def test_student_trains_in_train_mode_and_is_left_in_eval_mode(batches: list[Fee
 
 def test_a_student_that_was_loaded_frozen_is_trained(batches: list[FeedBatch]) -> None:
     student = wide_resnet(1, seed=2).requires_grad_(False)
-    ours = Distiller(teacher(), student, DistillConfig(batch_size=8), 2, 0, accelerator(), image_size=SIZE)
+    ours = Distiller(
+        teacher(), student, DistillConfig(batch_size=8), 2, 0, accelerator(), image_size=(SIZE, SIZE)
+    )
     before = student.network.conv1.weight.clone()
     train(ours, batches, 1)
     assert not torch.equal(student.network.conv1.weight, before)

@@ -42,9 +42,14 @@ def invert(accelerator: Accelerator, *, cuda_graph: bool) -> tuple[Tensor, list[
     device = accelerator.device
     config = SynthesizeConfig(batch_size=16, steps=STEPS, latent_dim=32)
     synthesizer = Synthesizer(
-        classifier().to(device), config, image_size=16, seed=0, accelerator=accelerator, cuda_graph=cuda_graph
+        classifier().to(device),
+        config,
+        image_size=(16, 16),
+        seed=0,
+        accelerator=accelerator,
+        cuda_graph=cuda_graph,
     )
-    term = RotationAdversary(classifier().to(device), 16, 0, accelerator).adversarial_term()
+    term = RotationAdversary(classifier().to(device), (16, 16), 0, accelerator).adversarial_term()
     z = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
     labels, losses = torch.arange(16) % 4, []
     inversion = synthesizer.inversion(lambda images, labels, _: term(images, labels))
@@ -69,7 +74,7 @@ def test_the_loss_falls_and_the_best_images_are_kept() -> None:
 def test_the_best_images_have_the_lowest_loss() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     torch.manual_seed(0)
-    generator, values = Generator(latent_dim=8, channels=1, size=8), iter([3.0, 1.0, 2.0])
+    generator, values = Generator(latent_dim=8, channels=1, size=(8, 8)), iter([3.0, 1.0, 2.0])
     seen: list[Tensor] = []
     inversion = Inversion(
         generator,
@@ -133,7 +138,8 @@ def test_a_second_batch_is_what_it_would_be_alone() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
     config = SynthesizeConfig(batch_size=8, steps=4, latent_dim=32)
     both, alone = (
-        Synthesizer(classifier(), config, image_size=16, seed=0, accelerator=accelerator) for _ in range(2)
+        Synthesizer(classifier(), config, image_size=(16, 16), seed=0, accelerator=accelerator)
+        for _ in range(2)
     )
     both.batch(0, key_stride=1, adversary=None)
     images = [each.batch(1, key_stride=1, adversary=None).images for each in (both, alone)]

@@ -31,7 +31,7 @@ def teacher() -> Classifier:
 
 def synthesizer(teacher: Classifier, config: SynthesizeConfig = TINY, seed: int = 0) -> Synthesizer:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Synthesizer(teacher, config, image_size=16, seed=seed, accelerator=accelerator)
+    return Synthesizer(teacher, config, image_size=(16, 16), seed=seed, accelerator=accelerator)
 
 
 def test_a_batch_has_the_fields_of_sources(teacher: Classifier) -> None:

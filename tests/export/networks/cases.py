@@ -221,7 +221,7 @@ class Taps(nn.Module):
 
 def classifier(_: Path) -> Case:
     model = seeded(Taps)
-    spec = classifier_spec("teacher", model, image_size=12, features=("low", "high"))
+    spec = classifier_spec("teacher", model, image_size=(12, 12), features=("low", "high"))
 
     def wanted(images: Tensor) -> tuple[Tensor, ...]:
         low = model.norm(model.first(images)).relu()

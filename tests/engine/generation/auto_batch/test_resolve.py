@@ -162,17 +162,17 @@ def test_both_searches_load_the_networks_once(
     loads: list[Recipe] = []
     load = networks.load
 
-    def counting(recipe: Recipe, device: torch.device) -> networks.LoadedNetworks:
+    def counting(recipe: Recipe, device: torch.device, **options: Any) -> networks.LoadedNetworks:
         loads.append(recipe)
-        return load(recipe, device)
+        return load(recipe, device, **options)
 
     monkeypatch.setattr(networks, "load", counting)
     opens: list[int] = []
     original = networks.open
 
-    def opening(*arguments: Any) -> networks.OpenNetworks:
+    def opening(*arguments: Any, **options: Any) -> networks.OpenNetworks:
         opens.append(1)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(networks, "open", opening)
     resolve_micro_batches(recipe_of(path, tmp_path, **{"compute.runtime": runtime}))

@@ -3,16 +3,26 @@
 import os
 import signal
 
+import pytest
+
 from engine.generation.workers.signals import handle_signals
+from engine.terminal import Terminated, interruptible
 
 
-def test_the_first_sigterm_drains_the_second_abandons() -> None:
+@pytest.mark.parametrize("can_drain", [True, False])
+def test_sigterm_drains_if_there_are_shards_and_ends_a_command_otherwise(can_drain: bool) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with handle_signals() as requests:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (requests.drain, requests.abandon) == (True, False)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (requests.drain, requests.abandon) == (True, True)
+    with interruptible():
+        ours = signal.getsignal(signal.SIGTERM)
+        with handle_signals() as requests:
+            requests.can_drain = can_drain
+            if can_drain:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert requests.drain
+            with pytest.raises(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
 
 
