@@ -65,7 +65,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
-    check_test_set(recipe.evaluate)
+    check_test_set(recipe.evaluate, recipe.names, recipe.teacher.size)
     with open_loop(recipe, out, resume=resume, progress=progress) as loop:
         earlier = loop.wall_seconds
         loop.announce()

@@ -16,6 +16,8 @@ from engine.errors import UserError
 from engine.progress import Progress, clock
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.loop import Loop
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ CHUNK = 6
 """Training steps between two readings of the clock."""
 TIMED_CHUNKS = 3
 """Minimum number of readings."""
+MEMORY_SHARE = 0.3
+"""Share of the free memory for what the teacher keeps of a batch; the generator and gradients need more."""
 RESERVE = 0.02
 """Share of the budget that is left for what is not measured."""
 IMAGES_SHARE = 0.4
@@ -85,6 +89,7 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         UserError: if the time is too short for any run.
     """
     logger.info("budget: measuring a short run to fill %s", clock(seconds))
+    recipe = with_batches(recipe, seconds)
     costs = measure(recipe, seconds)
     left = seconds * (1 - RESERVE) - (time.time() - begun) - costs.opening - costs.ending
     fitted = fitted_to(recipe, costs, left)
@@ -104,6 +109,43 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         schedule.rounds,
     )
     return fitted
+
+
+def with_batches(recipe: Recipe, seconds: float) -> Recipe:
+    """Return the recipe with batches that are small enough for the time and the memory of this machine."""
+    from engine import networks
+    from engine.distributed import open_accelerator
+    from engine.inspection.timing import per_image
+
+    accelerator = open_accelerator(recipe.compute)
+    each = per_image(networks.load_pair(recipe, accelerator.device), recipe)
+    by_time = TRIAL_SHARE * seconds / TRIAL_STEPS
+    by_memory = MEMORY_SHARE * free_memory(accelerator.device) / max(1, each.kept_bytes)
+    return replace(
+        recipe,
+        synthesize=replace(
+            recipe.synthesize,
+            batch_size=_batch(recipe.synthesize.batch_size, min(by_time / each.synthesis, by_memory)),
+        ),
+        distill=replace(
+            recipe.distill, batch_size=_batch(recipe.distill.batch_size, by_time / each.training)
+        ),
+    )
+
+
+def _batch(wanted: int, possible: float) -> int:
+    """Return the largest multiple of 8 that is possible, at least 8, and at most what is wanted."""
+    return min(wanted, max(8, int(possible) // 8 * 8))
+
+
+def free_memory(device: "torch.device") -> int:
+    """Return the bytes of memory that are free on the device, or on the host for the CPU."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:

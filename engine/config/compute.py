@@ -96,6 +96,12 @@ class ComputeConfig(Checked):
         return self.runtime, self.runtime_precision, self.threads
 
     @property
+    def torch_precision(self) -> Literal["fp32", "bf16"]:
+        """`precision` of a resolved configuration."""
+        assert self.precision != "auto"
+        return self.precision
+
+    @property
     def engines_folder(self) -> Path:
         """Folder of graphs and engines."""
         given = self.engines or os.environ.get("ENGINE_CACHE") or "~/.cache/dda-engine"

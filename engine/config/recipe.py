@@ -97,11 +97,6 @@ class Recipe(Checked):
                 if given is not None and expected is not None and given != expected:
                     yield f"{section}.num_classes is {given}, but {what} {expected}; make them agree"
                     break
-        if self.evaluate.dataset == "fashion-mnist" and self.teacher.num_classes not in (None, 10):
-            yield (
-                "evaluate.dataset is fashion-mnist, which has 10 classes, but teacher.num_classes is "
-                f"{self.teacher.num_classes}; set evaluate.dataset to none"
-            )
 
     def _size_contradictions(self) -> Iterator[str]:
         if self.teacher.image_size is None:
@@ -229,6 +224,19 @@ def differences(old: Recipe, new: Recipe) -> Iterator[str]:
     for key in before | after:
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+
+
+def of_earlier_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that this or an earlier version wrote, of one recipe or several, with today's keys."""
+    current = {
+        name: of_earlier_version(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    evaluate = current.get("evaluate")
+    if isinstance(evaluate, dict) and "dataset" in evaluate:
+        dataset = evaluate.pop("dataset")
+        current["evaluate"] = {"data": None if dataset == "none" else dataset, **evaluate}
+    return current
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

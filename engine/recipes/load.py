@@ -37,12 +37,23 @@ class Layer:
         return cls(settings=dict(_leaves(mapping, Recipe)), source=source)
 
 
+RENAMED = {"evaluate.dataset": "write evaluate.data: fashion-mnist, or null instead of none"}
+"""Keys of earlier versions, and what to write instead."""
+
+
 def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return a shipped recipe or a YAML file, with `overrides` by dotted key: `{"synthesize.steps": 3}`.
 
     Raises UserError for an unknown recipe, and SettingsError for all keys and values that are not allowed.
     """
-    base = Layer.of(recipes.read(name_or_file), f"recipe '{name_or_file}'")
+    return to_recipe(recipes.read(name_or_file), f"recipe '{name_or_file}'", overrides)
+
+
+def to_recipe(
+    mapping: Mapping[str, Any], source: str, overrides: Mapping[str, object] | None = None
+) -> Recipe:
+    """Return the recipe of nested mappings, as `load_recipe` does; `source` is their origin, for messages."""
+    base = Layer.of(mapping, source)
     given = Layer.of(overrides or {}, "the overrides")
     parser = ArgumentParser(exit_on_error=False)
     with all_faults(base, given):
@@ -187,6 +198,8 @@ def _unknown(key: str, value: Any, known: Collection[str], layer: Layer) -> str:
         if layer.is_command_line:
             return f"'{key}' in {layer.source} is a whole section; set one of its keys, --help lists them"
         return f"{key} in {layer.source} is a section and must be a mapping, got {value!r}"
+    if key in RENAMED:
+        return f"unknown key '{key}' in {layer.source}; {RENAMED[key]}"
     near = _nearest(key, {*known, *layer.flags})
     guess = f"did you mean '{near[0]}'?" if near else "--help lists every key"
     return f"unknown key '{key}' in {layer.source}; {guess}"

@@ -57,6 +57,15 @@ def open_runtime(spec: NetworkSpec, options: RuntimeOptions) -> Executable:
     return open_runtime(spec, replace(options, precision=safer_precision(spec.name, options, result)))
 
 
+def measure_parity(spec: NetworkSpec, options: RuntimeOptions) -> Parity:
+    """Return the parity of `spec` in the requested runtime and precision. Raises as `open_runtime` does."""
+    if options.runtime == "torch":
+        return _measured_parity(spec, TorchExecutable(spec, options.precision, options.device), options)
+    require(options)
+    graph = artifacts.graph(spec, options)
+    return _parity(spec, graph, open_graph(spec, graph, options), options)
+
+
 def torch_precision(
     spec: NetworkSpec, options: RuntimeOptions, open_in: Callable[[Precision], Run]
 ) -> Precision:

@@ -1,0 +1,101 @@
+"""Show what the engine sees in a teacher, which student it proposes, and about what a run will cost.
+
+Writes a recipe with comments, to change and to run.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.atomic import replacing
+from engine.cli.arguments import CommandLine, add_short_flags, command_parser
+from engine.cli.main import main
+from engine.config.recipe import Recipe
+from engine.errors import UserError
+from engine.progress import clock
+from engine.terminal import console
+
+if TYPE_CHECKING:
+    from engine.inspection.facts import Facts
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run `python -m engine.inspect` with these arguments."""
+    parser = command_parser("engine.inspect", __doc__)
+    parser.add_argument("--out", metavar="FILE", help="the recipe's file (default: NAME.yaml)")
+    add_short_flags(parser)
+    line = CommandLine.read(arguments)
+    if not line.has_teacher and not line.given("recipe") and not {"help", "h"} & set(line.flags):
+        raise UserError("--teacher NAME is missing; e.g. --teacher timm:resnet34 --teacher.weights w.pth")
+    recipe, options = line.parse(parser)
+    file = Path(options.out or f"{recipe.name}.yaml")
+    if file.exists():
+        raise UserError(f"--out {file} exists already; give another --out, or remove it")
+    facts = _facts(recipe)
+    from rich.table import Table
+
+    from engine.inspection.recipe_file import recipe_text
+
+    table = Table(title=recipe.teacher.name, show_header=False, title_justify="left")
+    for name, text in _rows(facts):
+        table.add_row(name, text)
+    console().print(table)
+    with replacing(file) as temporary:
+        temporary.write_text(recipe_text(facts, str(file)), encoding="utf-8")
+    print(f"wrote {file}; run it with: python -m engine.run --recipe {file} --budget 1h")
+
+
+def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
+    recipe, origins = facts.recipe, facts.origins
+    teacher = recipe.teacher
+    mean, std = teacher.normalization
+    names = ", ".join(recipe.names[:6]) + (", ..." if len(recipe.names) > 6 else "")
+    yield "input", f"{teacher.channels} x {teacher.size_text}{_by(origins, 'image_size')}"
+    yield "normalization", f"mean {_short(mean)}, std {_short(std)}{_by(origins, 'mean')}"
+    yield "classes", f"{teacher.classes:,}{_by(origins, 'num_classes')}: {names}"
+    yield "parameters", f"{facts.parameters[0]:,}; {_million(facts.multiplications[0])} an image"
+    yield "statistics", facts.statistics
+    yield "feature map", facts.feature or "none; set distill.w_feature to 0"
+    yield from facts.precisions.items()
+    share = facts.multiplications[1] / facts.multiplications[0]
+    yield (
+        "student",
+        f"{recipe.student.name}: {facts.parameters[1]:,} parameters; "
+        f"{_million(facts.multiplications[1])} an image, {share:.2f} of the teacher's",
+    )
+    batch = recipe.synthesize.batch_size
+    yield (
+        "memory",
+        f"about {batch * facts.per_image.kept_bytes / 2**30:.1f} GiB for a batch of {batch} images",
+    )
+    parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in facts.seconds.items())
+    yield "time", f"about {clock(sum(facts.seconds.values()))} on this machine ({parts}); or give --budget"
+
+
+def _facts(recipe: Recipe) -> "Facts":
+    from engine.cli.resolve import resolve
+    from engine.inspection.facts import find_facts
+    from engine.models.reading import placeholder_names, read_teacher
+
+    reading = read_teacher(recipe.teacher)
+    names = recipe.class_names or reading.class_names or placeholder_names(reading.config.classes)
+    recipe = replace(recipe, teacher=reading.config, class_names=names)
+    return find_facts(resolve(recipe, makes_images=False), reading)
+
+
+def _by(origins: Mapping[str, str], name: str) -> str:
+    return f" ({origins[name]})" if name in origins else ""
+
+
+def _short(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
+
+
+def _million(count: int) -> str:
+    return f"{count / 1e6:,.0f} million multiplications"
+
+
+if __name__ == "__main__":
+    sys.exit(main(command))

@@ -1,0 +1,1 @@
+"""What `engine.inspect` finds out about a teacher, and the recipe that it writes."""

@@ -1,0 +1,96 @@
+"""Time and memory of one image in a step of synthesis or training, from passes over very few images."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.config.recipe import Recipe
+from engine.distributed import open_accelerator
+from engine.models.classifier import Classifier
+from engine.networks import LoadedPair
+from engine.seeding import generator
+from engine.stages.statistics import measuring
+
+TIMED_IMAGES = 2
+"""Images of a pass that is timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerImage:
+    """What one image costs, without the generator and the feed."""
+
+    synthesis: float
+    """Seconds of a synthesis step: the teacher, forward and backward."""
+    training: float
+    """Seconds of a training step: the teacher forward, the student forward and backward."""
+    kept_bytes: int
+    """Memory that the teacher keeps for the backward pass."""
+
+
+def per_image(pair: LoadedPair, recipe: Recipe) -> PerImage:
+    """Return the cost of one image on this machine. The student's gradients are cleared."""
+    kept, synthesis = _synthesis(pair.teacher, recipe)
+    return PerImage(synthesis=synthesis, training=_training(pair, recipe), kept_bytes=kept)
+
+
+def _synthesis(teacher: Classifier, recipe: Recipe) -> tuple[int, float]:
+    accelerator = open_accelerator(recipe.compute)
+    forward: Callable[[Tensor], tuple[Tensor, Tensor | None]] = lambda x: (teacher(x), None)  # noqa: E731
+    if recipe.synthesize.w_bn > 0:
+        forward = measuring(teacher, recipe.synthesize.statistics, recipe.teacher.size)
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def step() -> None:
+        nonlocal kept
+        kept = 0
+        images = _noise(recipe, teacher.mean.device).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), accelerator.autocast():
+            logits, statistics = forward(images)
+        loss = logits.float().logsumexp(1).sum()
+        (loss if statistics is None else loss + statistics).backward()
+
+    seconds = _seconds(step)
+    return kept // TIMED_IMAGES, seconds / TIMED_IMAGES
+
+
+def _training(pair: LoadedPair, recipe: Recipe) -> float:
+    accelerator = open_accelerator(recipe.compute)
+
+    def step() -> None:
+        images = _noise(recipe, pair.teacher.mean.device)
+        with accelerator.autocast():
+            with torch.no_grad():
+                pair.teacher(images)
+            logits = pair.student(images)
+        logits.float().logsumexp(1).sum().backward()
+
+    pair.student.eval()  # its statistics stay those of its random start
+    seconds = _seconds(step)
+    pair.student.zero_grad(set_to_none=True)
+    return seconds / TIMED_IMAGES
+
+
+def _noise(recipe: Recipe, device: torch.device) -> Tensor:
+    draw = generator(0, "probe")
+    return torch.rand(TIMED_IMAGES, 3, *recipe.teacher.size, generator=draw).to(device)
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    """Return the shortest of two repetitions, after one that does not count."""
+    step()
+    found = []
+    for _ in range(2):
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)

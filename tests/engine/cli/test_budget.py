@@ -1,0 +1,89 @@
+"""A budget becomes counts: they fill the time at the measured costs, and a run of a budget keeps it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.cli.budget import Costs, fitted_to, least, parse_budget, with_batches
+from engine.cli.resolve import resolve
+from engine.config.recipe import Recipe
+from engine.errors import UserError
+from engine.recipes.load import load_recipe
+from tests.commands import CommandServer
+
+COSTS = Costs(opening=3.0, synthesis_step=0.1, hard_step=0.2, batch=0.5, kd_step=0.05, ending=2.0)
+
+
+def seconds_of(recipe: Recipe, costs: Costs) -> float:
+    """Return what the counts of a recipe take at these costs, added up piece by piece."""
+    schedule, steps = recipe.schedule, recipe.synthesize.steps
+    total = recipe.synthesize.first_steps * costs.synthesis_step
+    for batch in range(schedule.total_batches):
+        is_hard = batch >= schedule.init_batches + schedule.batches_per_round  # the first round trains later
+        total += costs.batch + steps * (costs.hard_step if is_hard else costs.synthesis_step)
+    return total + schedule.total_kd_steps * costs.kd_step
+
+
+@pytest.mark.parametrize("seconds", [60, 480, 1200, 7200, 86_400])
+@pytest.mark.parametrize("slower", [0.1, 1, 5])
+def test_the_counts_fill_the_time(recipe: Path, seconds: float, slower: float) -> None:
+    costs = replace(COSTS, kd_step=slower * COSTS.kd_step, hard_step=slower * COSTS.hard_step)
+    fitted = fitted_to(load_recipe(str(recipe)), costs, seconds)
+    assert fitted is not None
+    assert seconds_of(fitted, costs) == pytest.approx(seconds, rel=0.04)
+    assert fitted.schedule.total_batches >= 2
+    assert 10 <= fitted.synthesize.steps <= 200
+
+
+def test_more_time_means_more_of_everything(recipe: Path) -> None:
+    short, long = (fitted_to(load_recipe(str(recipe)), COSTS, seconds) for seconds in (120, 3600))
+    assert short is not None
+    assert long is not None
+    assert long.schedule.total_batches > short.schedule.total_batches
+    assert long.schedule.total_kd_steps > short.schedule.total_kd_steps
+    assert long.synthesize.steps >= short.synthesize.steps
+
+
+def test_too_short_a_time_fits_nothing(recipe: Path) -> None:
+    loaded = load_recipe(str(recipe))
+    assert fitted_to(loaded, COSTS, least(loaded, COSTS) - 0.1) is None
+    assert fitted_to(loaded, COSTS, least(loaded, COSTS) + 0.1) is not None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5m", "10m!", "0s", "10d"])
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--budget is '.*'; give a time such as 90s, 10m, 2h or 1h30m$"):
+        parse_budget(text)
+
+
+def test_batches_shrink_with_the_time(recipe: Path) -> None:
+    resolved = resolve(load_recipe(str(recipe), {"synthesize.batch_size": 128, "distill.batch_size": 64}))
+    assert with_batches(resolved, 1e5).synthesize.batch_size == 128
+    tight = with_batches(resolved, 1e-3)
+    assert (tight.synthesize.batch_size, tight.distill.batch_size) == (8, 8)
+
+
+def test_a_run_keeps_to_its_budget_and_its_counts(
+    recipe: Path, tmp_path: Path, commands: CommandServer
+) -> None:
+    out = tmp_path / "run"
+    first = commands.start("engine.run", ["--recipe", str(recipe), "--out", str(out), "--budget", "40s"])
+    _, error = first.communicate()
+    assert first.returncode == 0, error
+    assert 20 < first.seconds < 60  # generous: other tests run at the same time
+    counts = load_recipe(str(out / "config.yaml")).schedule
+    assert counts.total_kd_steps > 30
+    refused = commands.start("engine.run", ["--out", str(out), "--resume", "--budget", "40s"])
+    _, error = refused.communicate()
+    assert (refused.returncode, error.count("\n")) == (2, 1)
+    assert "--budget cannot change a run" in error
+    again = commands.start("engine.run", ["--out", str(out), "--resume"])
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    assert load_recipe(str(out / "config.yaml")).schedule == counts
