@@ -25,6 +25,11 @@ def command(arguments: Sequence[str]) -> None:
     """Run `python -m engine.inspect` with these arguments."""
     parser = command_parser("engine.inspect", __doc__)
     parser.add_argument("--out", metavar="FILE", help="the recipe's file (default: NAME.yaml)")
+    parser.add_argument(
+        "--parity",
+        action="store_true",
+        help="also export the teacher, open it in the runtime that a run would use, and measure its parity",
+    )
     add_short_flags(parser)
     line = CommandLine.read(arguments)
     if not line.has_teacher and not line.given("recipe") and not {"help", "h"} & set(line.flags):
@@ -33,7 +38,7 @@ def command(arguments: Sequence[str]) -> None:
     file = Path(options.out or f"{recipe.name}.yaml")
     if file.exists():
         raise UserError(f"--out {file} exists already; give another --out, or remove it")
-    facts = _facts(recipe)
+    facts = _facts(recipe, parity=options.parity)
     from rich.table import Table
 
     from engine.inspection.recipe_file import recipe_text
@@ -74,7 +79,7 @@ def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "time", f"about {clock(sum(facts.seconds.values()))} on this machine ({parts}); or give --budget"
 
 
-def _facts(recipe: Recipe) -> "Facts":
+def _facts(recipe: Recipe, *, parity: bool) -> "Facts":
     from engine.cli.resolve import resolve
     from engine.inspection.facts import find_facts
     from engine.models.reading import placeholder_names, read_teacher
@@ -82,7 +87,7 @@ def _facts(recipe: Recipe) -> "Facts":
     reading = read_teacher(recipe.teacher)
     names = recipe.class_names or reading.class_names or placeholder_names(reading.config.classes)
     recipe = replace(recipe, teacher=reading.config, class_names=names)
-    return find_facts(resolve(recipe, makes_images=False), reading)
+    return find_facts(resolve(recipe, makes_images=False), reading, parity=parity)
 
 
 def _by(origins: Mapping[str, str], name: str) -> str:

@@ -33,6 +33,10 @@ TIMED_CHUNKS = 3
 """Minimum number of readings."""
 MEMORY_SHARE = 0.3
 """Share of the free memory for what the teacher keeps of a batch; the generator and gradients need more."""
+TIMED_IMAGES = 32
+"""Images on which the evaluation is timed."""
+ENDING = 1.0
+"""Seconds for the picture, the summary and the end of the process."""
 RESERVE = 0.02
 """Share of the budget that is left for what is not measured."""
 IMAGES_SHARE = 0.4
@@ -230,8 +234,27 @@ def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
         hard_step=hard,
         batch=batch + saving,
         kd_step=median(chunks) / CHUNK + saving / loop.recipe.schedule.checkpoint_steps,
-        ending=0.0,
+        ending=ENDING + _evaluation(loop),
     )
+
+
+def _evaluation(loop: "Loop") -> float:
+    """Return the seconds of measuring on the test set, timed on noise, as its images are read only once."""
+    import torch
+
+    from engine.datasets.test_set import open_test_set
+    from engine.stages.evaluate import evaluate, in_float32
+
+    recipe, pair = loop.recipe, {"teacher": loop.networks.teacher, "student": loop.networks.student}
+    test_set, _ = open_test_set(recipe.evaluate, recipe.names, recipe.teacher.size)
+    if test_set is None:
+        return 0.0
+    images = torch.randint(0, 256, (TIMED_IMAGES, 3, *recipe.teacher.size), dtype=torch.uint8)
+    batch = images, torch.zeros(TIMED_IMAGES, dtype=torch.long)
+    with in_float32(pair, loop.accelerator) as networks:
+        measure = lambda: evaluate(networks, [batch], len(recipe.names))  # noqa: E731
+        measure()
+        return _seconds(measure) / TIMED_IMAGES * len(test_set)
 
 
 def _timed_batch(loop: "Loop", number: int) -> tuple[float, float]:

@@ -54,8 +54,10 @@ class Facts:
         }
 
 
-def find_facts(recipe: Recipe, reading: Reading) -> Facts:
+def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Facts:
     """Load teacher and student of a resolved recipe, and look at them.
+
+    `parity` also opens the teacher in the recipe's runtime, which may have to be built first.
 
     Raises UserError as `engine.networks.load_pair` does.
     """
@@ -70,7 +72,7 @@ def find_facts(recipe: Recipe, reading: Reading) -> Facts:
         multiplications=(cost(recipe.teacher), cost(recipe.student)),
         statistics=_statistics(teacher, choice),
         feature=_feature(teacher, recipe),
-        precisions=_precisions(recipe, teacher, accelerator.device),
+        precisions=_precisions(recipe, teacher, accelerator.device, parity=parity),
         per_image=per_image(pair, recipe),
     )
 
@@ -97,15 +99,14 @@ def _feature(teacher: Classifier, recipe: Recipe) -> str | None:
     return f"{teacher.feature_path.removeprefix('network.')}, {list(feature.shape[1:])}{stored}"
 
 
-def _precisions(recipe: Recipe, teacher: Classifier, device: torch.device) -> dict[str, str]:
-    """Return the parity of torch and of the recipe's runtime in the precision that a run would use."""
+def _precisions(recipe: Recipe, teacher: Classifier, device: torch.device, *, parity: bool) -> dict[str, str]:
+    """Return the parity of torch and, with `parity`, of the recipe's runtime, as a run would use them."""
     options = runtime_options(recipe.compute, recipe.tensorrt, device)
-    tried = [replace(options, runtime="torch", precision=recipe.compute.torch_precision), options]
-    found: dict[str, str] = {}
-    for each in tried:
-        name = f"{each.runtime} {each.precision}"
-        if name not in found:
-            found[name] = _parity(recipe, teacher, each)
+    in_torch = replace(options, runtime="torch", precision=recipe.compute.torch_precision)
+    found = {f"torch {in_torch.precision}": _parity(recipe, teacher, in_torch)}
+    if options.runtime != "torch":
+        name = f"{options.runtime} {options.precision}"
+        found[name] = _parity(recipe, teacher, options) if parity else "not measured; --parity measures it"
     return found
 
 

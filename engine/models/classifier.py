@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from engine.config.classifier import GREY
 from engine.models.features import FeatureLayout, forward_with_features, to_nchw
 from engine.models.outputs import EntryPath, entry
-from kernels.fuse import normalizes_by_statistics
 
 WITH_ALPHA = (2, 4)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -89,8 +88,3 @@ class Classifier(nn.Module):
     def place(self, device: torch.device) -> "Classifier":
         """Move to `device`, with 4-d weights in `memory_format`; return self."""
         return self.to(device).to(memory_format=self.memory_format)
-
-
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """Return the BatchNorm and InstanceNorm layers with running statistics, in order of registration."""
-    return [layer for layer in module.modules() if normalizes_by_statistics(layer)]

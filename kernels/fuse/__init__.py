@@ -6,7 +6,6 @@ from kernels.fuse.norms import (
     has_statistics,
     is_batch_norm,
     is_scripted,
-    normalizes_by_statistics,
 )
 from kernels.fuse.statistics import coverage, measured
 
@@ -17,6 +16,5 @@ __all__ = [
     "is_batch_norm",
     "is_scripted",
     "measured",
-    "normalizes_by_statistics",
     "sharing_tensors",
 ]

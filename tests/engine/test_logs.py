@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import distill, evaluate, generate, pretrain, run
+from engine import distill, evaluate, generate, networks, pretrain, run
 from engine.bank import __main__ as bank
 from engine.cli.main import main
+from engine.cli.resolve import resolve
 from engine.datasets import fetch
+from engine.errors import UserError
 from engine.exporting import command as exporting
 from engine.loop import run as run_loop
 from engine.progress import Progress
@@ -100,6 +102,65 @@ def test_a_run_of_the_library_prints_nothing_and_logs_news(
     assert any(name == "engine.progress" for name, _, _ in caplog.record_tuples)
 
 
+NEWS = [
+    "tiny: starting, with the results in ",
+    "tiny: cpu, fp32",
+    "loading the teacher, engine:wrn_16_1",
+    "building the student, engine:wrn_16_1",
+    "loading CLIP, local-dir:",
+    "loading the prior, ",
+    "opening the teacher in torch fp32",
+    "opening the prior in torch fp32",
+    "opening CLIP in torch fp32",
+    "to do: 4 batches of images, 6 training steps",
+    "synthesize 6 images in ",
+]
+
+
+def test_a_run_says_what_it_waits_for_until_the_first_stage(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run.command, ["--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, NEWS, strict=False)] == NEWS
+
+
+def test_the_bars_are_there_before_the_networks(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: dict[str, int] = {}
+
+    def load(*_: object) -> None:
+        totals.update({name: stage.total for name, stage in progress._stages.items()})
+        raise UserError("enough")
+
+    monkeypatch.setattr(networks, "load", load)
+    progress = Progress()
+    with progress, pytest.raises(UserError, match="enough"):
+        run_loop(resolve(load_recipe(str(recipe))), tmp_path / "out", resume=False, progress=progress)
+    assert totals == {"synthesize": 24, "augment": 72, "filter": 72, "distill": 48}
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+sys.modules["torch"] = None
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("run", []), ("generate", []), ("distill", ["--bank", "some/bank"])]
+)
+def test_the_first_line_does_not_wait_for_torch(module: str, arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, f"engine.{module}", "--recipe", "fashion-mnist"]
+    done = subprocess.run(
+        [*command, *arguments, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"fashion-mnist: starting, with the results in {tmp_path / 'out'}\n"
+    assert "import of torch halted" in done.stderr
+
+
 HELP: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
     "run": (run.command, []),
     "generate": (generate.command, []),
@@ -134,5 +195,7 @@ def test_quiet_of_a_generation_leaves_its_result(
     assert quiet.count("\n") == 1
     assert main(generate.command, [*arguments, str(tmp_path / "verbose"), "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" engine.generation.generate_bank: tiny: cpu, fp32")
+    out = tmp_path / "verbose"
+    assert lines[0].endswith(f" engine.cli.main: tiny: starting, with the results in {out}")
+    assert lines[1].endswith(" engine.generation.generate_bank: tiny: cpu, fp32")
     assert any(" engine.bank.writer: shard 00000 committed: " in line for line in lines)

@@ -1,11 +1,10 @@
-"""The door of a classifier: luma, normalisation, and which layers count as BatchNorm."""
+"""The door of a classifier: luma and normalisation."""
 
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
-from engine.models.classifier import Classifier, batch_norms
+from engine.models.classifier import Classifier
 
 
 def identity(in_channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
@@ -45,16 +44,3 @@ def test_the_state_dict_is_the_networks_alone() -> None:
     )
     assert set(classifier.state_dict()) == {"network.weight", "network.bias"}
     assert (classifier.feature_path, classifier.name) == ("network.x", "mine")
-
-
-def test_batch_norms_are_those_with_running_statistics() -> None:
-    first, flat, frozen, synced = (
-        nn.BatchNorm2d(3),
-        nn.BatchNorm1d(4),
-        FrozenBatchNorm2d(4),
-        nn.SyncBatchNorm(4),
-    )
-    without = nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3, track_running_stats=True)
-    module = nn.Sequential(first, *without, flat, nn.Sequential(frozen), synced)
-    assert batch_norms(module) == [first, flat, frozen, synced]
-    assert batch_norms(nn.Conv2d(1, 1, 1)) == []

@@ -39,6 +39,7 @@ def test_debug_lines_of_workers_come_through_their_loggers(start: Start, tmp_pat
     out, _ = start(tmp_path, "--shards", "2", "--workers", "2", "--verbose").communicate(timeout=240)
     for number in (0, 1):
         assert f" engine.generation.workers.worker: shard 0000{number} made\n" in out
+    assert out.count(" engine.networks: loading the teacher, ") == 1, "of two workers"
     assert re.search(r" engine\.generation\.workers\.coordinator: worker [12]: ready on ", out)
 
 
@@ -106,9 +107,9 @@ def test_sigterm_drains_and_resume_makes_the_rest(
     running = start(out, *ALL, *way)
     until_made(running, out, 2)
     running.send_signal(signal.SIGTERM)
-    line, error = end(running, seconds=60)
+    line, error = end(running, code=143, seconds=60)
     done = made(out)
-    assert error == ""
+    assert error == f"to continue, repeat the command with --out {out} --resume\nterminated\n"
     assert 2 <= done < SHARDS
     assert line.endswith(f"; {SHARDS - done} left, continue with --resume")
     assert (out / "README.md").exists()
