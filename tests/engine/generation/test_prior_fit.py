@@ -16,7 +16,7 @@ def agreement(share: float, *, images: int = 400, classes: int = 10) -> Agreemen
     labels = np.arange(images) % classes
     wrong = np.arange(images) >= share * images
     return Agreement.of(
-        labels, np.where(wrong, (labels + 1 + np.arange(images) // classes) % classes, labels)
+        labels, np.where(wrong, (labels + 1 + np.arange(images) // classes % (classes - 1)) % classes, labels)
     )
 
 
