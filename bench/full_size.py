@@ -107,7 +107,6 @@ def recipe(folder: Path) -> dict[str, object]:
         },
         "filter": {"model": f"local-dir:{folder / 'open_clip'}", "omega": 0.6, "micro_batch": 16},
         "distill": {"batch_size": 32},
-        "evaluate": {"dataset": "none"},
     }
 
 

@@ -126,7 +126,7 @@ part_run() {
     rehearsal && small=(--schedule.init_batches 1 --schedule.rounds 1 --schedule.kd_steps 4 --synthesize.batch_size 16
         --synthesize.warmup_steps 2 --augment.variations 2 --distill.warmup_steps 0)
     rm -rf "$build/run"
-    "$python" -m engine.run --out "$build/run" --feed.kind torch --evaluate.dataset none "${small[@]}" || code=$?
+    "$python" -m engine.run --out "$build/run" --feed.kind torch --evaluate.data null "${small[@]}" || code=$?
     cp "$build/run/summary.json" "$results/run.json"
     return $code
 }

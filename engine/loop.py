@@ -63,7 +63,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     logger.info("%s: %s, %s", recipe.name, accelerator.device.type, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
-    check_test_set(recipe.evaluate)
+    check_test_set(recipe.evaluate, recipe.class_names, (recipe.teacher.image_size,) * 2)
     header, url = bank_header(recipe, of_run=True), str(out / BANK)
     if resume:
         _require_same_run(out, url, header)

@@ -24,7 +24,7 @@ def write_many_classes(folder: Path, *, classes: int, batch_size: int) -> Path:
         "augment": {"method": "none"},
         "filter": {"method": "none"},
         "distill": {"batch_size": 8},
-        "evaluate": {"dataset": "none"},
+        "evaluate": {"data": None},
     }
     path = folder / "many.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -37,7 +37,7 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
         },
         "filter": {"model": f"local-dir:{write_clip(folder / 'clip')}", "quantile": 0.3, "micro_batch": 16},
         "distill": {"batch_size": 8, "lr": 0.02, "w_feature": 1.0},
-        "evaluate": {"dataset": "none"},
+        "evaluate": {"data": None},
     }
     for name, section in sections.items():
         recipe[name] = {**recipe[name], **section}

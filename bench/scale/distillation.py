@@ -22,7 +22,7 @@ SETTINGS = {
     "distill.warmup_steps": 0,
     "compute.precision": "fp32",
     "compute.runtime": "torch",
-    "evaluate.dataset": "none",
+    "evaluate.data": None,
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, get_args
 
 from engine.bank.fingerprint import Fingerprint
-from engine.config.recipe import flatten
+from engine.config.recipe import flatten, of_earlier_version
 from engine.config.storage import Codec
 from engine.errors import UserError
 
@@ -218,7 +218,8 @@ def _fields(entry: ShardEntry) -> dict[str, Any]:
 
 def _header(fields: dict[str, Any]) -> Header:
     names, size = tuple(fields.pop("class_names")), tuple(fields.pop("image_size"))
-    header = Header(class_names=names, image_size=size, **fields)
+    recipe = of_earlier_version(fields.pop("recipe"))
+    header = Header(recipe=recipe, class_names=names, image_size=size, **fields)
     sides = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     channels = type(header.channels) is int and header.channels in (1, 3)
     texts = all(type(name) is str for name in names)

@@ -79,12 +79,6 @@ class Recipe:
                 f"student.image_size is {self.student.image_size}, but teacher.image_size is"
                 f" {self.teacher.image_size}, and both see the same images; make them agree"
             )
-        if self.evaluate.dataset == "fashion-mnist" and (num_classes, self.teacher.image_size) != (10, 32):
-            raise UserError(
-                "evaluate.dataset is fashion-mnist, which has 10 classes of 32x32 images, but the teacher "
-                f"has {num_classes} of {self.teacher.image_size}x{self.teacher.image_size}; "
-                "set evaluate.dataset to none"
-            )
         if self.teacher.image_size % 4:
             raise UserError(
                 "teacher.image_size must be a multiple of 4, because the generator doubles its size twice; "
@@ -182,6 +176,19 @@ def differences(old: Recipe, new: Recipe) -> Iterator[str]:
     for key in before | after:
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+
+
+def of_earlier_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that this or an earlier version wrote, of one recipe or several, with today's keys."""
+    current = {
+        name: of_earlier_version(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    evaluate = current.get("evaluate")
+    if isinstance(evaluate, dict) and "dataset" in evaluate:
+        dataset = evaluate.pop("dataset")
+        current["evaluate"] = {"data": None if dataset == "none" else dataset, **evaluate}
+    return current
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

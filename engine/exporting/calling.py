@@ -21,13 +21,14 @@ def call(
     `about` is the JSON next to the model in `folder`. `run` is the open TensorRT engine; without it, the
     engine's graph runs instead.
     """
-    pixels = _pixels(about, images)
+    pixels = as_input(about, images)
     run = run or _open_model(about, folder, threads)
     rows = about["batch"]["max"] or about["batch"]["tuned"]
     return np.concatenate([run(pixels[start : start + rows]) for start in range(0, len(pixels), rows)])
 
 
-def _pixels(about: Mapping[str, Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def as_input(about: Mapping[str, Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return RGB images, uint8 [N, 3, H, W], as the model's input takes them."""
     low, high = about["input"]["range"]
     pixels = low + (high - low) * (images.astype(np.float32) / np.float32(255))
     if not about["normalization"]["inside"]:

@@ -13,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from engine.config.classifier import ClassifierConfig
-from engine.config.recipe import CONFIG
 from engine.exporting.calling import Run
 from engine.exporting.checking import Check, check
 from engine.exporting.networks import Networks
 from engine.exporting.sample import Sample
 from engine.models.classifier import LUMA
-from engine.recipes.load import load_recipe
 from engine.runtime.artifacts import ENGINE, Graph
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.open import open_graph
+from engine.training.run_folder import own_recipe
 from export.hashed import sha256_of
 from export.spec import NetworkSpec
 
@@ -86,8 +85,7 @@ class ModelWriter:
         """Read the settings from the run's folder again: the check must not depend on what was exported."""
         if self.run is None:
             return self.networks.config(name)
-        recipe = load_recipe(str((self.run / CONFIG).resolve()))
-        return replace(getattr(recipe, name), weights=str(self.networks.weights_file(name)))
+        return replace(getattr(own_recipe(self.run), name), weights=str(self.networks.weights_file(name)))
 
 
 def _write_model(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config.evaluate import EvaluateConfig
+from engine.config.evaluate import FASHION_MNIST, EvaluateConfig
 from engine.errors import UserError
 from engine.exporting.networks import Networks
 from export.networks.unet import TIMESTEP, added_features, time_features
@@ -29,7 +29,7 @@ def read_images(folder: str | None, evaluate: EvaluateConfig, count: int) -> tup
     """
     if folder is not None:
         return _from_folder(Path(folder), count), None
-    if evaluate.dataset != "fashion-mnist":
+    if evaluate.data != FASHION_MNIST:
         return [], "no real images: give a folder with --images"
     from engine.datasets import fashion_mnist
 

@@ -15,16 +15,26 @@ from engine import recipes
 from engine.config.recipe import Recipe
 from engine.errors import UserError
 
+RENAMED = {"evaluate.dataset": "write evaluate.data: fashion-mnist, or null instead of none"}
+"""Keys of earlier versions, and what to write instead."""
+
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return a shipped recipe or a YAML file, with `overrides` by dotted key: `{"synthesize.steps": 3}`.
 
     Raises UserError if a key or value is not allowed; the message names the key.
     """
+    return to_recipe(recipes.read(name_or_file), f"recipe '{name_or_file}'", overrides)
+
+
+def to_recipe(
+    mapping: Mapping[str, Any], source: str, overrides: Mapping[str, object] | None = None
+) -> Recipe:
+    """Return the recipe of nested mappings, as `load_recipe` does; `source` is their origin, for messages."""
     given = overrides or {}
     check_keys(given, "the overrides", setting_types())
     parser = ArgumentParser(exit_on_error=False)
-    settings = add_recipe(parser, recipes.read(name_or_file), f"recipe '{name_or_file}'")
+    settings = add_recipe(parser, mapping, source)
     with errors_in_words():
         options = parser.instantiate(parser.parse_object({**settings, **given}))
     return pop_recipe(options)
@@ -107,6 +117,8 @@ def _leaves(
 def _unknown(key: str, source: str, known: Collection[str]) -> UserError:
     if any(name.startswith(f"{key}.") for name in known):
         return UserError(f"'{key}' in {source} is a whole section; set one of its keys, --help lists them")
+    if key in RENAMED:
+        return UserError(f"unknown key '{key}' in {source}; {RENAMED[key]}")
     near = get_close_matches(key, sorted(known), 1)
     guess = f"did you mean '{near[0]}'?" if near else "--help lists every key"
     return UserError(f"unknown key '{key}' in {source}; {guess}")

@@ -70,7 +70,7 @@ def distill(
     _require_same_recipe(recipe, accelerator)
     is_main = accelerator.is_main_process
     if is_main:
-        check_test_set(recipe.evaluate)
+        check_test_set(recipe.evaluate, recipe.class_names, (recipe.teacher.image_size,) * 2)
     with ExitStack() as stack:
         if is_main and resume:
             stack.enter_context(lock_run(out, resume=True))

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 from engine import recipes
 from engine.atomic import replacing
 from engine.config.decides import settings
-from engine.config.recipe import CONFIG, OF_MACHINE_SECTIONS, Recipe, differences, to_yaml
+from engine.config.recipe import (
+    CONFIG,
+    OF_MACHINE_SECTIONS,
+    Recipe,
+    differences,
+    of_earlier_version,
+    to_yaml,
+)
 from engine.errors import UserError
 from engine.generation.provenance import KEYS
-from engine.recipes.load import load_recipe
+from engine.recipes.load import to_recipe
 from engine.training.run_record import RunRecord
 from export.hashed import sha256_of
 from export.locks import exclusive_if_free
@@ -38,8 +45,9 @@ MACHINE_SETTINGS = tuple(
 def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] = ()) -> None:
     """Check that `folder` is new or, with `resume`, holds a run with the settings of `recipe`.
 
-    Settings that start with a prefix in `free` may differ. Raises UserError that names the folder or the
-    first setting that differs, and what to do.
+    The test set may differ, as it changes neither images nor student, and so may settings that start with a
+    prefix in `free`. Raises UserError that names the folder or the first other setting that differs, and what
+    to do.
     """
     config = folder / CONFIG
     if folder.exists() and not folder.is_dir():
@@ -50,8 +58,8 @@ def check(folder: Path, recipe: Recipe, *, resume: bool, free: tuple[str, ...] =
         raise UserError(
             f"--resume: {folder} has no {CONFIG}, so there is no run to continue; give another --out"
         )
-    found = differences(load_recipe(str(config)), recipe)
-    difference = next((each for each in found if not each.startswith(free)), None)
+    found = differences(own_recipe(folder), recipe)
+    difference = next((each for each in found if not each.startswith((*free, "evaluate."))), None)
     if difference:
         raise UserError(
             f"--resume: this command differs from {config} in {difference};"
@@ -64,7 +72,12 @@ def own_settings(folder: Path) -> dict[str, Any]:
     """Return the recipe in a run's config.yaml as nested mappings. Raises UserError if there is no file."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"--run {folder} has no {CONFIG}; give the folder of a finished run")
-    return recipes.read(str((folder / CONFIG).resolve()))
+    return of_earlier_version(recipes.read(str((folder / CONFIG).resolve())))
+
+
+def own_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a run, perhaps of an earlier version. Raises UserError as `own_settings` does."""
+    return to_recipe(own_settings(folder), f"recipe '{folder / CONFIG}'")
 
 
 def run_to_resume(out: str, *, resume: bool) -> Path | None:
@@ -99,7 +112,7 @@ def require_agreement(folder: Path, recipe: Recipe, *, free: tuple[str, ...]) ->
 
     Settings that start with a prefix in `free` may differ. Raises UserError that names both values.
     """
-    found = differences(load_recipe(str(folder / CONFIG)), recipe)
+    found = differences(own_recipe(folder), recipe)
     difference = next((each for each in found if not each.startswith(free)), None)
     if difference:
         raise UserError(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,12 @@ from engine.bank.agreement import Agreements
 from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.config.recipe import Recipe
-from engine.datasets.test_set import load_test_set
+from engine.datasets.test_set import open_test_set
 from engine.models.priors import PROMPT, ClipModel
 from engine.networks import LoadedPair
 from engine.progress import Progress, clock
 from engine.seeding import generator
-from engine.stages.evaluate import evaluate
+from engine.stages.evaluate import evaluate, in_float32
 from engine.stages.filter import mean_pairwise_distance
 
 FILE_NAME = "summary.json"
@@ -46,6 +46,15 @@ class LabelAgreement(TypedDict):
     """Share of the kept variations."""
 
 
+class MeasuredOn(TypedDict):
+    """The test set."""
+
+    data: str
+    """As `evaluate.data` names it."""
+    format: str
+    images: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The figures of a run: shares in [0, 1], times in seconds. What was not measured is None."""
@@ -61,6 +70,12 @@ class Summary:
     """Share of test images for which teacher and student predict the same class."""
     accuracy_reason: str | None
     """Why the three figures above are None; None if they are measured."""
+    teacher_top5: float | None = None
+    student_top5: float | None = None
+    """Share of test images whose label is among the five likeliest of six or more classes, else None."""
+    per_class: dict[str, dict[str, float | None]] | None = None
+    """For each class, the number of test images and the top-1 of teacher and student on them."""
+    test_set: MeasuredOn | None = None
     images_synthesized: int
     images_augmented: int
     images_accepted: int
@@ -106,12 +121,7 @@ def summarize(
         clip: measures images of the first bank; without it, those figures are None.
         start: time.perf_counter() at the start of the run, less the seconds of earlier commands.
     """
-    test_set, reason = load_test_set(recipe.evaluate)
-    result = None
-    if test_set is not None:
-        with progress.stage("evaluate", total=len(test_set.labels), unit="images") as stage:
-            result = evaluate(pair.teacher, pair.student, test_set.images, test_set.labels, accelerator)
-            stage.advance(len(test_set.labels))
+    measured = _accuracies(recipe, pair, accelerator, progress)
     counts = count_images(bank.rows(number) for bank in banks for number in bank.numbers)
     clip_agreement, distance = (None, None) if clip is None else _clip_figures(recipe, banks[0], clip)
     wall_seconds = time.perf_counter() - start
@@ -121,10 +131,7 @@ def summarize(
         device=accelerator.device.type,
         runtime=recipe.compute.runtime,
         precision=recipe.compute.precision,
-        teacher_top1=result and result.teacher_top1,
-        student_top1=result and result.student_top1,
-        agreement=result and result.agreement,
-        accuracy_reason=reason,
+        **measured,
         images_synthesized=counts.synthesized.images,
         images_augmented=counts.augmented.images,
         images_accepted=counts.accepted.images,
@@ -138,6 +145,27 @@ def summarize(
         images_sha256=_sha256(banks),
         warning=counts.agreements.warning,
     )
+
+
+def _accuracies(
+    recipe: Recipe, pair: LoadedPair, accelerator: Accelerator, progress: Progress
+) -> dict[str, Any]:
+    """Return the summary's fields about the test set."""
+    size = (recipe.teacher.image_size,) * 2
+    test_set, reason = open_test_set(recipe.evaluate, recipe.class_names, size)
+    if test_set is None:
+        return {"teacher_top1": None, "student_top1": None, "agreement": None, "accuracy_reason": reason}
+    with (
+        in_float32({"teacher": pair.teacher, "student": pair.student}, accelerator) as networks,
+        progress.stage("evaluate", total=len(test_set), unit="images") as stage,
+    ):
+        result = evaluate(networks, test_set.batches(), len(recipe.class_names), stage.advance)
+    return {
+        **result.shares(),
+        "accuracy_reason": None,
+        "per_class": result.per_class(recipe.class_names),
+        "test_set": MeasuredOn(data=test_set.data, format=test_set.format, images=result.images),
+    }
 
 
 def _sha256(banks: Sequence[BankReader]) -> str:
@@ -237,6 +265,8 @@ def results_table(summary: Summary, folder: Path) -> Table:
     rows = {
         "test accuracy": summary.accuracy_reason
         or f"teacher {_percent(summary.teacher_top1)}, student {_percent(summary.student_top1)}",
+        "top-5 accuracy": f"teacher {_percent(summary.teacher_top5)},"
+        f" student {_percent(summary.student_top5)}",
         "agreement": _percent(summary.agreement),
         "images": _images(summary),
         "label agreement": ", ".join(
@@ -254,6 +284,8 @@ def results_table(summary: Summary, folder: Path) -> Table:
         f" runtime {summary.runtime}, {summary.images_per_second:.1f} images/s",
         "files": str(folder),
     }
+    if summary.student_top5 is None:
+        del rows["top-5 accuracy"]
     if summary.warning:
         rows["warning"] = summary.warning
     for name, value in rows.items():

@@ -17,14 +17,15 @@ from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.verify import verify
 from engine.cli.main import main
-from engine.datasets import fashion_mnist
+from engine.datasets import formats, source
+from engine.datasets.source import LabeledSource
 from engine.recipes.load import load_recipe
 from engine.run import command
 from engine.seeding import derive_seed
 from engine.stages.distill import Distiller
-from engine.training import summary as summary_module
 from engine.training.run_folder import lock_run
-from tests.tiny_priors import IMAGE_SIZE
+from tests.labeled_images import class_folders
+from tests.tiny_priors import CLASS_NAMES, IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
 
 
@@ -47,7 +48,7 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert 0 < summary["images_accepted"] < summary["images_augmented"]
     assert summary["acceptance_rate"] == summary["images_accepted"] / summary["images_augmented"]
     assert summary["student_top1"] is None
-    assert summary["accuracy_reason"] == "evaluate.dataset is none"
+    assert summary["accuracy_reason"] == "evaluate.data is null"
     assert set(summary["seconds_by_stage"]) == {"synthesize", "augment", "filter", "distill"}
     assert 0 < summary["mean_pairwise_clip_distance"] < 2
     student = load_file(finished / "student.safetensors")
@@ -268,17 +269,34 @@ def test_the_test_set_is_read_once_after_the_last_step(
         whole_train(self, *args, **kwargs)
         steps_done = self.step
 
-    def watched_load(_: object) -> tuple[fashion_mnist.LabeledImages, None]:
+    decoded: list[int] = []
+    read, decode = formats.open_path, source.decode
+
+    def watched_open(data: str) -> LabeledSource:
         reads.append(steps_done)
-        images = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
-        return fashion_mnist.LabeledImages(images, torch.tensor([0, 1, 2, 0, 1, 2])), None
+        return read(data)
+
+    def watched_decode(*arguments: Any) -> Any:
+        decoded.append(steps_done)
+        return decode(*arguments)
 
     monkeypatch.setattr(Distiller, "train", counting_train)
-    monkeypatch.setattr(summary_module, "load_test_set", watched_load)
-    summary = run(recipe, tmp_path / "out")
-    assert reads == [6]
-    assert summary["teacher_top1"] == pytest.approx(1 / 3)
+    monkeypatch.setattr(formats, "open_path", watched_open)
+    monkeypatch.setattr(source, "decode", watched_decode)
+    data = class_folders(tmp_path / "test", CLASS_NAMES)
+    summary = run(recipe, tmp_path / "out", "--evaluate.data", str(data))
+    assert reads == [0, 6], "the labels before the first step, the images after the last"
+    assert decoded == 7 * [6]
     assert summary["accuracy_reason"] is None
+    assert summary["test_set"] == {"data": str(data), "format": "class folders", "images": 7}
+    by_class = summary["per_class"]
+    assert {name: found["images"] for name, found in by_class.items()} == dict(
+        zip(CLASS_NAMES, (2, 2, 3), strict=True)
+    )
+    for network in ("teacher", "student"):
+        hits = sum(found["images"] * found[network] for found in by_class.values())
+        assert summary[f"{network}_top1"] == pytest.approx(hits / 7)
+        assert summary[f"{network}_top5"] is None, "three classes"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +316,7 @@ def test_the_loop_reads_no_training_half(half: str, folders: set[str]) -> None:
     importing = {
         path.relative_to(engine).parts[0]
         for path in engine.rglob("*.py")
-        if "from engine.exporting" in path.read_text()
+        if "engine.exporting.real_inputs" in path.read_text()
     }
     assert importing == {"exporting"}
 

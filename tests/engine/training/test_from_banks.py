@@ -275,5 +275,5 @@ def test_another_bank_or_other_shares_cannot_continue_a_run(
 
 
 def test_a_student_can_be_evaluated(finished: Path) -> None:
-    with pytest.raises(Exception, match="no test set: evaluate.dataset is none"):
+    with pytest.raises(Exception, match="no test set: evaluate.data is null"):
         evaluate_run(finished)

@@ -33,7 +33,7 @@ DONE = Summary(
     images_sha256="ab",
 )
 NO_TEST_SET = replace(
-    DONE, teacher_top1=None, student_top1=None, agreement=None, accuracy_reason="evaluate.dataset is none"
+    DONE, teacher_top1=None, student_top1=None, agreement=None, accuracy_reason="evaluate.data is null"
 )
 
 
@@ -79,8 +79,15 @@ def test_table_shows_the_results() -> None:
         assert part in text
 
 
+def test_table_shows_top_5_if_it_is_measured() -> None:
+    assert "top-5" not in _shown(DONE)
+    text = _shown(replace(DONE, teacher_top5=0.9911, student_top5=0.9822))
+    assert "top-5 accuracy" in text
+    assert "teacher 99.11%, student 98.22%" in text
+
+
 def test_table_gives_the_reason() -> None:
-    assert "evaluate.dataset is none" in _shown(NO_TEST_SET)
+    assert "evaluate.data is null" in _shown(NO_TEST_SET)
 
 
 def test_table_shows_a_warning_if_there_is_one() -> None:
