@@ -148,7 +148,7 @@ def _open_fashion_mnist(root: str | None, size: tuple[int, int]) -> "LabeledSour
     test = fashion_mnist.load("test", Path(root) if root else None)
     grey = test.images[:, 0].numpy()
     return LabeledSource(
-        format=FASHION_MNIST,
+        format="idx files",
         labels=test.labels.numpy(),
         class_names=fashion_mnist.CLASS_NAMES,
         read=lambda: (Encoded(f"{FASHION_MNIST}: image {row}", image) for row, image in enumerate(grey)),

@@ -55,7 +55,8 @@ class _Watch(TorchFunctionMode):
 
     def end(self, module: nn.Module, _inputs: object, output: object) -> None:
         path, queries = self._open.pop()
-        if queries and path and _has_tokens(attention_output(module, output), queries):
+        has_tokens = _has_tokens(attention_output(module, output), queries)
+        if path and has_tokens and not isinstance(module, nn.Softmax):
             self.found.append(path)
         elif self._open:
             self._open[-1][1].update(queries)  # the module around may return the tokens
@@ -77,7 +78,8 @@ def _queries(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         return first.shape[0], first.shape[:2].numel()
     if func in _SOFTMAXES:
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if dim not in (-1, first.ndim - 1) or first.ndim < 3:
+        is_matrix = first.ndim > 3 or (first.ndim == 3 and first.shape[1] == first.shape[2])
+        if dim not in (-1, first.ndim - 1) or not is_matrix:
             return None
     elif func is not F.scaled_dot_product_attention:
         return None
@@ -91,4 +93,5 @@ def _has_tokens(output: object, queries: set[tuple[int, int]]) -> bool:
         return False
     if output.ndim == 4 and {length for length, _ in queries} & set(output.shape[1:3]):
         return False  # [B', heads, N, D]
-    return output.shape[:-1].numel() <= max(total for _, total in queries)  # fewer if windows are padded
+    most = max((total for _, total in queries), default=0)
+    return output.shape[:-1].numel() <= most  # fewer if windows are padded

@@ -20,18 +20,24 @@ from kernels.kd_loss import kd_loss
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the four quarter turns of square images, and their joint labels.
+    """Return the four quarter turns of images, and their joint labels.
 
     Args:
-        images: [B, C, H, H].
+        images: [B, C, H, W]; if they are not square, quarter turns are resized (bilinearly) to H and W.
         labels: int64 [B].
 
     Returns:
-        Images [4B, C, H, H], turn by turn, and int64 [4B] with 4 * label + turn.
+        Images [4B, C, H, W], turn by turn, and int64 [4B] with 4 * label + turn.
     """
-    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    turned = torch.cat([_turned(images, turn) for turn in range(4)])
     joint = torch.cat([4 * labels + turn for turn in range(4)])
     return turned.contiguous(memory_format=torch.channels_last), joint
+
+
+def _turned(images: Tensor, turn: int) -> Tensor:
+    turned = torch.rot90(images, turn, (2, 3))
+    size = images.shape[2:]
+    return turned if turned.shape[2:] == size else F.interpolate(turned, size, mode="bilinear")
 
 
 class RotationHead(nn.Module):

@@ -20,6 +20,7 @@ from engine.errors import UserError
 from engine.evaluate import command, evaluate_run
 from engine.exporting.command import command as export
 from engine.generation.provenance import bank_header, weights_of
+from engine.models.classifier import Classifier
 from engine.models.loading import load_classifier
 from engine.models.networks import wrn_16_1
 from engine.recipes.load import load_recipe
@@ -48,14 +49,19 @@ def own(plain: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def run(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run with a random student, whose classes are unlike the teacher's."""
+    """Return the folder of a finished run with a random student that sees several classes."""
     out = tmp_path_factory.mktemp("runs") / "mine"
     out.mkdir()
     commit_config(out, own, RunRecord.of(own, weights_of(own)))
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        student = wrn_16_1(3, 1)
-        student.fc.bias.data = torch.tensor([0.0, 0.3, 0.1])
+        student = wrn_16_1(3, 1).eval()
+    config = own.student
+    classifier = Classifier(
+        student, num_classes=3, in_channels=1, mean=config.mean, std=config.std, feature_path=None
+    )
+    with torch.no_grad():  # or it would see one class in every image of noise
+        student.fc.bias -= classifier(torch.from_numpy(pixels()).permute(0, 3, 1, 2).float() / 255).mean(0)
     save_student(out, student)
     return out
 
@@ -104,6 +110,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_a_run_is_measured_on_any_test_set(run: Path, own: Recipe, data: Path, measured) -> None:
     teacher, student = predicted(own, own.teacher.weights), predicted(own, run / "student.safetensors")
+    assert len(set(student.tolist())) > 1, "or a mistake in order or size would not show"
     found = measured("--run", run, "--data", data)
     assert found == {
         "teacher_top1": pytest.approx(share(teacher == labels())),

@@ -36,7 +36,7 @@ def test_a_dataset_with_train_false(tmp_path: Path) -> None:
     images = pixels(3, 28)[..., 0]
     write_mnist(tmp_path, images, [9, 0, 3])
     source = open_torchvision("FashionMNIST", str(tmp_path))
-    assert source.format == "torchvision:FashionMNIST"
+    assert source.format == "torchvision"
     assert source.labels.tolist() == [9, 0, 3]
     assert source.class_names is not None
     assert (source.class_names[9], source.class_names[0]) == ("Ankle boot", "T-shirt/top")

@@ -126,7 +126,7 @@ def test_build_by_name(name: str, in_channels: int, image_size: int) -> None:
         assert classifier(torch.rand(2, 3, image_size, image_size)).shape == (2, 7)
     assert all(p.requires_grad for p in classifier.parameters())
     assert classifier.name == name
-    assert (classifier.feature_path is None) == (not name.startswith("engine:"))
+    assert classifier.feature_path is not None
 
 
 def test_build_from_a_factory(factories: str) -> None:

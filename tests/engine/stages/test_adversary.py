@@ -33,6 +33,21 @@ def test_rotations_are_the_four_quarter_turns_with_joint_labels() -> None:
         once = once.transpose(2, 3).flip(2)
 
 
+def test_quarter_turns_of_images_that_are_not_square_are_resized() -> None:
+    images = torch.zeros(1, 1, 4, 8)
+    images[..., :4] = 1  # the left half is bright
+    turned, joint = rotations(images, torch.tensor([1]))
+    assert turned.shape == (4, 1, 4, 8)
+    assert joint.tolist() == [4, 5, 6, 7]
+    torch.testing.assert_close(turned[0], images[0])
+    torch.testing.assert_close(turned[2], images[0].flip(1, 2))
+    bright = [(turned[turn, 0].mean(1), turned[turn, 0].mean(0)) for turn in (1, 3)]
+    for rows, columns in bright:
+        assert columns.std() < 1e-6, "left and right have become top and bottom"
+        assert rows.std() > 0.4
+    assert bright[0][0].argmax() > 1 > bright[1][0].argmax(), "counterclockwise, left comes to the bottom"
+
+
 def test_head_gives_unit_logits() -> None:
     logits = RotationHead(5, 3)(torch.randn(7, 5))
     assert logits.shape == (7, 12)

@@ -5,18 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from kernels.fuse import is_batch_norm
-
 
 @torch.no_grad()
 def lively(network: nn.Module) -> nn.Module:
-    """Freeze `network` in eval mode, and give its BatchNorms random parameters and statistics."""
+    """Freeze `network` in eval mode, and give its norms random parameters and statistics."""
     for layer in network.modules():
-        if is_batch_norm(layer) and layer.running_mean is not None:
+        if getattr(layer, "running_mean", None) is not None and not isinstance(layer, OwnNorm):
             layer.running_mean.normal_(0, 0.3)
             layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.normal_(1, 0.2)
-            layer.bias.normal_(0, 0.2)
+            if layer.weight is not None:
+                layer.weight.normal_(1, 0.2)
+                layer.bias.normal_(0, 0.2)
     return network.eval().requires_grad_(False)
 
 
@@ -111,3 +110,29 @@ class Variants(nn.Module):
         h = F.relu(self.frozen(self.body(x)))
         h = self.volume(h[:, :, None])[:, :, 0]
         return self.row(F.relu(self.flat(h.flatten(2))).mean(2))
+
+
+class Instances(nn.Module):
+    """InstanceNorms of two ranks, with parameters and without, one without running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.InstanceNorm2d(3, track_running_stats=True)
+        self.body = nn.DataParallel(nn.InstanceNorm1d(3, affine=True, track_running_stats=True))
+        self.without = nn.InstanceNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        h = self.body(h.flatten(2)).view_as(h)
+        return self.without(h).square().mean((2, 3))
+
+
+class OwnNorm(nn.Module):
+    """A layer of somebody's own that keeps running statistics."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.running_mean.view(1, -1, 1, 1)

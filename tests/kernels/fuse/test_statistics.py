@@ -1,6 +1,7 @@
 """Statistics of a measured network against sums written out over the inputs of its layers."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
@@ -14,7 +15,17 @@ from kernels.fuse import coverage, is_batch_norm, measured
 from kernels.fuse.graph import trace
 from kernels.fuse.layers import FusedBatchNorm
 from kernels.fuse.statistics import _Losses, _measuring
-from tests.kernels.fuse.networks import Branching, Functional, Subclassed, Twice, Untracked, Variants, lively
+from tests.kernels.fuse.networks import (
+    Branching,
+    Functional,
+    Instances,
+    OwnNorm,
+    Subclassed,
+    Twice,
+    Untracked,
+    Variants,
+    lively,
+)
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "functional": Functional,
@@ -24,6 +35,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "subclass": lambda: Subclassed(keyword=False),
     "called by keyword": lambda: Subclassed(keyword=True),
     "other kinds": Variants,
+    "InstanceNorm": Instances,
     "wrn": lambda: wrn_16_1(5),
     "timm BatchNormAct2d": lambda: timm.create_model("mobilenetv2_035", num_classes=5),
     "torchvision": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5),
@@ -34,17 +46,22 @@ def written_out(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output, and the sum over the inputs of the layers, by hooks, in the dtype of the layers."""
     losses = []
 
-    def measure(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *by_name.values())
-        values = x.transpose(0, 1).flatten(1)
-        mean = values.mean(1)
-        var = (values - mean[:, None]).square().mean(1)
+        if is_batch_norm(layer):
+            values = x.transpose(0, 1).flatten(1)
+            mean = values.mean(1)
+            var = (values - mean[:, None]).square().mean(1)
+        else:
+            values = x.flatten(2)
+            mean = values.mean(2).mean(0)
+            var = ((values - values.mean(2, keepdim=True)).square().sum(2) / (values.shape[2] - 1)).mean(0)
         losses.append((var - layer.running_var).norm() + (mean - layer.running_mean).norm())
 
     handles = [
         layer.register_forward_pre_hook(measure, with_kwargs=True)
         for layer in network.modules()
-        if is_batch_norm(layer) and layer.running_mean is not None and not layer.training
+        if getattr(layer, "running_mean", None) is not None and not layer.training
     ]
     output = network(x)
     for handle in handles:
@@ -66,6 +83,21 @@ def test_output_loss_and_gradient(name: str) -> None:
         for o, s in ((output, loss), (expected, expected_loss))
     )
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, partial(nn.InstanceNorm2d, track_running_stats=True)])
+def test_the_statistics_are_those_that_train_mode_accumulates(kind: Callable[..., nn.Module]) -> None:
+    x, layer = torch.randn(4, 3, 2, 2, dtype=torch.float64), kind(3, momentum=1.0).double()
+    layer.train()(x)
+    loss = measured(layer.eval())(x)[1]
+    unbiased = 0.0 if isinstance(layer, nn.InstanceNorm2d) else 1 / 16  # BatchNorm's loss has the biased one
+    assert loss.item() == pytest.approx(unbiased * layer.running_var.norm().item(), abs=1e-12)
+
+
+def test_a_single_position_has_no_variance() -> None:
+    layer = nn.InstanceNorm2d(3, track_running_stats=True).eval()
+    x = torch.randn(4, 3, 1, 1)
+    torch.testing.assert_close(measured(layer)(x)[1], x.mean((0, 2, 3)).norm() + torch.ones(3).norm())
 
 
 @pytest.mark.parametrize("name", ["functional", "branching"])
@@ -157,15 +189,15 @@ def test_coverage_names_what_is_measured_with_a_gradient_and_what_is_not(branchi
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-            self.instance = nn.InstanceNorm2d(3, track_running_stats=True)
+            self.instance, self.own = nn.InstanceNorm2d(3, track_running_stats=True), OwnNorm(3)
             self.unused = nn.BatchNorm2d(3)
 
         def forward(self, x: Tensor) -> Tensor:
             if branching and x.sum() > 1e30:
                 x = 2 * x
-            return self.second(self.instance(self.first(x)).detach())
+            return self.second(self.own(self.instance(self.first(x))).detach())
 
     network = Partly().eval().requires_grad_(False)
     found, missed = coverage(network, torch.rand(2, 3, 4, 4, requires_grad=True))
-    assert found == {"first": True, "second": False}
-    assert missed == ["instance"]
+    assert found == {"first": True, "instance": True, "second": False}
+    assert missed == ["own"]
