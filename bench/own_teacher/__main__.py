@@ -169,6 +169,8 @@ def _fit(options: Namespace, model: "Normalized", batches: "Batches", images: "I
     budgets = [name for name in ("epochs", "steps", "seconds") if options[name] is not None]
     if len(budgets) != 1 or options[budgets[0]] <= 0:
         raise UserError("give one of --epochs, --steps and --seconds, above 0")
+    if not 2 <= options.batch <= len(images.labels):
+        raise UserError(f"--batch is {options.batch}; use 2 to {len(images.labels)}, the training images")
     torch.set_num_threads(options.threads)
     out, per_epoch = Path(options.out), len(images.labels) // options.batch
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +184,11 @@ def _fit(options: Namespace, model: "Normalized", batches: "Batches", images: "I
         temperature=options.get("temperature", 1.0),
         bf16=options.bf16,
         partial=out.with_suffix(".partial"),
+        settings={
+            name: value
+            for name, value in options.as_dict().items()
+            if name not in ("threads", "quiet", "verbose")
+        },
     )
     fit.run()
     torch.save(fit.state(), out)

@@ -60,6 +60,8 @@ class Training:
     bf16: bool
     """Run the network's forward pass under autocast."""
     partial: Path
+    settings: dict[str, Any]
+    """What else the result depends on; it is written into `partial`."""
     optimizer: torch.optim.SGD = field(init=False)
     step: int = field(default=0, init=False)
     spent: float = field(default=0.0, init=False)
@@ -84,7 +86,10 @@ class Training:
         return self.spent / self.seconds
 
     def run(self) -> None:
-        """Train until the budget is spent. Raises UserError if the loss is not finite."""
+        """Train until the budget is spent.
+
+        Raises UserError if the loss is not finite, or if `partial` was written with other settings.
+        """
         self._restore()
         self.model.train().to(memory_format=torch.channels_last)
         saved, total, count = self.spent, 0.0, 0
@@ -128,13 +133,18 @@ class Training:
 
     def _save(self) -> None:
         temporary = self.partial.with_suffix(".writing")
-        torch.save({**self.state(), "step": self.step, "spent": self.spent}, temporary)
+        progress = {"step": self.step, "spent": self.spent, "settings": self.settings}
+        torch.save({**self.state(), **progress}, temporary)
         temporary.replace(self.partial)
 
     def _restore(self) -> None:
         if not self.partial.exists():
             return
         state = torch.load(self.partial, weights_only=True)
+        if state["settings"] != self.settings:
+            raise UserError(
+                f"--out: {self.partial} was written with other settings; delete it to start again"
+            )
         self.model.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.spent = state["step"], state["spent"]

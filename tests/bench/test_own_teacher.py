@@ -160,6 +160,7 @@ def linear_training(partial: Path, steps: int, batch: training.Batches | None = 
         temperature=4.0,
         bf16=False,
         partial=partial,
+        settings={"batch": 8},
     )
 
 
@@ -193,6 +194,11 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     for name, value in whole.state()["model"].items():
         torch.testing.assert_close(resumed.state()["model"][name], value, rtol=0, atol=0)
     assert resumed.state()["epoch"] == 2
+
+    other = linear_training(tmp_path / "cut.partial", 10)
+    other.settings = {"batch": 16}
+    with pytest.raises(UserError, match="cut.partial was written with other settings; delete it"):
+        other.run()
 
 
 def test_a_training_by_seconds_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,4 +286,5 @@ def test_what_cannot_be_done_is_refused_in_words(data: Path, tmp_path: Path) -> 
     assert "give one of --epochs, --steps and --seconds" in refused(
         train(data, "--steps", "1", "--epochs", "1")
     )
+    assert "--batch is 41; use 2 to 40" in refused(train(data, "--steps", "1", "--batch", "41"))
     assert "--augment is for RGB images" in refused(train(data, "--steps", "1", "--augment"))
