@@ -57,11 +57,8 @@ def build(config: ClassifierConfig, section: str) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # foreign code may raise anything; the recipe chose it by name
-        known = {"num_classes": config.num_classes, "in_channels": config.in_channels}
-        given = " and ".join(f"{key}={value}" for key, value in known.items() if value is not None)
         raise UserError(
-            f"{section}.name: '{config.name}' cannot be built{f' with {given}' if given else ''} "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"{section}.name: '{config.name}' cannot be built ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
