@@ -58,6 +58,10 @@ def _sigint_is_not_ignored() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _poison_uninitialised_memory() -> Iterator[None]:
     """Fill the results of `torch.empty` and similar calls in our code: NaN for floats, else the maximum."""
+    with torch.device(
+        "meta"
+    ):  # torch looks up once which functions this applies to: before they are replaced
+        assert torch.empty(0).is_meta
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, _poisoned(getattr(owner, name)))

@@ -36,7 +36,12 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
             "class_condition": "text",
             "micro_batch": 8,
         },
-        "filter": {"model": f"local-dir:{write_clip(folder / 'clip')}", "quantile": 0.3, "micro_batch": 16},
+        "filter": {
+            "model": f"local-dir:{write_clip(folder / 'clip')}",
+            "quantile": 0.3,
+            "class_gate": False,
+            "micro_batch": 16,
+        },
         "distill": {"batch_size": 8, "lr": 0.02, "w_feature": 1.0},
         "evaluate": {"data": None},
     }

@@ -54,7 +54,8 @@ class FilterConfig(Checked):
             yield f"filter.micro_batch must be at least 1, got {self.micro_batch}"
 
     def contradictions(self) -> Iterator[str]:
-        if self.method == "none" or (self.method == "auto" and not self.model):
+        is_unset = not self.model and self.omega is None and self.quantile is None
+        if self.method == "none" or (self.method == "auto" and is_unset):
             return
         if (self.omega is None) == (self.quantile is None):
             yield (

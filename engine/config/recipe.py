@@ -186,12 +186,14 @@ class Recipe(Checked):
 def derived(recipe: Recipe) -> Recipe:
     """Return the recipe with a value for each open setting that its other settings decide.
 
-    The student takes the teacher's classes, channels, size and normalization. A stage without a model is
-    left out.
+    The student takes the teacher's classes, channels, size and normalization; mean and std only once its
+    channels are known. A stage without a model is left out.
     """
     teacher, student, augment, chosen = recipe.teacher, recipe.student, recipe.augment, recipe.filter
-    like = teacher.for_channels(student.in_channels or teacher.in_channels or 3)
-    for name in ("num_classes", "in_channels", "image_size", "mean", "std"):
+    channels = student.in_channels or teacher.in_channels
+    like = teacher if channels is None else teacher.for_channels(channels)
+    names = ("num_classes", "in_channels", "image_size", *(("mean", "std") if channels else ()))
+    for name in names:
         if getattr(student, name) is None and getattr(teacher, name) is not None:
             student = replace(student, **{name: getattr(like, name)})
     if augment.method == "auto" and not augment.prior:

@@ -50,9 +50,9 @@ def fit_prior(recipe: Recipe) -> Recipe:
 def is_fitting(found: Agreements) -> bool:
     """Return whether variations with these agreements are of use."""
     sources, variations = found.sources, found.variations
-    if variations.is_near_chance and not sources.is_near_chance:
-        return False
-    return _above_chance(variations) >= MIN_KEPT * _above_chance(sources)
+    if sources.is_near_chance:
+        return True  # then nothing can be said of the variations
+    return not variations.is_near_chance and _above_chance(variations) >= MIN_KEPT * _above_chance(sources)
 
 
 def _above_chance(agreement: Agreement) -> float:

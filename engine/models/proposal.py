@@ -9,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.config.classifier import ClassifierConfig
+from engine.errors import UserError
 from engine.models import networks
 from engine.models.sources import build
+from engine.models.torch_file import first_line
 
 CHEAPEST, DEAREST = 1 / 10, 1 / 4
 """Range of a proposed student's cost, as a share of the teacher's."""
@@ -43,9 +45,19 @@ def propose_student(teacher: ClassifierConfig) -> Proposal:
     """Return a student for a resolved teacher.
 
     Looks in the teacher's family first: networks of the same library whose names differ in their sizes alone.
-    Without a member in range, takes a common network.
+    Without a member in range, takes a common network. Raises UserError if the teacher cannot run on images of
+    its size.
     """
-    budget = cost(teacher)
+    try:
+        budget = cost(teacher)
+    except UserError:
+        raise
+    except Exception as error:  # the network may be anyone's
+        size = teacher.size_text
+        raise UserError(
+            f"teacher.image_size is {size}, but {teacher.name} cannot run on a {size} image "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
     counted: list[tuple[int, str]] = []
     for names, where in ((_family(teacher), "of the same family"), (_ladder(teacher), "a common network")):
         counted = [(found, each) for each in names if (found := _cost_or_none(teacher, each)) is not None]

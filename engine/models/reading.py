@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe, derived
 from engine.errors import UserError
+from engine.models.factory import is_factory
 from engine.models.fitting import match_auxiliary_heads, widths
 from engine.models.outputs import entries
 from engine.models.proposal import propose_student
-from engine.models.sources import Stated, build, stated
+from engine.models.sources import HF_PROCESSOR, Stated, build, stated
 from engine.models.unwrapping import unwrapped
 from engine.models.weights import read_weights
 from engine.paths import resolve
@@ -115,9 +116,15 @@ def _probe_network(config: ClassifierConfig, section: str) -> tuple[nn.Module, b
         try:
             with torch.random.fork_rng(devices=[]), device or nullcontext():
                 return unwrapped(build(probe, section)), has_probe
-        except Exception:  # not every constructor runs on the meta device
-            if device is None:
-                raise
+        except Exception as error:  # not every constructor runs on the meta device
+            if device is not None:
+                continue
+            if has_probe and is_factory(config.name) and not isinstance(error.__cause__, ImportError):
+                raise UserError(
+                    f"{error}; {PROBE_CLASSES} was a trial: if the factory needs the real number, set "
+                    f"{section}.num_classes"
+                ) from error
+            raise
     raise AssertionError
 
 
@@ -170,10 +177,15 @@ def _require_all(config: ClassifierConfig, section: str) -> None:
     if missing:
         listed = ", ".join(f"{section}.{name}" for name in missing)
         flags = " ".join(f"--{section}.{name} '{HINTS[name]}'" for name in missing)
-        raise UserError(
-            f"{listed} cannot be read from {config.name}; set them, e.g. {flags}, or give the network the "
-            "attribute pretrained_cfg with input_size, mean and std, as timm's networks have"
-        )
+        instead = ""
+        if is_factory(config.name):
+            instead = (
+                ", or give the network the attribute pretrained_cfg with input_size, mean and std, as timm's "
+                "networks have"
+            )
+        elif config.name.startswith("hf:"):
+            instead = f", or add the {HF_PROCESSOR} that it was published with"
+        raise UserError(f"{listed} cannot be read from {config.name}; set them, e.g. {flags}{instead}")
 
 
 def _described(reading: Reading) -> str:

@@ -57,11 +57,8 @@ def build(config: ClassifierConfig, section: str) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # foreign code may raise anything; the recipe chose it by name
-        known = {"num_classes": config.num_classes, "in_channels": config.in_channels}
-        given = " and ".join(f"{key}={value}" for key, value in known.items() if value is not None)
         raise UserError(
-            f"{section}.name: '{config.name}' cannot be built{f' with {given}' if given else ''} "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"{section}.name: '{config.name}' cannot be built ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -275,13 +272,19 @@ def _hf_normalization(
     """Return mean and std for images in [0, 1], however the processor scales pixels of 0 to 255."""
     if not processor:
         return None, None
-    scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
+    rescales = processor.get("do_rescale", True)
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if rescales else 255
+    offset = 1.0 if rescales and processor.get("rescale_offset") else 0.0  # EfficientNet's scales to [-1, 1]
     normalizes = processor.get("do_normalize", True)
     mean = _numbers(processor.get("image_mean")) if normalizes else (0.0,)
     std = _numbers(processor.get("image_std")) if normalizes else (1.0,)
     if mean is None or std is None:
         return None, None
-    return _scaled(mean, scale), _scaled(std, scale)
+    scaled_mean = _scaled(tuple(value + offset for value in mean), scale)
+    if processor.get("include_top"):  # EfficientNet's divides by image_std once more
+        again = _numbers(processor.get("image_std")) or (1.0,)
+        std = tuple(first * second for first, second in zip(std * len(again), again, strict=False))
+    return scaled_mean, _scaled(std, scale)
 
 
 def _scaled(values: tuple[float, ...], scale: float) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from bench import full_size
 from bench.__main__ import command
 from bench.random_networks import init_weights, open_clip_network, tiny_autoencoder, uninitialized
 from engine.cli.main import main
+from engine.cli.resolve import read_networks
 from engine.models.loading import load_classifier
 from engine.models.priors import load_clip, load_prior
 from engine.recipes.load import load_recipe
@@ -88,7 +89,7 @@ def test_full_size_folders_load_like_real_ones(
     clip = load_clip(recipe.filter.model, recipe.filter.pretrained, "cpu")
     assert clip.embed_images(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).isfinite().all()
     assert clip.embed_texts(["a bag"]).isfinite().all()
-    teacher = load_classifier(recipe.teacher, "teacher")
+    teacher = load_classifier(read_networks(recipe).teacher, "teacher")
     logits = teacher(torch.rand(2, 3, 224, 224))
     assert logits.shape == (2, 1000)
     assert logits.std() > 0.1

@@ -44,3 +44,32 @@ def test_the_state_dict_is_the_networks_alone() -> None:
     )
     assert set(classifier.state_dict()) == {"network.weight", "network.bias"}
     assert (classifier.feature_path, classifier.name) == ("network.x", "mine")
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "mean", "std"),
+    [
+        (1, (0.3,), (0.2,)),
+        (2, (0.3,), (0.2,)),
+        (2, (0.3, 0.4), (0.2, 0.5)),
+        (3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        (4, (0.1, 0.2, 0.3, 0.4), (0.4, 0.5, 0.6, 0.7)),
+        (4, (0.3,), (0.2,)),
+    ],
+)
+def test_the_input_of_each_number_of_channels(
+    in_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    images = torch.rand(2, 3, 4, 5)
+    red, green, blue = images.unbind(1)
+    luma, opaque = 0.299 * red + 0.587 * green + 0.114 * blue, torch.ones(2, 4, 5)
+    by_channels = {
+        1: [luma],
+        2: [luma, opaque],
+        3: [red, green, blue],
+        4: [red, green, blue, opaque],
+    }
+    adapted = identity(in_channels, mean, std).adapted(images)
+    assert adapted.shape == (2, in_channels, 4, 5)
+    for c, channel in enumerate(by_channels[in_channels]):
+        torch.testing.assert_close(adapted[:, c], (channel - mean[c % len(mean)]) / std[c % len(std)])

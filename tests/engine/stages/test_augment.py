@@ -286,7 +286,7 @@ def test_non_finite_images_raise_with_their_keys(prior: DiffusionPrior, tokens: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prior": ""}, "augment.prior is empty"),
+        ({"method": "variation", "prior": ""}, "augment.prior is empty"),
         ({"variations": 0}, "augment.variations must be at least 1, got 0"),
         ({"steps": 0}, "augment.steps must be at least 1, got 0"),
         ({"micro_batch": -1}, "augment.micro_batch must be at least 1, got -1"),

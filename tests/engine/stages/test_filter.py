@@ -72,7 +72,7 @@ def _cosines(sources: ImageBatch, variations: ImageBatch, clip: ClipModel) -> Te
 def _filter(
     sources: ImageBatch, variations: ImageBatch, clip: ClipModel | None, teacher: Classifier, **changes: Any
 ) -> FilterResult:
-    settings: dict[str, Any] = {"model": "unused"} | changes
+    settings: dict[str, Any] = {"method": "clip", "model": "unused", "class_gate": False} | changes
     forward = FusedClassifier(teacher.eval(), [], Accelerator(cpu=True))
     return filter_variations(
         sources, variations, clip, forward, FilterConfig(**settings), torch.device("cpu")
@@ -210,6 +210,7 @@ def test_mean_pairwise_distance_of_equal_and_of_too_few() -> None:
             {"omega": 0.5, "micro_batch": 0}, "filter.micro_batch must be at least 1", id="micro-batch"
         ),
         pytest.param({"omega": 0.5, "model": ""}, "filter.model is empty", id="model"),
+        pytest.param({"method": "clip", "model": ""}, "filter.model is empty", id="clip-without-model"),
     ],
 )
 def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:

@@ -136,7 +136,7 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
 
 def test_a_second_batch_is_what_it_would_be_alone() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
-    config = SynthesizeConfig(batch_size=8, steps=4, latent_dim=32)
+    config = SynthesizeConfig(batch_size=8, steps=4, start="reinit", latent_dim=32)
     both, alone = (
         Synthesizer(classifier(), config, image_size=(16, 16), seed=0, accelerator=accelerator)
         for _ in range(2)
