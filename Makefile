@@ -11,7 +11,7 @@ STAMP := .venv/installed
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint format sanitize assets data
+.PHONY: help run test chaos matrix lint format sanitize assets data
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,6 +25,10 @@ test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 pr
 
 chaos: $(STAMP)  ## Kill commands and workers KILLS=1000 times; CHAOS_SEED=N repeats a run
 	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py tests/engine/generation/workers/test_ways.py $(ARGS)
+
+matrix: $(STAMP)  ## Test every network of the matrix of teachers, and print seconds and peak memory
+	@mkdir -p build && rm -f build/matrix.txt
+	MATRIX=build/matrix.txt $(BIN)/python -m pytest tests/engine/test_matrix.py $(ARGS); status=$$?; cat build/matrix.txt; exit $$status
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -209,6 +209,7 @@ class Loop:
         if step == 0 or self.recipe.synthesize.adversary == "none":
             return None
         if self._adversary is None or self._adversary[0] != step:
+            self._adversary = None  # before there is a second copy of the student
             self._adversary = step, self._new_adversary()
         return self._adversary[1]
 

@@ -26,11 +26,13 @@ from tests.tiny_recipe import write_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = ROOT / "docs/recipes.md"
 COMMANDS = ("python -m ", "make ", "torchrun ")
 
 RUN = (
     r"python -m \S+ --help$",
     r"python -m engine\.run --recipe my-recipe\.yaml",
+    r"python -m engine\.run --out runs/mine --resume",
     r"python -m engine\.generate --(out|status)",
     r"python -m engine\.generate --plan",
     r"python -m engine\.(distill|bank) ",
@@ -39,6 +41,7 @@ RUN = (
 """Commands that run on the tiny recipe."""
 UNDERSTOOD = {
     r"python -m engine\.run( --recipe fashion-mnist-long)?$": "minutes; test_embedded.py runs it",
+    r"python -m engine\.(run|inspect) --teacher ": "224 pixels; test_own_teacher.py runs a small one",
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
     r"python -m engine\.generate .*--workers": "eight processes; tests/engine/generation/workers runs pools",
     r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/generation/workers runs some",
@@ -63,7 +66,7 @@ PREPARING = (
     "python -m engine.generate --out bank --shards 100",
 )
 """Commands whose results the others need; they run once, before them."""
-SMALLER = {"--shards": "1", "--schedule.kd_steps": "4", "--metrics-port": "0"}
+SMALLER = {"--shards": "1", "--budget": "20s", "--schedule.kd_steps": "4", "--metrics-port": "0"}
 """Values with which a command takes seconds and does not depend on a free port."""
 MORE = {**SMALLER, "--shards": "2"}
 """Values for a command that resumes, which needs more shards than there are."""
@@ -138,7 +141,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
 
 
 def _write_recipe(folder: Path) -> None:
-    """Write the tiny recipe with the classes and the kind of filter of the recipe in README.md."""
+    """Write the tiny recipe with the classes and the kind of filter of the recipe in docs/recipes.md."""
     schedule = {"init_batches": 1, "rounds": 1, "kd_steps": 2}
     path = write_recipe(folder / "tiny", filter={"omega": -1.0, "quantile": None}, schedule=schedule)
     recipe = yaml.safe_load(path.read_text())
@@ -270,11 +273,11 @@ def pages_with(language: str) -> list[Any]:
 
 @pytest.mark.parametrize("text", pages_with("yaml"))
 def test_a_recipe_loads(text: str, tmp_path: Path) -> None:
-    """The other recipes extend the one in README.md."""
-    (readme,) = (
-        block.text for block in blocks(PAGES[0].read_text(encoding="utf-8")) if block.language == "yaml"
+    """The other recipes extend the whole one in docs/recipes.md."""
+    whole = next(
+        block.text for block in blocks(RECIPES.read_text(encoding="utf-8")) if block.language == "yaml"
     )
-    (tmp_path / "my-recipe.yaml").write_text(readme)
+    (tmp_path / "my-recipe.yaml").write_text(whole)
     (tmp_path / "other.yaml").write_text(text)
     recipe = load_recipe(str(tmp_path / "other.yaml"))
     assert recipe.teacher.name == "timm:resnet34"

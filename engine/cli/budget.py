@@ -33,8 +33,6 @@ TIMED_CHUNKS = 3
 """Minimum number of readings."""
 MEMORY_SHARE = 0.3
 """Share of the free memory for what the teacher keeps of a batch; the generator and gradients need more."""
-TIMED_IMAGES = 32
-"""Images on which the evaluation is timed."""
 ENDING = 1.0
 """Seconds for the picture, the summary and the end of the process."""
 RESERVE = 0.02
@@ -46,6 +44,8 @@ STEPS = (10, 40, 200)
 BATCHES = (6, 48)
 """With fewer batches than the first number, steps go down to the fewest; above the second, up to the most."""
 ROUNDS = 3
+HARD_SHARE = 1 / 3
+"""Share of the batches that are made with the adversary."""
 MIN_KD_STEPS = 30
 
 
@@ -168,7 +168,7 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     rounds = min(ROUNDS, batches - 1)
     per_round = max(1, batches // (2 * rounds))
     init = batches - rounds * per_round
-    hard = rounds * per_round
+    hard = (rounds - 1) * per_round  # the first round's batches are made before any training
     used = warm_up + batches * (costs.batch + steps * costs.synthesis_step)
     used += hard * steps * (costs.hard_step - costs.synthesis_step)
     kd_steps = max(MIN_KD_STEPS, int((seconds - used) / costs.kd_step / rounds))
@@ -185,12 +185,16 @@ def least(recipe: Recipe, costs: Costs) -> float:
 
 
 def _batch_cost(costs: Costs, steps: int) -> float:
-    """Return the seconds of a batch, half of them with the adversary."""
-    return costs.batch + steps * (costs.synthesis_step + costs.hard_step) / 2
+    """Return the seconds of a batch, on average over those with and without the adversary."""
+    return costs.batch + steps * _step_cost(costs)
+
+
+def _step_cost(costs: Costs) -> float:
+    return costs.synthesis_step + HARD_SHARE * (costs.hard_step - costs.synthesis_step)
 
 
 def _steps_for(costs: Costs, seconds: float) -> int:
-    return int((seconds - costs.batch) / (costs.synthesis_step + costs.hard_step) * 2)
+    return int((seconds - costs.batch) / _step_cost(costs))
 
 
 def _within(low: int, value: int, high: int) -> int:
@@ -216,6 +220,8 @@ def measure(recipe: Recipe, seconds: float) -> Costs:
 
 
 def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
+    from engine.training.summary import evaluation_seconds
+
     loop.do(Synthesis(batch=0))  # memory and kernels are chosen now
     synthesis, batch = _timed_batch(loop, 1)
     first = loop.trainer.step
@@ -234,27 +240,8 @@ def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
         hard_step=hard,
         batch=batch + saving,
         kd_step=median(chunks) / CHUNK + saving / loop.recipe.schedule.checkpoint_steps,
-        ending=ENDING + _evaluation(loop),
+        ending=ENDING + evaluation_seconds(loop.recipe, loop.networks, loop.accelerator),
     )
-
-
-def _evaluation(loop: "Loop") -> float:
-    """Return the seconds of measuring on the test set, timed on noise, as its images are read only once."""
-    import torch
-
-    from engine.datasets.test_set import open_test_set
-    from engine.stages.evaluate import evaluate, in_float32
-
-    recipe, pair = loop.recipe, {"teacher": loop.networks.teacher, "student": loop.networks.student}
-    test_set, _ = open_test_set(recipe.evaluate, recipe.names, recipe.teacher.size)
-    if test_set is None:
-        return 0.0
-    images = torch.randint(0, 256, (TIMED_IMAGES, 3, *recipe.teacher.size), dtype=torch.uint8)
-    batch = images, torch.zeros(TIMED_IMAGES, dtype=torch.long)
-    with in_float32(pair, loop.accelerator) as networks:
-        measure = lambda: evaluate(networks, [batch], len(recipe.names))  # noqa: E731
-        measure()
-        return _seconds(measure) / TIMED_IMAGES * len(test_set)
 
 
 def _timed_batch(loop: "Loop", number: int) -> tuple[float, float]:

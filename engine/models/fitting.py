@@ -22,6 +22,8 @@ DEPTH = 6
 TOP = "."
 """Name of the file's outermost mapping."""
 COUNTER = "num_batches_tracked"
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+"""torchvision's names of the heads that run in training alone."""
 NAMED = 3
 """Number of mappings that a message describes."""
 LISTED = 8
@@ -81,6 +83,22 @@ def fit(
         raise UserError(
             f"{section}.weights: '{file}' cannot be loaded into {section}.name ({first_line(error)})"
         ) from error
+
+
+def match_auxiliary_heads(network: nn.Module, content: object) -> None:
+    """Remove the auxiliary heads of torchvision's googlenet or inception_v3 if the weights have none.
+
+    torchvision removes them from pretrained networks, which convert their input from ImageNet's normalization
+    to the one that they were trained with; the network then does so, too. Other networks stay as they are.
+    """
+    heads = [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
+    given = {part for _, mapping in _mappings(content) for key in mapping for part in key.split(".")}
+    if not hasattr(network, "transform_input") or given & set(heads):
+        return
+    for name in heads:
+        setattr(network, name, None)
+    if heads:
+        vars(network).update(aux_logits=False, transform_input=True)
 
 
 class Widths(NamedTuple):

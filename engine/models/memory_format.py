@@ -21,7 +21,7 @@ def decide_memory_format(classifier: Classifier, image_size: tuple[int, int]) ->
     """Set `classifier.memory_format`: contiguous if it fails or returns different logits in channels_last.
 
     `x.view(len(x), -1)` after a convolution is one such failure. Runs the classifier, which must be in eval
-    mode on the CPU, on four images; what it raises on contiguous ones propagates. The weights end up
+    mode on the CPU, on two images; what it raises on contiguous ones propagates. The weights end up
     contiguous; torch's generator is unchanged.
     """
     contiguous = _run(classifier, image_size, torch.contiguous_format)
@@ -41,7 +41,7 @@ def _agree(contiguous: _Pass, channels_last: _Pass) -> bool:
 
 
 def _run(classifier: Classifier, image_size: tuple[int, int], memory_format: torch.memory_format) -> _Pass:
-    images = torch.rand(4, 3, *image_size, generator=generator(0, "probe"))
+    images = torch.rand(2, 3, *image_size, generator=generator(0, "probe"))
     images = images.contiguous(memory_format=memory_format).requires_grad_()
     classifier.to(memory_format=memory_format)
     classifier.memory_format = memory_format

@@ -1,6 +1,6 @@
 """Find the logits in a network's output, and check that they are logits."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
         if tensor.shape == shape and tensor.is_floating_point()
     }
     if not fitting:
+        _require_classifier([(name, tensor) for name, (_, tensor) in found.items()], config, section)
         is_single = any(tensor.shape == (batch, 1) for _, tensor in found.values())
         raise UserError(
             f"{section}.num_classes is {config.num_classes}, but {config.name} returns {described(output)} "
@@ -50,6 +51,24 @@ def logits_path(output: object, config: ClassifierConfig, section: str, batch: i
             f"the logits: {described(output)}; name one, e.g. --{section}.output {next(iter(fitting))}"
         )
     return next(iter(fitting.values()))
+
+
+def _require_classifier(found: Sequence[tuple[str, Tensor]], config: ClassifierConfig, section: str) -> None:
+    """Raise UserError that names `section`.name if the tensors are those of detection or segmentation."""
+    boxes = [name for name, _ in found if "boxes" in name.rpartition(".")[2]]
+    maps = [
+        (name, tensor) for name, tensor in found if tensor.ndim == 4 and config.num_classes in tensor.shape
+    ]
+    if boxes:
+        what = f"returns `{boxes[0]}`, as a detection network does"
+    elif maps:
+        what = f"returns {_named(*maps[0])}, a map of logits, as a segmentation network does"
+    else:
+        return
+    raise UserError(
+        f"{section}.name: {config.name} {what}, but the engine distills classifiers; write a factory that "
+        f"returns [B, {config.num_classes}] logits, such as a map's average over its positions"
+    )
 
 
 def entry(output: Any, path: EntryPath) -> Any:
@@ -118,8 +137,11 @@ def entries(
 
 def described(output: object) -> str:
     """List the names and shapes of the tensors in an output."""
-    named = [(name, _shape(tensor)) for name, _, tensor in entries(output)]
-    return ", ".join(f"`{name}` {shape}" if name else shape for name, shape in named) or type(output).__name__
+    return ", ".join(_named(name, tensor) for name, _, tensor in entries(output)) or type(output).__name__
+
+
+def _named(name: str, tensor: Tensor) -> str:
+    return f"`{name}` {_shape(tensor)}" if name else _shape(tensor)
 
 
 def _shape(tensor: Tensor) -> str:

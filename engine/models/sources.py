@@ -57,11 +57,8 @@ def build(config: ClassifierConfig, section: str) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # foreign code may raise anything; the recipe chose it by name
-        known = {"num_classes": config.num_classes, "in_channels": config.in_channels}
-        given = " and ".join(f"{key}={value}" for key, value in known.items() if value is not None)
         raise UserError(
-            f"{section}.name: '{config.name}' cannot be built{f' with {given}' if given else ''} "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"{section}.name: '{config.name}' cannot be built ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -109,6 +106,12 @@ def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
 
     name = config.name.removeprefix("torchvision:")
     if name not in zoo.list_models(module=zoo):
+        if name in zoo.list_models():
+            kind = zoo.get_model_builder(name).__module__.split(".")[2]  # torchvision.models.detection.ssd
+            raise UserError(
+                f"{section}.name: '{name}' of torchvision is a network for {kind}, but the engine distills "
+                "classifiers; torchvision.models.list_models(module=torchvision.models) lists them"
+            )
         raise UserError(
             f"{section}.name: no classifier '{name}' in torchvision; "
             "torchvision.models.list_models(module=torchvision.models) lists them"
@@ -118,6 +121,8 @@ def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
     options: dict[str, Any] = {} if config.num_classes is None else {"num_classes": config.num_classes}
     if config.image_size is not None and name.startswith("vit_") and config.size[0] == config.size[1]:
         options["image_size"] = config.size[0]
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # the default, but torchvision warns that it will change
     return zoo.get_model(name, weights=None, **options)
 
 

@@ -165,6 +165,7 @@ class Distiller:
                 window.zero_()
                 since = self.step
         self.set_training(False)
+        self.optimizer.zero_grad()  # the gradients would occupy memory during the next synthesis
         if self.step != end:
             raise ValueError(f"{end - self.step} batches too few")
 

@@ -164,6 +164,9 @@ class Synthesizer:
     def inversion(self, adversary: Adversary | None) -> Inversion:
         """Return the inversion for `adversary`; the last one is reused if its adversary is the same."""
         if self._inversion is None or self._inversion[0] is not adversary:
+            self._inversion = (
+                None  # frees its optimizer, and the student's copy that the last adversary holds
+            )
             inversion = Inversion(
                 self.generator,
                 lambda images, labels: self._loss(images, labels, adversary),

@@ -29,6 +29,8 @@ from engine.stages.evaluate import evaluate, in_float32
 from engine.stages.filter import mean_pairwise_distance
 
 FILE_NAME = "summary.json"
+TIMED_IMAGES = 32
+"""Images on which the evaluation is timed."""
 MEASURED_IMAGES = 5000
 """Most images of a bank that CLIP measures."""
 
@@ -166,6 +168,21 @@ def _accuracies(
         "per_class": result.per_class(recipe.names),
         "test_set": MeasuredOn(data=test_set.data, format=test_set.format, images=result.images),
     }
+
+
+def evaluation_seconds(recipe: Recipe, pair: LoadedPair, accelerator: Accelerator) -> float:
+    """Return about how long the evaluation will take, timed on noise, as the test set is read only once."""
+    size = recipe.teacher.size
+    test_set, _ = open_test_set(recipe.evaluate, recipe.names, size)
+    if test_set is None:
+        return 0.0
+    images = torch.randint(0, 256, (TIMED_IMAGES, 3, *size), dtype=torch.uint8)
+    batch = images, torch.zeros(TIMED_IMAGES, dtype=torch.long)
+    with in_float32({"teacher": pair.teacher, "student": pair.student}, accelerator) as networks:
+        evaluate(networks, [batch], len(recipe.names))
+        start = time.perf_counter()
+        evaluate(networks, [batch], len(recipe.names))
+        return (time.perf_counter() - start) / TIMED_IMAGES * len(test_set)
 
 
 def _sha256(banks: Sequence[BankReader]) -> str:

@@ -11,13 +11,12 @@ from engine.generation.prior_fit import is_fitting
 from engine.recipes.load import load_recipe
 
 
-def agreement(share: float, *, images: int = 400, classes: int = 10) -> Agreement:
-    """Return the agreement of balanced labels with predictions of which `share` are right."""
-    labels = np.arange(images) % classes
-    wrong = np.arange(images) >= share * images
-    return Agreement.of(
-        labels, np.where(wrong, (labels + 1 + np.arange(images) // classes % (classes - 1)) % classes, labels)
-    )
+def agreement(share: float, *, each: int = 40, classes: int = 10) -> Agreement:
+    """Return the agreement of balanced labels with predictions of which `share` are right in each class."""
+    labels = np.repeat(np.arange(classes), each)
+    position = np.tile(np.arange(each), classes)
+    others = (labels + 1 + position % (classes - 1)) % classes
+    return Agreement.of(labels, np.where(position < round(share * each), labels, others))
 
 
 @pytest.mark.parametrize(

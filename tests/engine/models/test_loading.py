@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from engine.errors import UserError
@@ -30,6 +31,23 @@ class Tiny(nn.Module):
         self.conv = nn.Conv2d(in_channels, num_classes, 3)
     def forward(self, x):
         return self.conv(x).mean((2, 3))
+
+class Detecting(nn.Module):
+    def forward(self, x):
+        return [{"boxes": torch.zeros(7, 4), "labels": torch.zeros(7), "scores": torch.zeros(7)} for _ in x]
+
+def detecting(num_classes):
+    return Detecting()
+
+class Segmenting(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 1)
+    def forward(self, x):
+        return {"out": self.conv(x)}
+
+def segmenting(num_classes):
+    return Segmenting(num_classes)
 
 def tiny(num_classes, in_channels):
     return Tiny(num_classes, in_channels)
@@ -209,7 +227,10 @@ BASE = classifier_config(name="engine:lenet_5", in_channels=3)
         ({"name": "timm:no_such_net"}, r"^student\.name: no network 'no_such_net' in timm"),
         ({"name": "timm:hf-hub:some/one"}, r"^student\.name: no network 'hf-hub:some/one' in timm"),
         ({"name": "torchvision:nope"}, r"^student\.name: no classifier 'nope' in torchvision"),
-        ({"name": "torchvision:fcn_resnet50"}, r"^student\.name: no classifier 'fcn_resnet50'"),
+        (
+            {"name": "torchvision:fcn_resnet50"},
+            r"^student\.name: 'fcn_resnet50' of torchvision is a network for segmentation",
+        ),
         (
             {"name": "torchvision:squeezenet1_1", "in_channels": 1},
             r"^student\.in_channels must be 3 for 'torchvision:squeezenet1_1', got 1",
@@ -336,3 +357,47 @@ def test_require_feature_names_the_field_to_set() -> None:
     )
     with pytest.raises(UserError, match=r"^student\.feature is not set, and mlp has no feature map"):
         require_feature(classifier, "student")
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_auxiliary_heads_may_be_missing_as_in_torchvisions_pretrained_networks(
+    tmp_path: Path, pretrained: bool
+) -> None:
+    """torchvision removes them and turns on `transform_input` if it loads its own weights."""
+    torch.manual_seed(0)
+    network = torchvision.models.googlenet(
+        num_classes=5, init_weights=False, aux_logits=not pretrained, transform_input=pretrained
+    ).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    config = classifier_config(
+        name="torchvision:googlenet", weights=str(tmp_path / "weights.pth"), num_classes=5, image_size=64
+    )
+    classifier, images = load_classifier(config), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(images), network(classifier.adapted(images)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ssdlite320_mobilenet_v3_large", "detection"), ("r3d_18", "video")]
+)
+def test_torchvisions_other_networks_are_refused_by_their_task(name: str, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"^teacher\.name: '{name}' of torchvision is a network for {kind}"):
+        build_classifier(classifier_config(name=f"torchvision:{name}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "detecting",
+            r"returns `0\.boxes`, as a detection network does, but the engine distills classifiers",
+        ),
+        ("segmenting", r"returns `out` \[4, 10, 32, 32\], a map of logits, as a segmentation network does"),
+    ],
+)
+def test_detection_and_segmentation_are_refused_with_the_way_out(
+    factories: str, name: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^teacher\.name: .*{message}.*; write a factory that returns") as e:
+        build_classifier(classifier_config(name=f"{factories}:{name}"))
+    assert "\n" not in str(e.value)
