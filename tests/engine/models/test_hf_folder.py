@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
-from engine.models.loading import load_classifier
+from engine.models.loading import build_classifier, load_classifier
 from engine.models.reading import Reading, read_teacher
 
 SIDE = 16
@@ -185,6 +186,18 @@ def test_every_form_of_the_weights_is_found(form: str, tmp_path: Path) -> None:
         torch.testing.assert_close(classifier.network.state_dict()[key], value)
 
 
+def test_names_of_earlier_versions_are_known_in_checkpoints_too(tmp_path: Path) -> None:
+    network = vit()
+    name = written(tmp_path, network)
+    published = load_file(tmp_path / "model.safetensors")
+    assert published.keys() != network.state_dict().keys(), "transformers has not renamed any module of ViT"
+    content = {"epoch": 1, "state_dict": {f"model.{key}": value for key, value in published.items()}}
+    torch.save(content, tmp_path / "last.ckpt")
+    classifier = load_classifier(read_of(name, weights=str(tmp_path / "last.ckpt")).config)
+    for key, value in network.state_dict().items():
+        assert torch.equal(classifier.network.state_dict()[key], value)
+
+
 def test_weights_in_the_recipe_win(tmp_path: Path) -> None:
     name = written(tmp_path, vit())
     other = {key: 2 * value for key, value in vit().state_dict().items()}
@@ -227,12 +240,9 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
 
 
 def test_a_student_of_the_same_kind_has_the_recipes_classes_and_size(tmp_path: Path) -> None:
-    from engine.models.loading import build_classifier
-
     name = written(tmp_path, vit())
     wanted = ClassifierConfig(
         name=name, num_classes=5, in_channels=1, image_size=(24, 32), mean=(0.5,), std=(0.5,)
     )
     classifier = build_classifier(wanted, "student").eval()
     assert classifier(torch.rand(2, 3, 24, 32)).shape == (2, 5)
-    assert not list(tmp_path.glob("*.pth"))
