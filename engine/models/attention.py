@@ -1,6 +1,6 @@
 """Find the submodules of a network that compute self-attention, by running it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,21 @@ def attention_output(module: nn.Module, output: Any) -> Any:
     return tokens
 
 
+class _Queries(NamedTuple):
+    """The queries of an attention: of a row, of all rows, and its heads."""
+
+    length: int
+    total: int
+    heads: int
+
+
 class _Watch(TorchFunctionMode):
-    """Notes for each open submodule the attention inside it: the queries of a row, and those of all rows."""
+    """Notes for each open submodule the attention inside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
-        self._open: list[tuple[str, set[tuple[int, int]]]] = []
+        self._open: list[tuple[str, set[_Queries]]] = []
 
     def begin(self, path: str) -> None:
         self._open.append((path, set()))
@@ -66,16 +74,16 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         queries = _queries(func, args, kwargs)
-        if self._open and queries is not None and queries[0] > 1:
+        if self._open and queries is not None and queries.length > 1:
             self._open[-1][1].add(queries)
         return func(*args, **kwargs)
 
 
-def _queries(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the queries of a row and of all rows, or None if `func` is no attention."""
+def _queries(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Queries | None:
+    """Return the queries of a call, or None if `func` is no attention."""
     first: Any = args[0] if args else kwargs.get("query", kwargs.get("input"))
     if func is F.multi_head_attention_forward:
-        return first.shape[0], first.shape[:2].numel()
+        return _Queries(first.shape[0], first.shape[:2].numel(), 1)
     if func in _SOFTMAXES:
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         is_matrix = first.ndim > 3 or (first.ndim == 3 and first.shape[1] == first.shape[2])
@@ -84,14 +92,20 @@ def _queries(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     elif func is not F.scaled_dot_product_attention:
         return None
     heads = first.shape[1] if first.ndim == 4 else 1
-    return first.shape[-2], first.shape[:-1].numel() // heads
+    return _Queries(first.shape[-2], first.shape[:-1].numel() // heads, heads)
 
 
-def _has_tokens(output: object, queries: set[tuple[int, int]]) -> bool:
+def _has_tokens(output: object, queries: set[_Queries]) -> bool:
     """Return whether `output` is [B', N, D] or [B', h, w, D] with no more positions than queries."""
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         return False
-    if output.ndim == 4 and {length for length, _ in queries} & set(output.shape[1:3]):
+    if output.ndim == 4 and {query.length for query in queries} & set(output.shape[1:3]):
         return False  # [B', heads, N, D]
-    most = max((total for _, total in queries), default=0)
-    return output.shape[:-1].numel() <= most  # fewer if windows are padded
+    positions, width = output.shape[:-1].numel(), output.shape[-1]
+    return any(
+        positions <= query.total  # fewer if windows are padded
+        and (
+            width != query.heads * query.length or positions % query.length == 0
+        )  # the channels are no queries
+        for query in queries
+    )

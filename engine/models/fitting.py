@@ -3,8 +3,9 @@
 Every error says what the file holds.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +66,7 @@ def fit(
         UserError: if no mapping fits (the message says how it differs), or if several fit with different
             values and `key` is None.
     """
+    content = _matched(network, content)
     state = network.state_dict()
     candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     misfits = [_misfit(c, state, num_classes, section) for c in candidates]
@@ -83,22 +85,6 @@ def fit(
         raise UserError(
             f"{section}.weights: '{file}' cannot be loaded into {section}.name ({first_line(error)})"
         ) from error
-
-
-def match_auxiliary_heads(network: nn.Module, content: object) -> None:
-    """Remove the auxiliary heads of torchvision's googlenet or inception_v3 if the weights have none.
-
-    torchvision removes them from pretrained networks, which convert their input from ImageNet's normalization
-    to the one that they were trained with; the network then does so, too. Other networks stay as they are.
-    """
-    heads = [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
-    given = {part for _, mapping in _mappings(content) for key in mapping for part in key.split(".")}
-    if not hasattr(network, "transform_input") or given & set(heads):
-        return
-    for name in heads:
-        setattr(network, name, None)
-    if heads:
-        vars(network).update(aux_logits=False, transform_input=True)
 
 
 class Widths(NamedTuple):
@@ -128,6 +114,7 @@ def widths(
     Raises:
         UserError: if no mapping has the network's keys, or if several do and differ in these widths.
     """
+    content = _matched(network, content)
     state = network.state_dict()
     candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     whole = [c for c in candidates if not c.missing and not c.unexpected]
@@ -141,6 +128,47 @@ def widths(
             f"numbers of classes: {_list(whole)}; choose one, e.g. --{section}.weights_key {whole[-1].name}"
         )
     return found.pop()
+
+
+def _matched(network: nn.Module, content: object) -> object:
+    """Match `network` and `content` before they are compared, and return the content.
+
+    transformers' networks have other names for their layers than many of their files, also than files that it
+    writes; the content gets the network's. torchvision removes the auxiliary heads from its pretrained
+    googlenet and inception_v3, which then convert their input from ImageNet's normalization to the one that
+    they were trained with; without such weights, the network does so, too.
+    """
+    heads = [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
+    given = {part for _, mapping in _mappings(content) for key in mapping for part in key.split(".")}
+    if heads and hasattr(network, "transform_input") and not given & set(heads):
+        for name in heads:
+            setattr(network, name, None)
+        vars(network).update(aux_logits=False, transform_input=True)
+    transformers = sys.modules.get("transformers")  # a network of its has imported it
+    if transformers is None or not isinstance(network, transformers.PreTrainedModel):
+        return content
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    renamings = [step for step in get_model_conversion_mapping(network) if isinstance(step, WeightRenaming)]
+    return _renamed(content, lambda key: apply_renamings(key, renamings), set(network.state_dict()))
+
+
+def _renamed(content: object, rename: Callable[[str], str], wanted: set[str], depth: int = 0) -> object:
+    """Return `content` with the keys of a mapping renamed, if that finds more of the `wanted` ones."""
+    if depth > DEPTH or not isinstance(content, Mapping | list | tuple):
+        return content
+    if not isinstance(content, Mapping):
+        return [_renamed(value, rename, wanted, depth + 1) for value in content]
+    inner = {key: _renamed(value, rename, wanted, depth + 1) for key, value in content.items()}
+    names = {key: rename(key) if isinstance(key, str) else key for key in inner}
+    if _num_wanted(names.values(), wanted) <= _num_wanted(names, wanted):
+        return inner
+    return {names[key]: value for key, value in inner.items()}
+
+
+def _num_wanted(keys: Iterable[object], wanted: set[str]) -> int:
+    return sum(any(end in wanted for end in _ends(key)) for key in keys if isinstance(key, str))
 
 
 def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int, in_channels: int) -> Widths:

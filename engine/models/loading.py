@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.feature_map import find_feature_map, layout_of
 from engine.models.features import forward_with_features
-from engine.models.fitting import fit, match_auxiliary_heads
+from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
 from engine.models.sources import build
@@ -51,11 +51,9 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
     with torch.random.fork_rng(devices=[]):
         classifier = _build(config, section)
     path = resolve(config.weights, f"{section}.weights")
-    content = read_weights(path, f"{section}.weights")
-    match_auxiliary_heads(classifier.network, content)
     fit(
         classifier.network,
-        content,
+        read_weights(path, f"{section}.weights"),
         key=config.weights_key,
         num_classes=config.classes,
         section=section,

@@ -12,7 +12,7 @@ from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe, derived
 from engine.errors import UserError
 from engine.models.factory import is_factory
-from engine.models.fitting import match_auxiliary_heads, widths
+from engine.models.fitting import widths
 from engine.models.outputs import entries
 from engine.models.proposal import propose_student
 from engine.models.sources import HF_PROCESSOR, Stated, build, stated
@@ -140,11 +140,9 @@ def _read_widths(
         return
     reading.fill("num_classes", said.num_classes, said.source)
     path = resolve(config.weights, f"{section}.weights")
-    content = read_weights(path, f"{section}.weights")
-    match_auxiliary_heads(network, content)
     found = widths(
         network,
-        content,
+        read_weights(path, f"{section}.weights"),
         key=config.weights_key,
         num_classes=PROBE_CLASSES if has_probe else config.num_classes or said.num_classes or 0,
         in_channels=config.in_channels or said.in_channels or 3,

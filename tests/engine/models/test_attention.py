@@ -43,10 +43,16 @@ class Mixing(nn.Module):
 
 
 class Channels(nn.Module):
-    """A softmax over channels, which compares no tokens."""
+    """Attention of channels to channels (XCiT), with as many channels in a head as given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.fc = channels, nn.Linear(8, 2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ F.softmax(x.transpose(1, 2) @ x, -1)
+        x = self.fc(x).unflatten(2, (2, self.channels)).permute(0, 2, 3, 1)
+        scores = F.softmax(x @ x.transpose(2, 3), -1)
+        return (scores @ x).flatten(1, 2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("way", ["fused", "function", "method", "module"])
@@ -55,8 +61,9 @@ def test_the_module_around_the_attention_is_found(way: str) -> None:
     assert attention_paths(network, torch.rand(2, 3, 16, 16)) == ["layers.1", "layers.3"]
 
 
-def test_other_softmaxes_do_not_count() -> None:
-    network = nn.Sequential(Tokens(Channels()), nn.Softmax(1))
+@pytest.mark.parametrize("channels", [3, 4, 20])
+def test_other_softmaxes_do_not_count(channels: int) -> None:
+    network = nn.Sequential(Tokens(Channels(channels)), nn.Softmax(1))
     assert attention_paths(network, torch.rand(2, 3, 16, 16)) == []
 
 
