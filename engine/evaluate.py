@@ -14,7 +14,7 @@ from rich.table import Table
 
 from engine.cli.arguments import command_parser, parse, require_named
 from engine.cli.main import main
-from engine.cli.resolve import resolve_compute
+from engine.cli.resolve import read_networks, resolve_compute
 from engine.config.classifier import ClassifierConfig
 from engine.config.compute import ComputeConfig
 from engine.config.evaluate import EvaluateConfig
@@ -139,13 +139,16 @@ def _of_run(folder: Path, named: Collection[str | None], given: dict[str, str]) 
 def _of_recipe(recipe_name: str, names: dict[str, str | None], given: dict[str, str]) -> Subjects:
     """Return the networks of a recipe whose weights the recipe or `given` names."""
     overrides = {f"{section}.name": name for section, name in names.items() if name}
+    if "teacher" in given:
+        overrides["teacher.weights"] = given["teacher"]
     recipe = load_recipe(recipe_name, overrides)
+    require_named({"teacher": recipe.teacher, "student": recipe.student}, names.values())
+    recipe = read_networks(recipe)
     classifiers = {}
     for section in SECTIONS:
         config = getattr(recipe, section)
         if weights := given.get(section, config.weights):
             classifiers[section] = replace(config, weights=weights)
-    require_named(classifiers, names.values())
     return Subjects(recipe=recipe, classifiers=classifiers)
 
 

@@ -1,12 +1,13 @@
 """Run the whole loop: synthesize, augment, filter, distill and evaluate, with the results in one folder."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine import distributed
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
-from engine.cli.budget import fit_to_budget, parse_budget, process_start
+from engine.cli.budget import fit_to_budget, parse_budget
 from engine.cli.main import main_on_ranks, resumable
 from engine.cli.resolve import resolve
 from engine.config.recipe import CONFIG
@@ -19,6 +20,7 @@ from engine.training.run_record import RunRecord
 
 def command(arguments: Sequence[str]) -> None:
     """Run `python -m engine.run` with these arguments."""
+    begun = time.perf_counter()
     parser = command_parser("engine.run", __doc__)
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
@@ -51,7 +53,7 @@ def command(arguments: Sequence[str]) -> None:
             check(folder, recipe, resume=options.resume)
         recipe = resolve(recipe, batches="measured")
         if budget:
-            recipe = fit_to_budget(recipe, budget, process_start())
+            recipe = fit_to_budget(recipe, budget, begun)
         check(folder, recipe, resume=options.resume, free=hashed_settings(folder))
         from engine.loop import run
         from engine.training.summary import results_table

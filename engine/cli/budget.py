@@ -76,18 +76,11 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
-def process_start() -> float:
-    """Return time.time() at which this process began."""
-    import psutil
-
-    return psutil.Process().create_time()
-
-
 def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
     """Return a resolved recipe with the counts that make the whole command take about `seconds`.
 
     Args:
-        begun: time.time() at which the command began; what it has done since counts.
+        begun: time.perf_counter() when the command began; what it has done since counts.
 
     Raises:
         UserError: if the time is too short for any run.
@@ -95,7 +88,7 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
     logger.info("budget: measuring a short run to fill %s", clock(seconds))
     recipe = with_batches(recipe, seconds)
     costs = measure(recipe, seconds)
-    left = seconds * (1 - RESERVE) - (time.time() - begun) - costs.opening - costs.ending
+    left = seconds * (1 - RESERVE) - (time.perf_counter() - begun) - costs.opening - costs.ending
     fitted = fitted_to(recipe, costs, left)
     if fitted is None:
         needed = seconds - left + least(recipe, costs)

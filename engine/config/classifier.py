@@ -164,7 +164,7 @@ def _adapted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def normalization_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:

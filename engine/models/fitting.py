@@ -68,7 +68,7 @@ def fit(
     """
     content = _matched(network, content)
     state = network.state_dict()
-    candidates = _all_candidates(content, state, key, section, file)
+    candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     misfits = [_misfit(c, state, num_classes, section) for c in candidates]
     fitting = [c for c, misfit in zip(candidates, misfits, strict=True) if misfit is None]
     if not fitting:
@@ -116,7 +116,7 @@ def widths(
     """
     content = _matched(network, content)
     state = network.state_dict()
-    candidates = _all_candidates(content, state, key, section, file)
+    candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     whole = [c for c in candidates if not c.missing and not c.unexpected]
     if not whole:
         described = [(c, _misfit(c, state, num_classes, section) or "") for c in candidates]
@@ -182,6 +182,38 @@ def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int,
         elif mine.ndim == 4 and mine.shape[1] == in_channels and channels is None:
             channels = given.shape[1]  # the first convolution over the image
     return Widths(classes, channels)
+
+
+def _with_current_names(content: object, network: nn.Module) -> object:
+    """Rename the keys in a file to those of the installed transformers, if `network` is of that library.
+
+    It renames modules from version to version, but files keep the names of the version that published them.
+    """
+    kinds = {kind.__module__.partition(".")[0] for each in network.modules() for kind in type(each).__mro__}
+    if "transformers" not in kinds:
+        return content
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    model = next((each for each in network.modules() if isinstance(each, PreTrainedModel)), None)
+    if model is None:
+        return content
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+
+    def renamed(part: object, depth: int = DEPTH) -> object:
+        if not isinstance(part, Mapping) or not depth:
+            return part
+        current: dict[object, object] = {}
+        for name, value in part.items():
+            is_weight = isinstance(name, str) and isinstance(value, Tensor)
+            key = rename_source_key(name, renamings, converters)[0] if is_weight else name
+            current[key] = renamed(value, depth - 1)
+        return current if len(current) == len(part) else part
+
+    return renamed(content)
 
 
 def _all_candidates(

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,11 +18,28 @@ CHEAPEST, DEAREST = 1 / 10, 1 / 4
 """Range of a proposed student's cost, as a share of the teacher's."""
 SMALL_IMAGE = 96
 """Up to this side in pixels, the engine's own networks fit."""
-LARGE_LADDER = (
-    *(f"timm:mobilenetv3_small_{width}" for width in ("050", "075", "100")),
-    *(f"timm:regnetx_{size}" for size in ("002", "004", "006", "008", "016", "032", "064")),
-)
-"""Networks of 0.02 to 6.5 GMAC at 224 pixels, for families without a member in range."""
+SMALL = {
+    "wrn_16_1": 27,
+    "wrn_40_1": 83,
+    "wrn_16_2": 101,
+    "wrn_40_2": 328,
+    "resnet_18": 555,
+    "resnet_34": 1159,
+}
+"""The engine's networks, with their million multiplications for an image of 32x32."""
+LARGE = {
+    "mobilenetv3_small_050": 23,
+    "mobilenetv3_small_075": 42,
+    "mobilenetv3_small_100": 56,
+    "regnetx_002": 199,
+    "regnetx_004": 398,
+    "regnetx_006": 601,
+    "regnetx_008": 800,
+    "regnetx_016": 1603,
+    "regnetx_032": 3177,
+    "regnetx_064": 6460,
+}
+"""Common networks of timm, with their million multiplications for an image of 224x224."""
 IMAGES = "(?:160|176|192|224|240|256|288|300|320|336|384|448|480|512)"
 SIZE = re.compile(
     rf"(?<!patch)(?<!window)(?<!\d)(?!{IMAGES}$)\d+|atto|femto|pico|nano|micro|mini|tiny|small|medium|base|large|huge|giant|gigantic|(?<![a-z])[smlx]+(?![a-z])"
@@ -58,19 +75,19 @@ def propose_student(teacher: ClassifierConfig) -> Proposal:
             f"teacher.image_size is {size}, but {teacher.name} cannot run on a {size} image "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
-    counted: list[tuple[int, str]] = []
-    for names, where in ((_family(teacher), "of the same family"), (_ladder(teacher), "a common network")):
-        counted = [(found, each) for each in names if (found := _cost_or_none(teacher, each)) is not None]
-        in_range = [(found, each) for found, each in counted if CHEAPEST <= found / budget <= DEAREST]
-        if in_range:
-            found, each = min(in_range, key=lambda pair: _distance(pair[0] / budget))
-            return _proposal(each, found, budget, where)
-    assert counted, "no common network runs at this size"
-    below = [pair for pair in counted if pair[0] < DEAREST * budget]
-    found, each = max(below) if below else min(counted)
-    return _proposal(each, found, budget, "the nearest common network")
+    counted = [(found, name) for name in _family(teacher) if (found := _cost_or_none(teacher, name))]
+    in_range = [(found, name) for found, name in counted if CHEAPEST <= found / budget <= DEAREST]
+    if in_range:
+        found, name = min(in_range, key=lambda pair: _distance(pair[0] / budget))
+        return _proposal(name, found, budget, "of the same family")
+    ladder = _ladder(teacher)
+    below = [name for name, about in ladder.items() if about <= DEAREST * budget]
+    name = max(below, key=ladder.__getitem__) if below else min(ladder, key=ladder.__getitem__)
+    found = cost(replace(teacher, name=name, feature=None, output=None))
+    return _proposal(name, found, budget, "a common network")
 
 
+@cache
 def cost(config: ClassifierConfig) -> int:
     """Return the multiplications of a forward pass over one image of a resolved configuration.
 
@@ -115,10 +132,12 @@ def _family(teacher: ClassifierConfig) -> list[str]:
     return [f"{source}:{name}" for name in known if name != own and SIZE.sub("#", name) == kind]
 
 
-def _ladder(teacher: ClassifierConfig) -> Iterable[str]:
-    if max(teacher.size) > SMALL_IMAGE:
-        return LARGE_LADDER
-    return (f"engine:{name}" for name in networks.__all__ if name.startswith(("wrn", "resnet")))
+def _ladder(teacher: ClassifierConfig) -> dict[str, float]:
+    """Return common networks with about their multiplications for an image of the teacher's."""
+    height, width = teacher.size
+    if max(height, width) <= SMALL_IMAGE:
+        return {f"engine:{name}": 1e6 * about * height * width / 32**2 for name, about in SMALL.items()}
+    return {f"timm:{name}": 1e6 * about * height * width / 224**2 for name, about in LARGE.items()}
 
 
 def _distance(share: float) -> float:

@@ -205,6 +205,17 @@ def test_weights_are_measured_with_a_recipe(
     assert measured("--run", run, "--teacher", path, "--data", data)["agreement"] == 1
 
 
+def test_what_a_recipe_leaves_open_is_read_from_the_teacher(
+    run: Path, own: Recipe, data: Path, tmp_path: Path, measured
+) -> None:
+    settings = yaml.safe_load(to_yaml(own))
+    settings["student"] = {"name": own.student.name}
+    settings["teacher"] |= {"num_classes": None, "in_channels": None}
+    (tmp_path / "open.yaml").write_text(yaml.safe_dump(settings))
+    flags = ["--student", run / "student.safetensors", "--data", data]
+    assert measured("--recipe", tmp_path / "open.yaml", *flags) == measured("--run", run, "--data", data)
+
+
 def test_another_network_can_be_named(plain: Path, data: Path, tmp_path: Path, measured) -> None:
     from engine.models.networks import wrn_16_2
 
