@@ -26,7 +26,7 @@ test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 pr
 chaos: $(STAMP)  ## Kill commands and workers KILLS=1000 times; CHAOS_SEED=N repeats a run
 	CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/engine/test_chaos.py tests/engine/generation/workers/test_ways.py $(ARGS)
 
-matrix: $(STAMP)  ## Test every network of the matrix of teachers, and print seconds and peak memory
+matrix: $(STAMP)  ## Test every network of the matrix of teachers, and print CPU seconds and peak memory
 	@mkdir -p build && rm -f build/matrix.txt
 	MATRIX=build/matrix.txt $(BIN)/python -m pytest tests/engine/test_matrix.py $(ARGS); status=$$?; cat build/matrix.txt; exit $$status
 

@@ -58,8 +58,8 @@ class ClassifierConfig:
     as 0, or a dotted path of these."""
 
     feature: str | None = None
-    """Path of the submodule whose output is the feature map before pooling; null uses the network's own
-    feature_path, which only engine:NAME networks have."""
+    """Path of the submodule that returns the feature map before pooling; null finds it by running the
+    network."""
 
     @property
     def is_resolved(self) -> bool:

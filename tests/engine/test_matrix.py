@@ -1,12 +1,11 @@
 """Teachers of timm, torchvision and Hugging Face: their statistics, their feature maps, a run of all stages.
 
 A third of the networks is tested by default. `make matrix` tests all, each in its own process, and sets
-MATRIX to the file to which their seconds and peak memory go.
+MATRIX to the file to which their CPU seconds and peak memory go.
 """
 
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -125,8 +124,7 @@ def test_a_teacher_of_the_matrix(case: Case, tmp_path: Path) -> None:
 
 
 def _in_child(check: Callable[[], None], report: Path) -> tuple[float, float]:
-    """Run `check` in a fork of this process. Return its seconds and its peak memory in GiB."""
-    start = time.monotonic()
+    """Run `check` in a fork of this process. Return its CPU seconds and its peak memory in GiB."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -139,7 +137,7 @@ def _in_child(check: Callable[[], None], report: Path) -> tuple[float, float]:
         os._exit(0)
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, report.read_text(encoding="utf-8") if report.exists() else f"status {status}"
-    return time.monotonic() - start, usage.ru_maxrss / 2**20
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def _check(case: Case, folder: Path) -> None:
