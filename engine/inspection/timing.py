@@ -84,13 +84,10 @@ def _noise(recipe: Recipe, device: torch.device) -> Tensor:
 
 
 def _seconds(step: Callable[[], None]) -> float:
-    """Return the shortest of two repetitions, after one that does not count."""
+    """Return the duration of a step, after one that does not count."""
     step()
-    found = []
-    for _ in range(2):
-        start = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.config.classifier import ClassifierConfig
@@ -94,24 +95,30 @@ def cost(config: ClassifierConfig) -> int:
     Counts matrix products and convolutions. Builds the network without memory for its weights if its
     constructor allows that.
     """
-    try:
-        return _counted(config, torch.device("meta"))
-    except Exception:  # not every network runs on the meta device
-        return _counted(config, torch.device("cpu"))
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                return _count(build(config, "student"), config)
+        except Exception:  # not every network runs on the meta device
+            if device == "cpu":
+                raise
+    raise AssertionError
 
 
-def _counted(config: ClassifierConfig, device: torch.device) -> int:
-    with torch.random.fork_rng(devices=[]), device, torch.no_grad():
-        network = build(config, "student").eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, config.channels, *config.size))
+def _count(network: nn.Module, config: ClassifierConfig) -> int:
+    """Return the multiplications of a forward pass of `network` over one image on the current device."""
+    device = next(iter(network.parameters())).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(torch.empty(1, config.channels, *config.size, device=device))
     return max(1, counter.get_total_flops() // 2)
 
 
 def _cost_or_none(teacher: ClassifierConfig, name: str) -> int | None:
     """Return the cost of another network for the teacher's images, or None if it does not run on them."""
+    config = replace(teacher, name=name, feature=None, output=None)
     try:
-        return _counted(replace(teacher, name=name, feature=None, output=None), torch.device("meta"))
+        with torch.device("meta"):
+            return _count(build(config, "student"), config)
     except Exception:  # of a whole library, not every network takes this size
         return None
 
@@ -128,8 +135,13 @@ def _family(teacher: ClassifierConfig) -> list[str]:
         known = zoo.list_models(module=zoo)
     else:
         known = list(networks.__all__) if source == "engine" else []
-    kind = SIZE.sub("#", own)
-    return [f"{source}:{name}" for name in known if name != own and SIZE.sub("#", name) == kind]
+    alike = (name for name in known if name != own and SIZE.sub("#", name) == SIZE.sub("#", own))
+    return [f"{source}:{name}" for name in alike if _numbers(name) <= _numbers(own)]
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the sizes in a network's name that are numbers; a larger one means a larger network."""
+    return [int(size) for size in SIZE.findall(name) if size.isdigit()]
 
 
 def _ladder(teacher: ClassifierConfig) -> dict[str, float]:
