@@ -18,7 +18,7 @@ from tests.commands import Command, CommandServer
 from tests.smooth_student import INTERRUPT
 from tests.tiny_recipe import write_recipe
 
-STEPS, RTOL = 50, 1e-5
+STEPS, RTOL = 50, 5e-4  # rounding alone, with one thread more, reaches 1e-4
 SETTINGS = {
     "compute.runtime": "torch",
     "compute.precision": "fp32",
