@@ -152,6 +152,8 @@ def _model(
         num_classes=len(images.classes),
         in_channels=channels,
         image_size=images.pixels.shape[-1],
+        mean=(0.5,),  # the adapter is not used: the loop normalizes
+        std=(0.5,),
     )
     torch.manual_seed(seed)
     network = (load_classifier if weights else build_classifier)(config, section).network
