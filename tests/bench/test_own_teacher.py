@@ -18,6 +18,7 @@ from bench.own_teacher.faces import Face, faces, split, weights
 from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
 from engine.models.loading import load_classifier
+from engine.models.reading import read_teacher
 
 CNN = "bench.own_teacher.glyph_cnn:glyph_cnn"
 
@@ -260,9 +261,7 @@ def test_the_commands_train_a_teacher_and_distill_it_on_noise(
     command(["train", *common, "--network", CNN, "--out", str(weights_file)])
     checkpoint = torch.load(weights_file, weights_only=True)
     assert sorted(checkpoint) == ["epoch", "model", "optimizer"]
-    load_classifier(
-        ClassifierConfig(name=CNN, weights=str(weights_file), in_channels=1, image_size=28), "teacher"
-    )
+    load_classifier(read_teacher(ClassifierConfig(name=CNN, weights=str(weights_file))).config, "teacher")
     teacher = ["--teacher", CNN, "--weights", str(weights_file)]
     command(["noise", *common, *teacher, "--network", "engine:wrn_16_1", "--out", str(student)])
     result = json.loads(student.with_suffix(".json").read_text(encoding="utf-8"))
