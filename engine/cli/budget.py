@@ -230,13 +230,12 @@ def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
 
     loop.do(Synthesis(batch=0))  # memory and kernels are chosen now
     synthesis, batch = _timed_batch(loop, 1)
-    first = loop.trainer.step
-    train: Callable[[], None] = lambda: loop.do(Training(round=0, first_step=first, steps=CHUNK))  # noqa: E731
-    train()
+    training = Training(round=0, first_step=loop.trainer.step, steps=CHUNK)
+    loop.do(training)
     chunks: list[float] = []
     end = time.perf_counter() + TRIAL_SHARE * seconds
     while len(chunks) < TIMED_CHUNKS or time.perf_counter() < end:
-        chunks.append(_seconds(train))
+        chunks.append(_seconds(lambda: loop.do(training)))
     saving = _seconds(lambda: loop.save(folder / "checkpoints"))
     loop.do(Synthesis(batch=2))  # builds the adversary
     hard, _ = _timed_batch(loop, 3)
