@@ -259,8 +259,7 @@ def test_a_bad_field_is_named(changes: dict[str, object], message: str) -> None:
         (":constant", r"^teacher\.name: module '\w+' has no function 'constant'"),
         (
             ":other_arguments",
-            r"^teacher\.name: .*other_arguments' cannot be built with num_classes=10 and in_channels=3 "
-            r"\(TypeError: .*'depth'\)$",
+            r"^teacher\.name: .*other_arguments' cannot be built \(TypeError: .*'depth'\)$",
         ),
         (":not_a_module", r"^teacher\.name: .* returned a list, not an nn\.Module"),
         (":off_by_one", r"^teacher\.num_classes is 10, but .*:off_by_one returns \[4, 11\] for 4 images"),
