@@ -121,7 +121,7 @@ def _probe_network(config: ClassifierConfig, section: str) -> tuple[nn.Module, b
                 continue
             if has_probe and is_factory(config.name) and not isinstance(error.__cause__, ImportError):
                 raise UserError(
-                    f"{error}; {PROBE_CLASSES} was a trial: if the factory needs the real number, set "
+                    f"{error}; it was tried with {PROBE_CLASSES} classes: if it needs the real number, set "
                     f"{section}.num_classes"
                 ) from error
             raise

@@ -174,7 +174,9 @@ def test_a_factory_is_built_for_what_its_weights_hold(
 
 def test_a_factory_that_refuses_the_trial_names_the_setting(tmp_path: Path) -> None:
     known = {"image_size": 8, "mean": (0.5,), "std": (0.5,)}
-    with pytest.raises(UserError, match=r"4 or 8 classes.* 1009 was a trial: .* set teacher\.num_classes$"):
+    with pytest.raises(
+        UserError, match=r"4 or 8 classes.* tried with 1009 classes: .* set teacher\.num_classes$"
+    ):
         read_of(own(takes_few), Small(4, 3), tmp_path, **known)
     assert values(read_of(own(takes_few), Small(4, 3), tmp_path, num_classes=4, **known))[:2] == (4, 3)
 
