@@ -4,7 +4,8 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -86,8 +87,9 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         UserError: if the time is too short for any run.
     """
     logger.info("budget: measuring a short run to fill %s", clock(seconds))
-    recipe = with_batches(recipe, seconds)
-    costs = measure(recipe, seconds)
+    with _without_log_lines():
+        recipe = with_batches(recipe, seconds)
+        costs = measure(recipe, seconds)
     left = seconds * (1 - RESERVE) - (time.perf_counter() - begun) - costs.opening - costs.ending
     fitted = fitted_to(recipe, costs, left)
     if fitted is None:
@@ -106,6 +108,17 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         schedule.rounds,
     )
     return fitted
+
+
+@contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """Suppress log lines below WARNING, which the run itself will log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def with_batches(recipe: Recipe, seconds: float) -> Recipe:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from engine.cli.main import main
 from engine.errors import UserError
 from engine.loop import run as run_loop
-from engine.models.networks import lenet_5, wrn_16_1
+from engine.models.networks import wrn_16_1
 from engine.progress import Progress
 from engine.recipes.load import load_recipe
 from engine.run import command
@@ -41,15 +40,6 @@ def point_at(name: str, content: object) -> Callable[[Path], None]:
     return break_it
 
 
-def take_lenet(folder: Path) -> None:
-    save_file(lenet_5(3, 1).state_dict(), folder / "teacher.safetensors")
-    recipe = folder / "tiny.yaml"
-    settings = yaml.safe_load(recipe.read_text())
-    settings["teacher"].update(name="engine:lenet_5", image_size=32)
-    settings["student"].update(image_size=32)
-    recipe.write_text(yaml.safe_dump(settings))
-
-
 def add_unknown_key(folder: Path) -> None:
     with (folder / "tiny.yaml").open("a") as file:
         file.write("distil:\n  lr: 0.1\n")
@@ -66,7 +56,6 @@ def add_unknown_key(folder: Path) -> None:
         (save_seven_classes, ["teacher.weights", "7", "teacher.num_classes", "3"]),
         (point_at("list.pth", [1, 2]), ["teacher.weights", "list.pth", "state dict"]),
         (point_at("code.pth", Path("x")), ["teacher.weights", "code.pth"]),
-        (take_lenet, ["synthesize.w_bn", "engine:lenet_5", "BatchNorm"]),
         (add_unknown_key, ["distil", "tiny.yaml"]),
         (
             lambda folder: truncate(folder / "prior/unet/diffusion_pytorch_model.safetensors"),
@@ -81,7 +70,6 @@ def add_unknown_key(folder: Path) -> None:
         "wrong class count",
         "not a state dict",
         "pickled code",
-        "no BatchNorm",
         "unknown key",
         "corrupt unet",
         "corrupt clip",
