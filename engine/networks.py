@@ -74,13 +74,24 @@ def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO
     logger.log(level, "building the student, %s", recipe.student.name)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
         student = build_classifier(recipe.student, "student")
+    _log_feature(level, "teacher", teacher)
+    _log_feature(level, "student", student)
     return LoadedPair(teacher=teacher, student=student.place(device))
+
+
+def _log_feature(level: int, section: str, classifier: Classifier) -> None:
+    """Log which feature map was found, if the recipe and the network name none."""
+    path, layout = classifier.feature_path, classifier.feature_layout
+    if path is None or layout is None or not classifier.feature_is_found:
+        return
+    height, width = layout.grid
+    logger.log(level, "%s.feature is `%s`, %dx%d", section, path.removeprefix("network."), height, width)
 
 
 def load(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedNetworks:
     """Load all networks of the recipe on one device, with log lines and errors as `load_pair`."""
     pair = load_pair(recipe, device, level=level)
-    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize)
+    require_invertible(pair.teacher, recipe.teacher.size, recipe.synthesize, level=level)
     clip = prior = None
     if recipe.uses_clip:
         logger.log(level, "loading CLIP, %s", recipe.filter.model)

@@ -22,6 +22,7 @@ class Classifier(nn.Module):
     Attributes:
         feature_path: path of the submodule whose output is the feature map before pooling; None if unknown.
         feature_layout: how that map is laid out; None for [B, C, h, w].
+        feature_is_found: whether that map was found by running the network, as nothing names it.
         name: name of the network in messages.
         output: path to the logits in the network's output in eval mode; empty if the output is the logits.
         output_in_training: the same in train mode.
@@ -50,6 +51,7 @@ class Classifier(nn.Module):
         self.is_grey = in_channels in GREY
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
         self.feature_layout: FeatureLayout | None = None
+        self.feature_is_found = False
         self.name = name or type(network).__name__
         self.output: EntryPath = ()
         self.output_in_training: EntryPath = ()

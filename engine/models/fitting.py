@@ -3,9 +3,8 @@
 Every error says what the file holds.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +65,7 @@ def fit(
         UserError: if no mapping fits (the message says how it differs), or if several fit with different
             values and `key` is None.
     """
-    content = _matched(network, content)
+    _match_auxiliary_heads(network, content)
     state = network.state_dict()
     candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     misfits = [_misfit(c, state, num_classes, section) for c in candidates]
@@ -114,7 +113,7 @@ def widths(
     Raises:
         UserError: if no mapping has the network's keys, or if several do and differ in these widths.
     """
-    content = _matched(network, content)
+    _match_auxiliary_heads(network, content)
     state = network.state_dict()
     candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     whole = [c for c in candidates if not c.missing and not c.unexpected]
@@ -130,13 +129,11 @@ def widths(
     return found.pop()
 
 
-def _matched(network: nn.Module, content: object) -> object:
-    """Match `network` and `content` before they are compared, and return the content.
+def _match_auxiliary_heads(network: nn.Module, content: object) -> None:
+    """Remove the auxiliary heads of torchvision's googlenet or inception_v3 if the file has none.
 
-    transformers' networks have other names for their layers than many of their files, also than files that it
-    writes; the content gets the network's. torchvision removes the auxiliary heads from its pretrained
-    googlenet and inception_v3, which then convert their input from ImageNet's normalization to the one that
-    they were trained with; without such weights, the network does so, too.
+    torchvision removes them from its pretrained networks, which then convert their input from ImageNet's
+    normalization to the one that they were trained with. So the network does so, too.
     """
     heads = [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
     given = {part for _, mapping in _mappings(content) for key in mapping for part in key.split(".")}
@@ -144,31 +141,6 @@ def _matched(network: nn.Module, content: object) -> object:
         for name in heads:
             setattr(network, name, None)
         vars(network).update(aux_logits=False, transform_input=True)
-    transformers = sys.modules.get("transformers")  # a network of its has imported it
-    if transformers is None or not isinstance(network, transformers.PreTrainedModel):
-        return content
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, apply_renamings
-
-    renamings = [step for step in get_model_conversion_mapping(network) if isinstance(step, WeightRenaming)]
-    return _renamed(content, lambda key: apply_renamings(key, renamings), set(network.state_dict()))
-
-
-def _renamed(content: object, rename: Callable[[str], str], wanted: set[str], depth: int = 0) -> object:
-    """Return `content` with the keys of a mapping renamed, if that finds more of the `wanted` ones."""
-    if depth > DEPTH or not isinstance(content, Mapping | list | tuple):
-        return content
-    if not isinstance(content, Mapping):
-        return [_renamed(value, rename, wanted, depth + 1) for value in content]
-    inner = {key: _renamed(value, rename, wanted, depth + 1) for key, value in content.items()}
-    names = {key: rename(key) if isinstance(key, str) else key for key in inner}
-    if _num_wanted(names.values(), wanted) <= _num_wanted(names, wanted):
-        return inner
-    return {names[key]: value for key, value in inner.items()}
-
-
-def _num_wanted(keys: Iterable[object], wanted: set[str]) -> int:
-    return sum(any(end in wanted for end in _ends(key)) for key in keys if isinstance(key, str))
 
 
 def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int, in_channels: int) -> Widths:

@@ -36,12 +36,15 @@ class StatisticsChoice:
     """Paths of the attention layers."""
 
 
-def require_invertible(teacher: Classifier, image_size: tuple[int, int], config: SynthesizeConfig) -> None:
+def require_invertible(
+    teacher: Classifier, image_size: tuple[int, int], config: SynthesizeConfig, *, level: int = logging.INFO
+) -> None:
     """Run `teacher`, in eval mode, on two images of noise as synthesis does.
 
-    Logs which statistics its images are held to, and a warning if layers with running statistics run that
-    these leave out. Raises a UserError that says what to change if the teacher or one of its BatchNorms
-    passes no gradient to the image, or if the teacher does not have what `config.statistics` names.
+    Logs with `level` what its images are held to if that is not BatchNorm, and a warning if layers with
+    running statistics run that are left out. Raises a UserError that says what to change if the teacher or
+    one of its BatchNorms passes no gradient to the image, or if it does not have what `config.statistics`
+    names.
     """
     images = _noise(teacher, image_size)
     forward: Callable[[Tensor], Any] = teacher
@@ -52,7 +55,7 @@ def require_invertible(teacher: Classifier, image_size: tuple[int, int], config:
                 _require_statistics(teacher, images)
                 forward = measured(teacher)
             else:
-                _log_substitute(teacher, choice, is_wanted=config.statistics is not None)
+                logger.log(level, _substitute(teacher, choice, is_wanted=config.statistics is not None))
         _require_gradient(teacher, images, forward)
 
 
@@ -97,11 +100,12 @@ def _without_norms(teacher: Classifier, missed: list[str]) -> str:
     )
 
 
-def _log_substitute(teacher: Classifier, choice: StatisticsChoice, *, is_wanted: bool) -> None:
+def _substitute(teacher: Classifier, choice: StatisticsChoice, *, is_wanted: bool) -> str:
+    """Describe what is measured instead of BatchNorm statistics, and why."""
     what = SUBSTITUTES[choice.kind]
     what = what % len(choice.attention) if choice.attention else what
     why = "synthesize.statistics says so" if is_wanted else f"{teacher.name} has no BatchNorm statistics"
-    logger.info("synthesize.w_bn weighs %s, as %s", what, why)
+    return f"synthesize.w_bn weighs {what}, as {why}"
 
 
 def _require_statistics(teacher: Classifier, images: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Build and load classifiers, and check on a few images that they are usable."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,8 +21,6 @@ from engine.models.unwrapping import unwrapped, without_wrapper_parts
 from engine.models.weights import read_weights
 from engine.paths import resolve
 from engine.seeding import generator
-
-logger = logging.getLogger(__name__)
 
 
 def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
@@ -132,22 +129,17 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         require_logits(logits, lambda: classifier(images), config, section)
         _require_independent(logits, classifier(images[:1]), config, section)
         decide_memory_format(classifier, size)
-        _find_feature_map(classifier, size, section)
+        _find_feature_map(classifier, size)
     return logits
 
 
-def _find_feature_map(classifier: Classifier, size: tuple[int, int], section: str) -> None:
+def _find_feature_map(classifier: Classifier, size: tuple[int, int]) -> None:
     """Set the classifier's `feature_path`, if nothing names it, and its `feature_layout`."""
     if classifier.feature_path is not None:
         classifier.feature_layout = layout_of(classifier, classifier.feature_path, size)
-        return
-    found = find_feature_map(classifier, size)
-    if found is None:
-        return
-    classifier.feature_path, classifier.feature_layout = found.path, found.layout
-    path = found.path.removeprefix("network.")
-    height, width = found.layout.grid
-    logger.info("%s.feature is `%s`: %d channels, %dx%d", section, path, found.channels, height, width)
+    elif (found := find_feature_map(classifier, size)) is not None:
+        classifier.feature_path, classifier.feature_layout = found.path, found.layout
+        classifier.feature_is_found = True
 
 
 def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig, section: str) -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,6 +41,14 @@ def test_hidden_width_is_twice_the_teachers_and_nothing_but_batch_norm_has_a_bia
         "bn2.bias": (256,),
         "conv3.weight": (128, 256, 1, 1),
     }
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(512, 1024), (2048, 1024)])
+def test_hidden_width_is_bounded(channels: int, hidden: int) -> None:
+    with torch.device("meta"):
+        head = AlignHead(64, channels)
+    assert head.conv2.weight.shape == (hidden, hidden, 3, 3)
+    assert head.conv3.weight.shape == (channels, hidden, 1, 1)
 
 
 def test_keeps_the_size_where_the_maps_match() -> None:
