@@ -53,9 +53,7 @@ def npm(name: str, version: str, members: Sequence[str], cache: Path) -> Path:
 def _run(command: Sequence[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
         raise UserError(f"{command[0]} is not installed; this benchmark fetches its artwork with it")
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise UserError(f"'{' '.join(command[:3])} ...' failed: {lines[-1]}")
