@@ -5,7 +5,6 @@ Writes a recipe with comments, to change and to run.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,12 +81,11 @@ def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
 def _facts(recipe: Recipe, *, parity: bool) -> "Facts":
     from engine.cli.resolve import resolve
     from engine.inspection.facts import find_facts
-    from engine.models.reading import placeholder_names, read_teacher
+    from engine.models.reading import read_teacher
 
     reading = read_teacher(recipe.teacher)
-    names = recipe.class_names or reading.class_names or placeholder_names(reading.config.classes)
-    recipe = replace(recipe, teacher=reading.config, class_names=names)
-    return find_facts(resolve(recipe, makes_images=False), reading, parity=parity)
+    resolved = resolve(reading.filled_into(recipe), makes_images=False)
+    return find_facts(resolved, reading, parity=parity)
 
 
 def _by(origins: Mapping[str, str], name: str) -> str:

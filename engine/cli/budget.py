@@ -61,7 +61,7 @@ class Costs:
     hard_step: float
     """A step of synthesis with the adversary, as in the rounds."""
     batch: float
-    """What a batch costs besides its steps: variations, filter, commit, checkpoint."""
+    """The rest of a batch: variations, filter, commit, checkpoint."""
     kd_step: float
     """A training step."""
     ending: float

@@ -32,7 +32,7 @@ class SynthesizeConfig(Checked):
     w_cls: float = 1.0
     """Weight of the teacher's cross-entropy with the drawn label."""
     statistics: Statistics | None = None
-    """What the images are held to besides their class: batch_norm (the running statistics of the teacher's
+    """What the images must match as well as their class: batch_norm (the running statistics of the teacher's
     BatchNorms, DeepInversion, arXiv 1912.07878), patch_similarity (the entropy of the similarities between
     the patches that its attention sees, PSAQ-ViT, arXiv 2203.02250) or image (total variation and L2 norm of
     the image, DeepInversion); null takes the first of these that the teacher allows."""

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 from engine.inspection.facts import Facts
 
 MANY_NAMES = 40
-"""Up to so many class names are written in full if they are only numbers."""
+"""Maximum number of class names to write out if they are only numbers."""
 OPTIONAL = """\
 # A diffusion model that knows images like the teacher's makes the student better:
 # augment: {prior: FOLDER}        # tried on one batch, and skipped if it does not fit the teacher
@@ -47,14 +49,31 @@ def _lines(facts: Facts, file: str) -> Iterator[str]:
     yield "student:"
     share = facts.multiplications[1] / facts.multiplications[0]
     yield _line("name", student.name, f"{share:.2f} of the teacher's multiplications")
+    if recipe.seed:
+        yield _line("seed", recipe.seed, indent=0)
     yield "synthesize:"
     yield _line("batch_size", recipe.synthesize.batch_size)
     yield _line("steps", recipe.synthesize.steps, f"images are held to {facts.statistics}")
-    yield "schedule:" + "  # --budget TIME replaces these counts and synthesize.steps"
+    listed = ("batch_size", "steps")
+    yield from (_line(name, value) for name, value in _changed(recipe.synthesize) if name not in listed)
+    yield "schedule:  # --budget TIME replaces these counts and synthesize.steps"
     for name in ("init_batches", "rounds", "batches_per_round", "kd_steps"):
         yield _line(name, getattr(recipe.schedule, name))
+    for section in ("augment", "filter", "storage", "distill", "evaluate"):
+        changed = dict(_changed(getattr(recipe, section)))
+        if changed:
+            yield f"{section}:"
+            yield from (_line(name, value) for name, value in changed.items())
     yield ""
     yield OPTIONAL.rstrip("\n")
+
+
+def _changed(section: Any) -> Iterator[tuple[str, object]]:
+    """Yield the settings of a section that are not its defaults, without the method that was derived."""
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if value != field.default and field.name != "method":
+            yield field.name, value
 
 
 def _line(name: str, value: object, comment: str = "", indent: int = 2) -> str:

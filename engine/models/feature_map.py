@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 BATCH = 2
 MAX_TRIES = 8
-"""Number of maps, from the last one back, of which one should decide the logits."""
+"""How many maps to try, from the last one back, to find one that the logits depend on."""
 MAX_PREFIX = 17
 """Maximum number of tokens before the patches: a class token and 16 registers."""
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

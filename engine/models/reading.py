@@ -49,6 +49,11 @@ class Reading:
             self.config = replace(self.config, **{name: value})
             self.origins[name] = origin
 
+    def filled_into(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with these settings as its teacher's, and with names for the classes."""
+        names = recipe.class_names or self.class_names or placeholder_names(self.config.classes)
+        return replace(recipe, teacher=self.config, class_names=names)
+
 
 def read(recipe: Recipe) -> Recipe:
     """Return the recipe with nothing left open that its networks decide.
@@ -62,8 +67,7 @@ def read(recipe: Recipe) -> Recipe:
     """
     if not recipe.teacher.is_resolved or recipe.class_names is None:
         reading = read_teacher(recipe.teacher)
-        names = recipe.class_names or reading.class_names or placeholder_names(reading.config.classes)
-        recipe = replace(recipe, teacher=reading.config, class_names=names)
+        recipe = reading.filled_into(recipe)
         logger.info("teacher: %s", _described(reading))
     student = recipe.student
     if not student.name:

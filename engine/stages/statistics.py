@@ -1,4 +1,4 @@
-"""What synthesis measures on images besides the class: BatchNorm statistics, or a substitute for them."""
+"""The image statistics that synthesis measures in addition to the class: BatchNorm's, or a substitute."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
