@@ -3,7 +3,7 @@
 Every error says what the file holds.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +78,10 @@ def fit(
             f"{section}.weights: '{file}' holds several state dicts that fit {section}.name, with different "
             f"values: {_list(fitting)}; choose one, e.g. --{section}.weights_key {fitting[-1].name}"
         )
+    values = OrderedDict(fitting[0].values)
+    values._metadata = state._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
     try:
-        network.load_state_dict(fitting[0].values, strict=False)
+        network.load_state_dict(values, strict=False)
     except RuntimeError as error:
         raise UserError(
             f"{section}.weights: '{file}' cannot be loaded into {section}.name ({first_line(error)})"

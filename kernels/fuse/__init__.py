@@ -1,7 +1,7 @@
 """Networks rewritten to run on the fused ops: measured for their BatchNorm statistics, or frozen."""
 
 from kernels.fuse.frozen import fuse_frozen
-from kernels.fuse.layers import sharing_tensors
+from kernels.fuse.graph import sharing_tensors
 from kernels.fuse.norms import (
     has_statistics,
     is_batch_norm,

@@ -1,8 +1,9 @@
 """Trace a network into a torch.fx graph, find the activations to fuse, and replace nodes."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import fx, nn
 
 from kernels.bn_stats import Activation
 from kernels.fuse.norms import is_batch_norm, normalizes_by_statistics
+
+M = TypeVar("M", bound=nn.Module)
 
 _FUNCTIONS: dict[Any, Activation] = {
     F.relu: "relu",
@@ -69,8 +72,16 @@ class _Tracer(fx.Tracer):
         return output
 
 
+def sharing_tensors(network: M) -> M:
+    """Return a copy of the modules of `network` that shares their parameters and buffers."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
 def trace(network: nn.Module, feature_paths: Sequence[str] | None = None) -> fx.GraphModule | None:
-    """Return the graph of `network`, over its own submodules, or None if it cannot be traced.
+    """Return the graph of `network`, which shares its tensors, or None if it cannot be traced.
+
+    A copy is traced, as some networks, such as timm's LeViT, store in themselves what a pass computes.
 
     If `feature_paths` is not None, the graph returns (output, [outputs of the submodules at these paths]).
 
@@ -83,6 +94,7 @@ def trace(network: nn.Module, feature_paths: Sequence[str] | None = None) -> fx.
         return None
     tracer = _Tracer(feature_paths or ())
     try:
+        network = sharing_tensors(network)
         graph = tracer.trace(network)
     except Exception:  # anything that a foreign forward raises for symbolic values
         return None

@@ -1,8 +1,7 @@
-"""Layers that replace layers of a network, and copies of layers and networks."""
+"""Layers that replace layers of a network, and copies of layers."""
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,6 @@ from kernels.bn_stats import bn_act, bn_stats
 from kernels.bn_stats.reference import fold
 from kernels.fuse.graph import Fused, fused_module
 from kernels.fuse.norms import Norm, as_map, is_plain, is_timm_batch_norm_act
-
-M = TypeVar("M", bound=nn.Module)
-
 
 class FusedBatchNorm(nn.Module):
     """A BatchNorm in eval mode and the activation that follows it, in one pass over the input.
@@ -98,12 +94,6 @@ def folded_conv(conv: nn.Conv2d, norm: Norm) -> nn.Conv2d:
     bias = shift if conv.bias is None else shift + conv.bias.double() * scale
     folded.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
     return folded
-
-
-def sharing_tensors(network: M) -> M:
-    """Return a copy of the modules of `network` that shares their parameters and buffers."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def frozen_copy(layer: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:

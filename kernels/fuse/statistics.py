@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from kernels.fuse.graph import finish, following_activation, module_of, replace, trace
-from kernels.fuse.layers import FusedBatchNorm, MeasuredInstanceNorm, sharing_tensors
+from kernels.fuse.graph import finish, following_activation, module_of, replace, sharing_tensors, trace
+from kernels.fuse.layers import FusedBatchNorm, MeasuredInstanceNorm
 from kernels.fuse.norms import has_statistics, is_instance_norm, is_plain, is_scripted, measures
 
 
