@@ -5,6 +5,7 @@ Writes a recipe with comments, to change and to run.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,8 @@ def _facts(recipe: Recipe, *, parity: bool) -> "Facts":
 
     reading = read_teacher(recipe.teacher)
     resolved = resolve(reading.filled_into(recipe), makes_images=False)
-    return find_facts(resolved, reading, parity=parity)
+    facts = find_facts(resolved, reading, parity=parity)
+    return replace(facts, recipe=replace(resolved, augment=recipe.augment))  # a prior is tried by each run
 
 
 def _by(origins: Mapping[str, str], name: str) -> str:

@@ -17,6 +17,9 @@ from engine.terminal import console
 
 logger = logging.getLogger(__name__)
 
+FIRST_LINE, EVERY_LINE = 3.0, 30.0
+"""Seconds into a stage after which its first line and the later ones are logged without a terminal."""
+
 
 @dataclass(kw_only=True)
 class Stage:
@@ -34,6 +37,8 @@ class Stage:
     """Time of the last entry, by `time.perf_counter`."""
     seconds: float = 0.0
     """Seconds spent in the entries that have ended."""
+    next_line: float = 0.0
+    """Time of the next line without a terminal."""
     text: str = ""
     active: bool = False
     """Whether the stage is entered now."""
@@ -75,7 +80,6 @@ class Progress:
         self.counts: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._quiet = quiet
         self._bars = RichProgress(
             TextColumn("{task.description:<10}", style="bold", markup=False),
             BarColumn(bar_width=24),
@@ -83,6 +87,7 @@ class Progress:
             console=console(),
             disable=quiet or not logger.isEnabledFor(logging.INFO) or not sys.stdout.isatty(),
         )
+        self._logs_lines = self._bars.disable and not quiet
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -107,6 +112,7 @@ class Progress:
         stage.begun += total
         stage.total = max(stage.total, stage.begun)
         stage.entered, stage.active = time.perf_counter(), True
+        stage.next_line = stage.entered + FIRST_LINE
         self._draw(stage)
         try:
             yield stage
@@ -116,7 +122,7 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self.counts[name] = self.counts.get(name, 0) + stage.done - first
             self._draw(stage)
-        if self._bars.disable and not self._quiet:
+        if self._logs_lines:
             logger.info(_summary(stage, stage.done - first, spent))
 
     def _add(self, name: str, unit: str) -> Stage:
@@ -126,17 +132,24 @@ class Progress:
 
     def _draw(self, stage: Stage) -> None:
         self._bars.update(self._tasks[stage.name], total=stage.total, completed=stage.done)
+        if self._logs_lines and stage.active and time.perf_counter() >= stage.next_line:
+            stage.next_line = time.perf_counter() + EVERY_LINE
+            logger.info(f"{stage.name:<10} {_state(stage)}")
 
 
 class _StageColumn(ProgressColumn):
-    """Shows the units, rate, time left (or time taken at the end) and note of the task's Stage."""
+    """Shows the state of the task's Stage."""
 
     def render(self, task: Task) -> Text:
-        stage: Stage = task.fields["stage"]
-        left = stage.remaining() if stage.done < stage.total else None
-        parts = [f"{stage.done}/{stage.total} {stage.unit}", f"{stage.rate():.1f} {stage.unit}/s"]
-        parts.append(clock(stage.elapsed()) if left is None else f"{clock(left)} left")
-        return Text("  ".join([*parts, stage.text]))
+        return Text(_state(task.fields["stage"]))
+
+
+def _state(stage: Stage) -> str:
+    """Return the units, rate, time left (or time taken at the end) and note."""
+    left = stage.remaining() if stage.done < stage.total else None
+    parts = [f"{stage.done}/{stage.total} {stage.unit}", f"{stage.rate():.1f} {stage.unit}/s"]
+    parts.append(clock(stage.elapsed()) if left is None else f"{clock(left)} left")
+    return "  ".join([*parts, stage.text]).rstrip()
 
 
 def _summary(stage: Stage, count: int, seconds: float) -> str:

@@ -126,9 +126,13 @@ def with_batches(recipe: Recipe, seconds: float) -> Recipe:
     from engine import networks
     from engine.distributed import open_accelerator
     from engine.inspection.timing import per_image
+    from engine.models.inverting import choose_statistics
 
     accelerator = open_accelerator(recipe.compute)
-    each = per_image(networks.load_pair(recipe, accelerator.device), recipe)
+    pair = networks.load_pair(recipe, accelerator.device)
+    each = per_image(
+        pair, recipe, choose_statistics(pair.teacher, recipe.synthesize.statistics, recipe.teacher.size)
+    )
     by_time = TRIAL_SHARE * seconds / TRIAL_STEPS
     by_memory = MEMORY_SHARE * free_memory(accelerator.device) / max(1, each.kept_bytes)
     return replace(

@@ -73,7 +73,7 @@ def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Fac
         statistics=_statistics(teacher, choice),
         feature=_feature(teacher, recipe),
         precisions=_precisions(recipe, teacher, accelerator.device, parity=parity),
-        per_image=per_image(pair, recipe),
+        per_image=per_image(pair, recipe, choice),
     )
 
 

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
 
+from engine.config.recipe import Recipe, derived
 from engine.inspection.facts import Facts
 
 MANY_NAMES = 40
@@ -55,25 +55,31 @@ def _lines(facts: Facts, file: str) -> Iterator[str]:
     yield _line("batch_size", recipe.synthesize.batch_size)
     yield _line("steps", recipe.synthesize.steps, f"images are held to {facts.statistics}")
     listed = ("batch_size", "steps")
-    yield from (_line(name, value) for name, value in _changed(recipe.synthesize) if name not in listed)
+    changed = _changed(recipe, "synthesize").items()
+    yield from (_line(name, value) for name, value in changed if name not in listed)
     yield "schedule:  # --budget TIME replaces these counts and synthesize.steps"
     for name in ("init_batches", "rounds", "batches_per_round", "kd_steps"):
         yield _line(name, getattr(recipe.schedule, name))
     for section in ("augment", "filter", "storage", "distill", "evaluate"):
-        changed = dict(_changed(getattr(recipe, section)))
-        if changed:
+        settings = _changed(recipe, section)
+        if settings:
             yield f"{section}:"
-            yield from (_line(name, value) for name, value in changed.items())
+            yield from (_line(name, value) for name, value in settings.items())
     yield ""
     yield OPTIONAL.rstrip("\n")
 
 
-def _changed(section: Any) -> Iterator[tuple[str, object]]:
-    """Yield the settings of a section that are not its defaults, without the method that was derived."""
-    for field in fields(section):
-        value = getattr(section, field.name)
-        if value != field.default and field.name != "method":
-            yield field.name, value
+def _changed(recipe: Recipe, section: str) -> dict[str, object]:
+    """Return the settings of a section that are neither its defaults nor derived from other settings."""
+    is_open = {name: replace(getattr(recipe, name), method="auto") for name in ("augment", "filter")}
+    defaults = getattr(derived(replace(recipe, **is_open)), section)
+    changed: dict[str, object] = {}
+    for field in fields(defaults):
+        value = getattr(getattr(recipe, section), field.name)
+        default = defaults.method if field.name == "method" else field.default
+        if value != default:
+            changed[field.name] = value
+    return changed
 
 
 def _line(name: str, value: object, comment: str = "", indent: int = 2) -> str:

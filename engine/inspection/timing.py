@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.config.recipe import Recipe
 from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
+from engine.models.inverting import StatisticsChoice
 from engine.networks import LoadedPair
 from engine.seeding import generator
 from engine.stages.statistics import measuring
@@ -30,17 +31,17 @@ class PerImage:
     """Memory that the teacher keeps for the backward pass."""
 
 
-def per_image(pair: LoadedPair, recipe: Recipe) -> PerImage:
+def per_image(pair: LoadedPair, recipe: Recipe, choice: StatisticsChoice) -> PerImage:
     """Return the cost of one image on this machine. The student's gradients are cleared."""
-    kept, synthesis = _synthesis(pair.teacher, recipe)
+    kept, synthesis = _synthesis(pair.teacher, recipe, choice)
     return PerImage(synthesis=synthesis, training=_training(pair, recipe), kept_bytes=kept)
 
 
-def _synthesis(teacher: Classifier, recipe: Recipe) -> tuple[int, float]:
+def _synthesis(teacher: Classifier, recipe: Recipe, choice: StatisticsChoice) -> tuple[int, float]:
     accelerator = open_accelerator(recipe.compute)
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]] = lambda x: (teacher(x), None)  # noqa: E731
     if recipe.synthesize.w_bn > 0:
-        forward = measuring(teacher, recipe.synthesize.statistics, recipe.teacher.size)
+        forward = measuring(teacher, choice)
     kept = 0
 
     def keep(tensor: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.config.synthesize import Statistics
 from engine.models.attention import attention_output
 from engine.models.classifier import Classifier
-from engine.models.inverting import choose_statistics
+from engine.models.inverting import StatisticsChoice
 from kernels.fuse import measured, sharing_tensors
 
 Measured = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,13 +23,11 @@ W_VARIATION = 0.05
 W_NORM = 0.1
 
 
-def measuring(teacher: Classifier, statistics: Statistics | None, image_size: tuple[int, int]) -> Measured:
-    """Return the teacher, in eval mode, with the term that `synthesize.statistics` names, or its default.
+def measuring(teacher: Classifier, choice: StatisticsChoice) -> Measured:
+    """Return the teacher, in eval mode, with the chosen statistics.
 
-    The teacher is never changed, and its parameters are shared. The function is not thread-safe. Raises
-    UserError as `choose_statistics` does.
+    The teacher is never changed, and its parameters are shared. The function is not thread-safe.
     """
-    choice = choose_statistics(teacher, statistics, image_size)
     if choice.kind == "batch_norm":
         return measured(teacher)
     if choice.kind == "patch_similarity":

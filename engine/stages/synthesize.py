@@ -14,6 +14,7 @@ from engine.config.views import Views
 from engine.errors import NonFiniteError, more_precision
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator, init_weights
+from engine.models.inverting import choose_statistics
 from engine.seeding import derive_seed, generator
 from engine.stages.batch import ImageBatch
 from engine.stages.inversion import Inversion
@@ -57,7 +58,9 @@ class Synthesizer:
         self.generator = network.to(accelerator.device).to(memory_format=torch.channels_last)
         init_weights(self.generator, generator(seed, "generator"))
         self.needs_warmup = config.first_steps > 0
-        self._measured = measuring(teacher, config.statistics, image_size) if config.w_bn > 0 else None
+        self._measured = None
+        if config.w_bn > 0:
+            self._measured = measuring(teacher, choose_statistics(teacher, config.statistics, image_size))
         self._inversion: tuple[Adversary | None, Inversion] | None = None
 
     def batch(

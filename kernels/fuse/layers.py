@@ -11,6 +11,7 @@ from kernels.bn_stats.reference import fold
 from kernels.fuse.graph import Fused, fused_module
 from kernels.fuse.norms import Norm, as_map, is_plain, is_timm_batch_norm_act
 
+
 class FusedBatchNorm(nn.Module):
     """A BatchNorm in eval mode and the activation that follows it, in one pass over the input.
 

@@ -18,8 +18,9 @@ from tests.commands import Command, CommandServer
 from tests.smooth_student import INTERRUPT
 from tests.tiny_recipe import write_recipe
 
-STEPS, RTOL = 50, 5e-4  # rounding alone, with one thread more, reaches 1e-4
+STEPS, RTOL = 50, 1e-5
 SETTINGS = {
+    "seed": "1",  # with 0, a value of the alignment head is so near the kink of a ReLU that rounding shows
     "compute.runtime": "torch",
     "compute.precision": "fp32",
     "student.name": "tests.smooth_student:smooth",

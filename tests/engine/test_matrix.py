@@ -225,7 +225,7 @@ def _check_statistics(case: Case, teacher: Classifier, size: tuple[int, int]) ->
     count, expected = _by_hooks(teacher, images)
     assert len(choice.norms) == count
     if count:
-        loss = measuring(teacher, None, size)(images)[1]
+        loss = measuring(teacher, choice)(images)[1]
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

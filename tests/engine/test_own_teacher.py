@@ -110,7 +110,8 @@ def test_one_command_gives_the_accuracy_of_teacher_and_student(home: Path) -> No
 
 
 def test_inspect_tells_what_it_sees_and_writes_a_recipe_that_loads(home: Path) -> None:
-    command = python_m(home, "engine.inspect", "--out", "mine.yaml", "--distill.flip", "false", "--seed", "3")
+    kept = ["--distill.flip", "false", "--seed", "3", "--augment.prior", "later", "--augment.method", "none"]
+    command = python_m(home, "engine.inspect", "--out", "mine.yaml", *kept)
     assert command.returncode == 0, command.stderr
     for seen in ("1 x 20x28", "3 (its weights)", "2 BatchNorm2d", "[16, 10, 14]", "torch "):
         assert seen in command.stdout
@@ -118,6 +119,7 @@ def test_inspect_tells_what_it_sees_and_writes_a_recipe_that_loads(home: Path) -
     recipe = load_recipe(str(home / "mine.yaml"))
     assert recipe.is_read
     assert (recipe.seed, recipe.distill.flip) == (3, False)
+    assert (recipe.augment.prior, recipe.augment.method) == ("later", "none")
     assert recipe.teacher.feature == given["teacher"]["feature"]
     again = python_m(home, "engine.inspect", "--out", "mine.yaml")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)

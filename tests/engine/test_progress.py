@@ -61,6 +61,21 @@ def test_without_a_terminal_each_stage_logs_one_line(caplog: pytest.LogCaptureFi
     assert line.endswith(" images/s, kept 71 %")
 
 
+def test_without_a_terminal_a_long_stage_says_how_far_it_is(
+    now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with Progress() as progress, progress.stage("augment", total=40, unit="images") as stage:
+        for _ in range(40):
+            now[0] += 1.0
+            stage.advance()
+        lines = list(caplog.messages)
+    assert lines == [
+        "augment    3/40 images  1.0 images/s  0:37 left",
+        "augment    33/40 images  1.0 images/s  0:07 left",
+    ]
+
+
 def test_an_announced_stage_counts_down_the_whole_run(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Progress() as progress:

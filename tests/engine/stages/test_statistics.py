@@ -90,7 +90,7 @@ def test_a_teacher_with_batch_norm_is_held_to_it() -> None:
     teacher, images = classifier(wrn_16_1(CLASSES)), torch.rand(2, 3, 32, 32)
     choice = choose_statistics(teacher, None, (32, 32))
     assert (choice.kind, len(choice.norms)) == ("batch_norm", 13)
-    torch.testing.assert_close(measuring(teacher, None, (32, 32))(images), measured(teacher)(images))
+    torch.testing.assert_close(measuring(teacher, choice)(images), measured(teacher)(images))
 
 
 @pytest.mark.parametrize("wanted", [None, "image"])
@@ -98,7 +98,7 @@ def test_a_teacher_with_batch_norm_is_held_to_it() -> None:
 def test_a_teacher_without_is_held_to_the_image_prior(in_channels: int, wanted: str | None) -> None:
     teacher = classifier(lenet_5(CLASSES, in_channels), in_channels)
     images = torch.rand(2, 3, 32, 32)
-    logits, loss = measuring(teacher, wanted, (32, 32))(images)
+    logits, loss = measuring(teacher, choose_statistics(teacher, wanted, (32, 32)))(images)
     torch.testing.assert_close(logits, teacher(images))
     torch.testing.assert_close(loss, image_prior(teacher.adapted(images)))
 
@@ -110,7 +110,7 @@ def test_a_teacher_with_attention_is_held_to_its_patches_without_the_class_token
     assert found is not None
     teacher.feature_path, teacher.feature_layout = found.path, found.layout
     images, outputs = torch.rand(2, 3, 160, 160, requires_grad=True), []
-    measure = measuring(teacher, None, (160, 160))
+    measure = measuring(teacher, choose_statistics(teacher, None, (160, 160)))
     for block in teacher.network.blocks:
         block.attn.register_forward_hook(lambda _m, _i, output: outputs.append(output))
     logits, loss = measure(images)
