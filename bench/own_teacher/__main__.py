@@ -1,6 +1,6 @@
 """Make the data sets, train teachers and students on them, and distill students on noise.
 
-All of the glyph benchmark, except the engine's own run:
+The glyph benchmark:
 
     D=data/glyphs T=bench.own_teacher.glyph_cnn:glyph_cnn S=engine:wrn_16_1
     python -m bench.own_teacher glyphs --out $D
@@ -8,17 +8,21 @@ All of the glyph benchmark, except the engine's own run:
     python -m bench.own_teacher train --data $D --network $S --out $D/real.pth --seconds 480
     python -m bench.own_teacher noise --data $D --network $S --out $D/noise.pth --seconds 480 \\
         --teacher $T --weights $D/w.pth
+    python -m engine.run --teacher $T --teacher.weights $D/w.pth --evaluate.data $D/test --budget 8m \\
+        --distill.flip false --out runs/glyphs
 
-And of the emoji benchmark:
+The emoji benchmark:
 
-    D=data/emoji T=timm:resnet10t S=timm:test_resnet
+    D=data/emoji T=timm:resnet10t S=timm:regnetx_002
     python -m bench.own_teacher emoji --out $D
     python -m bench.own_teacher train --data $D --augment --batch 64 --network $T --out $D/w.pth \\
         --epochs 16 --bf16
     python -m bench.own_teacher train --data $D --augment --batch 64 --network $S --out $D/real.pth \\
-        --seconds 480
-    python -m bench.own_teacher noise --data $D --batch 64 --network $S --out $D/noise.pth --seconds 480 \\
+        --seconds 1200
+    python -m bench.own_teacher noise --data $D --batch 64 --network $S --out $D/noise.pth --seconds 1200 \\
         --teacher $T --weights $D/w.pth
+    python -m engine.run --teacher $T --teacher.weights $D/w.pth --teacher.image_size 64 --student.name $S \\
+        --evaluate.data $D/test --budget 20m --out runs/emoji
 """
 
 import json
