@@ -62,7 +62,7 @@ def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "classes", f"{teacher.classes:,}{_by(origins, 'num_classes')}: {names}"
     yield "parameters", f"{facts.parameters[0]:,}; {_million(facts.multiplications[0])} an image"
     yield "statistics", facts.statistics
-    yield "feature map", facts.feature or "none; set distill.w_feature to 0"
+    yield "feature map", facts.feature or "none, so distill.w_feature is 0"
     yield from facts.precisions.items()
     share = facts.multiplications[1] / facts.multiplications[0]
     yield (
@@ -87,7 +87,8 @@ def _facts(recipe: Recipe, *, parity: bool) -> "Facts":
     reading = read_teacher(recipe.teacher)
     resolved = resolve(reading.filled_into(recipe), makes_images=False)
     facts = find_facts(resolved, reading, parity=parity)
-    return replace(facts, recipe=replace(resolved, augment=recipe.augment))  # a prior is tried by each run
+    by_run = {name: getattr(recipe, name) for name in ("compute", "tensorrt", "feed", "augment", "filter")}
+    return replace(facts, recipe=replace(facts.recipe, **by_run))
 
 
 def _by(origins: Mapping[str, str], name: str) -> str:

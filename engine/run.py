@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine import distributed
 from engine.cli.arguments import CommandLine, add_short_flags, command_parser
-from engine.cli.budget import fit_to_budget, parse_budget
+from engine.cli.budget import begin_budget, fit_to_budget, parse_budget, require_open_counts
 from engine.cli.main import main_on_ranks, resumable
 from engine.cli.resolve import resolve
 from engine.config.recipe import CONFIG
@@ -27,7 +27,8 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--budget",
         metavar="TIME",
-        help="choose batches, steps and training steps so that the whole command takes this time: 10m, 2h",
+        help="choose batches, steps and training steps so that the whole command takes this time: 10m, 2h; "
+        "--resume keeps what was chosen",
     )
     add_short_flags(parser)
     line = CommandLine.read(arguments)
@@ -45,12 +46,14 @@ def command(arguments: Sequence[str]) -> None:
             "then run engine.distill on it in several processes"
         )
     folder = Path(options.out or f"runs/{recipe.name}")
-    budget = None if options.budget is None else parse_budget(options.budget)
-    if budget and old_run:
-        raise UserError("--budget cannot change a run that --resume continues; its counts are in config.yaml")
+    budget = None if options.budget is None or old_run else parse_budget(options.budget)
+    if budget:
+        require_open_counts(line)
     with resumable(recipe.name, folder, (folder / CONFIG).is_file):
         if not old_run:
             check(folder, recipe, resume=options.resume)
+        if budget:
+            recipe = begin_budget(recipe, budget)
         recipe = resolve(recipe, batches="measured")
         if budget:
             recipe = fit_to_budget(recipe, budget, begun)

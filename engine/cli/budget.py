@@ -1,6 +1,7 @@
 """`--budget`: measure what a run costs on this machine, and choose the counts that fill a given time."""
 
 import logging
+import math
 import re
 import tempfile
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from engine.cli.arguments import CommandLine
+from engine.cli.resolve import read_networks, resolve_compute
 from engine.config.recipe import Recipe
 from engine.config.schedule import ScheduleConfig, Synthesis, Training
+from engine.datasets.test_set import open_test_set
 from engine.errors import UserError
 from engine.progress import Progress, clock
 
@@ -48,6 +52,17 @@ ROUNDS = 3
 HARD_SHARE = 1 / 3
 """Share of the batches that are made with the adversary."""
 MIN_KD_STEPS = 30
+"""Training steps of a round, at least; a warm-up of the learning rate may need more."""
+TRIED_VARIATIONS = 2
+"""Variations of each source in a batch that is only timed."""
+COUNTS = (
+    "schedule.init_batches",
+    "schedule.rounds",
+    "schedule.batches_per_round",
+    "schedule.kd_steps",
+    "synthesize.steps",
+)
+"""What a budget chooses, besides the sizes of the batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +92,54 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
+def require_open_counts(line: CommandLine) -> None:
+    """Raise UserError if the command line sets a count that the budget chooses. A recipe's are replaced."""
+    given = [name for name in COUNTS if line.given(name)]
+    if given:
+        raise UserError(f"--budget chooses {', '.join(given)}; leave out one or the other")
+
+
+def begin_budget(recipe: Recipe, seconds: float) -> Recipe:
+    """Return the recipe with what its networks decide, and with batches that are small enough for the time.
+
+    Call it before anything is tried. Raises UserError as `resolve` does, and for a wrong test set.
+    """
+    recipe = read_networks(recipe)
+    open_test_set(recipe.evaluate, recipe.names, recipe.teacher.size)
+    logger.info("budget: measuring this machine, to fill %s", clock(seconds))
+    recipe = replace(recipe, compute=resolve_compute(recipe.compute, recipe.tensorrt))
+    with _without_log_lines():
+        return with_batches(recipe, seconds)
+
+
+def as_budget(seconds: float) -> str:
+    """Return a time, rounded up, in the form of `parse_budget`."""
+    if seconds <= 120:
+        return f"{math.ceil(seconds)}s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"
+
+
 def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
     """Return a resolved recipe with the counts that make the whole command take about `seconds`.
 
     Args:
+        recipe: as `begin_budget` returns it, then resolved.
         begun: time.perf_counter() when the command began; what it has done since counts.
 
     Raises:
         UserError: if the time is too short for any run.
     """
-    logger.info("budget: measuring a short run to fill %s", clock(seconds))
+    logger.info("budget: measuring a short run")
     with _without_log_lines():
-        recipe = with_batches(recipe, seconds)
         costs = measure(recipe, seconds)
     left = seconds * (1 - RESERVE) - (time.perf_counter() - begun) - costs.opening - costs.ending
     fitted = fitted_to(recipe, costs, left)
     if fitted is None:
         needed = seconds - left + least(recipe, costs)
         raise UserError(
-            f"--budget {clock(seconds)} is too short for this teacher on this machine; give at least "
-            f"{clock(needed * 1.05)}"
+            f"--budget is {as_budget(seconds)}, which is too short for this teacher on this machine; give at "
+            f"least {as_budget(needed * 1.05)}"
         )
     schedule = fitted.schedule
     logger.info(
@@ -112,9 +155,9 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
 
 @contextmanager
 def _without_log_lines() -> Iterator[None]:
-    """Suppress log lines below WARNING, which the run itself will log."""
+    """Suppress log lines below ERROR: the run logs them again, or they are about images of a short trial."""
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
@@ -181,7 +224,7 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     hard = (rounds - 1) * per_round  # the first round's batches are made before any training
     used = warm_up + batches * (costs.batch + steps * costs.synthesis_step)
     used += hard * steps * (costs.hard_step - costs.synthesis_step)
-    kd_steps = max(MIN_KD_STEPS, int((seconds - used) / costs.kd_step / rounds))
+    kd_steps = max(_fewest_kd_steps(recipe, rounds), int((seconds - used) / costs.kd_step / rounds))
     schedule = replace(
         recipe.schedule, init_batches=init, rounds=rounds, batches_per_round=per_round, kd_steps=kd_steps
     )
@@ -191,7 +234,12 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
 def least(recipe: Recipe, costs: Costs) -> float:
     """Return the seconds of the shortest run."""
     warm_up = recipe.synthesize.first_steps * costs.synthesis_step
-    return warm_up + 2 * _batch_cost(costs, STEPS[0]) + MIN_KD_STEPS * costs.kd_step
+    return warm_up + 2 * _batch_cost(costs, STEPS[0]) + _fewest_kd_steps(recipe, 1) * costs.kd_step
+
+
+def _fewest_kd_steps(recipe: Recipe, rounds: int) -> int:
+    """Return how many training steps a round needs, so that all rounds outlast the warm-up."""
+    return max(MIN_KD_STEPS, recipe.distill.warmup_steps // rounds + 1)
 
 
 def _batch_cost(costs: Costs, steps: int) -> float:
@@ -221,19 +269,23 @@ def measure(recipe: Recipe, seconds: float) -> Costs:
         recipe,
         schedule=schedule,
         synthesize=replace(recipe.synthesize, steps=TRIAL_STEPS, warmup_steps=1),
+        augment=replace(recipe.augment, variations=min(recipe.augment.variations, TRIED_VARIATIONS)),
+        distill=replace(recipe.distill, warmup_steps=0),
     )
+    more = recipe.augment.variations / trial.augment.variations
     with tempfile.TemporaryDirectory(prefix="budget-") as folder:
         start = time.perf_counter()
         with open_loop(trial, Path(folder, "run"), resume=False, progress=Progress(quiet=True)) as loop:
             opening = time.perf_counter() - start
-            return replace(_measured(loop, seconds, Path(folder)), opening=opening)
+            return replace(_measured(loop, seconds, Path(folder), more), opening=opening)
 
 
-def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
-    from engine.training.summary import evaluation_seconds
+def _measured(loop: "Loop", seconds: float, folder: Path, more: float) -> Costs:
+    """Time the parts of a run; a batch of the run has `more` times the variations."""
+    from engine.training.summary import ending_seconds
 
     loop.do(Synthesis(batch=0))  # memory and kernels are chosen now
-    synthesis, batch = _timed_batch(loop, 1)
+    synthesis, batch = _timed_batch(loop, 1, more)
     training = Training(round=0, first_step=loop.trainer.step, steps=CHUNK)
     loop.do(training)
     chunks: list[float] = []
@@ -242,24 +294,24 @@ def _measured(loop: "Loop", seconds: float, folder: Path) -> Costs:
         chunks.append(_seconds(lambda: loop.do(training)))
     saving = _seconds(lambda: loop.save(folder / "checkpoints"))
     loop.do(Synthesis(batch=2))  # builds the adversary
-    hard, _ = _timed_batch(loop, 3)
+    hard, _ = _timed_batch(loop, 3, more)
     return Costs(
         opening=0.0,
         synthesis_step=synthesis,
         hard_step=hard,
         batch=batch + saving,
         kd_step=median(chunks) / CHUNK + saving / loop.recipe.schedule.checkpoint_steps,
-        ending=ENDING + evaluation_seconds(loop.recipe, loop.networks, loop.accelerator),
+        ending=ENDING + ending_seconds(loop.recipe, loop.networks, loop.accelerator),
     )
 
 
-def _timed_batch(loop: "Loop", number: int) -> tuple[float, float]:
-    """Return the seconds of a step of synthesis, and those of the rest of the batch."""
-    progress = loop.progress
-    before = progress.seconds["synthesize"]
+def _timed_batch(loop: "Loop", number: int, more: float) -> tuple[float, float]:
+    """Return the seconds of a step of synthesis, and those of the rest with `more` times the variations."""
+    before = dict(loop.progress.seconds)
     whole = _seconds(lambda: loop.do(Synthesis(batch=number)))
-    steps = progress.seconds["synthesize"] - before
-    return steps / TRIAL_STEPS, whole - steps
+    spent = {name: total - before.get(name, 0.0) for name, total in loop.progress.seconds.items()}
+    steps, variations = spent["synthesize"], spent.get("augment", 0.0) + spent.get("filter", 0.0)
+    return steps / TRIAL_STEPS, whole - steps + (more - 1) * variations
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -12,8 +12,8 @@ from engine.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-TRIED_VARIATIONS = 2
-"""Variations of each source in the trial."""
+TRIED_SOURCES, TRIED_VARIATIONS = 64, 2
+"""Sources in the trial, at most, and variations of each."""
 MIN_KEPT = 0.25
 """A prior is skipped if its variations keep less than this share of what the sources have above chance."""
 
@@ -21,28 +21,35 @@ MIN_KEPT = 0.25
 def fit_prior(recipe: Recipe) -> Recipe:
     """Return the recipe with `augment.method` variation or none, and say why in one line.
 
-    Makes the first batch of sources and two variations of each. The prior is skipped if the teacher agrees
-    with the labels of the variations hardly more often than chance, or far less often than with the sources'.
+    Makes a batch of sources and two variations of each. The prior is skipped if the teacher agrees with the
+    labels of the variations hardly more often than chance, or far less often than with the sources'. If it
+    does not recognize the sources either, the prior is used, with a warning.
     Everything else in the recipe must be resolved; a `micro_batch` may be auto.
 
     Raises as `engine.networks.load` and `open` do.
     """
     augment = replace(recipe.augment, method="variation")
-    trial = with_default_batches(
-        replace(recipe, augment=replace(augment, variations=min(augment.variations, TRIED_VARIATIONS)))
-    )
+    sources = replace(recipe.synthesize, batch_size=min(recipe.synthesize.batch_size, TRIED_SOURCES))
+    variations = replace(augment, variations=min(augment.variations, TRIED_VARIATIONS))
+    trial = with_default_batches(replace(recipe, synthesize=sources, augment=variations))
     logger.info("prior: trying %s on a batch", augment.prior)
     accelerator = open_accelerator(trial.compute)
     opened = networks.open(trial, networks.load(trial, accelerator.device), accelerator)
     rows = ShardGenerator(trial, opened, accelerator, Progress(quiet=True)).make(0, independent=True).rows()
     found = Agreements.of(rows)
     fits = is_fitting(found)
+    if found.sources.is_near_chance:
+        result = "it is used, but the sources are not recognized either; try more synthesize.steps"
+    elif fits:
+        result = "it is used"
+    else:
+        result = "it does not fit this teacher and is skipped (augment.method none)"
     logger.log(
-        logging.INFO if fits else logging.WARNING,
+        logging.INFO if fits and not found.sources.is_near_chance else logging.WARNING,
         "prior: %s, against %.1f%% of their sources; %s",
         found.variations.sentence("variations"),
         100 * found.sources.share,
-        "it is used" if fits else "it does not fit this teacher and is skipped (augment.method none)",
+        result,
     )
     return replace(recipe, augment=augment if fits else replace(augment, method="none"))
 

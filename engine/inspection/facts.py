@@ -14,6 +14,7 @@ from engine.models.classifier import Classifier
 from engine.models.inverting import StatisticsChoice, choose_statistics
 from engine.models.proposal import cost
 from engine.models.reading import Reading
+from engine.networks import LoadedPair
 from engine.runtime.base import RuntimeOptions, runtime_options
 from engine.runtime.open import measure_parity
 from export.errors import ExportError
@@ -29,7 +30,7 @@ class Facts:
     """Everything that `engine.inspect` reports."""
 
     recipe: Recipe
-    """With the teacher's settings read and the student proposed."""
+    """With the teacher's settings read, the student proposed, and no loss that lacks its feature map."""
     origins: Mapping[str, str]
     """Where each setting of the teacher was read."""
     parameters: tuple[int, int]
@@ -63,7 +64,7 @@ def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Fac
     """
     accelerator = open_accelerator(recipe.compute)
     pair = networks.load_pair(recipe, accelerator.device)
-    teacher = pair.teacher
+    recipe, teacher = _without_missing_maps(recipe, pair), pair.teacher
     choice = choose_statistics(teacher, recipe.synthesize.statistics, recipe.teacher.size)
     return Facts(
         recipe=recipe,
@@ -75,6 +76,15 @@ def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Fac
         precisions=_precisions(recipe, teacher, accelerator.device, parity=parity),
         per_image=per_image(pair, recipe, choice),
     )
+
+
+def _without_missing_maps(recipe: Recipe, pair: LoadedPair) -> Recipe:
+    """Return the recipe without the losses that need a feature map, if teacher or student has none."""
+    if pair.teacher.feature_path is None or pair.student.feature_path is None:
+        recipe = replace(recipe, distill=replace(recipe.distill, w_feature=0.0))
+    if pair.student.feature_path is None and recipe.synthesize.adversary == "selfsup":
+        recipe = replace(recipe, synthesize=replace(recipe.synthesize, adversary="kl"))
+    return recipe
 
 
 def _parameters(classifier: Classifier) -> int:

@@ -1,14 +1,18 @@
 """Write the recipe of an inspected teacher, with a comment for everything that was read or proposed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
+from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe, derived
 from engine.inspection.facts import Facts
 
 MANY_NAMES = 40
 """Maximum number of class names to write out if they are only numbers."""
+COUNTS = ("init_batches", "rounds", "batches_per_round", "kd_steps")
+SECTIONS = ("compute", "tensorrt", "feed", "augment", "filter", "storage", "distill", "evaluate")
 OPTIONAL = """\
 # A diffusion model that knows images like the teacher's makes the student better:
 # augment: {prior: FOLDER}        # tried on one batch, and skipped if it does not fit the teacher
@@ -41,45 +45,52 @@ def _lines(facts: Facts, file: str) -> Iterator[str]:
     yield "teacher:"
     yield _line("name", teacher.name, f"{facts.parameters[0] / 1e6:,.1f} million parameters")
     yield _line("weights", teacher.weights)
-    for name in ("num_classes", "in_channels", "image_size", "mean", "std"):
-        yield _line(name, getattr(teacher, name), origins.get(name, ""))
+    for name in ("weights_key", "num_classes", "in_channels", "image_size", "mean", "std", "output"):
+        if (value := getattr(teacher, name)) is not None:
+            yield _line(name, value, origins.get(name, ""))
     if facts.feature is not None:
         path, _, shape = facts.feature.partition(", ")
         yield _line("feature", path, f"{shape}: the last map before pooling")
     yield "student:"
     share = facts.multiplications[1] / facts.multiplications[0]
     yield _line("name", student.name, f"{share:.2f} of the teacher's multiplications")
+    own = derived(replace(recipe, student=ClassifierConfig(name=student.name))).student
+    yield from (_line(name, value) for name, value in _differences(student, vars(own)))
     if recipe.seed:
         yield _line("seed", recipe.seed, indent=0)
     yield "synthesize:"
     yield _line("batch_size", recipe.synthesize.batch_size)
     yield _line("steps", recipe.synthesize.steps, f"images are held to {facts.statistics}")
-    listed = ("batch_size", "steps")
-    changed = _changed(recipe, "synthesize").items()
-    yield from (_line(name, value) for name, value in changed if name not in listed)
+    yield from _others(recipe, "synthesize", ("batch_size", "steps"))
     yield "schedule:  # --budget TIME replaces these counts and synthesize.steps"
-    for name in ("init_batches", "rounds", "batches_per_round", "kd_steps"):
+    for name in COUNTS:
         yield _line(name, getattr(recipe.schedule, name))
-    for section in ("augment", "filter", "storage", "distill", "evaluate"):
-        settings = _changed(recipe, section)
+    yield from _others(recipe, "schedule", COUNTS)
+    for section in SECTIONS:
+        settings = list(_others(recipe, section))
         if settings:
             yield f"{section}:"
-            yield from (_line(name, value) for name, value in settings.items())
+            yield from settings
     yield ""
     yield OPTIONAL.rstrip("\n")
 
 
-def _changed(recipe: Recipe, section: str) -> dict[str, object]:
-    """Return the settings of a section that are neither its defaults nor derived from other settings."""
-    is_open = {name: replace(getattr(recipe, name), method="auto") for name in ("augment", "filter")}
-    defaults = getattr(derived(replace(recipe, **is_open)), section)
-    changed: dict[str, object] = {}
-    for field in fields(defaults):
-        value = getattr(getattr(recipe, section), field.name)
-        default = defaults.method if field.name == "method" else field.default
-        if value != default:
-            changed[field.name] = value
-    return changed
+def _others(recipe: Recipe, section: str, listed: Sequence[str] = ()) -> Iterator[str]:
+    """Yield a line for each setting of a section that is neither listed, nor a default, nor derived."""
+    own = getattr(recipe, section)
+    usual = {field.name: field.default for field in fields(own)}
+    if "method" in usual:
+        is_open = {name: replace(getattr(recipe, name), method="auto") for name in ("augment", "filter")}
+        usual["method"] = getattr(derived(replace(recipe, **is_open)), section).method
+    yield from (_line(name, value) for name, value in _differences(own, usual) if name not in listed)
+
+
+def _differences(config: Any, usual: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the settings of `config` whose values are not the usual ones."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != usual[field.name]:
+            yield field.name, value
 
 
 def _line(name: str, value: object, comment: str = "", indent: int = 2) -> str:

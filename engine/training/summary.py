@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,7 +22,7 @@ from engine.bank.rows import Rows
 from engine.config.recipe import Recipe
 from engine.datasets.test_set import open_test_set
 from engine.models.priors import PROMPT, ClipModel
-from engine.networks import LoadedPair
+from engine.networks import LoadedPair, OpenNetworks
 from engine.progress import Progress, clock
 from engine.seeding import generator
 from engine.stages.evaluate import evaluate, in_float32
@@ -30,7 +30,7 @@ from engine.stages.filter import mean_pairwise_distance
 
 FILE_NAME = "summary.json"
 TIMED_IMAGES = 32
-"""Images on which the evaluation is timed."""
+"""Images on which the ending is timed."""
 MEASURED_IMAGES = 5000
 """Most images of a bank that CLIP measures."""
 
@@ -170,19 +170,31 @@ def _accuracies(
     }
 
 
-def evaluation_seconds(recipe: Recipe, pair: LoadedPair, accelerator: Accelerator) -> float:
-    """Return about how long the evaluation will take, timed on noise, as the test set is read only once."""
+def ending_seconds(recipe: Recipe, opened: OpenNetworks, accelerator: Accelerator) -> float:
+    """Return about how long the evaluation and the figures of CLIP will take.
+
+    The networks are timed on noise. A few images of the test set are decoded; no network sees them.
+    """
     size = recipe.teacher.size
+    images = torch.randint(0, 256, (TIMED_IMAGES, 3, *size), dtype=torch.uint8)
+    clip = opened.clip
+    seconds = 0.0 if clip is None else MEASURED_IMAGES * _timed(lambda: clip.embed_images(images))
     test_set, _ = open_test_set(recipe.evaluate, recipe.names, size)
     if test_set is None:
-        return 0.0
-    images = torch.randint(0, 256, (TIMED_IMAGES, 3, *size), dtype=torch.uint8)
+        return seconds
+    decoding = _timed(lambda: next(test_set.batches(TIMED_IMAGES), None))
     batch = images, torch.zeros(TIMED_IMAGES, dtype=torch.long)
-    with in_float32({"teacher": pair.teacher, "student": pair.student}, accelerator) as networks:
-        evaluate(networks, [batch], len(recipe.names))
-        start = time.perf_counter()
-        evaluate(networks, [batch], len(recipe.names))
-        return (time.perf_counter() - start) / TIMED_IMAGES * len(test_set)
+    with in_float32({"teacher": opened.teacher, "student": opened.student}, accelerator) as networks:
+        forward = _timed(lambda: evaluate(networks, [batch], len(recipe.names)))
+    return seconds + (decoding + forward) * len(test_set)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Return the seconds of `work` for one of TIMED_IMAGES images, after a first time that does not count."""
+    work()
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) / TIMED_IMAGES
 
 
 def _sha256(banks: Sequence[BankReader]) -> str:

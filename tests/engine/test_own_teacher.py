@@ -26,6 +26,11 @@ def network(num_classes, in_channels):
     )
     made.pretrained_cfg = {"input_size": (in_channels, 20, 28), "mean": (0.2,), "std": (0.3,)}
     return made
+
+def flat(num_classes, in_channels):
+    made = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 560, num_classes))
+    made.pretrained_cfg = {"input_size": (in_channels, 20, 28), "mean": (0.2,), "std": (0.3,)}
+    return made
 """
 ROOT = Path(__file__).parents[2]
 CLASSES = ("bars", "rows", "spots")
@@ -124,3 +129,31 @@ def test_inspect_tells_what_it_sees_and_writes_a_recipe_that_loads(home: Path) -
     again = python_m(home, "engine.inspect", "--out", "mine.yaml")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "exists already" in again.stderr
+
+
+def test_an_inspected_recipe_runs_as_it_is_for_a_teacher_without_a_map_in_a_file_of_two(home: Path) -> None:
+    states = {key: {"1.weight": torch.randn(3, 560), "1.bias": torch.zeros(3)} for key in ("raw", "ema")}
+    torch.save(states, home / "two.pth")
+    flags = (
+        "--teacher",
+        "strangers_module:flat",
+        "--teacher.weights",
+        "two.pth",
+        "--teacher.in_channels",
+        "1",
+    )
+    flags += ("--teacher.weights_key", "ema", "--student.in_channels", "3", "--compute.runtime", "torch")
+    command = python_m(home, "engine.inspect", "--out", "flat.yaml", *flags)
+    assert command.returncode == 0, command.stderr
+    assert "none, so distill.w_feature is 0" in command.stdout
+    recipe = load_recipe(str(home / "flat.yaml"))
+    assert (recipe.teacher.weights_key, recipe.student.in_channels, recipe.teacher.in_channels) == (
+        "ema",
+        3,
+        1,
+    )
+    assert (recipe.compute.runtime, recipe.compute.precision, recipe.feed.kind) == ("torch", "auto", "auto")
+    assert recipe.distill.w_feature == 0
+    given = yaml.safe_load((home / "flat.yaml").read_text())
+    assert given["compute"] == {"runtime": "torch"}
+    assert given["schedule"].keys() == {"init_batches", "rounds", "batches_per_round", "kd_steps"}
