@@ -67,6 +67,11 @@ class ClassifierConfig:
         return None not in (self.num_classes, self.in_channels, self.image_size, self.mean, self.std)
 
     @property
+    def has_unread_weights(self) -> bool:
+        """Whether its weights are not set, but come with its configuration, as Hugging Face's do."""
+        return self.weights is None and self.name.startswith("hf:")
+
+    @property
     def classes(self) -> int:
         """`num_classes` of a resolved recipe."""
         assert self.num_classes is not None

@@ -174,8 +174,13 @@ class Recipe(Checked):
     @property
     def is_read(self) -> bool:
         """Whether nothing is left to read from the networks."""
-        known = self.class_names is not None and self.teacher.is_resolved and self.student.is_resolved
-        return known and bool(self.student.name)
+        return self.is_teacher_read and self.student.is_resolved and bool(self.student.name)
+
+    @property
+    def is_teacher_read(self) -> bool:
+        """Whether nothing is left to read from the teacher."""
+        is_open = self.class_names is None or self.teacher.has_unread_weights
+        return self.teacher.is_resolved and not is_open
 
     @property
     def synthesis_views(self) -> Views:

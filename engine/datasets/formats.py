@@ -20,7 +20,8 @@ ACCEPTED = (
 )
 KEY = "evaluate.data"
 PARQUET = b"PAR1"
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLITS = ("test", "testing", "val", "valid", "validation", "train", "training")
+"""Names of splits; a message proposes the first one that is there."""
 
 
 def open_path(data: str) -> LabeledSource:
@@ -95,19 +96,39 @@ def _open_folder(folder: Path) -> LabeledSource:
     visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     tars = [path for path in visible if re.search(r"\.(tar|tar\.\w+|tgz)$", path.name)]
     if tars:
+        _require_one_split(tars, folder)
         return _open_files(tars, str(folder))
     parquet = [path for path in visible if path.suffix == ".parquet"] or sorted(folder.rglob("*.parquet"))
     if parquet:
-        splits = sorted({word for path in parquet if (word := re.split(r"[-_.]", path.name)[0]) in SPLITS})
-        if len(splits) > 1:
-            raise UserError(
-                f"{KEY}: {folder} has parquet files of several splits ({', '.join(splits)}); give a pattern, "
-                f"such as {parquet[0].parent / 'test-*.parquet'}"
-            )
+        _require_one_split(parquet, folder)
         return _open_files(parquet, str(folder))
     if any(path.is_dir() for path in visible):
         return _open_class_folders(folder)
     raise _unknown(str(folder))
+
+
+def _require_one_split(paths: Sequence[Path], folder: Path) -> None:
+    """Raise UserError if the files in `folder` are of several splits, as their names or folders say."""
+    files = {splits: path for path in reversed(paths) if (splits := _splits(path, folder))}
+    if len(files) > 1:
+        found = sorted(files, key=lambda splits: [SPLITS.index(split) for split in splits])
+        listed = ", ".join(map(" and ".join, found))
+        raise UserError(
+            f"{KEY}: {folder} has files of several splits ({listed}); give a pattern, such as "
+            f"{_pattern(files[found[0]])}"
+        )
+
+
+def _splits(path: Path, folder: Path) -> tuple[str, ...]:
+    """Return the splits that occur as words in the path below `folder`."""
+    words = re.findall("[a-z]+", str(path.relative_to(folder)).lower())
+    return tuple(split for split in SPLITS if split in words)
+
+
+def _pattern(path: Path) -> Path:
+    """Return a pattern for the files of the same split next to `path`."""
+    named = re.match(rf"(?i).*(?<![a-z])({'|'.join(SPLITS)})(?![a-z])[-_]*", path.name)
+    return path.with_name(f"{named[0] if named else ''}*{path.suffix}")
 
 
 def _open_class_folders(folder: Path) -> LabeledSource:
@@ -117,10 +138,11 @@ def _open_class_folders(folder: Path) -> LabeledSource:
     names = [name for name in find_classes(str(folder))[0] if not name.startswith(".")]
     index = {name: number for number, name in enumerate(names)}
     found = make_dataset(str(folder), index, is_valid_file=_is_image, allow_empty=True)
-    if found and {name.lower() for name in names} <= SPLITS:
+    filled = list(dict.fromkeys(names[label] for _, label in found))
+    if filled and {name.lower() for name in filled} <= set(SPLITS):
         raise UserError(
             f"{KEY}: the folders in {folder} are splits, not classes; give one of them: "
-            + ", ".join(str(folder / name) for name in names)
+            + ", ".join(str(folder / name) for name in filled)
         )
     return LabeledSource(
         format="class folders",

@@ -40,6 +40,8 @@ class LabeledSource:
     """Names of the classes; None if the set has none."""
     read: Callable[[], Iterator[Encoded]]
     """Yields the N images in the order of the labels."""
+    has_own_order: bool = False
+    """Whether the set numbers its classes itself; otherwise their names are sorted as text."""
 
 
 def index_labels(raw: Sequence[int | str], where: str) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:

@@ -102,6 +102,7 @@ def _open(table: _Table) -> LabeledSource:
         labels=labels,
         class_names=class_names or _names_of_class_label(table.schema),
         read=lambda: _images(table, image),
+        has_own_order=class_names is None,
     )
 
 

@@ -152,6 +152,7 @@ def _open_fashion_mnist(root: str | None, size: tuple[int, int]) -> "LabeledSour
         labels=test.labels.numpy(),
         class_names=fashion_mnist.CLASS_NAMES,
         read=lambda: (Encoded(f"{FASHION_MNIST}: image {row}", image) for row, image in enumerate(grey)),
+        has_own_order=True,
     )
 
 
@@ -161,7 +162,8 @@ def match_labels(
     """Return the labels as indices of the recipe's `class_names`, and notes for the log.
 
     Labels without names are indices already. Names are matched by name. If the recipe's are only the numbers
-    "0", "1" and so on, names that are numbers are matched by value, and others keep the set's own order.
+    "0", "1" and so on, names that are numbers are matched by value, unless as many classes have numbers that
+    are not these or the set numbers them itself; those and other names keep the set's own order.
 
     Raises:
         UserError: if a class of the set is none of the recipe's; the message names the first few.
@@ -175,8 +177,12 @@ def match_labels(
             label = present[0] if present[0] < 0 else present[-1]
             raise UserError(f"{KEY}: {data} has label {label}, which no class has; give a labelled split")
         names = {label: source.class_names[label] for label in present}
-        index, note = _index_by_name(names, source.class_names, class_names, data)
-        notes += [(logging.INFO, note)] if note else []
+        if tuple(source.class_names) == tuple(class_names):
+            index = {label: label for label in present}
+        elif list(class_names) == [str(number) for number in range(len(class_names))]:
+            index, notes = _index_by_number(names, source, class_names, data)
+        else:
+            index = _index_by_name(names, class_names, data)
     for position in index.values():
         if not 0 <= position < len(class_names):
             raise UserError(
@@ -193,25 +199,56 @@ def match_labels(
     return labels, notes
 
 
-def _index_by_name(
-    present: Mapping[int, str], own: Sequence[str], class_names: Sequence[str], data: str
-) -> tuple[dict[int, int], str | None]:
-    """Return the recipe's index of each label, and a note if that needed an assumption."""
-    if tuple(own) == tuple(class_names):
-        return {label: label for label in present}, None
-    if list(class_names) == [str(number) for number in range(len(class_names))]:
-        if all(name.isdecimal() for name in present.values()):
-            _require_distinct([str(int(name)) for name in present.values()], f"{KEY}: {data}")
-            return {label: int(name) for label, name in present.items()}, None
-        if len(own) != len(class_names):
-            raise UserError(
-                f"{KEY}: {data} has {len(own)} classes, but class_names has {len(class_names)} numbers; set "
-                "class_names to the names of the classes, in the order of the teacher's logits"
+def _index_by_number(
+    present: Mapping[int, str], source: "LabeledSource", class_names: Sequence[str], data: str
+) -> tuple[dict[int, int], list[tuple[int, str]]]:
+    """Return the recipe's index of each label if `class_names` are only numbers, and notes on assumptions."""
+    own = source.class_names or ()
+    as_many = len(own) == len(class_names)
+    exceed = any(int(name) >= len(class_names) for name in own if name.isdecimal())
+    if all(map(str.isdecimal, present.values())) and not (as_many and (source.has_own_order or exceed)):
+        _require_distinct([str(int(name)) for name in present.values()], f"{KEY}: {data}")
+        place = {name: number for number, name in enumerate(_in_text_order(own, class_names))}
+        notes = []
+        if not source.has_own_order and any(
+            place.get(name, int(name)) != int(name) for name in present.values()
+        ):
+            text = (
+                f"{KEY}: the classes of {data} are matched by their numbers; if the teacher counts them in "
+                f"text order, as ImageFolder does, set class_names to [{_few([*place], ', ...')}]"
             )
-        return {label: label for label in present}, (
-            f"{KEY}: class_names are only numbers, so the classes of {data} count in its own order: 0 is "
-            f"'{own[0]}', {len(own) - 1} is '{own[-1]}'"
+            notes.append((logging.WARNING, text))
+        return {label: int(name) for label, name in present.items()}, notes
+    if not as_many:
+        raise UserError(
+            f"{KEY}: {data} has {len(own)} classes, but class_names has {len(class_names)} numbers; set "
+            "class_names to the names of the classes, in the order of the teacher's logits"
         )
+    return {label: label for label in present}, [_note_on_own_order(source, own, data)]
+
+
+def _in_text_order(own: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Return the names of all classes in text order, written as `own` writes the numbers in `class_names`."""
+    if len(own) == len(class_names):
+        return sorted(own)
+    padded = [len(name) for name in own if name.startswith("0") and len(name) > 1]
+    return sorted(name.zfill(max(padded, default=1)) for name in class_names)
+
+
+def _note_on_own_order(source: "LabeledSource", own: Sequence[str], data: str) -> tuple[int, str]:
+    text = (
+        f"{KEY}: class_names are only numbers, so the classes of {data} count in its own order: 0 is "
+        f"'{own[0]}', {len(own) - 1} is '{own[-1]}'"
+    )
+    by_value = sorted(own, key=int) if all(map(str.isdecimal, own)) else [*own]
+    if source.has_own_order or by_value == [*own]:
+        return logging.INFO, text
+    order = f"if the teacher counts them by their numbers, set class_names to [{_few(by_value, ', ...')}]"
+    return logging.WARNING, f"{text}; {order}"
+
+
+def _index_by_name(present: Mapping[int, str], class_names: Sequence[str], data: str) -> dict[int, int]:
+    """Return the recipe's index of each label."""
     _require_distinct(class_names, "class_names")
     _require_distinct(list(present.values()), f"{KEY}: {data}")
     position = {name: number for number, name in enumerate(class_names)}
@@ -223,7 +260,7 @@ def _index_by_name(
             f"{KEY}: {data} has {len(unknown)} of {len(present)} classes that class_names lacks: "
             f"{_few(unknown)}{lacks}; rename one or the other"
         )
-    return {label: position[name] for label, name in present.items()}, None
+    return {label: position[name] for label, name in present.items()}
 
 
 def _require_distinct(names: Sequence[str], whose: str) -> None:
@@ -234,5 +271,5 @@ def _require_distinct(names: Sequence[str], whose: str) -> None:
         seen.add(name)
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + (" and others" if len(names) > SHOWN else "")
+def _few(names: Sequence[str], more: str = " and others") -> str:
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + (more if len(names) > SHOWN else "")

@@ -46,7 +46,13 @@ def open_torchvision(name: str, root: str | None) -> LabeledSource:
             assert label == labels[row], where
             yield Encoded(where, image)
 
-    return LabeledSource(format="torchvision", labels=labels, class_names=_class_names(dataset), read=read)
+    return LabeledSource(
+        format="torchvision",
+        labels=labels,
+        class_names=_class_names(dataset),
+        read=read,
+        has_own_order=True,
+    )
 
 
 def _dataset(name: str, root: Path) -> Any:

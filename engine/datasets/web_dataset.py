@@ -33,9 +33,16 @@ def open_tars(paths: Sequence[Path]) -> LabeledSource:
             if isinstance(label, int) and name is not None and names.setdefault(label, name) != name:
                 raise UserError(f"{path}: {key} calls class {label} '{name}', others '{names[label]}'")
     labels, class_names = index_labels(raw, str(paths[0].parent))
+    has_own_order = class_names is None
     if class_names is None and names:
         labels, class_names = _named(labels, names, str(paths[0].parent))
-    return LabeledSource(format=FORMAT, labels=labels, class_names=class_names, read=lambda: _images(paths))
+    return LabeledSource(
+        format=FORMAT,
+        labels=labels,
+        class_names=class_names,
+        read=lambda: _images(paths),
+        has_own_order=has_own_order,
+    )
 
 
 def _named(

@@ -19,6 +19,7 @@ from export.hashed import sha256_of
 
 CPU = "CPUExecutionProvider"
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+FLOATS = {*DTYPES, "tensor(double)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,11 @@ def open_onnx(
         def pixels(images: Tensor) -> NDArray[Any]:
             return as_input(about, images.cpu().numpy())
 
+        class_names = tuple(about["output"]["classes"])
         return OnnxClassifier(
             size=(about["input"]["height"], about["input"]["width"]),
-            class_names=tuple(about["output"]["classes"]),
-            logits=_runner(session, name, output, pixels, path),
+            class_names=class_names,
+            logits=_runner(session, name, output, pixels, len(class_names), path),
         )
     if config is None or size is None:
         raise UserError(
@@ -80,7 +82,8 @@ def open_onnx(
         return np.ascontiguousarray(adapter.adapted(images.cpu().float() / 255).numpy().astype(dtype))
 
     output = _output(session, config, path)
-    return OnnxClassifier(size=size, class_names=None, logits=_runner(session, name, output, adapted, path))
+    logits = _runner(session, name, output, adapted, config.classes, path)
+    return OnnxClassifier(size=size, class_names=None, logits=logits)
 
 
 def _description(path: Path) -> dict[str, Any] | None:
@@ -141,12 +144,12 @@ def _input(session: Any, config: ClassifierConfig, size: tuple[int, int], path: 
 
 def _output(session: Any, config: ClassifierConfig, path: Path) -> str:
     """Return the name of the output that holds the logits."""
-    outputs = session.get_outputs()
-    named = [each.name for each in outputs if each.name == config.output]
-    shaped = [each.name for each in outputs if len(each.shape) == 2 and each.shape[1] == config.num_classes]
-    found = named or shaped or [each.name for each in outputs if len(outputs) == 1]
+    outputs = {each.name: each.shape for each in session.get_outputs() if each.type in FLOATS}
+    named = [name for name in outputs if name == config.output]
+    shaped = [name for name, shape in outputs.items() if _logits_shape(shape)[1:] == [config.num_classes]]
+    found = named or shaped or list(outputs)
     if len(found) != 1:
-        given = ", ".join(f"{each.name} {each.shape}" for each in outputs)
+        given = ", ".join(f"{each.name} {each.type} {each.shape}" for each in session.get_outputs())
         raise UserError(
             f"--onnx {path} returns {given}; name the one that holds the {config.num_classes} logits in "
             "student.output"
@@ -155,23 +158,47 @@ def _output(session: Any, config: ClassifierConfig, path: Path) -> str:
 
 
 def _runner(
-    session: Any, name: str, output: str, pixels: Callable[[Tensor], NDArray[Any]], path: Path
+    session: Any,
+    name: str,
+    output: str,
+    pixels: Callable[[Tensor], NDArray[Any]],
+    num_classes: int,
+    path: Path,
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function from images to logits; a model of a fixed batch size gets batches of that size."""
+    """Return a function from images to logits; a model of a fixed batch size gets batches of that size.
+
+    It raises UserError if the model cannot run, or its output is not [B, num_classes]. Sides of 1 after these
+    do not count.
+    """
     (given,) = (each for each in session.get_inputs() if each.name == name)
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
 
     def logits(images: Tensor) -> Tensor:
         inputs = pixels(images)
-        rows = fixed or len(inputs)
-        parts = [inputs[start : start + rows] for start in range(0, len(inputs), rows)]
-        try:
-            found = [session.run([output], {name: _filled(part, fixed)})[0][: len(part)] for part in parts]
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            raise UserError(f"--onnx {path} cannot run ({_line(error)})") from error
+        rows, found = fixed or len(inputs), []
+        for start in range(0, len(inputs), rows):
+            part = inputs[start : start + rows]
+            try:
+                values = session.run([output], {name: _filled(part, fixed)})[0]
+            except Exception as error:  # onnxruntime's errors share no base class of their own
+                raise UserError(f"--onnx {path} cannot run ({_line(error)})") from error
+            if _logits_shape(values.shape) != [rows, num_classes]:
+                raise UserError(
+                    f"--onnx {path} returns {output} {list(values.shape)} for {rows} images, not [{rows}, "
+                    f"{num_classes}]; give the recipe of this model"
+                )
+            found.append(values.reshape(rows, num_classes)[: len(part)])
         return torch.from_numpy(np.concatenate(found).astype(np.float32))
 
     return logits
+
+
+def _logits_shape(shape: Sequence[Any]) -> list[Any]:
+    """Return a shape without the sides of 1 after the first two, which a pooling may leave."""
+    sides = list(shape)
+    while len(sides) > 2 and sides[-1] == 1:
+        sides.pop()
+    return sides
 
 
 def _filled(part: NDArray[Any], rows: int | None) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 Every error says what the file holds.
 """
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch.nn.parameter import is_lazy
 from engine.errors import UserError
 from engine.models.torch_file import first_line, pickled_kind
 from engine.models.unwrapping import INNER
+
+logger = logging.getLogger(__name__)
 
 DEPTH = 6
 """Maximum nesting of the mappings that are searched."""
@@ -65,7 +68,13 @@ def fit(
         UserError: if no mapping fits (the message says how it differs), or if several fit with different
             values and `key` is None.
     """
-    _match_auxiliary_heads(network, content)
+    if _match_auxiliary_heads(network, content):
+        logger.info(
+            "%s.weights has no auxiliary heads, so the network converts its input from ImageNet's "
+            "normalization, as torchvision's pretrained one does; if it was trained from scratch, give a "
+            "factory that builds it with aux_logits=False",
+            section,
+        )
     state = network.state_dict()
     candidates = _all_candidates(_with_current_names(content, network), state, key, section, file)
     misfits = [_misfit(c, state, num_classes, section) for c in candidates]
@@ -108,7 +117,8 @@ def widths(
     """Return for how many classes and input channels the weights in `content` were trained.
 
     Args:
-        network: built for `num_classes`, a number that no other layer has, and `in_channels`.
+        network: built for `num_classes` and `in_channels`. The classes are read right only if no other layer
+            has their number.
         key: as for `fit`.
         section: section of the recipe that names `file`.
 
@@ -131,18 +141,27 @@ def widths(
     return found.pop()
 
 
-def _match_auxiliary_heads(network: nn.Module, content: object) -> None:
-    """Remove the auxiliary heads of torchvision's googlenet or inception_v3 if the file has none.
+def auxiliary_heads(network: nn.Module) -> list[str]:
+    """Return the names of the auxiliary heads of torchvision's googlenet or inception_v3."""
+    if not hasattr(network, "transform_input"):
+        return []
+    return [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
 
-    torchvision removes them from its pretrained networks, which then convert their input from ImageNet's
-    normalization to the one that they were trained with. So the network does so, too.
+
+def _match_auxiliary_heads(network: nn.Module, content: object) -> bool:
+    """Remove the auxiliary heads of a network if the file has none. Return whether it did.
+
+    torchvision's pretrained networks have none (inception_v3 only if asked for), and convert their input from
+    ImageNet's normalization to the one that they were trained with. So the network does so, too.
     """
-    heads = [name for name in AUXILIARY if isinstance(getattr(network, name, None), nn.Module)]
+    heads = auxiliary_heads(network)
     given = {part for _, mapping in _mappings(content) for key in mapping for part in key.split(".")}
-    if heads and hasattr(network, "transform_input") and not given & set(heads):
-        for name in heads:
-            setattr(network, name, None)
-        vars(network).update(aux_logits=False, transform_input=True)
+    if not heads or given & set(heads):
+        return False
+    for name in heads:
+        setattr(network, name, None)
+    vars(network).update(aux_logits=False, transform_input=True)
+    return True
 
 
 def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int, in_channels: int) -> Widths:
@@ -151,9 +170,10 @@ def _widths(candidate: Candidate, state: Mapping[str, object], num_classes: int,
         mine = state[key]
         if not isinstance(given, Tensor) or not isinstance(mine, Tensor) or given.ndim != mine.ndim:
             continue
-        if mine.shape[:1] == (num_classes,):
-            classes = given.shape[0]
-        elif mine.ndim == 4 and mine.shape[1] == in_channels and channels is None:
+        for side, given_side in zip(mine.shape, given.shape, strict=True):
+            if side == num_classes:
+                classes = given_side
+        if mine.ndim == 4 and mine.shape[1] == in_channels and channels is None:
             channels = given.shape[1]  # the first convolution over the image
     return Widths(classes, channels)
 

@@ -1,7 +1,9 @@
 """Build and load classifiers, and check on a few images that they are usable."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,15 +49,9 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
         )
     with torch.random.fork_rng(devices=[]):
         classifier = _build(config, section)
-    path = resolve(config.weights, f"{section}.weights")
-    fit(
-        classifier.network,
-        read_weights(path, f"{section}.weights"),
-        key=config.weights_key,
-        num_classes=config.classes,
-        section=section,
-        file=path,
-    )
+        path = resolve(config.weights, f"{section}.weights")
+        content = read_weights(path, f"{section}.weights")
+        classifier = _with_weights(classifier, content, config, section, path)
     classifier.eval().requires_grad_(False)
     logits = _probe(classifier, config, section)
     if not logits.isfinite().all():
@@ -99,6 +95,38 @@ def _build(config: ClassifierConfig, section: str) -> Classifier:
         std=std,
         feature_path=None if feature is None else without_wrapper_parts(feature, network),
         name=config.name,
+    )
+
+
+def _with_weights(
+    classifier: Classifier, content: object, config: ClassifierConfig, section: str, file: Path
+) -> Classifier:
+    """Load the weights in `content` into the classifier and return it.
+
+    If they do not fit a network of Hugging Face's that is built for the images' size, return one of the size
+    that its folder says: some networks resize their position embeddings to the image as they run.
+    """
+    try:
+        _fit(classifier, content, config, section, file)
+    except UserError:
+        if not config.name.startswith("hf:"):
+            raise
+        with suppress(UserError):
+            published = _build(replace(config, image_size=None), section)
+            _fit(published, content, config, section, file)
+            return published
+        raise
+    return classifier
+
+
+def _fit(classifier: Classifier, content: object, config: ClassifierConfig, section: str, file: Path) -> None:
+    fit(
+        classifier.network,
+        content,
+        key=config.weights_key,
+        num_classes=config.classes,
+        section=section,
+        file=file,
     )
 
 

@@ -129,6 +129,7 @@ def _family(teacher: ClassifierConfig) -> list[str]:
         import timm
 
         known = timm.list_models()
+        own = own.partition(".")[0]  # what follows is a tag, which names weights
     elif source == "torchvision":
         import torchvision.models as zoo
 

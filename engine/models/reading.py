@@ -12,7 +12,7 @@ from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe, derived
 from engine.errors import UserError
 from engine.models.factory import is_factory
-from engine.models.fitting import widths
+from engine.models.fitting import auxiliary_heads, widths
 from engine.models.outputs import entries
 from engine.models.proposal import propose_student
 from engine.models.sources import HF_PROCESSOR, Stated, build, stated
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PROBE_CLASSES = 1009
 """A prime number of classes, so that layers of this width are the head."""
+OTHER_CLASSES = 1013
+"""Another one: a network of as many outputs for both decides the number itself."""
 HINTS = {
     "num_classes": "10",
     "in_channels": "3",
@@ -65,7 +67,7 @@ def read(recipe: Recipe) -> Recipe:
     Raises:
         UserError: if something is open that cannot be read; the message names all such settings.
     """
-    if not recipe.teacher.is_resolved or recipe.class_names is None:
+    if not recipe.is_teacher_read:
         reading = read_teacher(recipe.teacher)
         recipe = reading.filled_into(recipe)
         logger.info("teacher: %s", _described(reading))
@@ -99,8 +101,9 @@ def read_teacher(config: ClassifierConfig, section: str = "teacher") -> Reading:
     for name in ("in_channels", "image_size", "mean", "std"):
         reading.fill(name, getattr(said, name), said.source)
     if reading.config.num_classes is None and reading.config.image_size is not None:
-        reading.fill("num_classes", _classes_by_running(network, reading.config), "its output")
+        reading.fill("num_classes", _classes_by_running(reading.config, section), "its output")
     _require_all(reading.config, section)
+    _warn_of_auxiliary_heads(reading, network, section)
     reading.config = reading.config.for_channels(reading.config.channels)
     reading.config.check(section)
     if said.class_names is not None and len(said.class_names) == reading.config.num_classes:
@@ -109,13 +112,15 @@ def read_teacher(config: ClassifierConfig, section: str = "teacher") -> Reading:
     return reading
 
 
-def _probe_network(config: ClassifierConfig, section: str) -> tuple[nn.Module, bool]:
+def _probe_network(
+    config: ClassifierConfig, section: str, num_classes: int = PROBE_CLASSES
+) -> tuple[nn.Module, bool]:
     """Build the network without memory for its weights, if possible. Return also whether it has a probe head.
 
     A network whose configuration states its classes, as Hugging Face's do, is built for those.
     """
     has_probe = config.num_classes is None and not config.name.startswith("hf:")
-    probe = replace(config, num_classes=PROBE_CLASSES) if has_probe else config
+    probe = replace(config, num_classes=num_classes) if has_probe else config
     for device in (torch.device("meta"), None):
         try:
             with torch.random.fork_rng(devices=[]), device or nullcontext():
@@ -125,7 +130,7 @@ def _probe_network(config: ClassifierConfig, section: str) -> tuple[nn.Module, b
                 continue
             if has_probe and is_factory(config.name) and not isinstance(error.__cause__, ImportError):
                 raise UserError(
-                    f"{error}; it was tried with {PROBE_CLASSES} classes: if it needs the real number, set "
+                    f"{error}; it was tried with {num_classes} classes: if it needs the real number, set "
                     f"{section}.num_classes"
                 ) from error
             raise
@@ -135,12 +140,13 @@ def _probe_network(config: ClassifierConfig, section: str) -> tuple[nn.Module, b
 def _read_widths(
     reading: Reading, network: nn.Module, said: Stated, section: str, *, has_probe: bool
 ) -> None:
+    """Read from the weights what is open, and match the auxiliary heads of `network` to them."""
     config = reading.config
     if config.weights is None:
         raise UserError(
             f"{section}.weights is not set; give the .safetensors or .pth file of the trained network"
         )
-    if None not in (config.num_classes, config.in_channels):
+    if None not in (config.num_classes, config.in_channels) and not auxiliary_heads(network):
         return
     reading.fill("num_classes", said.num_classes, said.source)
     path = resolve(config.weights, f"{section}.weights")
@@ -157,8 +163,37 @@ def _read_widths(
     reading.fill("in_channels", found.in_channels, "its weights")
 
 
-def _classes_by_running(network: nn.Module, config: ClassifierConfig) -> int | None:
-    """Return the width of the only output [1, C] of a network that decides its number of classes itself."""
+def _warn_of_auxiliary_heads(reading: Reading, network: nn.Module, section: str) -> None:
+    """Warn if nothing says how the input of torchvision's googlenet or inception_v3 is normalized.
+
+    torchvision's own weights need a conversion (see `fit`), others do not. Fine-tuned with auxiliary heads,
+    their files look the same.
+    """
+    config = reading.config
+    is_guessed = not reading.origins.keys().isdisjoint(("mean", "std"))
+    if is_guessed and config.name.startswith("torchvision:") and auxiliary_heads(network):
+        logger.warning(
+            "%s.weights has auxiliary heads, so it does not say whether %s was fine-tuned from torchvision's "
+            "weights; if it was, give --%s.mean '[0.5]' --%s.std '[0.5]'",
+            section,
+            config.name,
+            section,
+            section,
+        )
+
+
+def _classes_by_running(config: ClassifierConfig, section: str) -> int | None:
+    """Return the number of outputs of a network that decides its number of classes itself."""
+    try:
+        networks = [_probe_network(config, section, number)[0] for number in (PROBE_CLASSES, OTHER_CLASSES)]
+    except UserError:  # it does not decide it
+        return None
+    found = {_outputs(network, config) for network in networks}
+    return found.pop() if len(found) == 1 else None
+
+
+def _outputs(network: nn.Module, config: ClassifierConfig) -> int | None:
+    """Return the width of the only output [1, C] of a network, or None."""
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     images = torch.zeros(1, config.in_channels or 3, *config.size, device=device)
     try:

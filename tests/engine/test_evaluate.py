@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 from safetensors.torch import load_file, save_file
 
 from engine import run as run_module
@@ -297,6 +301,44 @@ def test_a_foreign_model_is_measured_as_the_recipe_says(
     wanted = measured("--run", run, "--data", data)
     assert (found["onnx_top1"], found["agreement"]) == (wanted["student_top1"], wanted["agreement"])
     assert "student_top1" not in found
+
+
+def onnx_file(path: Path, outputs: dict[str, tuple[int, ...]], weight: np.ndarray) -> Path:
+    """Write a model whose outputs are all the same logits, the pixels times `weight`, in these shapes."""
+    nodes = [helper.make_node("Flatten", ["images"], ["pixels"])]
+    nodes += [helper.make_node("MatMul", ["pixels", "weight"], ["logits"])]
+    nodes += [helper.make_node("Reshape", ["logits", f"{name} shape"], [name]) for name in outputs]
+    shapes = [from_array(np.array(shape), f"{name} shape") for name, shape in outputs.items()]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 1, 16, 16])
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *shape[1:]])
+        for name, shape in outputs.items()
+    ]
+    graph = helper.make_graph(nodes, "x", [images], given, [*shapes, from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_sides_of_1_after_the_logits_do_not_count(plain: Path, data: Path, tmp_path: Path, measured) -> None:
+    weight = np.random.default_rng(0).standard_normal((256, 3)).astype(np.float32)
+    outputs = {"flat": (-1, 3)}, {"map": (-1, 3, 1, 1)}, {"map": (-1, 3, 1, 1), "other": (-1, 1, 3)}
+    found = [
+        measured(
+            "--onnx", onnx_file(tmp_path / f"{number}.onnx", each, weight), "--recipe", plain, "--data", data
+        )
+        for number, each in enumerate(outputs)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("shape", [(-1, 4), (-1, 4, 1), (-1, 2, 2), (-1,)])
+def test_a_model_of_other_logits_is_refused(
+    shape: tuple[int, ...], plain: Path, data: Path, tmp_path: Path, capsys
+) -> None:
+    model = onnx_file(tmp_path / "x.onnx", {"out": shape}, np.ones((256, 4), np.float32))
+    words = refused(capsys, "--onnx", model, "--recipe", plain, "--data", data)
+    given = list(np.empty((7, 4)).reshape(shape).shape)
+    assert f"x.onnx returns out {given} for 7 images, not [7, 3]; give the recipe of this model" in words
 
 
 @pytest.mark.parametrize(

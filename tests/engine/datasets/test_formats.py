@@ -73,10 +73,45 @@ def test_a_pattern_names_a_split_of_parquet_files(tmp_path: Path) -> None:
     for split in ("train", "test"):
         parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     with pytest.raises(
-        UserError, match=r"parquet files of several splits \(test, train\).*data/test-\*\.parquet"
+        UserError, match=r"has files of several splits \(test, train\); .*data/test-\*\.parquet$"
     ):
         open_path(str(tmp_path))
     assert len(open_path(str(tmp_path / "data" / "test-*.parquet")).labels) == len(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "pattern"),
+    [
+        (("imagenet-train-0000.tar", "imagenet-val-0000.tar"), "val, train", "imagenet-val-*.tar"),
+        (("a/b/train/0.parquet", "a/b/test/0.parquet"), "test, train", "a/b/test/*.parquet"),
+        (
+            ("x/partial-train/0.parquet", "x/validation/0.parquet"),
+            "validation, train",
+            "x/validation/*.parquet",
+        ),
+        (("set.Test.0.tar", "set.Train.0.tar"), "test, train", "set.Test*.tar"),
+        (("test/0.parquet", "train-test/0.parquet"), "test, test and train", "test/*.parquet"),
+    ],
+)
+def test_splits_are_not_merged(files: tuple[str, str], splits: str, pattern: str, tmp_path: Path) -> None:
+    for name in files:
+        if name.endswith(".tar"):
+            (shards(tmp_path / "made") / "000.tar").rename(tmp_path / name)
+        else:
+            parquet(tmp_path / name)
+    with pytest.raises(UserError) as raised:
+        open_path(str(tmp_path))
+    assert f"several splits ({splits}); give a pattern, such as {tmp_path / pattern}" in str(raised.value)
+    assert len(open_path(str(tmp_path / pattern)).labels) in (4, 7)
+
+
+def test_files_of_one_split_are_one_set(tmp_path: Path) -> None:
+    for name in ("train/test-0.parquet", "train/test-1.parquet"):
+        parquet(tmp_path / "train" / "both" / name)
+    for name in ("latest/0.parquet", "contest/test-0.parquet", "data.parquet"):
+        parquet(tmp_path / "words" / "of" / name)
+    assert len(open_path(str(tmp_path / "train")).labels) == 2 * len(LABELS)
+    assert len(open_path(str(tmp_path / "words")).labels) == 3 * len(LABELS)
 
 
 def test_a_missing_part_of_a_pattern_is_named(tmp_path: Path) -> None:
@@ -95,7 +130,8 @@ def test_a_path_with_the_characters_of_a_pattern_is_a_path(tmp_path: Path) -> No
 def test_splits_are_no_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         class_folders(tmp_path / split)
-    with pytest.raises(UserError, match=rf"are splits, not classes; give one .*{tmp_path}/val"):
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(UserError, match=rf"are splits, not classes; give one .*/train, {tmp_path}/val$"):
         open_path(str(tmp_path))
 
 

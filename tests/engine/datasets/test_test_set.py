@@ -130,9 +130,11 @@ def test_a_corrupt_image_is_named_in_order(tmp_path: Path) -> None:
         next(batches)
 
 
-def named(*names: str, labels: tuple[int, ...] | None = None) -> LabeledSource:
+def named(*names: str, labels: tuple[int, ...] | None = None, has_own_order: bool = False) -> LabeledSource:
     given = np.array(range(len(names)) if labels is None else labels, np.int64)
-    return LabeledSource(format="x", labels=given, class_names=names, read=lambda: iter(()))
+    return LabeledSource(
+        format="x", labels=given, class_names=names, read=lambda: iter(()), has_own_order=has_own_order
+    )
 
 
 def numbered(*labels: int) -> LabeledSource:
@@ -202,6 +204,60 @@ def test_numbers_in_place_of_names() -> None:
         in text
     )
     assert matched(numbered(1, 0, 1), "0", "1") == [1, 0, 1]
+
+
+def numbers(first: int, last: int, width: int = 1) -> list[str]:
+    """Return the numbers of folders in ImageFolder's order."""
+    return sorted(f"{number:0{width}}" for number in range(first, last + 1))
+
+
+def notes_on_order(source: LabeledSource, count: int) -> tuple[list[int], list[tuple[int, str]]]:
+    """Return the labels if only the numbers of classes are known, and the notes on their order."""
+    labels, notes = match_labels(source, tuple(map(str, range(count))), "x")
+    return labels.tolist(), [note for note in notes if "none of" not in note[1]]
+
+
+@pytest.mark.parametrize("names", [numbers(0, 11), ["0", "1", "10", "2"], ["10", "11"]])
+def test_folders_of_numbers_count_by_value_and_a_warning_names_the_other_order(names: list[str]) -> None:
+    labels, ((level, text),) = notes_on_order(named(*names), 12)
+    assert (labels, level) == ([int(name) for name in names], logging.WARNING)
+    assert "the classes of x are matched by their numbers; if the teacher counts them in text order" in text
+    assert text.endswith("as ImageFolder does, set class_names to ['0', '1', '10', ...]")
+    other = match_labels(named(*names), numbers(0, 11), "x")[0]
+    assert other.tolist() == [numbers(0, 11).index(name) for name in names]
+
+
+@pytest.mark.parametrize("names", [numbers(0, 11, 2), ["10", "11", "03"], ["0", "1"], numbers(0, 9, 3)])
+def test_where_both_orders_are_the_same_nothing_is_said(names: list[str]) -> None:
+    assert notes_on_order(named(*names), 12) == ([int(name) for name in names], [])
+
+
+def test_as_many_classes_with_other_numbers_keep_the_order_of_the_set() -> None:
+    labels, ((level, text),) = notes_on_order(named(*numbers(1, 102)), 102)
+    assert (labels, level) == (list(range(102)), logging.WARNING)
+    assert "the classes of x count in its own order: 0 is '1', 101 is '99'; if the teacher counts" in text
+    assert text.endswith("by their numbers, set class_names to ['1', '2', '3', ...]")
+    labels, ((level, text),) = notes_on_order(named(*numbers(1, 102, 3)), 102)
+    assert (labels, level) == (list(range(102)), logging.INFO)
+    assert text.endswith("0 is '001', 101 is '102'")
+
+
+def test_a_set_that_numbers_its_classes_itself_keeps_their_order(tmp_path: Path) -> None:
+    names = numbers(0, 11)
+    labels, ((level, text),) = notes_on_order(named(*names, has_own_order=True), 12)
+    assert (labels, level) == (list(range(12)), logging.INFO)
+    assert text.endswith("0 is '0', 11 is '9'")
+    classes = tuple(map(str, range(12)))
+    found = opened(parquet(tmp_path / "x.parquet", [2, 3, 11], names), classes)
+    assert found.labels.tolist() == [2, 3, 11]
+    of_text = opened(parquet(tmp_path / "y.parquet", ["10", "2", "9"]), classes)
+    assert of_text.labels.tolist() == [10, 2, 9]
+
+
+def test_numbers_of_some_classes_are_those_of_the_set() -> None:
+    """A bank's shards have the number of a class and its name, which is the number again."""
+    some = named("0", "3", "10", labels=(2, 0, 1), has_own_order=True)
+    assert notes_on_order(some, 12) == ([10, 0, 3], [])
 
 
 def test_some_of_the_classes_are_enough_but_a_warning_says_so(tmp_path: Path, caplog) -> None:

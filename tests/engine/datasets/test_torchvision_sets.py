@@ -40,6 +40,7 @@ def test_a_dataset_with_train_false(tmp_path: Path) -> None:
     assert source.labels.tolist() == [9, 0, 3]
     assert source.class_names is not None
     assert (source.class_names[9], source.class_names[0]) == ("Ankle boot", "T-shirt/top")
+    assert source.has_own_order
     assert np.array_equal(decoded(source, 28), np.repeat(images[..., None], 3, 3))
 
 

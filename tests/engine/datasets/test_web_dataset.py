@@ -47,7 +47,7 @@ def test_several_shards_are_read_in_order_and_names_are_sorted(tmp_path: Path) -
     names = ["dog", "ant", "cat", "cat", "dog", "ant", "ant"]
     folder = shards(tmp_path, names)
     source = open_tars(sorted(folder.iterdir()))
-    assert source.class_names == ("ant", "cat", "dog")
+    assert (source.class_names, source.has_own_order) == (("ant", "cat", "dog"), False)
     assert [source.class_names[label] for label in source.labels] == names
     assert np.array_equal(decoded(source), pixels())
 
@@ -63,6 +63,7 @@ def test_json_gives_a_label_and_perhaps_a_name(tmp_path: Path) -> None:
         members += [(f"{key}.json", json.dumps(field).encode()), (f"{key}.PNG", png(image))]
     source = open_tars([tar(tmp_path / "0.tar", members)])
     assert (source.labels.tolist(), source.class_names) == ([1, 0, 1], ("two", "five"))
+    assert source.has_own_order
     assert np.array_equal(decoded(source), pixels(3))
 
 

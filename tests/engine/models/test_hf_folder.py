@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,28 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine.config.classifier import ClassifierConfig
+from engine.config.recipe import Recipe
 from engine.errors import UserError
 from engine.models.loading import build_classifier, load_classifier
-from engine.models.reading import Reading, read_teacher
+from engine.models.reading import Reading, read, read_teacher
 
 SIDE = 16
 NAMES = {0: "cat", 1: "dog", 2: "bird"}
 COLOUR = (60, 120, 250)
 
 
+def small(**changes: Any) -> dict[str, Any]:
+    """Return the settings of a small transformer."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return {**sizes, "image_size": SIDE, "patch_size": 8, "id2label": NAMES, **changes}
+
+
 def vit(**changes: Any) -> nn.Module:
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=SIDE,
-        patch_size=8,
-        **{"id2label": NAMES, **changes},
-    )
-    return transformers.ViTForImageClassification(config)
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**small(**changes)))
+
+
+def dinov2(**changes: Any) -> nn.Module:
+    return transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**small(**changes)))
 
 
 def resnet(**changes: Any) -> nn.Module:
@@ -147,6 +150,37 @@ def test_without_a_size_in_the_processor_the_networks_own_counts(tmp_path: Path)
     assert read_of(name).config.size == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize("size", [None, 24])
+def test_a_network_that_resizes_its_positions_takes_other_images(size: int | None, tmp_path: Path) -> None:
+    """The processor's are smaller than its positions; DINOv2 was published with 224 and 518."""
+    network = dinov2(image_size=32).eval()
+    config = read_of(written(tmp_path, network), image_size=size).config
+    assert config.size == (size or SIDE, size or SIDE)
+    classifier = load_classifier(config)
+    images = torch.rand(2, 3, *config.size)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(images), network(classifier.adapted(images)).logits)
+
+
+def test_a_network_that_does_not_resize_them_says_so(tmp_path: Path) -> None:
+    config = read_of(written(tmp_path, vit(image_size=32))).config
+    with pytest.raises(UserError, match=r"^teacher\.image_size is 16x16, but hf:.* cannot run on a 16x16"):
+        load_classifier(config)
+
+
+@pytest.mark.parametrize("make", [vit, dinov2])
+def test_a_student_of_another_size_is_loaded_as_it_was_built(
+    make: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    known = {"num_classes": 3, "in_channels": 3, "image_size": 24, "mean": (0.5,), "std": (0.5,)}
+    config = ClassifierConfig(name=written(tmp_path, make()), **known)
+    student = build_classifier(config, "student").eval()
+    torch.save(student.network.state_dict(), tmp_path / "student.pth")
+    loaded = load_classifier(replace(config, weights=str(tmp_path / "student.pth")), "student")
+    for key, value in student.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[key], value)
+
+
 def test_without_a_processor_the_normalization_is_missing(tmp_path: Path) -> None:
     name = written(tmp_path, vit())
     (tmp_path / "preprocessor_config.json").unlink()
@@ -184,6 +218,19 @@ def test_every_form_of_the_weights_is_found(form: str, tmp_path: Path) -> None:
     classifier = load_classifier(config)
     for key, value in state.items():
         torch.testing.assert_close(classifier.network.state_dict()[key], value)
+
+
+def test_a_recipe_that_leaves_only_the_weights_open_gets_them(tmp_path: Path) -> None:
+    config = replace(read_of(written(tmp_path, vit())).config, weights=None)
+    student = ClassifierConfig(name="engine:wrn_16_1")
+    recipe = Recipe(name="open", teacher=config, student=student, class_names=("a", "b", "c"))
+    assert not recipe.is_read
+    found = read(recipe)
+    assert (found.is_read, found.class_names) == (True, ("a", "b", "c"))
+    assert load_classifier(found.teacher).num_classes == 3
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^teacher\.weights is not set; give the "):
+        read(recipe)
 
 
 def test_names_of_earlier_versions_are_known_in_checkpoints_too(tmp_path: Path) -> None:

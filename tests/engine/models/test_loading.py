@@ -1,5 +1,6 @@
 """Classifiers by name: where they come from, and what a wrong field says."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -360,7 +361,7 @@ def test_require_feature_names_the_field_to_set() -> None:
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_auxiliary_heads_may_be_missing_as_in_torchvisions_pretrained_networks(
-    tmp_path: Path, pretrained: bool
+    tmp_path: Path, pretrained: bool, caplog
 ) -> None:
     """torchvision removes them and turns on `transform_input` if it loads its own weights."""
     torch.manual_seed(0)
@@ -371,9 +372,12 @@ def test_auxiliary_heads_may_be_missing_as_in_torchvisions_pretrained_networks(
     config = classifier_config(
         name="torchvision:googlenet", weights=str(tmp_path / "weights.pth"), num_classes=5, image_size=64
     )
+    caplog.set_level(logging.INFO, "engine.models.fitting")
     classifier, images = load_classifier(config), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(classifier(images), network(classifier.adapted(images)))
+    said = ["aux_logits=False" in text for text in caplog.messages if "converts its input" in text]
+    assert said == [True] * pretrained
 
 
 @pytest.mark.parametrize(

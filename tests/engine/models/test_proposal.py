@@ -49,6 +49,7 @@ def test_counting_draws_nothing_from_the_global_generator() -> None:
     ("teacher", "student"),
     [
         ({"name": "timm:resnet152", "image_size": 64}, "timm:resnet18"),
+        ({"name": "timm:resnet152.a1_in1k", "image_size": 64}, "timm:resnet18"),
         ({"name": "torchvision:resnet152", "image_size": (64, 80)}, "torchvision:resnet18"),
     ],
 )

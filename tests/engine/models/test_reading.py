@@ -1,5 +1,6 @@
 """What is read of a teacher: classes, channels, size, normalization and names; and what is not guessed."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,30 @@ def off_the_meta_device(num_classes: int, in_channels: int) -> nn.Module:
     network = Small(num_classes, in_channels)
     network.scale = network.conv.weight.std().item()
     return network
+
+
+class OwnHead(nn.Module):
+    """A convolution, pooling and a head [features, classes] or [features * classes]."""
+
+    def __init__(self, num_classes: int, *, is_flat: bool = False) -> None:
+        super().__init__()
+        self.conv, weight = nn.Conv2d(3, 6, 3), torch.randn(6, num_classes)
+        self.weight = nn.Parameter(weight.flatten() if is_flat else weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).mean((2, 3)) @ self.weight.view(6, -1)
+
+
+def transposed(num_classes: int) -> nn.Module:
+    return OwnHead(num_classes)
+
+
+def flattened(num_classes: int) -> nn.Module:
+    return OwnHead(num_classes, is_flat=True)
+
+
+def with_background(num_classes: int) -> nn.Module:
+    return Small(num_classes + 1, 3)
 
 
 def flat() -> nn.Module:
@@ -157,6 +182,27 @@ def test_a_factory_without_arguments_is_asked_for_its_classes(tmp_path: Path) ->
     assert reading.origins == {"num_classes": "its output", "in_channels": "its weights"}
 
 
+def test_classes_are_read_from_any_side_of_the_head(tmp_path: Path) -> None:
+    known = {"image_size": 8, "mean": (0.5,), "std": (0.5,)}
+    reading = read_of(own(transposed), transposed(9), tmp_path, **known)
+    assert (reading.config.num_classes, reading.origins["num_classes"]) == (9, "its weights")
+
+
+@pytest.mark.parametrize("factory", [flattened, with_background])
+def test_classes_that_no_side_shows_are_not_those_of_the_trial(
+    factory: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    known = {"image_size": 8, "mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(UserError, match=r"^teacher\.num_classes cannot be read from .*'10', or") as raised:
+        read_of(own(factory), factory(9), tmp_path, **known)
+    assert "10" not in str(raised.value).replace("'10'", "")
+
+
+def test_as_many_classes_as_the_first_layer_has_outputs(tmp_path: Path) -> None:
+    known = {"num_classes": 6, "image_size": 8, "mean": (0.5,), "std": (0.5,)}
+    assert values(read_of(own(takes_both), Small(6, 1), tmp_path, **known))[:2] == (6, 1)
+
+
 @pytest.mark.parametrize("factory", [takes_both, off_the_meta_device])
 def test_a_factory_is_built_for_what_its_weights_hold(
     factory: Callable[..., nn.Module], tmp_path: Path
@@ -239,6 +285,28 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         read_of("timm:test_resnet", Small(4, 3), tmp_path)
     with pytest.raises(UserError, match=r"^teacher\.weights is not set; give the "):
         read_teacher(ClassifierConfig(name="timm:test_resnet"))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("known", [{}, {"num_classes": 5, "in_channels": 3}], ids=["open", "known"])
+def test_weights_with_auxiliary_heads_do_not_say_how_their_input_is_normalized(
+    name: str, known: dict[str, int], tmp_path: Path, caplog
+) -> None:
+    """torchvision's fine-tuned inception_v3 keeps its heads, as one that was trained from scratch."""
+
+    def warnings(content: dict[str, Tensor], **given: Any) -> list[str]:
+        caplog.clear()
+        read_of(f"torchvision:{name}", content, tmp_path, **known, **given)
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    with torch.device("meta"):
+        state = zoo.get_model(name, num_classes=5, init_weights=False).state_dict()
+    content = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
+    (text,) = warnings(content)
+    assert text.startswith("teacher.weights has auxiliary heads, so")
+    assert text.endswith("give --teacher.mean '[0.5]' --teacher.std '[0.5]'")
+    assert warnings(content, mean=(0.5,), std=(0.5,)) == []
+    assert warnings({key: value for key, value in content.items() if not key.lower().startswith("aux")}) == []
 
 
 def test_every_classifier_of_torchvision_says_its_input() -> None:
