@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 UNITS = {"s": 1, "m": 60, "h": 3600}
 TRIAL_STEPS = 5
 """Optimizer steps of a batch that is only timed."""
+STEP_SHARE = 0.002
+"""Share of the budget that a step may take at most; with smaller batches, steps are shorter."""
 TRIAL_SHARE = 0.02
 """Share of the budget for which training is timed."""
 CHUNK = 6
@@ -44,6 +46,10 @@ RESERVE = 0.02
 """Share of the budget that is left for what is not measured."""
 IMAGES_SHARE = 0.4
 """Share of the time for making images; the rest trains the student."""
+WARM_UP_SHARE = 0.08
+"""Share of the time for the generator's warm-up, at most."""
+WARM_UP_STEPS = 5
+"""Optimizer steps of the warm-up, at least."""
 STEPS = (10, 40, 200)
 """Optimizer steps of a batch: the fewest, the usual number, the most."""
 BATCHES = (6, 48)
@@ -55,6 +61,8 @@ MIN_KD_STEPS = 30
 """Training steps of a round, at least; a warm-up of the learning rate may need more."""
 TRIED_VARIATIONS = 2
 """Variations of each source in a batch that is only timed."""
+GOOD_KD_STEPS = 1000
+"""Fewer training steps seldom make a good student."""
 COUNTS = (
     "schedule.init_batches",
     "schedule.rounds",
@@ -132,7 +140,7 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
     """
     logger.info("budget: measuring a short run")
     with _without_log_lines():
-        costs = measure(recipe, seconds)
+        costs = measure(recipe, seconds, begun)
     left = seconds * (1 - RESERVE) - (time.perf_counter() - begun) - costs.opening - costs.ending
     fitted = fitted_to(recipe, costs, left)
     if fitted is None:
@@ -150,6 +158,11 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         schedule.total_kd_steps,
         schedule.rounds,
     )
+    if left < (good := good_seconds(recipe, costs)):
+        logger.warning(
+            "budget: this is enough to try the commands; a good student takes %s or more on this machine",
+            as_budget(seconds - left + good),
+        )
     return fitted
 
 
@@ -176,7 +189,7 @@ def with_batches(recipe: Recipe, seconds: float) -> Recipe:
     each = per_image(
         pair, recipe, choose_statistics(pair.teacher, recipe.synthesize.statistics, recipe.teacher.size)
     )
-    by_time = TRIAL_SHARE * seconds / TRIAL_STEPS
+    by_time = STEP_SHARE * seconds
     by_memory = MEMORY_SHARE * free_memory(accelerator.device) / max(1, each.kept_bytes)
     return replace(
         recipe,
@@ -209,7 +222,8 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     """Return the recipe with the counts that take `seconds` at these costs, or None if that is too short."""
     if seconds < least(recipe, costs):
         return None
-    warm_up = recipe.synthesize.first_steps * costs.synthesis_step
+    warm_up_steps = _warm_up_steps(recipe, costs, seconds)
+    warm_up = warm_up_steps * costs.synthesis_step
     for_images = max(IMAGES_SHARE * seconds - warm_up, _batch_cost(costs, STEPS[0]) * 2)
     steps = STEPS[1]
     fewest, most = BATCHES
@@ -228,12 +242,27 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     schedule = replace(
         recipe.schedule, init_batches=init, rounds=rounds, batches_per_round=per_round, kd_steps=kd_steps
     )
-    return replace(recipe, schedule=schedule, synthesize=replace(recipe.synthesize, steps=steps))
+    synthesize = replace(
+        recipe.synthesize, steps=steps, warmup_steps=min(recipe.synthesize.warmup_steps, warm_up_steps)
+    )
+    return replace(recipe, schedule=schedule, synthesize=synthesize)
+
+
+def _warm_up_steps(recipe: Recipe, costs: Costs, seconds: float) -> int:
+    """Return the steps of the generator's warm-up, fewer than the recipe's if the time is short."""
+    possible = int(WARM_UP_SHARE * seconds / costs.synthesis_step)
+    return min(recipe.synthesize.first_steps, max(WARM_UP_STEPS, possible))
+
+
+def good_seconds(recipe: Recipe, costs: Costs) -> float:
+    """Return the seconds of a run with the usual counts, which makes a good student of an easy teacher."""
+    warm_up = recipe.synthesize.first_steps * costs.synthesis_step
+    return warm_up + BATCHES[0] * _batch_cost(costs, STEPS[1]) + GOOD_KD_STEPS * costs.kd_step
 
 
 def least(recipe: Recipe, costs: Costs) -> float:
     """Return the seconds of the shortest run."""
-    warm_up = recipe.synthesize.first_steps * costs.synthesis_step
+    warm_up = _warm_up_steps(recipe, costs, 0) * costs.synthesis_step
     return warm_up + 2 * _batch_cost(costs, STEPS[0]) + _fewest_kd_steps(recipe, 1) * costs.kd_step
 
 
@@ -259,8 +288,11 @@ def _within(low: int, value: int, high: int) -> int:
     return max(low, min(value, high))
 
 
-def measure(recipe: Recipe, seconds: float) -> Costs:
-    """Run every part of a run for a moment, in a folder that is removed afterwards, and time it."""
+def measure(recipe: Recipe, seconds: float, begun: float) -> Costs:
+    """Run every part of a run for a moment, in a folder that is removed afterwards, and time it.
+
+    Stops early if the time that is left, `seconds` after `begun`, is too short for the run.
+    """
     from engine.loop import open_loop
 
     steps = int(seconds / 1e-3)  # more than can be taken
@@ -272,37 +304,56 @@ def measure(recipe: Recipe, seconds: float) -> Costs:
         augment=replace(recipe.augment, variations=min(recipe.augment.variations, TRIED_VARIATIONS)),
         distill=replace(recipe.distill, warmup_steps=0),
     )
-    more = recipe.augment.variations / trial.augment.variations
     with tempfile.TemporaryDirectory(prefix="budget-") as folder:
         start = time.perf_counter()
         with open_loop(trial, Path(folder, "run"), resume=False, progress=Progress(quiet=True)) as loop:
             opening = time.perf_counter() - start
-            return replace(_measured(loop, seconds, Path(folder), more), opening=opening)
+            more = recipe.augment.variations / trial.augment.variations
+            costs = _first_costs(loop, opening, more)
+            if least(recipe, costs) < seconds - (time.perf_counter() - begun) - opening:
+                costs = _all_costs(loop, costs, TRIAL_SHARE * seconds, Path(folder), more)
+            return costs
 
 
-def _measured(loop: "Loop", seconds: float, folder: Path, more: float) -> Costs:
-    """Time the parts of a run; a batch of the run has `more` times the variations."""
-    from engine.training.summary import ending_seconds
-
+def _first_costs(loop: "Loop", opening: float, more: float) -> Costs:
+    """Time a batch, which has `more` times the variations in the run, and a few training steps."""
     loop.do(Synthesis(batch=0))  # memory and kernels are chosen now
     synthesis, batch = _timed_batch(loop, 1, more)
-    training = Training(round=0, first_step=loop.trainer.step, steps=CHUNK)
+    training = _chunk(loop)
     loop.do(training)
+    return Costs(
+        opening=opening,
+        synthesis_step=synthesis,
+        hard_step=synthesis,
+        batch=batch,
+        kd_step=_seconds(lambda: loop.do(training)) / CHUNK,
+        ending=ENDING,
+    )
+
+
+def _all_costs(loop: "Loop", first: Costs, seconds: float, folder: Path, more: float) -> Costs:
+    """Time what `first` lacks, and training for `seconds`."""
+    from engine.training.summary import ending_seconds
+
+    training = _chunk(loop)
     chunks: list[float] = []
-    end = time.perf_counter() + TRIAL_SHARE * seconds
+    end = time.perf_counter() + seconds
     while len(chunks) < TIMED_CHUNKS or time.perf_counter() < end:
         chunks.append(_seconds(lambda: loop.do(training)))
     saving = _seconds(lambda: loop.save(folder / "checkpoints"))
     loop.do(Synthesis(batch=2))  # builds the adversary
     hard, _ = _timed_batch(loop, 3, more)
-    return Costs(
-        opening=0.0,
-        synthesis_step=synthesis,
+    return replace(
+        first,
         hard_step=hard,
-        batch=batch + saving,
+        batch=first.batch + saving,
         kd_step=median(chunks) / CHUNK + saving / loop.recipe.schedule.checkpoint_steps,
         ending=ENDING + ending_seconds(loop.recipe, loop.networks, loop.accelerator),
     )
+
+
+def _chunk(loop: "Loop") -> Training:
+    return Training(round=0, first_step=loop.trainer.step, steps=CHUNK)
 
 
 def _timed_batch(loop: "Loop", number: int, more: float) -> tuple[float, float]:

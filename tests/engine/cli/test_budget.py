@@ -107,13 +107,24 @@ def test_variations_are_timed_with_a_few_of_each_source(
 ) -> None:
     seen: list[tuple[int, float]] = []
 
-    def measured(loop: Loop, _seconds: float, _folder: Path, more: float) -> Costs:
+    def first_costs(loop: Loop, _opening: float, more: float) -> Costs:
         seen.append((loop.recipe.augment.variations, more))
         return COSTS
 
-    monkeypatch.setattr("engine.cli.budget._measured", measured)
-    measure(resolve(load_recipe(str(recipe), {"augment.variations": 12})), 10)
+    monkeypatch.setattr("engine.cli.budget._first_costs", first_costs)
+    resolved = resolve(load_recipe(str(recipe), {"augment.variations": 12}))
+    assert measure(resolved, 1, time.perf_counter()) == COSTS, (
+        "the rest is not timed if the time is too short"
+    )
     assert seen == [(2, 6.0)]
+
+
+def test_a_short_time_has_a_short_warm_up_of_the_generator(recipe: Path) -> None:
+    loaded = load_recipe(str(recipe), {"synthesize.warmup_steps": 200})
+    short, long = (fitted_to(loaded, COSTS, seconds) for seconds in (40, 3600))
+    assert short is not None
+    assert long is not None
+    assert (short.synthesize.warmup_steps, long.synthesize.warmup_steps) == (32, 200)
 
 
 def test_batches_shrink_with_the_time(recipe: Path) -> None:
