@@ -4,12 +4,16 @@ The last line of output is JSON.
 """
 
 import json
+import logging
+import re
 import sys
-from collections.abc import Collection, Sequence
+from argparse import ArgumentError
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.table import Table
 
 from engine.cli.arguments import command_parser, parse, require_named
@@ -32,6 +36,8 @@ from engine.training.run_record import RunRecord
 if TYPE_CHECKING:
     from engine.exporting.onnx_file import OnnxClassifier
 
+logger = logging.getLogger(__name__)
+
 SECTIONS = ("teacher", "student")
 NO_TEST_SET = "give --data with a path, torchvision:NAME or fashion-mnist"
 
@@ -51,7 +57,10 @@ def command(arguments: Sequence[str]) -> None:
     parser = command_parser("engine.evaluate", __doc__)
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run: its student and its teacher")
     parser.add_argument(
-        "--recipe", metavar="NAME or FILE", help="instead of --run: the recipe of the files to measure"
+        "--recipe",
+        metavar="NAME or FILE",
+        help="instead of --run: the recipe of the files to measure; settings of its networks can be set, "
+        "such as --teacher.image_size 64",
     )
     for section in SECTIONS:
         parser.add_argument(
@@ -81,15 +90,18 @@ def command(arguments: Sequence[str]) -> None:
             help=f"module:factory of the {section}, to allow its code; with --recipe, any network",
         )
     add_log_flags(parser)
-    options = parse(parser, arguments)
+    settings, rest = _settings(arguments)
+    options = parse(parser, rest)
     names = {section: options[f"{section}_name"] for section in SECTIONS}
     given = {section: options[section] for section in SECTIONS if options[section]}
     if options.run and options.recipe:
         raise UserError("--run and --recipe are both given; leave out --recipe, since a run has its own")
+    if settings and not options.recipe:
+        raise UserError(f"--{next(iter(settings))} needs --recipe R; a run has its own settings")
     if options.run:
         subjects = _of_run(Path(options.run), names.values(), given)
     elif options.recipe:
-        subjects = _of_recipe(options.recipe, names, given)
+        subjects = _of_recipe(options.recipe, names, given, settings)
     elif given:
         raise UserError(f"--{next(iter(given))} needs --recipe R, which says what network the weights are of")
     else:
@@ -136,9 +148,31 @@ def _of_run(folder: Path, named: Collection[str | None], given: dict[str, str]) 
     return Subjects(recipe=recipe, classifiers={"teacher": teacher, "student": student})
 
 
-def _of_recipe(recipe_name: str, names: dict[str, str | None], given: dict[str, str]) -> Subjects:
-    """Return the networks of a recipe whose weights the recipe or `given` names."""
-    overrides = {f"{section}.name": name for section, name in names.items() if name}
+def _settings(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """Return the settings of teacher and student in a command line, such as mean, and the other arguments."""
+    settings: dict[str, object] = {}
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        found = re.fullmatch(r"--((?:teacher|student)\.(?!name\b)\w+)(?:=(.*))?", argument)
+        if found is None:
+            rest.append(argument)
+            continue
+        value = found[2] if found[2] is not None else next(given, None)
+        if value is None:
+            raise ArgumentError(None, f"argument {argument}: expected one argument")
+        settings[found[1]] = yaml.safe_load(value)
+    return settings, rest
+
+
+def _of_recipe(
+    recipe_name: str,
+    names: Mapping[str, str | None],
+    given: Mapping[str, str],
+    settings: Mapping[str, object],
+) -> Subjects:
+    """Return the networks of a recipe, with `settings`, whose weights the recipe or `given` names."""
+    overrides = {**settings, **{f"{section}.name": name for section, name in names.items() if name}}
     if "teacher" in given:
         overrides["teacher.weights"] = given["teacher"]
     recipe = load_recipe(recipe_name, overrides)
@@ -188,6 +222,8 @@ def measure(subjects: Subjects, data: str | None, root: str | None, progress: Pr
         progress.stage("evaluate", total=len(test_set), unit="images") as stage,
     ):
         result = evaluate({**networks, **onnx}, test_set.batches(), len(class_names), stage.advance)
+    if result.warning:
+        logger.warning(result.warning)
     return {
         **result.shares(),
         "images": result.images,

@@ -18,7 +18,9 @@ from engine.models.torch_file import first_line
 CHEAPEST, DEAREST = 1 / 10, 1 / 4
 """Range of a proposed student's cost, as a share of the teacher's."""
 SMALL_IMAGE = 96
-"""Up to this side in pixels, the engine's own networks fit."""
+"""Up to this side in pixels, the engine's own networks fit best."""
+HALVED_IMAGE = 48
+"""From this side on, networks for large images, which halve it five times, can be used, too."""
 SMALL = {
     "wrn_16_1": 27,
     "wrn_40_1": 83,
@@ -81,9 +83,7 @@ def propose_student(teacher: ClassifierConfig) -> Proposal:
     if in_range:
         found, name = min(in_range, key=lambda pair: _distance(pair[0] / budget))
         return _proposal(name, found, budget, "of the same family")
-    ladder = _ladder(teacher)
-    below = [name for name, about in ladder.items() if about <= DEAREST * budget]
-    name = max(below, key=ladder.__getitem__) if below else min(ladder, key=ladder.__getitem__)
+    name = _common_network(teacher, budget)
     found = cost(replace(teacher, name=name, feature=None, output=None))
     return _proposal(name, found, budget, "a common network")
 
@@ -145,12 +145,23 @@ def _numbers(name: str) -> list[int]:
     return [int(size) for size in SIZE.findall(name) if size.isdigit()]
 
 
-def _ladder(teacher: ClassifierConfig) -> dict[str, float]:
-    """Return common networks with about their multiplications for an image of the teacher's."""
-    height, width = teacher.size
-    if max(height, width) <= SMALL_IMAGE:
-        return {f"engine:{name}": 1e6 * about * height * width / 32**2 for name, about in SMALL.items()}
-    return {f"timm:{name}": 1e6 * about * height * width / 224**2 for name, about in LARGE.items()}
+def _common_network(teacher: ClassifierConfig, budget: int) -> str:
+    """Return the dearest common network of at most a quarter of the teacher's cost, or else the cheapest."""
+    ladders = _ladders(*teacher.size)
+    for ladder in ladders:
+        below = [name for name, about in ladder.items() if about <= DEAREST * budget]
+        if below:
+            return max(below, key=ladder.__getitem__)
+    return min(ladders[0], key=ladders[0].__getitem__)
+
+
+def _ladders(height: int, width: int) -> list[dict[str, float]]:
+    """Return common networks with about their multiplications for an image, the best ones for it first."""
+    small = {f"engine:{name}": 1e6 * about * height * width / 32**2 for name, about in SMALL.items()}
+    large = {f"timm:{name}": 1e6 * about * height * width / 224**2 for name, about in LARGE.items()}
+    if max(height, width) > SMALL_IMAGE:
+        return [large]
+    return [small, large] if min(height, width) >= HALVED_IMAGE else [small]
 
 
 def _distance(share: float) -> float:

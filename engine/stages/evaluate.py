@@ -16,6 +16,12 @@ Logits = Callable[[Tensor], Tensor]
 """Maps images uint8 [B, 3, H, W] to logits [B, C]."""
 TOP = 5
 """Classes that count for top-5; it is not measured with fewer than six."""
+MIN_JUDGED = 50
+"""Fewer test images say too little about a network."""
+ADVICE = {
+    "teacher": "check teacher.image_size, teacher.mean, teacher.std and the order of class_names",
+    "student": "train it longer, on more images",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,19 @@ class Evaluation:
     """By network."""
     agreement: float | None
     """Share of images for which the first two networks have the same top-1 class; None for one network."""
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong if teacher or student is right no more often than one constant answer, else None."""
+        constant = max(self.images_by_class) / self.images
+        for name, advice in ADVICE.items():
+            found = self.accuracies.get(name)
+            if self.images >= MIN_JUDGED and found is not None and found.top1 <= constant:
+                return (
+                    f"the {name} is right on {found.top1:.1%} of the test images, and a constant answer on "
+                    f"{constant:.1%}; {advice}"
+                )
+        return None
 
     def shares(self) -> dict[str, float | None]:
         """Return NETWORK_top1 and NETWORK_top5 of each network, and the agreement."""

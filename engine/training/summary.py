@@ -94,7 +94,7 @@ class Summary:
     wall_seconds: float
     images_sha256: str
     warning: str | None = None
-    """What seems wrong with the images; None if nothing does."""
+    """What seems wrong with the images or the accuracies; None if nothing does."""
 
     def __post_init__(self) -> None:
         for name in ("teacher_top1", "student_top1", "agreement"):
@@ -123,7 +123,7 @@ def summarize(
         clip: measures images of the first bank; without it, those figures are None.
         start: time.perf_counter() at the start of the run, less the seconds of earlier commands.
     """
-    measured = _accuracies(recipe, pair, accelerator, progress)
+    measured, doubt = _accuracies(recipe, pair, accelerator, progress)
     counts = count_images(bank.rows(number) for bank in banks for number in bank.numbers)
     clip_agreement, distance = (None, None) if clip is None else _clip_figures(recipe, banks[0], clip)
     wall_seconds = time.perf_counter() - start
@@ -145,29 +145,31 @@ def summarize(
         images_per_second=(counts.synthesized.images + counts.accepted.images) / wall_seconds,
         wall_seconds=wall_seconds,
         images_sha256=_sha256(banks),
-        warning=counts.agreements.warning,
+        warning="; ".join(filter(None, (counts.agreements.warning, doubt))) or None,
     )
 
 
 def _accuracies(
     recipe: Recipe, pair: LoadedPair, accelerator: Accelerator, progress: Progress
-) -> dict[str, Any]:
-    """Return the summary's fields about the test set."""
+) -> tuple[dict[str, Any], str | None]:
+    """Return the summary's fields about the test set, and a warning about the accuracies, if any."""
     size = recipe.teacher.size
     test_set, reason = open_test_set(recipe.evaluate, recipe.names, size)
     if test_set is None:
-        return {"teacher_top1": None, "student_top1": None, "agreement": None, "accuracy_reason": reason}
+        missing = dict.fromkeys(("teacher_top1", "student_top1", "agreement"))
+        return {**missing, "accuracy_reason": reason}, None
     with (
         in_float32({"teacher": pair.teacher, "student": pair.student}, accelerator) as networks,
         progress.stage("evaluate", total=len(test_set), unit="images") as stage,
     ):
         result = evaluate(networks, test_set.batches(), len(recipe.names), stage.advance)
-    return {
+    measured = {
         **result.shares(),
         "accuracy_reason": None,
         "per_class": result.per_class(recipe.names),
         "test_set": MeasuredOn(data=test_set.data, format=test_set.format, images=result.images),
     }
+    return measured, result.warning
 
 
 def ending_seconds(recipe: Recipe, opened: OpenNetworks, accelerator: Accelerator) -> float:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predicted(recipe: Recipe, weights: Path | str) -> torch.Tensor:
     """Return the classes of the images, in the order of the folders."""
-    from dataclasses import replace
-
     order = sorted(range(len(LABELS)), key=lambda row: (CLASS_NAMES[LABELS[row]], row))
     images = torch.from_numpy(pixels()[order]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
@@ -229,6 +228,30 @@ def test_another_network_can_be_named(plain: Path, data: Path, tmp_path: Path, m
     flags = ["--recipe", plain, "--student", tmp_path / "wide.safetensors", "--data", data]
     assert 0 <= measured(*flags, "--student.name", "engine:wrn_16_2")["student_top1"] <= 1
     assert main(command, list(map(str, flags))) == 2
+
+
+def test_settings_of_the_networks_can_be_given_with_a_recipe(
+    run: Path, plain: Path, own: Recipe, data: Path, measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = run / "student.safetensors"
+    flags = [
+        "--recipe",
+        plain,
+        "--student",
+        weights,
+        "--data",
+        data,
+        "--student.mean",
+        "[0.9]",
+        "--student.std=[1]",
+    ]
+    other = replace(own, student=replace(own.student, mean=(0.9,), std=(1.0,)))
+    assert measured(*flags)["student_top1"] == share(predicted(other, weights) == labels())
+    line = refused(capsys, "--recipe", plain, "--data", data, "--student.means", "[0.9]")
+    assert "did you mean 'student.mean'?" in line
+    line = refused(capsys, "--run", run, "--data", data, "--teacher.mean", "[0.9]")
+    assert "--teacher.mean needs --recipe R; a run has its own settings" in line
+    assert "expected one argument" in refused(capsys, "--recipe", plain, "--teacher.mean")
 
 
 @pytest.fixture(scope="module")

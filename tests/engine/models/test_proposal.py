@@ -78,6 +78,13 @@ def test_large_images_get_a_network_for_large_images() -> None:
     assert CHEAPEST <= found.cost / cost(config) <= DEAREST
 
 
+def test_a_teacher_of_middle_sized_images_gets_a_cheaper_student() -> None:
+    config = classifier_config(name="timm:resnet10t", image_size=64)
+    found = propose_student(config)
+    assert found.name == "timm:regnetx_002"
+    assert CHEAPEST <= found.cost / cost(config) <= DEAREST
+
+
 def test_without_any_in_range_the_nearest_cheaper_one_or_the_cheapest() -> None:
     assert propose_student(classifier_config(name="engine:wrn_40_2")).name == "engine:wrn_16_1"
     tiny = propose_student(classifier_config(name=f"{__name__}:strange"))

@@ -1,5 +1,7 @@
 """Accuracy and agreement of known predictions, in float32 and eval mode."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -112,6 +114,27 @@ def test_classes_of_the_same_name_are_kept_apart() -> None:
         "bee": {"images": 0, "x": None},
         "crane (2)": {"images": 2, "x": 1.0},
     }
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "warning"),
+    [
+        (80, 60, None),
+        (80, 40, "the student is right on 40.0% of the test images, and a constant answer on 50.0%"),
+        (30, 40, "the teacher is right on 30.0% of the test images"),
+    ],
+)
+def test_networks_no_better_than_a_constant_answer_draw_a_warning(
+    teacher: int, student: int, warning: str | None
+) -> None:
+    labels = torch.arange(100) % 2
+
+    def network(right: int) -> Callable[[Tensor], Tensor]:
+        return lambda _: torch.eye(2)[torch.where(torch.arange(100) < right, labels, 1 - labels)]
+
+    batches = [(torch.zeros(100, 3, 2, 2, dtype=torch.uint8), labels)]
+    found = evaluate({"teacher": network(teacher), "student": network(student)}, batches, 2).warning
+    assert (found or "").startswith(warning or "nothing") or (found, warning) == (None, None)
 
 
 def test_no_images_are_refused() -> None:
