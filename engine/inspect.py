@@ -58,6 +58,8 @@ def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
     mean, std = teacher.normalization
     names = ", ".join(recipe.names[:6]) + (", ..." if len(recipe.names) > 6 else "")
     yield "input", f"{teacher.channels} x {teacher.size_text}{_by(origins, 'image_size')}"
+    if facts.is_size_assumed:
+        yield "", "if it was trained on images of another size, give --teacher.image_size"
     yield "normalization", f"mean {_short(mean)}, std {_short(std)}{_by(origins, 'mean')}"
     yield "classes", f"{teacher.classes:,}{_by(origins, 'num_classes')}: {names}"
     yield "parameters", f"{facts.parameters[0]:,}; {_million(facts.multiplications[0])} an image"

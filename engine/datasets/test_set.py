@@ -221,8 +221,8 @@ def _index_by_number(
         return {label: int(name) for label, name in present.items()}, notes
     if not as_many:
         raise UserError(
-            f"{KEY}: {data} has {len(own)} classes, but class_names has {len(class_names)} numbers; set "
-            "class_names to the names of the classes, in the order of the teacher's logits"
+            f"{KEY}: {data} has {len(own)} classes, but the teacher has {len(class_names)}; give a set with "
+            "all of them, or set class_names to their names in the order of the teacher's logits"
         )
     return {label: label for label in present}, [_note_on_own_order(source, own, data)]
 
@@ -240,6 +240,9 @@ def _note_on_own_order(source: "LabeledSource", own: Sequence[str], data: str) -
         f"{KEY}: class_names are only numbers, so the classes of {data} count in its own order: 0 is "
         f"'{own[0]}', {len(own) - 1} is '{own[-1]}'"
     )
+    if not source.has_own_order and [*own] != sorted(own, key=str.casefold):
+        upper = "upper case counts before lower case here; check that it did when the teacher was trained"
+        return logging.WARNING, f"{text}; {upper}"
     by_value = sorted(own, key=int) if all(map(str.isdecimal, own)) else [*own]
     if source.has_own_order or by_value == [*own]:
         return logging.INFO, text

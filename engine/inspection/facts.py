@@ -33,6 +33,8 @@ class Facts:
     """With the teacher's settings read, the student proposed, and no loss that lacks its feature map."""
     origins: Mapping[str, str]
     """Where each setting of the teacher was read."""
+    is_size_assumed: bool
+    """Whether the size is that of a library's own weights."""
     parameters: tuple[int, int]
     """Of the teacher and the student."""
     multiplications: tuple[int, int]
@@ -69,6 +71,7 @@ def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Fac
     return Facts(
         recipe=recipe,
         origins=reading.origins,
+        is_size_assumed=reading.is_size_assumed,
         parameters=(_parameters(teacher), _parameters(pair.student)),
         multiplications=(cost(recipe.teacher), cost(recipe.student)),
         statistics=_statistics(teacher, choice),

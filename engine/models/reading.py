@@ -51,6 +51,11 @@ class Reading:
             self.config = replace(self.config, **{name: value})
             self.origins[name] = origin
 
+    @property
+    def is_size_assumed(self) -> bool:
+        """Whether the size is that of a library's own weights, which these may not have been trained at."""
+        return "image_size" in self.origins and self.config.name.startswith(("timm:", "torchvision:"))
+
     def filled_into(self, recipe: Recipe) -> Recipe:
         """Return the recipe with these settings as its teacher's, and with names for the classes."""
         names = recipe.class_names or self.class_names or placeholder_names(self.config.classes)
@@ -71,6 +76,8 @@ def read(recipe: Recipe) -> Recipe:
         reading = read_teacher(recipe.teacher)
         recipe = reading.filled_into(recipe)
         logger.info("teacher: %s", _described(reading))
+        if reading.is_size_assumed:
+            logger.info("teacher: if it was trained on images of another size, give --teacher.image_size")
     student = recipe.student
     if not student.name:
         proposal = propose_student(recipe.teacher)
@@ -128,7 +135,8 @@ def _probe_network(
         except Exception as error:  # not every constructor runs on the meta device
             if device is not None:
                 continue
-            if has_probe and is_factory(config.name) and not isinstance(error.__cause__, ImportError):
+            is_code = is_factory(config.name) and ":" in config.name
+            if has_probe and is_code and not isinstance(error.__cause__, ImportError):
                 raise UserError(
                     f"{error}; it was tried with {num_classes} classes: if it needs the real number, set "
                     f"{section}.num_classes"

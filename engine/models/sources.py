@@ -3,8 +3,9 @@
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def build(config: ClassifierConfig, section: str) -> nn.Module:
     """
     source, _, name = config.name.partition(":")
     if not source or not name:
-        raise UserError(f"{section}.name must be {SOURCES}, got '{config.name}'")
+        raise UserError(
+            f"{section}.name must be {SOURCES}, got '{config.name}'{_meant(config.name, _all_names())}"
+        )
     makers = {"engine": _from_engine, "timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_hf}
     try:
         network = makers.get(source, _from_factory)(config, section)
@@ -77,6 +80,27 @@ def stated(config: ClassifierConfig, network: nn.Module, section: str) -> Stated
     return _stated_by_timm(network, "timm" if source == "timm" else config.name)
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return a question for the known name that is nearest to `name`, or nothing if none is near."""
+    near = {each.rpartition(":")[2]: each for each in reversed([*known])}
+    found = get_close_matches(name, near, n=1, cutoff=0.8)
+    return f"; did you mean {near[found[0]]}?" if found else ""
+
+
+def _all_names() -> Iterator[str]:
+    """Yield the networks of all libraries as a recipe names them."""
+    import timm
+    import torchvision.models as zoo
+
+    libraries = {
+        "engine": networks.__all__,
+        "timm": timm.list_models(),
+        "torchvision": zoo.list_models(module=zoo),
+    }
+    for library, names in libraries.items():
+        yield from (f"{library}:{name}" for name in names)
+
+
 def _from_engine(config: ClassifierConfig, section: str) -> nn.Module:
     name = config.name.removeprefix("engine:")
     if name not in networks.__all__:
@@ -91,7 +115,10 @@ def _from_timm(config: ClassifierConfig, section: str) -> nn.Module:
 
     name = config.name.removeprefix("timm:")
     if not timm.is_model(name):
-        raise UserError(f"{section}.name: no network '{name}' in timm; timm.list_models() lists them")
+        raise UserError(
+            f"{section}.name: no network '{name}' in timm{_meant(name, timm.list_models())}; "
+            "timm.list_models() lists them"
+        )
     options: dict[str, Any] = {}
     if config.num_classes is not None:
         options["num_classes"] = config.num_classes
@@ -113,7 +140,8 @@ def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
                 "classifiers; torchvision.models.list_models(module=torchvision.models) lists them"
             )
         raise UserError(
-            f"{section}.name: no classifier '{name}' in torchvision; "
+            f"{section}.name: no classifier '{name}' in torchvision"
+            f"{_meant(name, zoo.list_models(module=zoo))}; "
             "torchvision.models.list_models(module=torchvision.models) lists them"
         )
     if config.in_channels not in (None, 3):

@@ -174,7 +174,11 @@ def test_names_are_matched_in_any_order(tmp_path: Path) -> None:
         (numbered(-1, 0), NAMES, "label -1, but class_names has 3 classes"),
         (named("ape", "bee", labels=(-1, 0)), NAMES, "label -1, which no class has; give a labelled split"),
         (named("ape", "bee", labels=(2, 0)), NAMES, "label 2, which no class has"),
-        (named("x", "y"), ("0", "1", "2"), "2 classes, but class_names has 3 numbers; set class_names"),
+        (
+            named("x", "y"),
+            ("0", "1", "2"),
+            "2 classes, but the teacher has 3; give a set with all of them, or set class_names",
+        ),
         (named("0", "3"), ("0", "1", "2"), "label 3, but class_names has 3 classes"),
         (named("1", "01"), ("0", "1"), "x has '1' twice"),
     ],
@@ -204,6 +208,14 @@ def test_numbers_in_place_of_names() -> None:
         in text
     )
     assert matched(numbered(1, 0, 1), "0", "1") == [1, 0, 1]
+
+
+def test_folders_in_mixed_case_draw_a_warning() -> None:
+    _, ((level, text),) = match_labels(named("Zebra", "ape"), ("0", "1"), "x")
+    assert level == logging.WARNING
+    assert text.endswith(
+        "upper case counts before lower case here; check that it did when the teacher was trained"
+    )
 
 
 def numbers(first: int, last: int, width: int = 1) -> list[str]:
