@@ -15,8 +15,10 @@ from engine.networks import LoadedPair
 from engine.seeding import generator
 from engine.stages.statistics import measuring
 
-TIMED_IMAGES = 2
-"""Images of a pass that is timed."""
+FEW_IMAGES, MANY_IMAGES = 2, 32
+"""Images of a pass that is timed: few, and up to many if that is quick."""
+QUICK = 0.25
+"""Seconds of a pass of many images, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +51,25 @@ def _synthesis(teacher: Classifier, recipe: Recipe, choice: StatisticsChoice) ->
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    def step() -> None:
+    def step(count: int) -> None:
         nonlocal kept
         kept = 0
-        images = _noise(recipe, teacher.mean.device).requires_grad_()
+        images = _noise(recipe, count, teacher.mean.device).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), accelerator.autocast():
             logits, statistics = forward(images)
         loss = logits.float().logsumexp(1).sum()
         (loss if statistics is None else loss + statistics).backward()
+        kept //= count
 
-    seconds = _seconds(step)
-    return kept // TIMED_IMAGES, seconds / TIMED_IMAGES
+    seconds = _seconds_per_image(step)
+    return kept, seconds
 
 
 def _training(pair: LoadedPair, recipe: Recipe) -> float:
     accelerator = open_accelerator(recipe.compute)
 
-    def step() -> None:
-        images = _noise(recipe, pair.teacher.mean.device)
+    def step(count: int) -> None:
+        images = _noise(recipe, count, pair.teacher.mean.device)
         with accelerator.autocast():
             with torch.no_grad():
                 pair.teacher(images)
@@ -74,21 +77,32 @@ def _training(pair: LoadedPair, recipe: Recipe) -> float:
         logits.float().logsumexp(1).sum().backward()
 
     pair.student.eval()  # its statistics stay those of its random start
-    seconds = _seconds(step)
+    seconds = _seconds_per_image(step)
     pair.student.zero_grad(set_to_none=True)
-    return seconds / TIMED_IMAGES
+    return seconds
 
 
-def _noise(recipe: Recipe, device: torch.device) -> Tensor:
+def _noise(recipe: Recipe, count: int, device: torch.device) -> Tensor:
     draw = generator(0, "probe")
-    return torch.rand(TIMED_IMAGES, 3, *recipe.teacher.size, generator=draw).to(device)
+    return torch.rand(count, 3, *recipe.teacher.size, generator=draw).to(device)
 
 
-def _seconds(step: Callable[[], None]) -> float:
-    """Return the duration of a step, after one that does not count."""
-    step()
+def _seconds_per_image(step: Callable[[int], None]) -> float:
+    """Return the seconds of a step of some images for each of them, after one that does not count."""
+    count = FEW_IMAGES
+    step(count)
+    spent = _seconds(step, count)
+    many = min(MANY_IMAGES, int(count * QUICK / spent))
+    if many >= 2 * count:
+        count = many
+        step(count)
+        spent = _seconds(step, count)
+    return spent / count
+
+
+def _seconds(step: Callable[[int], None], count: int) -> float:
     start = time.perf_counter()
-    step()
+    step(count)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
