@@ -11,10 +11,12 @@ STAMP := .venv/installed
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos matrix lint format sanitize assets data
+.PHONY: help setup run test chaos matrix lint format sanitize assets data
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP)  ## Install everything into .venv: a few minutes, 8 GB
 
 run: $(STAMP) data  ## Run the whole loop into a new folder of runs/; ARGS="--seed 1", OUT=DIR
 	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
