@@ -155,7 +155,8 @@ class Store:
             return f"{doing} {what} for the first time"
         newest = max(earlier, key=lambda entry: entry[0])[1]
         changed = [part for part in {**newest, **key.parts} if newest.get(part) != key.parts.get(part)]
-        return f"{' and '.join(changed)} changed, {doing} {what} again"
+        listed = " and ".join(filter(None, (", ".join(changed[:-1]), *changed[-1:])))
+        return f"{listed} changed, {doing} {what} again"
 
     def _remove_leftovers(self) -> None:
         """Remove the folders of processes that were killed while building or removing."""
