@@ -36,6 +36,7 @@ from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,
     CHECKPOINTS,
+    SOURCES,
     TENSORBOARD,
     VARIATIONS,
     commit_config,
@@ -43,6 +44,7 @@ from engine.training.run_folder import (
     save_student,
 )
 from engine.training.run_record import RunRecord
+from engine.training.source_grid import save_sources
 from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTrainer
 
@@ -55,7 +57,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
     Shows the progress bars before it loads anything.
 
     Writes config.yaml once everything has loaded, then tb/, bank/, checkpoints/, student.safetensors,
-    variations.png and summary.json.
+    variations.png or sources.png, and summary.json.
 
     Raises:
         UserError: for a mistake of the user.
@@ -75,7 +77,10 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
             loop.save(out / CHECKPOINTS)
         opened = loop.networks
         save_student(out, opened.student.network)
-        loop.examples.save(out / VARIATIONS, recipe.names)
+        if recipe.augment.method == "none":
+            save_sources(out / SOURCES, loop.reader, recipe.names)
+        else:
+            loop.examples.save(out / VARIATIONS, recipe.names)
         begun = start - earlier
         summary = summarize(recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, begun)
         summary.write(out)
