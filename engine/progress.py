@@ -60,7 +60,7 @@ class Stage:
 
     @contextmanager
     def preparation(self, doing: str) -> Iterator[Callable[[float], None]]:
-        """Show `doing`, such as `warming up`, and keep this block's seconds out of the rate and the time left.
+        """Show `doing`, such as `warming up`; this block's seconds do not count for rate and time left.
 
         Yields a function to call with the finished share of the preparation.
         """
