@@ -51,10 +51,13 @@ from engine.training.trainer import StudentTrainer
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
+def run(
+    recipe: Recipe, out: Path, *, resume: bool, progress: Progress, begun: float | None = None
+) -> Summary:
     """Run the whole recipe in the folder `out`; with `resume`, continue from its last checkpoint.
 
-    Shows the progress bars before it loads anything.
+    Shows the progress bars before it loads anything. `begun` is time.perf_counter() when the command began
+    (default: now); the summary's time counts from there, plus that of earlier commands.
 
     Writes config.yaml once everything has loaded, then tb/, bank/, checkpoints/, student.safetensors,
     variations.png or sources.png, and summary.json.
@@ -63,7 +66,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
         UserError: for a mistake of the user.
         NonFiniteError: if a loss, an image or a similarity is NaN or Inf.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if begun is None else begun
     logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
@@ -81,8 +84,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
             save_sources(out / SOURCES, loop.reader, recipe.names)
         else:
             loop.examples.save(out / VARIATIONS, recipe.names)
-        begun = start - earlier
-        summary = summarize(recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, begun)
+        summary = summarize(
+            recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, start - earlier
+        )
         summary.write(out)
     return summary
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.verify import verify
 from engine.cli.main import main
+from engine.cli.resolve import resolve
 from engine.datasets import formats, source
 from engine.datasets.source import LabeledSource
 from engine.recipes.load import load_recipe
@@ -134,6 +136,24 @@ def test_a_run_without_a_prior_writes_a_picture_too_and_so_does_a_resumed_one(
     run(recipe, tmp_path / "cut", *OFTEN, "--resume")
     with Image.open(tmp_path / "cut/sources.png") as picture:
         assert (np.array(picture) == whole).all()
+
+
+def test_the_time_of_the_run_is_that_of_the_whole_command_and_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, pause = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY), 2.0
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(pause)  # for what a command does before it opens the run, as --budget measures
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr("engine.run.resolve", slow)
+    start = time.perf_counter()
+    first = run(recipe, tmp_path / "out")["wall_seconds"]
+    assert first > time.perf_counter() - start - pause / 2
+    saved = torch.load(tmp_path / "out/checkpoints/state.pt")["wall_seconds"]
+    assert pause < saved < first
+    assert run(recipe, tmp_path / "out", "--resume")["wall_seconds"] > saved + pause
 
 
 def same_student(a: Path, b: Path) -> bool:
