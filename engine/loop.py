@@ -26,7 +26,7 @@ from engine.generation.provenance import bank_header, require_same_facts
 from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
-from engine.progress import Progress
+from engine.progress import Progress, counted
 from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
@@ -175,7 +175,8 @@ class Loop:
         batches = schedule.total_batches - self.batches
         steps = schedule.total_kd_steps - self.trainer.step
         _announce(self.recipe, self.progress, batches=batches, steps=steps)
-        logger.info("to do: %d batches of images, %d training steps", batches, steps)
+        to_do = counted(batches, "batch", "batches"), counted(steps, "training step", "training steps")
+        logger.info("to do: %s of images, %s", *to_do)
 
     def do(self, work: Synthesis | Training) -> None:
         """Make a batch of images or train the student for some steps."""

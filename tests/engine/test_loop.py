@@ -126,7 +126,7 @@ def test_a_run_without_a_prior_writes_a_picture_too_and_so_does_a_resumed_one(
 ) -> None:
     recipe = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY)
     run(recipe, tmp_path / "out")
-    assert "sources.png" in capsys.readouterr().out
+    assert "sources.png" in capsys.readouterr().out.splitlines()[-2]
     assert not (tmp_path / "out/variations.png").exists()
     with Image.open(tmp_path / "out/sources.png") as picture:
         assert picture.height > 3 * 96
@@ -154,6 +154,12 @@ def test_the_time_of_the_run_is_that_of_the_whole_command_and_of_earlier_ones(
     saved = torch.load(tmp_path / "out/checkpoints/state.pt")["wall_seconds"]
     assert pause < saved < first
     assert run(recipe, tmp_path / "out", "--resume")["wall_seconds"] > saved + pause
+
+
+def test_one_batch_and_one_step_are_not_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = {"init_batches": 1, "rounds": 1, "batches_per_round": 0, "kd_steps": 1}
+    run(write_recipe(tmp_path / "recipe", schedule=schedule, **SYNTHESIS_ONLY), tmp_path / "out")
+    assert "to do: 1 batch of images, 1 training step\n" in capsys.readouterr().out
 
 
 def same_student(a: Path, b: Path) -> bool:
