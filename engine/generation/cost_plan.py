@@ -125,7 +125,9 @@ def _measurements(sample: Sample, recipe: Recipe) -> str:
     return (
         f"measured here ({compute.device}, {compute.runtime} {compute.runtime_precision}, "
         f"{counted(compute.threads or 1, 'thread', 'threads')}): networks loaded in "
-        f"{sample.load_seconds:.1f} s, first shard {sample.first_seconds:.1f} s, then {sample.shard_seconds:.1f} s per shard "
+        f"{sample.load_seconds:.1f} s, first shard {sample.first_seconds:.1f} s, "
+        f"then {sample.shard_seconds:.1f} s per shard "
         f"({counted(len(sample.later_seconds), 'shard', 'shards')}, {low:.1f} - {high:.1f} s); "
-        f"{sample.rss / 2**30:.1f} GiB per worker. The table assumes that each worker has a device like this one to itself."
+        f"{sample.rss / 2**30:.1f} GiB per worker. "
+        "The table assumes that each worker has a device like this one to itself."
     )
