@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.hardware import native_precision
-from engine.runtime.refusal import refusals
+from engine.runtime.base import refusals
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Maps images [B, C, H, W], as the model's input takes them, to logits [B, classes]."""

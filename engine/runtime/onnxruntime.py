@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.runtime.artifacts import Graph
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.batching import check_sizes, join, pieces, rows
-from engine.runtime.refusal import refusals
 from export.errors import RuntimeUnavailableError
 from export.spec import NetworkSpec
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from engine.hardware import available_cores
 from engine.runtime.artifacts import Graph
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.batching import check_sizes, pieces, rows, with_fixed_batch
-from engine.runtime.refusal import refusals
 from export.errors import RuntimeUnavailableError
 from export.fingerprint import files_hash
 from export.spec import NetworkSpec, Precision

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from engine.models.classifier import Classifier
 from engine.models.features import submodule
+from engine.runtime.base import refusals
 from engine.runtime.batching import join, pieces, rows, with_fixed_batch
 from engine.runtime.micro_batch import is_out_of_memory
-from engine.runtime.refusal import refusals
 from export.float32 import exact_float32
 from export.spec import DTYPES, NetworkSpec, Precision
 from kernels.fuse import fuse_frozen, sharing_tensors

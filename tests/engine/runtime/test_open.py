@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from engine.runtime import open as opening
 from engine.runtime.artifacts import Graph
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.open import open_runtime
-from engine.runtime.refusal import refusals
 from export import parity
 from export.errors import ExportError, RuntimeUnavailableError
 from export.parity import compare, reference
