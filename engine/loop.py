@@ -26,7 +26,7 @@ from engine.generation.provenance import bank_header, require_same_facts
 from engine.generation.shard_generator import ShardGenerator
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
-from engine.progress import Progress
+from engine.progress import Progress, counted
 from engine.runtime.torch import FusedClassifier
 from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
@@ -36,6 +36,7 @@ from engine.training.examples import Examples
 from engine.training.run_folder import (
     BANK,
     CHECKPOINTS,
+    SOURCES,
     TENSORBOARD,
     VARIATIONS,
     commit_config,
@@ -43,25 +44,29 @@ from engine.training.run_folder import (
     save_student,
 )
 from engine.training.run_record import RunRecord
+from engine.training.source_grid import save_sources
 from engine.training.summary import Summary, summarize
 from engine.training.trainer import StudentTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summary:
+def run(
+    recipe: Recipe, out: Path, *, resume: bool, progress: Progress, begun: float | None = None
+) -> Summary:
     """Run the whole recipe in the folder `out`; with `resume`, continue from its last checkpoint.
 
-    Shows the progress bars before it loads anything.
+    Shows the progress bars before it loads anything. `begun` is time.perf_counter() when the command began
+    (default: now); the summary's time counts from there, plus that of earlier commands.
 
     Writes config.yaml once everything has loaded, then tb/, bank/, checkpoints/, student.safetensors,
-    variations.png and summary.json.
+    variations.png or sources.png, and summary.json.
 
     Raises:
         UserError: for a mistake of the user.
         NonFiniteError: if a loss, an image or a similarity is NaN or Inf.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if begun is None else begun
     logger.info("%s: %s, %s", recipe.name, recipe.compute.device, recipe.compute.precision)
     if warning := coverage_warning(recipe, recipe.schedule.total_batches, MORE_BATCHES):
         logger.warning(warning)
@@ -75,9 +80,13 @@ def run(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Summa
             loop.save(out / CHECKPOINTS)
         opened = loop.networks
         save_student(out, opened.student.network)
-        loop.examples.save(out / VARIATIONS, recipe.names)
-        begun = start - earlier
-        summary = summarize(recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, begun)
+        if recipe.augment.method == "none":
+            save_sources(out / SOURCES, loop.reader, recipe.names)
+        else:
+            loop.examples.save(out / VARIATIONS, recipe.names)
+        summary = summarize(
+            recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, start - earlier
+        )
         summary.write(out)
     return summary
 
@@ -166,7 +175,8 @@ class Loop:
         batches = schedule.total_batches - self.batches
         steps = schedule.total_kd_steps - self.trainer.step
         _announce(self.recipe, self.progress, batches=batches, steps=steps)
-        logger.info("to do: %d batches of images, %d training steps", batches, steps)
+        to_do = counted(batches, "batch", "batches"), counted(steps, "training step", "training steps")
+        logger.info("to do: %s of images, %s", *to_do)
 
     def do(self, work: Synthesis | Training) -> None:
         """Make a batch of images or train the student for some steps."""

@@ -40,6 +40,10 @@ class Stage:
     next_line: float = 0.0
     """Time of the next line without a terminal."""
     text: str = ""
+    preparing: str = ""
+    """What it does at the moment to prepare its work, if anything."""
+    prepared: float = 0.0
+    """Seconds spent on that, over all entries; they are in `seconds`, but not in the rate."""
     active: bool = False
     """Whether the stage is entered now."""
     changed: Callable[["Stage"], None]
@@ -54,13 +58,32 @@ class Stage:
         """Set a few words to show after the rate, such as `kept 71 %`."""
         self.text = text
 
+    @contextmanager
+    def preparation(self, doing: str) -> Iterator[Callable[[float], None]]:
+        """Show `doing`, such as `warming up`; this block's seconds do not count for rate and time left.
+
+        Yields a function to call with the finished share of the preparation.
+        """
+        start = time.perf_counter()
+
+        def show(share: float) -> None:
+            self.preparing = f"{doing}: {percent(share)}"
+            self.changed(self)
+
+        show(0.0)
+        try:
+            yield show
+        finally:
+            self.preparing = ""
+            self.prepared += time.perf_counter() - start
+
     def elapsed(self) -> float:
         """Return the seconds spent in this stage, over all entries."""
         return self.seconds + (time.perf_counter() - self.entered if self.active else 0.0)
 
     def rate(self) -> float:
-        """Return the units per second."""
-        return self.done / max(self.elapsed(), 1e-9)
+        """Return the units per second, without the time of preparations."""
+        return self.done / max(self.elapsed() - self.prepared, 1e-9)
 
     def remaining(self) -> float | None:
         """Return the estimated seconds to the end of `total`, or None before the first unit."""
@@ -108,7 +131,7 @@ class Progress:
     def stage(self, name: str, *, total: int, unit: str) -> Iterator[Stage]:
         """Enter the stage `name` for `total` more units, and yield the Stage to advance."""
         stage = self._stages.get(name) or self._add(name, unit)
-        first = stage.done
+        first, prepared = stage.done, stage.prepared
         stage.begun += total
         stage.total = max(stage.total, stage.begun)
         stage.entered, stage.active = time.perf_counter(), True
@@ -123,7 +146,7 @@ class Progress:
             self.counts[name] = self.counts.get(name, 0) + stage.done - first
             self._draw(stage)
         if self._logs_lines:
-            logger.info(_summary(stage, stage.done - first, spent))
+            logger.info(_summary(stage, stage.done - first, spent, stage.prepared - prepared))
 
     def _add(self, name: str, unit: str) -> Stage:
         stage = self._stages[name] = Stage(name=name, unit=unit, changed=self._draw)
@@ -145,17 +168,21 @@ class _StageColumn(ProgressColumn):
 
 
 def _state(stage: Stage) -> str:
-    """Return the units, rate, time left (or time taken at the end) and note."""
+    """Return the units, rate, time left (or time taken at the end) and note; or the preparation."""
+    if stage.preparing:
+        return f"{stage.done}/{stage.total} {stage.unit}  {stage.preparing}"
     left = stage.remaining() if stage.done < stage.total else None
     parts = [f"{stage.done}/{stage.total} {stage.unit}", f"{stage.rate():.1f} {stage.unit}/s"]
     parts.append(clock(stage.elapsed()) if left is None else f"{clock(left)} left")
     return "  ".join([*parts, stage.text]).rstrip()
 
 
-def _summary(stage: Stage, count: int, seconds: float) -> str:
-    rate = f"{count / max(seconds, 1e-9):.1f} {stage.unit}/s"
+def _summary(stage: Stage, count: int, seconds: float, prepared: float) -> str:
+    working = seconds - prepared
+    rate = f"{count / max(working, 1e-9):.1f} {stage.unit}/s"
     left = stage.remaining() if stage.done < stage.total else None
-    parts = [f"{stage.name:<10} {count} {stage.unit} in {seconds:.1f} s", rate, stage.text]
+    before = f"after {prepared:.1f} s of preparation" if prepared else ""
+    parts = [f"{stage.name:<10} {count} {stage.unit} in {working:.1f} s", rate, before, stage.text]
     return ", ".join([*filter(None, parts), *([] if left is None else [f"{clock(left)} left"])])
 
 

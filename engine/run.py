@@ -62,7 +62,7 @@ def command(arguments: Sequence[str]) -> None:
         from engine.training.summary import results_table
 
         with Progress() as progress:
-            summary = run(recipe, folder, resume=options.resume, progress=progress)
+            summary = run(recipe, folder, resume=options.resume, progress=progress, begun=begun)
     console().print(results_table(summary, folder))
 
 

@@ -2,12 +2,17 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
 from engine.cli.arguments import command_parser, parse
 from engine.cli.main import main
+from engine.progress import counted
 from engine.terminal import add_log_flags
+
+if TYPE_CHECKING:
+    from engine.bank.manifest import Manifest
 
 VERIFY = "check every file, count and image of a bank, and exit with code 1 if anything is wrong"
 MERGE = "copy the shards of several banks into a new bank"
@@ -47,16 +52,22 @@ def _verify(options: Namespace) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise OSError(f"{options.bank} is not sound: {len(problems)} problems")
+        raise OSError(f"{options.bank} is not sound: {counted(len(problems), 'problem', 'problems')}")
     manifest = read_manifest(open_storage(options.bank))
-    print(f"sound: {len(manifest.shards)} shards, {manifest.images} images")
+    print(f"sound: {_counts(manifest)}")
 
 
 def _merge(options: Namespace) -> None:
     from engine.bank.merge import merge
 
     merged = merge(options.banks, options.out, resume=options.resume)
-    print(f"{options.out}: {len(merged.shards)} shards, {merged.images} images")
+    print(f"{options.out}: {_counts(merged)}")
+
+
+def _counts(manifest: "Manifest") -> str:
+    return (
+        f"{counted(len(manifest.shards), 'shard', 'shards')}, {counted(manifest.images, 'image', 'images')}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from engine.bank.codecs import EXTENSIONS, THREADS
 from engine.bank.manifest import Header, Manifest
 from engine.bank.stats import EDGES, Stats
 from engine.bank.storage import Storage
+from engine.progress import counted
 
 BAR = 40
 """Length of the longest bar of a histogram, in characters."""
@@ -95,8 +96,10 @@ def _summary(manifest: Manifest, stats: Stats) -> str:
         "# Synthetic images for distillation\n"
         "All images are synthetic. They were made by inverting a trained classifier, the teacher, and a\n"
         "diffusion model may have made variations of them. None is a photograph.\n\n"
-        f"{stats.images:,} images of {height} x {width} pixels ({colours}, {manifest.header.codec}) in"
-        f" {len(manifest.header.class_names):,} classes and {len(manifest.shards):,} shards."
+        f"{counted(stats.images, 'image', 'images')} of {height} x {width} pixels"
+        f" ({colours}, {manifest.header.codec}) in"
+        f" {counted(len(manifest.header.class_names), 'class', 'classes')} and"
+        f" {counted(len(manifest.shards), 'shard', 'shards')}."
     )
 
 

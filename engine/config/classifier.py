@@ -46,11 +46,11 @@ class ClassifierConfig:
     """Size of the images in pixels: the side of a square, or [height, width]; null takes what the network's
     own configuration says. The student's is the teacher's."""
 
-    mean: tuple[float, ...] | None = None
+    mean: float | tuple[float, ...] | None = None
     """Mean to subtract from the image in [0, 1]: one number, or one per channel; null takes what the
     network's own configuration says. The student's is the teacher's."""
 
-    std: tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
     """Standard deviation to divide by after that: one number, or one per channel; null as for mean."""
 
     output: str | int | None = None
@@ -60,6 +60,11 @@ class ClassifierConfig:
     feature: str | None = None
     """Path of the submodule that returns the feature map before pooling; null finds it by running the
     network."""
+
+    def __post_init__(self) -> None:
+        """Make a single number for all channels a tuple of one."""
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _tuple(getattr(self, name)))
 
     @property
     def is_resolved(self) -> bool:
@@ -102,20 +107,22 @@ class ClassifierConfig:
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of a resolved recipe."""
-        assert self.mean is not None
-        assert self.std is not None
-        return self.mean, self.std
+        mean, std = _tuple(self.mean), _tuple(self.std)
+        assert mean is not None
+        assert std is not None
+        return mean, std
 
     def for_channels(self, channels: int) -> Self:
         """Return the settings for a network of `channels` channels, with mean and std adapted to them.
 
         Grey takes the mean over the colours. Alpha, if it has no number of its own, takes the last one.
         """
+        mean, std = _tuple(self.mean), _tuple(self.std)
         return replace(
             self,
             in_channels=channels,
-            mean=self.mean and _adapted(self.mean, channels),
-            std=self.std and _adapted(self.std, channels),
+            mean=mean and _adapted(mean, channels),
+            std=std and _adapted(std, channels),
         )
 
     def check(self, section: str) -> None:
@@ -145,19 +152,24 @@ class ClassifierConfig:
     def _normalization_faults(self, section: str) -> Iterator[str]:
         widths = CHANNELS if self.in_channels is None else (1, self.in_channels)
         plausible = True
-        for field, values in (("mean", self.mean), ("std", self.std)):
+        mean, std = _tuple(self.mean), _tuple(self.std)  # without __post_init__ while the checks have not run
+        for field, values in (("mean", mean), ("std", std)):
             if values is not None and not (len(values) in widths and all(map(math.isfinite, values))):
                 each = f"{self.in_channels} (one for each of {section}.in_channels)"
                 several = each if self.in_channels else "one per channel"
                 yield f"{section}.{field} must be 1 finite number, or {several}, got {list(values)}"
                 plausible = False
-        if self.std is not None and self.std and min(self.std) <= 0:
-            yield f"{section}.std must be above 0, got {list(self.std)}"
+        if std and min(std) <= 0:
+            yield f"{section}.std must be above 0, got {list(std)}"
             plausible = False
-        if not plausible or self.mean is None or self.std is None:
+        if not plausible or mean is None or std is None:
             return
-        if fault := normalization_fault(self.mean, self.std):
-            yield f"{section}.mean {list(self.mean)} and {section}.std {list(self.std)} {fault}"
+        if fault := normalization_fault(mean, std):
+            yield f"{section}.mean {list(mean)} and {section}.std {list(std)} {fault}"
+
+
+def _tuple(numbers: float | tuple[float, ...] | None) -> tuple[float, ...] | None:
+    return (float(numbers),) if isinstance(numbers, int | float) else numbers
 
 
 def _adapted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

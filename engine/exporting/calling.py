@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.hardware import native_precision
+from engine.runtime.base import refusals
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Maps images [B, C, H, W], as the model's input takes them, to logits [B, classes]."""
@@ -22,9 +23,10 @@ def call(
     engine's graph runs instead.
     """
     pixels = as_input(about, images)
-    run = run or _open_model(about, folder, threads)
     rows = about["batch"]["max"] or about["batch"]["tuned"]
-    return np.concatenate([run(pixels[start : start + rows]) for start in range(0, len(pixels), rows)])
+    with refusals(about["file"], about["runtime"]):
+        run = run or _open_model(about, folder, threads)
+        return np.concatenate([run(pixels[start : start + rows]) for start in range(0, len(pixels), rows)])
 
 
 def as_input(about: Mapping[str, Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:

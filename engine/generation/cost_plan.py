@@ -17,7 +17,7 @@ from engine.errors import FailedShardsError
 from engine.generation.messages import Done, Failed, Job
 from engine.generation.provenance import bank_header
 from engine.generation.workers.worker import Worker
-from engine.progress import clock
+from engine.progress import clock, counted
 from engine.stages.labels import MORE_SHARDS, planned_coverage
 
 logger = logging.getLogger(__name__)
@@ -115,16 +115,19 @@ def _counts(shards: int, workers: int | None) -> list[int]:
 def _size(sample: Sample, shards: int) -> str:
     accepted = "" if sample.acceptance is None else f", {sample.acceptance:.0%} of the variations accepted"
     size = shards * sample.shard_bytes
-    return f"{shards} shards: {shards * sample.images:,.0f} images, {size / 1e9:.2f} GB{accepted}"
+    images = f"{shards * sample.images:,.0f} images, {size / 1e9:.2f} GB"
+    return f"{counted(shards, 'shard', 'shards')}: {images}{accepted}"
 
 
 def _measurements(sample: Sample, recipe: Recipe) -> str:
     low, high = min(sample.later_seconds), max(sample.later_seconds)
     compute = recipe.compute
     return (
-        f"measured here ({compute.device}, {compute.runtime} {compute.runtime_precision}, {compute.threads} "
-        f"threads): networks loaded in {sample.load_seconds:.1f} s, first shard "
-        f"{sample.first_seconds:.1f} s, then {sample.shard_seconds:.1f} s per shard "
-        f"({len(sample.later_seconds)} shards, {low:.1f} - {high:.1f} s); {sample.rss / 2**30:.1f} GiB per "
-        "worker. The table assumes that each worker has a device like this one to itself."
+        f"measured here ({compute.device}, {compute.runtime} {compute.runtime_precision}, "
+        f"{counted(compute.threads or 1, 'thread', 'threads')}): networks loaded in "
+        f"{sample.load_seconds:.1f} s, first shard {sample.first_seconds:.1f} s, "
+        f"then {sample.shard_seconds:.1f} s per shard "
+        f"({counted(len(sample.later_seconds), 'shard', 'shards')}, {low:.1f} - {high:.1f} s); "
+        f"{sample.rss / 2**30:.1f} GiB per worker. "
+        "The table assumes that each worker has a device like this one to itself."
     )

@@ -21,6 +21,7 @@ from engine.generation.workers.pool import WorkerPool
 from engine.generation.workers.ray import RayCluster
 from engine.generation.workers.retry_queue import ShardQueue
 from engine.generation.workers.signals import handle_signals
+from engine.progress import counted
 from engine.stages.labels import MORE_SHARDS, coverage_warning
 
 logger = logging.getLogger(__name__)
@@ -105,11 +106,13 @@ def generate(
 
 def _summary(url: str, stats: GenerationStats, images: int) -> str:
     """Return the last line of the command. Raises FailedShardsError if shards failed for good."""
-    line = f"{url}: {stats.made} shards made, {stats.found} already there; {images} images"
+    made, kept = counted(stats.made, "shard", "shards"), counted(images, "image", "images")
+    line = f"{url}: {made} made, {stats.found:,} already there; {kept}"
     if stats.failed:
         failed = [f"{shard_name(number)} ({reason})" for number, reason in sorted(stats.failed.items())]
         raise FailedShardsError(
-            f"{line}; {len(failed)} shards failed: {'; '.join(failed)}; retry them with --resume"
+            f"{line}; {counted(len(failed), 'shard', 'shards')} failed: {'; '.join(failed)};"
+            " retry them with --resume"
         )
     if stats.left:
         line = f"{line}; {stats.left} left, continue with --resume"

@@ -142,25 +142,39 @@ def _synthesize(context: StageContext, request: Request, track: Track) -> ImageB
 
 
 def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch:
-    config = context.recipe.synthesize
-    steps = config.steps + (config.first_steps if context.synthesizer.needs_warmup else 0)
-    done = 0
+    config, synthesizer = context.recipe.synthesize, context.synthesizer
     with track() as stage:
+        if synthesizer.needs_warmup:
+            with stage.preparation("warming up the generator") as show:
+                synthesizer.warm_up(_counting(context, config.first_steps, show))
+        shown = 0
 
-        def on_step(count: int) -> None:
-            nonlocal done
-            context.check_stopped()
-            shown = config.batch_size * done // steps
-            done += count
-            stage.advance(config.batch_size * done // steps - shown)
+        def advance(share: float) -> None:
+            nonlocal shown
+            images = int(config.batch_size * share)
+            stage.advance(images - shown)
+            shown = images
 
-        return context.synthesizer.batch(
+        return synthesizer.batch(
             request.index,
             key_stride=context.recipe.augment.variations + 1,
             adversary=request.adversary,
             independent=request.independent,
-            on_step=on_step,
+            on_step=_counting(context, config.steps, advance),
         )
+
+
+def _counting(context: StageContext, steps: int, report: Callable[[float], None]) -> Callable[[int], None]:
+    """Return a function to call after each of `steps` steps, which reports the finished share."""
+    done = 0
+
+    def on_step(count: int) -> None:
+        nonlocal done
+        context.check_stopped()
+        done += count
+        report(done / steps)
+
+    return on_step
 
 
 def _augment(

@@ -1,5 +1,7 @@
-"""The protocol of a frozen network, and the options for opening it in a runtime."""
+"""The protocol of a frozen network, the options for opening it in a runtime, and the errors of runtimes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -8,6 +10,9 @@ from torch import Tensor
 
 from engine.config.compute import ComputeConfig, Runtime
 from engine.config.tensorrt import TensorRtConfig
+from engine.errors import UserError
+from engine.runtime.micro_batch import is_out_of_memory
+from export.errors import ExportError
 from export.spec import Precision
 from export.store import Store
 
@@ -61,3 +66,27 @@ def runtime_options(compute: ComputeConfig, tensorrt: TensorRtConfig, device: to
         cuda_graph=compute.cuda_graphs,
         tensorrt=tensorrt,
     )
+
+
+@contextmanager
+def refusals(
+    network: str, runtime: str, way_out: str = "choose another --runtime, or check the image size"
+) -> Iterator[None]:
+    """Raise ExportError for what `runtime` raises in the block; name both, the reason and the way out.
+
+    Too little memory and errors of the system, such as a full disk, are raised as they are.
+    """
+    try:
+        yield
+    except (ExportError, UserError, OSError):
+        raise
+    except Exception as error:  # the libraries' errors share no base class
+        if is_out_of_memory(error):
+            raise
+        raise ExportError(f"{network}: {runtime} refuses the network: {_reason(error)}; {way_out}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of the first paragraph: before it, OpenVINO lists the places in its source."""
+    paragraph = str(error).strip().partition("\n\n")[0].splitlines()
+    return (paragraph[-1].strip() if paragraph else type(error).__name__).rstrip(".")

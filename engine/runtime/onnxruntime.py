@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.runtime.artifacts import Graph
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.batching import check_sizes, join, pieces, rows
 from export.errors import RuntimeUnavailableError
 from export.spec import NetworkSpec
@@ -63,11 +63,9 @@ class OnnxExecutable:
         session_options.intra_op_num_threads = options.threads
         session_options.log_severity_level = WARNINGS_AND_WORSE
         self._spec, self._device = spec, options.device
-        self._session = onnxruntime.InferenceSession(
-            graph.path,
-            session_options,
-            providers=[(self._provider, _options(self._provider, spec, graph, options))],
-        )
+        providers = [(self._provider, _options(self._provider, spec, graph, options))]
+        with refusals(spec.name, "onnxruntime"):
+            self._session = onnxruntime.InferenceSession(graph.path, session_options, providers=providers)
 
     @property
     def description(self) -> str:
@@ -79,7 +77,9 @@ class OnnxExecutable:
         check_sizes(self._spec, inputs)
         has_profile = self._provider == PROVIDERS["tensorrt"]
         batches = pieces(self._spec, inputs) if has_profile else [inputs]
-        return join(self._spec, [self._run(batch) for batch in batches], rows(self._spec, inputs))
+        count = rows(self._spec, inputs)
+        with refusals(self._spec.name, "onnxruntime"):
+            return join(self._spec, [self._run(batch) for batch in batches], count)
 
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         contiguous = {name: value.float().contiguous() for name, value in inputs.items()}

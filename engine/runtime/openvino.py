@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.hardware import available_cores
 from engine.runtime.artifacts import Graph
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.batching import check_sizes, pieces, rows, with_fixed_batch
 from export.errors import RuntimeUnavailableError
 from export.fingerprint import files_hash
@@ -68,6 +68,10 @@ class OpenVinoExecutable:
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         check_sizes(self._spec, inputs)
         count = rows(self._spec, inputs)
+        with refusals(self._spec.name, "openvino"):
+            return self._run(inputs, count)
+
+    def _run(self, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         batches = [
             {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in piece.items()}
             for piece in pieces(self._spec, inputs)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.models.classifier import Classifier
 from engine.models.features import submodule
+from engine.runtime.base import refusals
 from engine.runtime.batching import join, pieces, rows, with_fixed_batch
 from engine.runtime.micro_batch import is_out_of_memory
 from export.float32 import exact_float32
@@ -23,6 +24,7 @@ from kernels.fuse import fuse_frozen, sharing_tensors
 
 TRAINING_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 """dtype of the matrix products in training, by the accelerator's mixed precision."""
+EAGER = "use --compute.compile false"
 _ONE_CAPTURE_AT_A_TIME = threading.Lock()
 
 
@@ -76,7 +78,8 @@ class TorchExecutable:
     def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         is_float32 = self._dtype == torch.float32
         exact = exact_float32() if is_float32 else nullcontext()
-        with torch.autocast(self._device.type, self._dtype, enabled=not is_float32), exact:
+        refused = nullcontext() if self._size is None else refusals(self._spec.name, "torch.compile", EAGER)
+        with torch.autocast(self._device.type, self._dtype, enabled=not is_float32), exact, refused:
             outputs = self._forward(*(inputs[given.name] for given in self._spec.inputs))
         wide = [output.float() for output in outputs]
         return self._spec.named([output.clone() for output in wide] if self._copies else wide)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.config.recipe import Recipe
+from engine.progress import counted
 from engine.seeding import derive_seed, generator
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -80,10 +81,11 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
         each = batches * size / wanted
         left_out = f" ({classes - wanted:,} of weight 0 get none)" if wanted < classes else ""
         return f"classes: all {wanted:,} get images, {each:,.1f} synthesized each on average{left_out}"
-    enough = f" ({-(-wanted // size):,} batches cover all)" if weights is None else ""
+    enough = counted(-(-wanted // size), "batch covers", "batches cover")
+    images = counted(batches * size, "synthesized image covers", "synthesized images cover")
     return (
-        f"warning: {batches * size:,} synthesized images cover {covered:,} of {wanted:,} classes, and the"
-        f" student learns nothing of the others; {more}{enough}"
+        f"warning: {images} {covered:,} of {wanted:,} classes, and the student learns nothing of the others;"
+        f" {more}{f' ({enough} all)' if weights is None else ''}"
     )
 
 

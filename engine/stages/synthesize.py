@@ -77,15 +77,12 @@ class Synthesizer:
         Args:
             independent: start from the warmed-up generator and restore it after, also after an error, so
                 that the batch is a function of (seed, index) with any `start`.
-            on_step: called with 1 after each step, the warm-up's included.
+            on_step: called with 1 after each step, those of a warm-up included.
 
         Raises:
             NonFiniteError: if no step has a finite loss; the message names the batch.
         """
-        if self.needs_warmup:
-            with self._restored_on_error(self._weights()):
-                self._invert(-1, self.config.first_steps, None, on_step)
-            self.needs_warmup = False
+        self.warm_up(on_step)
         start = self._start(index, independent)
         with self._restored_on_error(start):
             images, labels = self._invert(index, self.config.steps, adversary, on_step)
@@ -98,6 +95,16 @@ class Synthesizer:
             parents=torch.full_like(keys, -1),
             seeds=torch.full_like(keys, derive_seed(self.seed, "synthesize", index)),
         )
+
+    def warm_up(self, on_step: Callable[[int], None] | None = None) -> None:
+        """Warm the generator up, if it still needs that; `batch` does so, too.
+
+        Raises NonFiniteError as `batch` does.
+        """
+        if self.needs_warmup:
+            with self._restored_on_error(self._weights()):
+                self._invert(-1, self.config.first_steps, None, on_step)
+            self.needs_warmup = False
 
     def _start(self, index: int, independent: bool) -> list[Tensor]:
         """Set the generator to a batch's start. Return the weights if `_move_towards_start` needs them."""

@@ -32,6 +32,7 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tb"
 STUDENT = "student.safetensors"
 VARIATIONS = "variations.png"
+SOURCES = "sources.png"
 LOCK = ".lock"
 
 MACHINE_SETTINGS = tuple(

@@ -27,6 +27,7 @@ from engine.progress import Progress, clock
 from engine.seeding import generator
 from engine.stages.evaluate import evaluate, in_float32
 from engine.stages.filter import mean_pairwise_distance
+from engine.training.run_folder import SOURCES, VARIATIONS
 
 FILE_NAME = "summary.json"
 TIMED_IMAGES = 32
@@ -319,6 +320,9 @@ def results_table(summary: Summary, folder: Path) -> Table:
         del rows["top-5 accuracy"]
     if summary.warning:
         rows["warning"] = summary.warning
+    for picture in (VARIATIONS, SOURCES):
+        if (folder / picture).is_file():
+            rows["picture"] = picture
     for name, value in rows.items():
         table.add_row(name, value)
     return table

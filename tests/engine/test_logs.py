@@ -191,7 +191,7 @@ def test_quiet_of_a_generation_leaves_its_result(
     arguments = ["--recipe", str(recipe), "--shards", "1", "--threads", "1", "--out"]
     assert main(generate.command, [*arguments, str(tmp_path / "quiet"), "--quiet"]) == 0
     quiet = capsys.readouterr().out
-    assert quiet.startswith(f"{tmp_path / 'quiet'}: 1 shards made, 0 already there; ")
+    assert quiet.startswith(f"{tmp_path / 'quiet'}: 1 shard made, 0 already there; ")
     assert quiet.count("\n") == 1
     assert main(generate.command, [*arguments, str(tmp_path / "verbose"), "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -3,12 +3,14 @@
 import ast
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from engine import loop as loop_module
@@ -17,6 +19,7 @@ from engine.bank.reader import BankReader
 from engine.bank.rows import Rows
 from engine.bank.verify import verify
 from engine.cli.main import main
+from engine.cli.resolve import resolve
 from engine.datasets import formats, source
 from engine.datasets.source import LabeledSource
 from engine.recipes.load import load_recipe
@@ -54,6 +57,7 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     student = load_file(finished / "student.safetensors")
     assert student["fc.weight"].shape == (3, 64)
     assert (finished / "variations.png").read_bytes().startswith(b"\x89PNG")
+    assert not (finished / "sources.png").exists()
     bank = BankReader.open(str(finished / "bank"))
     shards = [bank.rows(number) for number in bank.numbers]
     assert len(shards) == 4
@@ -109,6 +113,53 @@ def test_draws_keep_their_names(recipe: Path, tmp_path: Path, monkeypatch: pytes
             monkeypatch.setattr(module, "derive_seed", recorded)
     run(recipe, tmp_path / "out")
     assert drawn == DRAWS
+
+
+SYNTHESIS_ONLY: dict[str, Any] = {
+    "augment": {"method": "none", "class_condition": "none"},
+    "filter": {"method": "none", "quantile": None, "model": ""},
+}
+
+
+def test_a_run_without_a_prior_writes_a_picture_too_and_so_does_a_resumed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY)
+    run(recipe, tmp_path / "out")
+    assert "sources.png" in capsys.readouterr().out.splitlines()[-2]
+    assert not (tmp_path / "out/variations.png").exists()
+    with Image.open(tmp_path / "out/sources.png") as picture:
+        assert picture.height > 3 * 96
+        whole = np.array(picture)
+    assert run_until(5, recipe, tmp_path / "cut", monkeypatch) == 130
+    assert not (tmp_path / "cut/sources.png").exists()
+    run(recipe, tmp_path / "cut", *OFTEN, "--resume")
+    with Image.open(tmp_path / "cut/sources.png") as picture:
+        assert (np.array(picture) == whole).all()
+
+
+def test_the_time_of_the_run_is_that_of_the_whole_command_and_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, pause = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY), 2.0
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(pause)  # for what a command does before it opens the run, as --budget measures
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr("engine.run.resolve", slow)
+    start = time.perf_counter()
+    first = run(recipe, tmp_path / "out")["wall_seconds"]
+    assert first > time.perf_counter() - start - pause / 2
+    saved = torch.load(tmp_path / "out/checkpoints/state.pt")["wall_seconds"]
+    assert pause < saved < first
+    assert run(recipe, tmp_path / "out", "--resume")["wall_seconds"] > saved + pause
+
+
+def test_one_batch_and_one_step_are_not_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = {"init_batches": 1, "rounds": 1, "batches_per_round": 0, "kd_steps": 1}
+    run(write_recipe(tmp_path / "recipe", schedule=schedule, **SYNTHESIS_ONLY), tmp_path / "out")
+    assert "to do: 1 batch of images, 1 training step\n" in capsys.readouterr().out
 
 
 def same_student(a: Path, b: Path) -> bool:
@@ -324,7 +375,7 @@ def test_the_loop_reads_no_training_half(half: str, folders: set[str]) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"augment": {"method": "none"}, "filter": {"method": "none", "quantile": None, "model": ""}},
+        SYNTHESIS_ONLY,
         {"filter": {"method": "none", "quantile": None}},
         {"filter": {"class_gate": True}},
         {"synthesize": {"adversary": "kl", "start": "reuse"}},
@@ -334,8 +385,6 @@ def test_the_loop_reads_no_training_half(half: str, folders: set[str]) -> None:
     ids=["synthesis only", "no filter", "class gate", "kl adversary", "no adversary", "from the source"],
 )
 def test_every_combination_of_stages_trains_a_student(settings: dict[str, Any], tmp_path: Path) -> None:
-    if "augment" in settings and settings["augment"].get("method") == "none":
-        settings = {**settings, "augment": {**settings["augment"], "class_condition": "none"}}
     recipe = write_recipe(tmp_path / "recipe", schedule={"init_batches": 1}, **settings)
     summary = run(recipe, tmp_path / "out")
     augmented = settings.get("augment", {}).get("method") != "none"

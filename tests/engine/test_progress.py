@@ -104,6 +104,26 @@ def test_rate_and_remaining_time(now: list[float]) -> None:
         assert (stage.rate(), stage.remaining()) == (2.0, 3.0)
 
 
+def test_a_preparation_is_shown_and_counts_neither_for_the_rate_nor_for_the_time_left(
+    now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with Progress() as progress, progress.stage("synthesize", total=8, unit="images") as stage:
+        with stage.preparation("warming up") as show:
+            for step in range(1, 5):
+                now[0] += 20.0
+                show(step / 4)
+        now[0] += 2.0
+        stage.advance(4)
+        assert (stage.rate(), stage.remaining(), stage.elapsed()) == (2.0, 2.0, 82.0)
+    assert progress.seconds == {"synthesize": 82.0}
+    assert caplog.messages == [
+        "synthesize 0/8 images  warming up: 25 %",
+        "synthesize 0/8 images  warming up: 75 %",
+        "synthesize 4 images in 2.0 s, 2.0 images/s, after 80.0 s of preparation, 0:02 left",
+    ]
+
+
 CLOCK = [(0.2, "0:00"), (59.7, "1:00"), (75, "1:15"), (3700, "1:01:40")]
 
 

@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from engine import recipes
+from engine.cli.arguments import CommandLine, command_parser
 from engine.config.recipe import Recipe, differences, to_yaml
 from engine.errors import SettingsError, UserError
 from engine.recipes.load import load_recipe
@@ -49,10 +50,25 @@ def test_overrides_beat_the_file(write) -> None:
     assert recipe.compute.threads is None
 
 
+def test_a_single_number_is_for_all_channels(write) -> None:
+    recipe = load_recipe(write("extends: fashion-mnist\nteacher: {mean: 0.5, std: [0.25]}"))
+    assert (recipe.teacher.mean, recipe.teacher.std) == ((0.5,), (0.25,))
+    assert recipe == load_recipe(write(to_yaml(recipe)))
+    parser = command_parser("engine.run", "")
+    arguments = ["--recipe", "fashion-mnist", "--teacher.mean", "0.5", "--teacher.std=0.25"]
+    on_command_line, _ = CommandLine.read(arguments).parse(parser)
+    assert on_command_line.teacher == recipe.teacher
+
+
 REFUSED = {
     "unknown key": ("synthesize: {stepz: 3}", r"'synthesize\.stepz' .*did you mean 'synthesize\.steps'"),
     "unknown section": ("synthesise: {steps: 3}", r"unknown key 'synthesise'"),
     "wrong type": ("synthesize: {steps: many}", r"synthesize\.steps must be a whole number, got 'many'"),
+    "neither number nor list": (
+        "teacher: {mean: x}",
+        r"teacher\.mean must be a number or a list, each a number or null, got 'x'",
+    ),
+    "a wrong number": ("teacher: {std: 0}", r"teacher\.std must be above 0, got \[0.0\]"),
     "wrong item": ("teacher: {mean: [x]}", r"teacher\.mean"),
     "wrong choice": ("compute: {device: tpu}", r"compute\.device must be one of auto, cpu, cuda, got 'tpu'"),
     "wrong optional": ("compute: {threads: x}", r"compute\.threads must be a whole number or null, got 'x'"),

@@ -40,7 +40,7 @@ def test_the_command_prints_a_row_for_each_number_of_workers(
     rows = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert rows == ["1", "2", "3", "4", "8", "16", "32", "64"]
     assert "core-hours" in out
-    assert "measured here (cpu, torch fp32, 1 threads): networks loaded in" in out
+    assert "measured here (cpu, torch fp32, 1 thread): networks loaded in" in out
 
 
 def test_a_sample_that_fails_says_why(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,25 @@ def test_the_same_in_openvino(recipe: Path) -> None:
     assert digest(other.make(1, independent=True)) == found[1]
 
 
+def test_the_warm_up_is_shown_and_does_not_count_as_images(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("engine.progress.FIRST_LINE", 0.0)
+    monkeypatch.setattr("engine.progress.EVERY_LINE", 0.0)
+    made = generation(recipe, synthesize__warmup_steps=2, synthesize__steps=3)
+    made.progress = Progress()
+    made.make(0)
+    lines = [line.split("  ") for line in caplog.messages if line.startswith("synthesize")][1:]
+    assert [parts[:2] for parts in lines[:3]] == [
+        ["synthesize 0/6 images", f"warming up the generator: {share} %"] for share in (0, 50, 100)
+    ]
+    assert [parts[0] for parts in lines[3:6]] == [f"synthesize {images}/6 images" for images in (2, 4, 6)]
+    assert not any("warming up" in line for parts in lines[3:] for line in parts)
+    made.make(1)
+    assert sum("warming up" in line for line in caplog.messages) == 3
+
+
 def test_a_single_group_has_the_same_interface(recipe: Path) -> None:
     serial = generation(recipe, compute__overlap=False)
     threads = threading.active_count()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime import open as opening
-from engine.runtime.base import RuntimeOptions
+from engine.runtime.artifacts import Graph
+from engine.runtime.base import RuntimeOptions, refusals
 from engine.runtime.open import open_runtime
 from export import parity
 from export.errors import ExportError, RuntimeUnavailableError
@@ -137,3 +138,66 @@ def test_tensorrt_without_a_gpu_is_rejected_before_anything_is_built(
     with pytest.raises(RuntimeUnavailableError, match="this machine has no GPU"):
         open_runtime(amplified(1.0), settings)
     assert not log_lines(caplog)
+
+
+class Pooled(nn.Module):
+    """A pooling whose last window hangs over the edge: of a single pixel, OpenVINO cannot make one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.pool(images),)
+
+
+def pooled() -> NetworkSpec:
+    images = Input(name="images", shape=(batch((1, 2, 4)), 3, 1, 1))
+    return NetworkSpec(name="pooled", module=Pooled().eval(), inputs=(images,), outputs=("y",))
+
+
+WAY_OUT = "choose another --runtime, or check the image size"
+
+
+def test_a_network_that_openvino_cannot_convert_is_one_line(tmp_path: Path) -> None:
+    reason = (
+        "Kernel after dilation has size (dim: 2) larger than the data shape after padding (dim: 1) at axis 0"
+    )
+    with pytest.raises(ExportError) as raised:
+        open_runtime(pooled(), options(tmp_path, runtime="openvino", precision="fp32"))
+    assert str(raised.value) == f"pooled: openvino refuses the network: {reason}; {WAY_OUT}"
+
+
+def test_a_graph_that_onnxruntime_cannot_open_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no graph")
+    with pytest.raises(ExportError) as raised:
+        opening.open_graph(pooled(), Graph(file, "digest"), options(tmp_path / "store", precision="fp32"))
+    assert str(raised.value).startswith("pooled: onnxruntime refuses the network: ")
+    assert str(raised.value).endswith(WAY_OUT)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_that_inductor_cannot_compile_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "backend='inductor' raised:\nCppCompileError: no compiler\n\nSet TORCHDYNAMO_VERBOSE=1"
+        )
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    executable = open_runtime(pooled(), options(tmp_path, runtime="torch", precision="fp32", compiled=True))
+    line = (
+        "pooled: torch.compile refuses the network: CppCompileError: no compiler; use --compute.compile false"
+    )
+    with pytest.raises(ExportError) as raised:
+        executable(**pooled().example())
+    assert str(raised.value) == line
+
+
+@pytest.mark.parametrize("error", [MemoryError("bad_alloc"), OSError(28, "No space left on device")])
+def test_too_little_memory_and_a_full_disk_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, refusals("pooled", "openvino"):
+        raise error
+    assert raised.value is error

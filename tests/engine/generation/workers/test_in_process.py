@@ -50,7 +50,7 @@ def test_a_shard_that_goes_on_failing_is_named_and_resume_makes_it(
     assert generate(recipe, out, "--retries", "2") == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {out}: 2 shards made, 0 already there; ")
-    assert "1 shards failed: 00001 ([Errno 28] No space left on device)" in error
+    assert "1 shard failed: 00001 ([Errno 28] No space left on device)" in error
     assert error.count("\n") == 1
     assert generate(recipe, out, "--resume") == 0
     assert verify(str(out)) == []
