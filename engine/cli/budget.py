@@ -18,7 +18,7 @@ from engine.config.recipe import Recipe
 from engine.config.schedule import ScheduleConfig, Synthesis, Training
 from engine.datasets.test_set import open_test_set
 from engine.errors import UserError
-from engine.progress import Progress, clock
+from engine.progress import Progress, clock, counted
 
 if TYPE_CHECKING:
     import torch
@@ -151,12 +151,12 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         )
     schedule = fitted.schedule
     logger.info(
-        "budget: %d batches of %d images, %d steps each, and %d training steps in %d rounds",
-        schedule.total_batches,
+        "budget: %s of %d images, %d steps each, and %s in %s",
+        counted(schedule.total_batches, "batch", "batches"),
         fitted.synthesize.batch_size,
         fitted.synthesize.steps,
-        schedule.total_kd_steps,
-        schedule.rounds,
+        counted(schedule.total_kd_steps, "training step", "training steps"),
+        counted(schedule.rounds, "round", "rounds"),
     )
     if left < (good := good_seconds(recipe, costs)):
         logger.warning(
