@@ -76,13 +76,13 @@ CASES = [
     Case("timm:xcit_nano_12_p16_224", 32, "norm", (128, 2, 2), "tokens+1"),
     Case("timm:edgenext_xx_small", 64, "stages", (168, 2, 2), statistics="image", in_ci=True),
     Case("timm:fastvit_t8", 64, "final_conv", (768, 2, 2)),
-    Case("timm:mambaout_femto", 64, "stages", (288, 2, 2), "nhwc", "image"),
-    Case("timm:efficientvit_b0", 64, "stages", (128, 2, 2)),
+    Case("timm:mambaout_femto", 64, "stages", (288, 2, 2), "nhwc", "image", in_ci=True),
+    Case("timm:efficientvit_b0", 64, "stages", (128, 2, 2), in_ci=True),
     Case("torchvision:alexnet", 96, "features", (256, 2, 2), statistics="image"),
     Case("torchvision:densenet121", 64, "features", (1024, 2, 2)),
     Case("torchvision:googlenet", 64, "inception5b", (1024, 2, 2)),
     Case("torchvision:inception_v3", 299, "Mixed_7c", (2048, 8, 8)),
-    Case("torchvision:mnasnet0_5", 64, "layers", (1280, 2, 2)),
+    Case("torchvision:mnasnet0_5", 64, "layers", (1280, 2, 2), in_ci=True),
     Case("torchvision:mobilenet_v2", 64, "features", (1280, 2, 2)),
     Case("torchvision:regnet_y_400mf", 64, "trunk_output", (440, 2, 2)),
     Case("torchvision:resnet18", 64, "layer4", (512, 2, 2)),
@@ -96,7 +96,7 @@ CASES = [
     Case("hf:ConvNext", 64, "convnext.encoder.stages.3", (32, 2, 2), statistics="image"),
     Case("hf:Swin", 64, "swin.layernorm", (16, 8, 8), "tokens+0", "patch_similarity", in_ci=True),
     Case("hf:MobileNetV2", 64, "mobilenet_v2.conv_1x1", (1280, 2, 2)),
-    Case("hf:RegNet", 64, "regnet.encoder.stages.3", (32, 2, 2)),
+    Case("hf:RegNet", 64, "regnet.encoder.stages.3", (32, 2, 2), in_ci=True),
 ]
 TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}

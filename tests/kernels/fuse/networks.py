@@ -136,3 +136,17 @@ class OwnNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x - self.running_mean.view(1, -1, 1, 1)
+
+
+class Storing(nn.Module):
+    """Keeps what it has computed in a dict, as timm's LeViT does with its attention biases in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.bias = nn.BatchNorm2d(3), nn.Parameter(torch.rand(3, 1, 1))
+        self.stored: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.stored:
+            self.stored["bias"] = 2 * self.bias
+        return self.bn(x + self.stored["bias"])

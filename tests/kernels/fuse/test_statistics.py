@@ -20,6 +20,7 @@ from tests.kernels.fuse.networks import (
     Functional,
     Instances,
     OwnNorm,
+    Storing,
     Subclassed,
     Twice,
     Untracked,
@@ -115,6 +116,15 @@ def test_an_activation_is_fused_if_it_is_the_only_user() -> None:
     fused = {path: m.fused.activation for path, m in own.named_modules() if isinstance(m, FusedBatchNorm)}
     expected = {"bn0": "silu", "bn1": "leaky_relu", "bn2": "none", "bn3": "relu"}  # bn2 has two users
     assert fused == {f"fused_{path}": activation for path, activation in expected.items()}
+
+
+def test_a_network_that_stores_what_it_computes_is_left_as_it_was() -> None:
+    network, x = lively(Storing()), torch.rand(2, 3, 8, 8)
+    before = measured(network)
+    assert network.stored == {}
+    expected = network(x)
+    for forward in (before, measured(network)):
+        torch.testing.assert_close(forward(x)[0], expected)
 
 
 def test_hooks_still_run() -> None:
