@@ -158,10 +158,14 @@ def _settings(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
         if found is None:
             rest.append(argument)
             continue
-        value = found[2] if found[2] is not None else next(given, None)
-        if value is None:
+        value = found[2] if found[2] is not None else next(given, "--")
+        if re.match(r"-\D", value):
             raise ArgumentError(None, f"argument {argument}: expected one argument")
-        settings[found[1]] = yaml.safe_load(value)
+        try:
+            settings[found[1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            text = f"argument {argument}: '{value}' is not a value; put quotes around one with spaces"
+            raise ArgumentError(None, text) from None
     return settings, rest
 
 

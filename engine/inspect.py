@@ -65,6 +65,8 @@ def _rows(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "parameters", f"{facts.parameters[0]:,}; {_million(facts.multiplications[0])} an image"
     yield "statistics", facts.statistics
     yield "feature map", facts.feature or "none, so distill.w_feature is 0"
+    if facts.feature and recipe.distill.w_feature == 0:
+        yield "", "not used, as distill.w_feature is 0"
     yield from facts.precisions.items()
     share = facts.multiplications[1] / facts.multiplications[0]
     yield (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from engine.cli.arguments import CommandLine
 from engine.cli.resolve import read_networks, resolve_compute
 from engine.config.recipe import Recipe
-from engine.config.schedule import ScheduleConfig, Synthesis, Training
+from engine.config.schedule import Synthesis, Training
 from engine.datasets.test_set import open_test_set
 from engine.errors import UserError
 from engine.progress import Progress, clock, counted
@@ -44,6 +44,8 @@ ENDING = 1.0
 """Seconds for the picture, the summary and the end of the process."""
 RESERVE = 0.02
 """Share of the budget that is left for what is not measured."""
+MARGIN = 1.1
+"""A time that is proposed is longer by this factor than what seems to be needed."""
 IMAGES_SHARE = 0.4
 """Share of the time for making images; the rest trains the student."""
 WARM_UP_SHARE = 0.08
@@ -147,7 +149,7 @@ def fit_to_budget(recipe: Recipe, seconds: float, begun: float) -> Recipe:
         needed = seconds - left + least(recipe, costs)
         raise UserError(
             f"--budget is {as_budget(seconds)}, which is too short for this teacher on this machine; give at "
-            f"least {as_budget(needed * 1.05)}"
+            f"least {as_budget(needed * MARGIN)}"
         )
     schedule = fitted.schedule
     logger.info(
@@ -225,6 +227,7 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     warm_up_steps = _warm_up_steps(recipe, costs, seconds)
     warm_up = warm_up_steps * costs.synthesis_step
     for_images = max(IMAGES_SHARE * seconds - warm_up, _batch_cost(costs, STEPS[0]) * 2)
+    for_images = min(for_images, seconds - warm_up - _least_training(recipe, costs, rounds=1))
     steps = STEPS[1]
     fewest, most = BATCHES
     if for_images < fewest * _batch_cost(costs, steps):
@@ -232,12 +235,14 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     elif for_images > most * _batch_cost(costs, steps):
         steps = _within(STEPS[1], _steps_for(costs, for_images / most), STEPS[2])
     batches = max(2, int(for_images / _batch_cost(costs, steps)))
-    rounds = min(ROUNDS, batches - 1)
-    per_round = max(1, batches // (2 * rounds))
-    init = batches - rounds * per_round
-    hard = (rounds - 1) * per_round  # the first round's batches are made before any training
-    used = warm_up + batches * (costs.batch + steps * costs.synthesis_step)
-    used += hard * steps * (costs.hard_step - costs.synthesis_step)
+    for rounds in range(min(ROUNDS, batches - 1), 0, -1):
+        per_round = max(1, batches // (2 * rounds))
+        init = batches - rounds * per_round
+        hard = (rounds - 1) * per_round  # the first round's batches are made before any training
+        used = warm_up + batches * (costs.batch + steps * costs.synthesis_step)
+        used += hard * steps * (costs.hard_step - costs.synthesis_step)
+        if used + _least_training(recipe, costs, rounds) <= seconds:
+            break
     kd_steps = max(_fewest_kd_steps(recipe, rounds), int((seconds - used) / costs.kd_step / rounds))
     schedule = replace(
         recipe.schedule, init_batches=init, rounds=rounds, batches_per_round=per_round, kd_steps=kd_steps
@@ -263,7 +268,12 @@ def good_seconds(recipe: Recipe, costs: Costs) -> float:
 def least(recipe: Recipe, costs: Costs) -> float:
     """Return the seconds of the shortest run."""
     warm_up = _warm_up_steps(recipe, costs, 0) * costs.synthesis_step
-    return warm_up + 2 * _batch_cost(costs, STEPS[0]) + _fewest_kd_steps(recipe, 1) * costs.kd_step
+    return warm_up + 2 * _batch_cost(costs, STEPS[0]) + _least_training(recipe, costs, rounds=1)
+
+
+def _least_training(recipe: Recipe, costs: Costs, rounds: int) -> float:
+    """Return the seconds of the fewest training steps in so many rounds."""
+    return rounds * _fewest_kd_steps(recipe, rounds) * costs.kd_step
 
 
 def _fewest_kd_steps(recipe: Recipe, rounds: int) -> int:
@@ -296,7 +306,7 @@ def measure(recipe: Recipe, seconds: float, begun: float) -> Costs:
     from engine.loop import open_loop
 
     steps = int(seconds / 1e-3)  # more than can be taken
-    schedule = ScheduleConfig(init_batches=3, rounds=2, batches_per_round=1, kd_steps=steps)
+    schedule = replace(recipe.schedule, init_batches=3, rounds=2, batches_per_round=1, kd_steps=steps)
     trial = replace(
         recipe,
         schedule=schedule,
@@ -309,16 +319,21 @@ def measure(recipe: Recipe, seconds: float, begun: float) -> Costs:
         with open_loop(trial, Path(folder, "run"), resume=False, progress=Progress(quiet=True)) as loop:
             opening = time.perf_counter() - start
             more = recipe.augment.variations / trial.augment.variations
-            costs = _first_costs(loop, opening, more)
+            costs = _first_costs(loop, seconds, opening, more)
             if least(recipe, costs) < seconds - (time.perf_counter() - begun) - opening:
                 costs = _all_costs(loop, costs, TRIAL_SHARE * seconds, Path(folder), more)
             return costs
 
 
-def _first_costs(loop: "Loop", opening: float, more: float) -> Costs:
-    """Time a batch, which has `more` times the variations in the run, and a few training steps."""
+def _first_costs(loop: "Loop", seconds: float, opening: float, more: float) -> Costs:
+    """Time a batch, which has `more` times the variations in the run, a few training steps and the ending."""
+    from engine.training.summary import ending_seconds
+
     loop.do(Synthesis(batch=0))  # memory and kernels are chosen now
     synthesis, batch = _timed_batch(loop, 1, more)
+    batches = min(BATCHES[1], 2 + int(IMAGES_SHARE * seconds / (batch + STEPS[0] * synthesis)))
+    sources, variations = loop.recipe.synthesize.batch_size, more * loop.recipe.augment.variations
+    images = int(batches * sources * (1 + variations))
     training = _chunk(loop)
     loop.do(training)
     return Costs(
@@ -327,14 +342,12 @@ def _first_costs(loop: "Loop", opening: float, more: float) -> Costs:
         hard_step=synthesis,
         batch=batch,
         kd_step=_seconds(lambda: loop.do(training)) / CHUNK,
-        ending=ENDING,
+        ending=ENDING + ending_seconds(loop.recipe, loop.networks, loop.accelerator, images),
     )
 
 
 def _all_costs(loop: "Loop", first: Costs, seconds: float, folder: Path, more: float) -> Costs:
     """Time what `first` lacks, and training for `seconds`."""
-    from engine.training.summary import ending_seconds
-
     training = _chunk(loop)
     chunks: list[float] = []
     end = time.perf_counter() + seconds
@@ -348,7 +361,6 @@ def _all_costs(loop: "Loop", first: Costs, seconds: float, folder: Path, more: f
         hard_step=hard,
         batch=first.batch + saving,
         kd_step=median(chunks) / CHUNK + saving / loop.recipe.schedule.checkpoint_steps,
-        ending=ENDING + ending_seconds(loop.recipe, loop.networks, loop.accelerator),
     )
 
 

@@ -162,8 +162,9 @@ def match_labels(
     """Return the labels as indices of the recipe's `class_names`, and notes for the log.
 
     Labels without names are indices already. Names are matched by name. If the recipe's are only the numbers
-    "0", "1" and so on, names that are numbers are matched by value, unless as many classes have numbers that
-    are not these or the set numbers them itself; those and other names keep the set's own order.
+    "0", "1" and so on, names that are numbers are matched by value, and other names keep the set's own order.
+    So do numbers if the set numbers its classes itself, or if it has as many classes as the recipe, but
+    larger numbers.
 
     Raises:
         UserError: if a class of the set is none of the recipe's; the message names the first few.

@@ -34,7 +34,7 @@ class PerImage:
 
 
 def per_image(pair: LoadedPair, recipe: Recipe, choice: StatisticsChoice) -> PerImage:
-    """Return the cost of one image on this machine. The student's gradients are cleared."""
+    """Return the cost of one image on this machine. The student is left in eval mode, without gradients."""
     kept, synthesis = _synthesis(pair.teacher, recipe, choice)
     return PerImage(synthesis=synthesis, training=_training(pair, recipe), kept_bytes=kept)
 

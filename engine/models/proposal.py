@@ -152,7 +152,8 @@ def _common_network(teacher: ClassifierConfig, budget: int) -> str:
         below = [name for name, about in ladder.items() if about <= DEAREST * budget]
         if below:
             return max(below, key=ladder.__getitem__)
-    return min(ladders[0], key=ladders[0].__getitem__)
+    everything = {name: about for ladder in ladders for name, about in ladder.items()}
+    return min(everything, key=everything.__getitem__)
 
 
 def _ladders(height: int, width: int) -> list[dict[str, float]]:

@@ -134,7 +134,8 @@ def _from_torchvision(config: ClassifierConfig, section: str) -> nn.Module:
     name = config.name.removeprefix("torchvision:")
     if name not in zoo.list_models(module=zoo):
         if name in zoo.list_models():
-            kind = zoo.get_model_builder(name).__module__.split(".")[2]  # torchvision.models.detection.ssd
+            module = zoo.get_model_builder(name).__module__  # such as torchvision.models.detection.ssd
+            kind = module.split(".")[2].replace("_", " ")
             raise UserError(
                 f"{section}.name: '{name}' of torchvision is a network for {kind}, but the engine distills "
                 "classifiers; torchvision.models.list_models(module=torchvision.models) lists them"

@@ -237,9 +237,11 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(map(_describe, arguments))
+        *first, last = map(_describe, arguments)
+        return f"{', '.join(first)} or {last}"
     if get_origin(kind) is dict:
         return f"a mapping of names, each to {_describe(arguments[1])}"
     if Ellipsis not in arguments and len(arguments) > 1:
         return f"[{', '.join(map(_describe, arguments))}]"
-    return f"a list, each {_describe(arguments[0])}"
+    several = {int: "whole numbers", float: "numbers", str: "texts"}.get(arguments[0])
+    return f"a list of {several}" if several else f"a list, each {_describe(arguments[0])}"

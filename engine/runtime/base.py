@@ -74,6 +74,7 @@ def refusals(
 ) -> Iterator[None]:
     """Raise ExportError for what `runtime` raises in the block; name both, the reason and the way out.
 
+    Use it for opening and for the first run. What fails later may be of the moment, and a retry may help.
     Too little memory and errors of the system, such as a full disk, are raised as they are.
     """
     try:

@@ -68,10 +68,6 @@ class OpenVinoExecutable:
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         check_sizes(self._spec, inputs)
         count = rows(self._spec, inputs)
-        with refusals(self._spec.name, "openvino"):
-            return self._run(inputs, count)
-
-    def _run(self, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         batches = [
             {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in piece.items()}
             for piece in pieces(self._spec, inputs)
@@ -94,7 +90,8 @@ class OpenVinoExecutable:
         if shapes not in self._queues:
             import openvino
 
-            self._queues[shapes] = openvino.AsyncInferQueue(self._compiled(shapes))
+            with refusals(self._spec.name, "openvino"):
+                self._queues[shapes] = openvino.AsyncInferQueue(self._compiled(shapes))
         return self._queues[shapes]
 
     def _compiled(self, shapes: tuple[tuple[int, ...], ...]) -> CompiledModel:

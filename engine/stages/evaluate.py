@@ -50,6 +50,8 @@ class Evaluation:
     def warning(self) -> str | None:
         """What is wrong if teacher or student is right no more often than one constant answer, else None."""
         constant = max(self.images_by_class) / self.images
+        if constant == 1:
+            return None
         for name, advice in ADVICE.items():
             found = self.accuracies.get(name)
             if self.images >= MIN_JUDGED and found is not None and found.top1 <= constant:

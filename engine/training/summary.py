@@ -173,15 +173,15 @@ def _accuracies(
     return measured, result.warning
 
 
-def ending_seconds(recipe: Recipe, opened: OpenNetworks, accelerator: Accelerator) -> float:
-    """Return about how long the evaluation and the figures of CLIP will take.
+def ending_seconds(recipe: Recipe, opened: OpenNetworks, accelerator: Accelerator, most: int) -> float:
+    """Return about how long the evaluation, and CLIP's figures of at most `most` images, will take.
 
     The networks are timed on noise. A few images of the test set are decoded; no network sees them.
     """
     size = recipe.teacher.size
     images = torch.randint(0, 256, (TIMED_IMAGES, 3, *size), dtype=torch.uint8)
     clip = opened.clip
-    seconds = 0.0 if clip is None else MEASURED_IMAGES * _timed(lambda: clip.embed_images(images))
+    seconds = 0.0 if clip is None else min(most, MEASURED_IMAGES) * _timed(lambda: clip.embed_images(images))
     test_set, _ = open_test_set(recipe.evaluate, recipe.names, size)
     if test_set is None:
         return seconds

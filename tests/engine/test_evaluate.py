@@ -252,6 +252,8 @@ def test_settings_of_the_networks_can_be_given_with_a_recipe(
     line = refused(capsys, "--run", run, "--data", data, "--teacher.mean", "[0.9]")
     assert "--teacher.mean needs --recipe R; a run has its own settings" in line
     assert "expected one argument" in refused(capsys, "--recipe", plain, "--teacher.mean")
+    assert "expected one argument" in refused(capsys, "--teacher.mean", "--recipe", plain)
+    assert "'[0.5,' is not a value" in refused(capsys, "--recipe", plain, "--teacher.mean", "[0.5,", "0.5]")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Generic, Self, TypeVar
 
 from engine.errors import UserError
 from engine.generation.messages import Done, Event, Exited, Failed, LoadFailed, Lost, Ready
-from engine.progress import counted
 
 FIRST_DEATHS, LATER_DEATHS = 3, 20
 """Maximum number of workers in a row that die while loading, with no other worker running: before any worker
@@ -183,8 +182,7 @@ class WorkerPool(ABC, Generic[Handle]):
         if is_load_error:
             raise UserError(reason)
         raise UserError(
-            f"{counted(self._failed_starts, 'worker', 'workers')} in a row died while loading their networks"
-            f" (the last: {reason});"
+            f"{self._failed_starts} workers in a row died while loading their networks (the last: {reason});"
             " set fewer --workers or free memory, and continue with --resume"
         )
 

@@ -97,7 +97,7 @@ def test_run_tells_all_wrong_settings_of_file_and_command_line(tmp_path: Path, c
     assert first == "error: 6 settings are wrong:"
     assert [fault[:4] for fault in faults] == ["  - "] * 6
     for words in (
-        "teacher.image_size must be a whole number or [a whole number, a whole number] or null, got 'x'",
+        "teacher.image_size must be a whole number, [a whole number, a whole number] or null, got 'x'",
         "unknown key 'filter.omga' in the command line; did you mean 'filter.omega'?",
         "argument --augment.prior: expected one argument",
         "distill.lr is -1.0",

@@ -66,7 +66,7 @@ REFUSED = {
     "wrong type": ("synthesize: {steps: many}", r"synthesize\.steps must be a whole number, got 'many'"),
     "neither number nor list": (
         "teacher: {mean: x}",
-        r"teacher\.mean must be a number or a list, each a number or null, got 'x'",
+        r"teacher\.mean must be a number, a list of numbers or null, got 'x'",
     ),
     "a wrong number": ("teacher: {std: 0}", r"teacher\.std must be above 0, got \[0.0\]"),
     "wrong item": ("teacher: {mean: [x]}", r"teacher\.mean"),

@@ -240,7 +240,7 @@ def test_folders_of_numbers_count_by_value_and_a_warning_names_the_other_order(n
 
 
 @pytest.mark.parametrize("names", [numbers(0, 11, 2), ["10", "11", "03"], ["0", "1"], numbers(0, 9, 3)])
-def test_where_both_orders_are_the_same_nothing_is_said(names: list[str]) -> None:
+def test_nothing_is_said_if_both_orders_are_the_same(names: list[str]) -> None:
     assert notes_on_order(named(*names), 12) == ([int(name) for name in names], [])
 
 
