@@ -8,7 +8,6 @@ from typing import NamedTuple, Self
 from engine.config.tensorrt import TensorRtConfig
 from engine.runtime.base import RuntimeOptions
 from export.fingerprint import onnx_parts
-from export.onnx import FILE, check_external_data, write_onnx
 from export.spec import NetworkSpec
 from export.store import Key
 from export.tensorrt.options import FILE as ENGINE
@@ -33,6 +32,8 @@ def graph(spec: NetworkSpec, options: RuntimeOptions) -> Graph:
     OpenVINO reads fp32 graphs, also to compute in bf16. Raises ExportError if the stored graph was altered
     or refers to weights outside its folder.
     """
+    from export.onnx import FILE, check_external_data, write_onnx
+
     precision = "fp32" if options.runtime == "openvino" else options.precision
     key = Key(network=spec.name, kind="onnx", precision=precision, parts=onnx_parts(spec))
     entry = options.store.get(key, lambda folder: write_onnx(spec, precision, folder))

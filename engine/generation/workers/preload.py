@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from engine.config.augment import SCHEDULERS
 from engine.config.recipe import Recipe
 
-ALWAYS = ("engine.generation.workers.worker", "PIL.Image", "pyarrow.parquet", "pandas")
+ALWAYS = ("engine.generation.workers.worker", "export.onnx", "PIL.Image", "pyarrow.parquet", "pandas")
 """pyarrow imports pandas when it creates its first array."""
 PRIOR = (
     "diffusers:AutoencoderKL",
