@@ -94,8 +94,8 @@ def cost(config: ClassifierConfig) -> int:
     Counts matrix products and convolutions. Builds the network without memory for its weights if its
     constructor allows that.
     """
-    names = ("weights", "weights_key", "mean", "std", "output", "feature")  # which do not change it
-    return _cost(replace(config, **dict.fromkeys(names)))
+    of_network = replace(config, weights=None, weights_key=None, mean=None, std=None)
+    return _cost(replace(of_network, output=None, feature=None))
 
 
 @cache
