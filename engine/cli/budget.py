@@ -72,7 +72,7 @@ COUNTS = (
     "schedule.kd_steps",
     "synthesize.steps",
 )
-"""What a budget chooses, besides the sizes of the batches."""
+"""Settings that a budget chooses. It also lowers the sizes of batches if they are too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,7 @@ def least(recipe: Recipe, costs: Costs) -> float:
 
 
 def _least_training(recipe: Recipe, costs: Costs, rounds: int) -> float:
-    """Return the seconds of the fewest training steps in so many rounds."""
+    """Return the seconds that training takes at least in this number of rounds."""
     return rounds * _fewest_kd_steps(recipe, rounds) * costs.kd_step
 
 

@@ -34,7 +34,7 @@ class Facts:
     origins: Mapping[str, str]
     """Where each setting of the teacher was read."""
     is_size_assumed: bool
-    """Whether the size is that of a library's own weights."""
+    """As in `Reading`."""
     parameters: tuple[int, int]
     """Of the teacher and the student."""
     multiplications: tuple[int, int]

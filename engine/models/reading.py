@@ -53,7 +53,7 @@ class Reading:
 
     @property
     def is_size_assumed(self) -> bool:
-        """Whether the size is that of a library's own weights, which these may not have been trained at."""
+        """Whether the size is a library's default, although the weights may be trained at another size."""
         return "image_size" in self.origins and self.config.name.startswith(("timm:", "torchvision:"))
 
     def filled_into(self, recipe: Recipe) -> Recipe:
