@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.table import Table
 
-from engine.cli.arguments import command_parser, parse, require_named
+from engine.cli.arguments import command_parser, parse, require_named, value_after
 from engine.cli.main import main
 from engine.cli.resolve import read_networks, resolve_compute
 from engine.config.classifier import ClassifierConfig
@@ -158,8 +158,8 @@ def _settings(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
         if found is None:
             rest.append(argument)
             continue
-        value = found[2] if found[2] is not None else next(given, "--")
-        if re.match(r"-\D", value):
+        value = found[2] if found[2] is not None else value_after(next(given, None))
+        if value is None:
             raise ArgumentError(None, f"argument {argument}: expected one argument")
         try:
             settings[found[1]] = yaml.safe_load(value)

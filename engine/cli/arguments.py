@@ -102,7 +102,7 @@ class CommandLine:
         for argument, following in zip_longest(full, full[1:]):
             flag, equals, value = _split(argument)
             if flag.startswith("--"):
-                flags[flag.removeprefix("--")] = value if equals else _value(following)
+                flags[flag.removeprefix("--")] = value if equals else value_after(following)
         named = any(_split(argument)[0] == TEACHER for argument in arguments)
         return cls(arguments=tuple(full), flags=flags, has_teacher=named)
 
@@ -203,7 +203,7 @@ def _split(argument: str) -> tuple[str, str, str]:
     return argument.partition("=")
 
 
-def _value(following: str | None) -> str | None:
+def value_after(following: str | None) -> str | None:
     """Return the argument after a flag, or None if argparse would read it as another flag."""
     return None if following is None or re.match(r"-\D", following) else following
 
