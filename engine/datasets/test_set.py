@@ -163,8 +163,8 @@ def match_labels(
 
     Labels without names are indices already. Names are matched by name. If the recipe's are only the numbers
     "0", "1" and so on, names that are numbers are matched by value, and other names keep the set's own order.
-    So do numbers if the set numbers its classes itself, or if it has as many classes as the recipe, but
-    larger numbers.
+    Names that are numbers also keep that order if the set numbers its classes itself, or if it has as many
+    classes as the recipe and some of the numbers are too large for an index.
 
     Raises:
         UserError: if a class of the set is none of the recipe's; the message names the first few.
