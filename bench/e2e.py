@@ -82,7 +82,7 @@ def calibrate(recipe: Recipe, out: Path) -> Costs:
 
 def costs_of(recipe: Recipe, spent: dict[str, float], wall_seconds: float) -> Costs:
     """Return the costs of a CALIBRATION run that spent `spent` seconds per stage; warm-up is a fixed cost."""
-    config, batches = recipe.synthesize, CALIBRATION.total_batches
+    config, batches = recipe.synthesize.chosen, CALIBRATION.total_batches
     warmup = spent["synthesize"] * config.warmup_steps / (config.warmup_steps + batches * config.steps)
     stages = ("synthesize", "augment", "filter", "distill")
     return Costs(

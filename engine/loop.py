@@ -28,9 +28,9 @@ from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
 from engine.progress import Progress, counted
 from engine.runtime.torch import FusedClassifier
-from engine.stages.adversary import RotationAdversary, kl_adversarial
 from engine.stages.labels import MORE_BATCHES, coverage_warning
-from engine.stages.synthesize import Adversary
+from engine.stages.synthesis.adversary import RotationAdversary, kl_adversarial
+from engine.stages.synthesis.synthesizer import Adversary
 from engine.training import checkpoint, trainer
 from engine.training.examples import Examples
 from engine.training.run_folder import (
@@ -149,7 +149,7 @@ class Loop:
         self.trainer = StudentTrainer(
             recipe, networks, accelerator, progress, curves, codec=header.codec, channels=header.channels
         )
-        self.rotation = self._rotation() if recipe.synthesize.adversary == "selfsup" else None
+        self.rotation = self._rotation() if recipe.synthesize.chosen.adversary == "selfsup" else None
         self.examples = Examples()
         self.agreements = Agreements()
         self._has_warned = False
@@ -217,7 +217,7 @@ class Loop:
     def _current_adversary(self) -> Adversary | None:
         """Return the adversary for the current student, or None before its first step."""
         step = self.trainer.step
-        if step == 0 or self.recipe.synthesize.adversary == "none":
+        if step == 0 or self.recipe.synthesize.chosen.adversary == "none":
             return None
         if self._adversary is None or self._adversary[0] != step:
             self._adversary = None  # before there is a second copy of the student

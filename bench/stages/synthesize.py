@@ -15,9 +15,9 @@ from bench.stages.pair import CLASSES, SIZE, feature_forward, pair
 from bench.timing import Call
 from engine.config.synthesize import SynthesizeConfig
 from engine.models.generator import Generator
-from engine.stages.adversary import RotationAdversary, RotationHead
-from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.synthesize import Synthesizer
+from engine.stages.synthesis.adversary import RotationAdversary, RotationHead
+from engine.stages.synthesis.inversion import EAGER_STEPS, Inversion
+from engine.stages.synthesis.synthesizer import Synthesizer
 
 BATCH = 100
 BATCH_STEPS = 10  # the default recipe's

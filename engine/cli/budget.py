@@ -248,7 +248,7 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
         recipe.schedule, init_batches=init, rounds=rounds, batches_per_round=per_round, kd_steps=kd_steps
     )
     synthesize = replace(
-        recipe.synthesize, steps=steps, warmup_steps=min(recipe.synthesize.warmup_steps, warm_up_steps)
+        recipe.synthesize, steps=steps, warmup_steps=min(recipe.synthesize.chosen.warmup_steps, warm_up_steps)
     )
     return replace(recipe, schedule=schedule, synthesize=synthesize)
 

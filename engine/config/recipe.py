@@ -192,7 +192,7 @@ def derived(recipe: Recipe) -> Recipe:
     """Return the recipe with a value for each open setting that its other settings decide.
 
     The student takes the teacher's classes, channels, size and normalization; mean and std only once its
-    channels are known. A stage without a model is left out.
+    channels are known. A stage without a model is left out. Synthesis takes what its method decides.
     """
     teacher, student, augment, chosen = recipe.teacher, recipe.student, recipe.augment, recipe.filter
     channels = student.in_channels or teacher.in_channels
@@ -205,7 +205,8 @@ def derived(recipe: Recipe) -> Recipe:
         augment = replace(augment, method="none")
     if chosen.method == "auto":
         chosen = replace(chosen, method="clip" if chosen.model else "none")
-    return replace(recipe, student=student, augment=augment, filter=chosen)
+    synthesize = recipe.synthesize.resolved()
+    return replace(recipe, student=student, synthesize=synthesize, augment=augment, filter=chosen)
 
 
 OF_MACHINE_SECTIONS = sections(Recipe, "execution")

@@ -21,7 +21,7 @@ from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, Sta
 from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.runtime.micro_batch import MicroBatch
-from engine.stages.synthesize import Adversary, Synthesizer
+from engine.stages.synthesis.synthesizer import Adversary, Synthesizer
 
 
 class ShardGenerator:

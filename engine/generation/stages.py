@@ -24,7 +24,7 @@ from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
-from engine.stages.synthesize import Adversary, Synthesizer
+from engine.stages.synthesis.synthesizer import Adversary, Synthesizer
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]
 """Opens the progress of a stage for one batch."""
@@ -160,7 +160,7 @@ def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch
             key_stride=context.recipe.augment.variations + 1,
             adversary=request.adversary,
             independent=request.independent,
-            on_step=_counting(context, config.steps, advance),
+            on_step=_counting(context, config.chosen.steps, advance),
         )
 
 

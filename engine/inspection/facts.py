@@ -50,7 +50,7 @@ class Facts:
     def seconds(self) -> dict[str, float]:
         """About how long each stage takes with the counts of the recipe."""
         schedule, synthesis = self.recipe.schedule, self.recipe.synthesize
-        steps = synthesis.first_steps + schedule.total_batches * synthesis.steps
+        steps = synthesis.first_steps + schedule.total_batches * synthesis.chosen.steps
         return {
             "synthesize": steps * synthesis.batch_size * self.per_image.synthesis,
             "distill": schedule.total_kd_steps * self.recipe.distill.batch_size * self.per_image.training,
@@ -85,7 +85,7 @@ def _without_missing_maps(recipe: Recipe, pair: LoadedPair) -> Recipe:
     """Return the recipe without the losses that need a feature map, if teacher or student has none."""
     if pair.teacher.feature_path is None or pair.student.feature_path is None:
         recipe = replace(recipe, distill=replace(recipe.distill, w_feature=0.0))
-    if pair.student.feature_path is None and recipe.synthesize.adversary == "selfsup":
+    if pair.student.feature_path is None and recipe.synthesize.chosen.adversary == "selfsup":
         recipe = replace(recipe, synthesize=replace(recipe.synthesize, adversary="kl"))
     return recipe
 

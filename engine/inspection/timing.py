@@ -13,7 +13,7 @@ from engine.models.classifier import Classifier
 from engine.models.inverting import StatisticsChoice
 from engine.networks import LoadedPair
 from engine.seeding import generator
-from engine.stages.statistics import measuring
+from engine.stages.synthesis.statistics import measuring
 
 FEW_IMAGES, MANY_IMAGES = 2, 32
 """Images of a pass that is timed: few, and up to many if that is quick."""
@@ -42,7 +42,7 @@ def per_image(pair: LoadedPair, recipe: Recipe, choice: StatisticsChoice) -> Per
 def _synthesis(teacher: Classifier, recipe: Recipe, choice: StatisticsChoice) -> tuple[int, float]:
     accelerator = open_accelerator(recipe.compute)
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]] = lambda x: (teacher(x), None)  # noqa: E731
-    if recipe.synthesize.w_bn > 0:
+    if recipe.synthesize.chosen.w_bn > 0:
         forward = measuring(teacher, choice)
     kept = 0
 

@@ -54,6 +54,15 @@ def find_feature_map(classifier: Classifier, image_size: Size) -> FeatureMap | N
     return FeatureMap(call.path, layout, _channels(call.shape, layout))
 
 
+def maps_by_size(classifier: Classifier, image_size: Size) -> list[FeatureMap]:
+    """Return the last [B, C, h, w] map of each size in `classifier`, in eval mode, from the image onwards."""
+    found: dict[Size, FeatureMap] = {}
+    for call, layout in _Trace(classifier, image_size).maps():
+        if layout.order == "nchw" and layout.grid not in found:
+            found[layout.grid] = FeatureMap(call.path, layout, _channels(call.shape, layout))
+    return list(reversed(found.values()))
+
+
 def layout_of(classifier: Classifier, path: str, image_size: Size) -> FeatureLayout | None:
     """Return the layout of what the submodule at `path` returns for `image_size`, or None if it is no map."""
     trace = _Trace(classifier, image_size)

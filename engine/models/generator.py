@@ -1,48 +1,91 @@
 """The image generator that inversion trains: nearest-neighbour upsamplings, as in DAFL and CMI."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.upsampled_conv import UpsampledConv2d
 
-MIN_DOUBLINGS = 2
-MAX_START = 16
+MAX_START = 7
 """Maximum side of the map that the linear layer draws, which bounds the layer's weights."""
+LABEL_SCALE = 0.3
+"""Size of the label's embedding relative to z. A larger one makes images of a class alike."""
 
 
 class Generator(nn.Module):
-    """z [B, latent_dim] -> images [B, channels, H, W] in (0, 1).
+    """z [B, latent_dim] and labels int64 [B] -> images [B, channels, H, W] in (0, 1).
 
-    A linear layer draws a map of at most 16x16, which is doubled at least twice, and more often for larger
-    images. If a side is no multiple of the total factor, the result is larger and its margins are cut off.
+    A linear layer draws a map of at most 7x7, which is doubled until it has the size of the image. If a side
+    is no multiple of the total factor, the result is larger and its margins are cut off. With `num_classes`,
+    the linear layer sees a learned embedding of the label next to z; without, labels change nothing.
     """
 
     def __init__(
-        self, *, latent_dim: int = 256, width: int = 64, channels: int = 3, size: tuple[int, int] = (32, 32)
+        self,
+        *,
+        latent_dim: int = 256,
+        width: int = 64,
+        channels: int = 3,
+        size: tuple[int, int] = (32, 32),
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        doublings = MIN_DOUBLINGS
-        while max(size) > MAX_START << doublings:
-            doublings += 1
-        height, wide = (-(-side // 2**doublings) for side in size)
-        self.size, self.start = size, (2 * width, height, wide)
-        self.project = nn.Linear(latent_dim, 2 * width * height * wide)
-        blocks: list[nn.Module] = [nn.BatchNorm2d(2 * width)]
-        for doubling in range(doublings):
-            out = width if doubling == doublings - 1 else 2 * width
-            blocks += [UpsampledConv2d(2 * width, out), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
-        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+        self.sides = doubled_sides(size)
+        self.widths = [channels_at(side, width) for side in self.sides]
+        first, last = self.widths[0], self.widths[-1]
+        self.size = size
+        self.start = (first, *(-(-side // 2 ** (len(self.sides) - 1)) for side in size))
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes, latent_dim)
+        self.entrance = nn.Linear(latent_dim * (1 if num_classes is None else 2), math.prod(self.start))
+        self.norm = nn.BatchNorm2d(first)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(UpsampledConv2d(into, out), nn.BatchNorm2d(out), nn.LeakyReLU(0.2))
+            for into, out in zip(self.widths, self.widths[1:], strict=False)
+        )
+        self.to_image = nn.Sequential(nn.Conv2d(last, channels, 3, padding=1), nn.Sigmoid())
 
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.project(z).view(len(z), *self.start)
-        images = self.blocks(h.contiguous(memory_format=torch.channels_last))
-        top, left = ((have - want) // 2 for have, want in zip(images.shape[2:], self.size, strict=True))
-        return images[:, :, top : top + self.size[0], left : left + self.size[1]]
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return self.with_maps(z, labels)[0]
+
+    def with_maps(self, z: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the images, and the map of each side in `sides`."""
+        if self.embedding is not None:
+            scale = LABEL_SCALE * z.shape[1] ** 0.5
+            z = torch.cat([z, scale * F.normalize(self.embedding(labels), dim=1)], 1)
+        h = self.entrance(z).view(len(z), *self.start).contiguous(memory_format=torch.channels_last)
+        maps = [self.norm(h)]
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return centred(self.to_image(maps[-1]), self.size), maps
+
+
+def doubled_sides(size: tuple[int, int]) -> list[int]:
+    """Return the larger side of the generator's maps for images of this size, from at most 7 upwards."""
+    doublings = max(1, math.ceil(math.log2(max(size) / MAX_START)))
+    start = -(-max(size) // 2**doublings)
+    return [start << doubling for doubling in range(doublings + 1)]
+
+
+def channels_at(side: int, width: int) -> int:
+    """Return the channels of a map: 2 · width up to 16x16, then half as many for each of three doublings."""
+    halvings = max(0, math.ceil(math.log2(side / 16)))
+    return max(2 * width >> min(halvings, 3), 1)
+
+
+def centred(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the middle [B, C, *size] of larger images."""
+    top, left = ((have - want) // 2 for have, want in zip(images.shape[2:], size, strict=True))
+    return images[:, :, top : top + size[0], left : left + size[1]]
 
 
 @torch.no_grad()
 def init_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw new weights: N(0, 0.02) in convolutions and linear layers, N(1, 0.02) in BatchNorm, biases 0."""
+    """Draw new weights: N(0, 0.02) in convolutions and linear layers, N(1, 0.02) in BatchNorm, biases 0.
+
+    Embeddings are drawn from N(0, 1).
+    """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
@@ -52,3 +95,5 @@ def init_weights(module: nn.Module, generator: torch.Generator) -> None:
             layer.weight.copy_(0.02 * torch.randn(layer.weight.shape, generator=generator))
             if layer.bias is not None:
                 layer.bias.zero_()
+        elif isinstance(layer, nn.Embedding):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))

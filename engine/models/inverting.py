@@ -49,7 +49,7 @@ def require_invertible(
     images = _noise(teacher, image_size)
     forward: Callable[[Tensor], Any] = teacher
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        if config.w_bn > 0:
+        if config.chosen.w_bn > 0:
             choice = choose_statistics(teacher, config.statistics, image_size)
             if choice.kind == "batch_norm":
                 _require_statistics(teacher, images)

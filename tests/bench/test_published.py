@@ -11,7 +11,7 @@ from bench.published.steps import PublishedDistillation, PublishedSynthesis, aug
 from engine.models.align import AlignHead
 from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1
-from engine.stages.adversary import RotationHead
+from engine.stages.synthesis.adversary import RotationHead
 from kernels.bn_stats.reference import bn_stats_reference
 
 

@@ -29,7 +29,7 @@ from engine.models.features import FeatureLayout
 from engine.models.inverting import choose_statistics
 from engine.models.loading import load_classifier
 from engine.run import command
-from engine.stages.statistics import measuring
+from engine.stages.synthesis.statistics import measuring
 
 TABLE = os.environ.get("MATRIX")
 CLASSES = 5

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.stages.adversary import kl_adversarial
 from engine.stages.kd_loss import distillation_loss
+from engine.stages.synthesis.adversary import kl_adversarial
 
 TEMPERATURES = [1.0, 4.0, 20.0]
 TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-5, 2e-5)}  # dtype: (atol, rtol)

@@ -12,7 +12,7 @@ from engine.models.classifier import Classifier
 from engine.models.feature_map import find_feature_map
 from engine.models.inverting import choose_statistics
 from engine.models.networks import lenet_5, wrn_16_1
-from engine.stages.statistics import image_prior, measuring, similarity_entropy, total_variation
+from engine.stages.synthesis.statistics import image_prior, measuring, similarity_entropy, total_variation
 from kernels.fuse import measured
 
 CLASSES = 5

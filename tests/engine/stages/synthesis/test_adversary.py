@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from engine.models.classifier import Classifier
 from engine.models.networks import wrn_16_1
-from engine.stages.adversary import RotationAdversary, RotationHead, rotations
+from engine.stages.synthesis.adversary import RotationAdversary, RotationHead, rotations
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from engine.distributed import open_accelerator
 from engine.models.classifier import Classifier
 from engine.models.generator import Generator
 from engine.models.networks import wrn_16_1
-from engine.stages.adversary import RotationAdversary
-from engine.stages.inversion import EAGER_STEPS, Inversion
-from engine.stages.synthesize import Synthesizer
+from engine.stages.synthesis.adversary import RotationAdversary
+from engine.stages.synthesis.inversion import EAGER_STEPS, Inversion
+from engine.stages.synthesis.synthesizer import Synthesizer
 from kernels.backend import set_backend
 
 STEPS = EAGER_STEPS + 4
@@ -40,7 +40,7 @@ def classifier() -> Classifier:
 def invert(accelerator: Accelerator, *, cuda_graph: bool) -> tuple[Tensor, list[float]]:
     """Return the best images, and the best loss after each step, with BatchNorm and rotation losses."""
     device = accelerator.device
-    config = SynthesizeConfig(batch_size=16, steps=STEPS, latent_dim=32)
+    config = SynthesizeConfig(method="dda-paper", batch_size=16, steps=STEPS, latent_dim=32)
     synthesizer = Synthesizer(
         classifier().to(device),
         config,
@@ -57,7 +57,7 @@ def invert(accelerator: Accelerator, *, cuda_graph: bool) -> tuple[Tensor, list[
     for _ in range(STEPS):
         inversion.step()
         losses.append(inversion.best_loss.item())
-    assert (inversion.graph is not None) == (cuda_graph and device.type == "cuda")
+    assert (bool(inversion.graphs)) == (cuda_graph and device.type == "cuda")
     assert inversion.best_images is not None
     return inversion.best_images, losses
 
@@ -78,7 +78,7 @@ def test_the_best_images_have_the_lowest_loss() -> None:
     seen: list[Tensor] = []
     inversion = Inversion(
         generator,
-        lambda images, _labels: 0 * images.sum() + next(values),
+        lambda images, _views, _labels: 0 * images.sum() + next(values),
         batch_size=4,
         latent_dim=8,
         lr=0.1,
@@ -88,7 +88,7 @@ def test_the_best_images_have_the_lowest_loss() -> None:
     inversion.begin(torch.randn(4, 8), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(0))
     for _ in range(3):
         state = {name: value.clone() for name, value in generator.state_dict().items()}
-        seen.append(generator(inversion.z).detach().clone())
+        seen.append(generator(inversion.z, inversion.labels).detach().clone())
         generator.load_state_dict(state)
         inversion.step()
         with torch.no_grad():
@@ -107,12 +107,12 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-        def forward(self, z: Tensor) -> Tensor:
+        def forward(self, z: Tensor, _labels: Tensor) -> Tensor:
             return self.scale * (torch.arange(8) < 2).float().expand(len(z), 1, 8, 8)
 
     seen: list[Tensor] = []
 
-    def look(images: Tensor, _: Tensor) -> Tensor:
+    def look(_images: Tensor, images: Tensor, _: Tensor) -> Tensor:
         seen.append(images.detach().clone())
         return images.mean()
 
@@ -136,7 +136,7 @@ def test_the_teacher_sees_the_views_asked_for(views: Views) -> None:
 
 def test_a_second_batch_is_what_it_would_be_alone() -> None:
     accelerator = open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32")))
-    config = SynthesizeConfig(batch_size=8, steps=4, start="reinit", latent_dim=32)
+    config = SynthesizeConfig(method="dda-paper", batch_size=8, steps=4, latent_dim=32)
     both, alone = (
         Synthesizer(classifier(), config, image_size=(16, 16), seed=0, accelerator=accelerator)
         for _ in range(2)

@@ -23,13 +23,13 @@ W_VARIATION = 0.05
 W_NORM = 0.1
 
 
-def measuring(teacher: Classifier, choice: StatisticsChoice) -> Measured:
-    """Return the teacher, in eval mode, with the chosen statistics.
+def measuring(teacher: Classifier, choice: StatisticsChoice, *, relative: bool = False) -> Measured:
+    """Return the teacher, in eval mode, with the chosen statistics; `relative` is for BatchNorm's.
 
     The teacher is never changed, and its parameters are shared. The function is not thread-safe.
     """
     if choice.kind == "batch_norm":
-        return measured(teacher)
+        return measured(teacher, relative=relative)
     if choice.kind == "patch_similarity":
         return PatchSimilarity(teacher, choice.attention)
     return lambda images: (teacher(images), image_prior(teacher.adapted(images)))

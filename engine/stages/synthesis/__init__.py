@@ -1,0 +1,1 @@
+"""Invert a teacher: from labels to images that it classifies so."""
