@@ -128,3 +128,23 @@ class SynthesizeConfig(Checked):
         for name, weight in (self.class_weights or {}).items():
             if not 0 <= weight < float("inf"):
                 yield f"synthesize.class_weights: '{name}' has {weight}; give 0 or more"
+
+    def contradictions(self) -> Iterator[str]:
+        if self.method not in METHODS:
+            return
+        chosen = self.chosen
+        if chosen.source == "pixels" and chosen.start != "reinit":
+            yield (
+                f"synthesize.start is {chosen.start}, but pixels carry nothing to the next batch; set it "
+                "to reinit, or synthesize.source to generator"
+            )
+        if chosen.coarse_steps >= chosen.steps:
+            yield (
+                f"synthesize.coarse_steps is {chosen.coarse_steps}, which leaves none of the {chosen.steps} "
+                "synthesize.steps at full size; lower it"
+            )
+        if chosen.labels == "teacher" and self.class_weights:
+            yield (
+                "synthesize.class_weights draws labels, but synthesize.labels is teacher, which takes the "
+                "class that the teacher sees; leave one of them out"
+            )

@@ -44,8 +44,10 @@ def require_invertible(
     Logs with `level` what its images are held to if that is not BatchNorm, and a warning if layers with
     running statistics run that are left out. Raises a UserError that says what to change if the teacher or
     one of its BatchNorms passes no gradient to the image, or if it does not have what `config.statistics`
-    names.
+    names, or does not take images of half the size in `coarse_steps`.
     """
+    if config.chosen.coarse_steps:
+        _require_any_size(teacher, image_size)
     images = _noise(teacher, image_size)
     forward: Callable[[Tensor], Any] = teacher
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -106,6 +108,18 @@ def _substitute(teacher: Classifier, choice: StatisticsChoice, *, is_wanted: boo
     what = what % len(choice.attention) if choice.attention else what
     why = "synthesize.statistics says so" if is_wanted else f"{teacher.name} has no BatchNorm statistics"
     return f"synthesize.w_bn weighs {what}, as {why}"
+
+
+def _require_any_size(teacher: Classifier, image_size: tuple[int, int]) -> None:
+    half = image_size[0] // 2, image_size[1] // 2
+    try:
+        with torch.no_grad():
+            teacher(_noise(teacher, half))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"synthesize.coarse_steps shows the teacher images of {half[0]}x{half[1]}, which {teacher.name} "
+            f"does not take ({first_line(error)}); set it to 0"
+        ) from error
 
 
 def _require_statistics(teacher: Classifier, images: Tensor) -> None:

@@ -198,7 +198,7 @@ class Synthesizer:
         z, labels = self._inputs(index, draw, seed=self.seed)
         inversion = self.inversion(adversary)
         inversion.begin(z, labels, draw)
-        steps, coarse = self.method.steps, min(self.method.coarse_steps, self.method.steps - 1)
+        steps, coarse = self.method.steps, self.method.coarse_steps
         for step in range(steps):
             if step in (0, coarse):
                 inversion.set_coarse(step < coarse)
