@@ -39,6 +39,9 @@ class DistillConfig(Checked):
     """Draw a class first, then one of its images, so that rare classes count as much as frequent ones."""
     flip: bool = True
     """Mirror half of the images; set to false if left and right matter, as in digits and text."""
+    mixup: float = 0.0
+    """Share of the images of a step that are mixed with another one (mixup, arXiv 1710.09412); they have no
+    label, so distill.w_ce must be 0."""
     crop_padding: int = 4
     """Pixels of zero padding for the random crop; 0 turns the crop off."""
 
@@ -48,6 +51,7 @@ class DistillConfig(Checked):
             "temperature": (0 < self.temperature < math.inf, "above 0"),
             "lr": (0 < self.lr < math.inf, "above 0"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
         }
         for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding"):
             allowed[name] = 0 <= getattr(self, name) < math.inf, "0 or above"
@@ -58,6 +62,8 @@ class DistillConfig(Checked):
     def contradictions(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
             yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
+        if self.mixup and self.w_ce:
+            yield "distill.mixup mixes images, which then have no label; set distill.w_ce to 0"
         if self.w_kl == self.w_ce == self.w_feature == 0:
             yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
 

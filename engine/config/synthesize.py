@@ -64,7 +64,7 @@ class SynthesizeConfig(Checked):
     w_adv: float | None = None
     """Weight of the adversary, in the rounds only."""
     w_diversity: float | None = None
-    """Weight of a repulsion between images of the same class."""
+    """Weight of a repulsion between images of a class that are nearly alike."""
     w_contrast: float | None = None
     """Weight of the contrastive term: each image apart from all others of the last batches (CMI)."""
     w_activation: float | None = None

@@ -18,7 +18,7 @@ from engine.models.classifier import Classifier
 from engine.models.loading import require_feature
 from engine.runtime.base import Executable
 from engine.runtime.torch import FusedClassifier
-from engine.seeding import derive_seed, seeded
+from engine.seeding import derive_seed, generator, seeded
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 
@@ -54,6 +54,17 @@ def data_parallel(module: StudentWithHead) -> DistributedDataParallel:
         broadcast_buffers=False,
         static_graph=True,  # a student may have parameters that it does not use
     )
+
+
+def mixed(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """Mix the first images of a batch [B, ...] with their neighbours: λ x_i + (1 - λ) x_{i-1}, λ in [0, 1).
+
+    This is mixup (Zhang et al., ICLR 2018, arXiv 1710.09412) without its labels: the teacher labels the
+    result. `share` of the images are mixed; `draw` is on the CPU.
+    """
+    count = round(share * len(images))
+    weight = torch.rand(count, *[1] * (images.ndim - 1), generator=draw).to(images)
+    return torch.cat([torch.lerp(images.roll(1, 0)[:count], images[:count], weight), images[count:]])
 
 
 def _check_pair(teacher: Classifier, student: Classifier) -> None:
@@ -184,8 +195,10 @@ class Distiller:
         return loss
 
     def _loss(self, batch: FeedBatch) -> DistillationLoss:
-        config, images = self.config, batch.images.float()
-        rank = self.accelerator.process_index
+        config, rank = self.config, self.accelerator.process_index
+        images = batch.images.float()
+        if config.mixup:
+            images = mixed(images, config.mixup, generator(self.seed, "mixup", self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             with torch.no_grad():

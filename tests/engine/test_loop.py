@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from engine.bank.rows import Rows
 from engine.bank.verify import verify
 from engine.cli.main import main
 from engine.cli.resolve import resolve
+from engine.config import methods
 from engine.datasets import formats, source
 from engine.datasets.source import LabeledSource
 from engine.recipes.load import load_recipe
@@ -392,3 +393,18 @@ def test_every_combination_of_stages_trains_a_student(settings: dict[str, Any], 
     assert (summary["clip_agreement"] is None) == (not augmented)
     student = load_file(tmp_path / "out" / "student.safetensors")
     assert all(value.isfinite().all() for value in student.values())
+
+
+@pytest.mark.parametrize("method", get_args(methods.Name))
+def test_a_run_by_each_method_resumes_exactly(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of the method's name decides how images are made; the rest is tiny."""
+    settings = load_recipe("prior-free" if method == "dda" else method).synthesize
+    tiny = {"method": settings.method, "start": None, "steps": 2, "warmup_steps": 1, "latent_dim": 8}
+    recipe = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY, synthesize=tiny)
+    whole = run(recipe, tmp_path / "whole")
+    assert run_until(3, recipe, tmp_path / "cut", monkeypatch) == 130
+    resumed = run(recipe, tmp_path / "cut", "--resume", *OFTEN)
+    assert resumed["images_sha256"] == whole["images_sha256"]
+    assert same_student(tmp_path / "whole", tmp_path / "cut")

@@ -119,11 +119,11 @@ class Synthesizer:
             return
         with self._restored_on_error(self._weights()):
             inversion = self.inversion(None)
-            draw = generator(self.seed, "warm-up")
-            inversion.begin(*self._inputs(0, draw, seed=derive_seed(self.seed, "warm-up")), draw)
+            draw = generator(self.seed, "synthesize", -1)
+            inversion.begin(*self._inputs(-1, draw), draw)
             for step in range(self.config.first_steps):
                 if step > 0:
-                    inversion.redraw(*self._inputs(step, draw, seed=derive_seed(self.seed, "warm-up")))
+                    inversion.redraw(*self._inputs(-1 - step, draw))
                 self._step(inversion, step, self.config.first_steps, on_step)
             self._require_finite(inversion, "the warm-up")
         self.needs_warmup = False
@@ -179,13 +179,13 @@ class Synthesizer:
             self._set_weights(start)
             self._outer.step()  # along the gradients of the batch's last step
 
-    def _inputs(self, number: int, draw: torch.Generator, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Return z [B, latent_dim] and the labels int64 [B] of batch `number`."""
+    def _inputs(self, number: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return z [B, latent_dim] and labels int64 [B] of a batch, whose number is negative in a warm-up."""
         labels = batch_labels(
             number,
             batch_size=self.config.batch_size,
             num_classes=self.teacher.num_classes,
-            seed=seed,
+            seed=self.seed,
             weights=self.class_weights,
         )
         return torch.randn(self.config.batch_size, self.config.latent_dim, generator=draw), labels
@@ -195,7 +195,7 @@ class Synthesizer:
     ) -> tuple[Tensor, Tensor]:
         """Optimize one batch: images uint8 [B, 3, H, W] and labels [B] on the CPU. Waits for the device."""
         draw = generator(self.seed, "synthesize", index)
-        z, labels = self._inputs(index, draw, seed=self.seed)
+        z, labels = self._inputs(index, draw)
         inversion = self.inversion(adversary)
         inversion.begin(z, labels, draw)
         steps, coarse = self.method.steps, self.method.coarse_steps

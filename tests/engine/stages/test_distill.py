@@ -18,7 +18,7 @@ from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
-from engine.stages.distill import DistillConfig, Distiller
+from engine.stages.distill import DistillConfig, Distiller, mixed
 from kernels.backend import use_backend
 
 SIZE, CLASSES = 8, 4
@@ -353,6 +353,7 @@ BAD: dict[str, list[Any]] = {
     "w_feature": [-1.0, math.inf],
     "weight_decay": [-1e-4],
     "warmup_steps": [-1],
+    "mixup": [-0.1, 1.5],
 }
 
 
@@ -369,8 +370,9 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
     [
         (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
         (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
+        (lambda: DistillConfig(mixup=0.5), "mixup"),
     ],
-    ids=["no term at all", "nesterov without momentum"],
+    ids=["no term at all", "nesterov without momentum", "mixup with labels"],
 )
 def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], field: str) -> None:
     with pytest.raises(UserError, match=rf"distill\.{field}"):
@@ -392,3 +394,23 @@ def test_fused_kernels_and_plain_torch_take_the_same_steps(
         losses.append(seen)
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+
+
+def test_mixup_mixes_a_share_of_the_images_with_their_neighbours() -> None:
+    images = torch.rand(8, 1, 2, 2, dtype=torch.float64)
+    out = mixed(images, 0.5, torch.Generator().manual_seed(3))
+    weight = torch.rand(4, generator=torch.Generator().manual_seed(3)).double()
+    for row in range(4):
+        expected = weight[row] * images[row] + (1 - weight[row]) * images[row - 1]
+        torch.testing.assert_close(out[row], expected)
+    assert torch.equal(out[4:], images[4:])
+
+
+def test_mixup_is_a_function_of_seed_and_step(batches: list[FeedBatch]) -> None:
+    def trained(**options: Any) -> list[Tensor]:
+        ours = distiller(w_ce=0.0, **options)
+        train(ours, batches, 2)
+        return weights(ours.student)
+
+    assert same(trained(mixup=0.5), trained(mixup=0.5))
+    assert not same(trained(mixup=0.5), trained())

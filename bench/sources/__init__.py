@@ -1,0 +1,1 @@
+"""How recognizable synthesized images are to networks that took no part in making them."""

@@ -1,0 +1,110 @@
+"""The sources of each method on the embedded teacher at equal time, as an independent judge sees them."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from bench.sources.judge import Judge
+from engine.config.methods import Name
+from engine.config.recipe import Recipe
+from engine.models.loading import load_classifier
+from engine.models.priors import PROMPT, ClipModel, load_clip
+from engine.recipes.load import load_recipe
+from engine.stages.filter import mean_pairwise_distance
+from engine.stages.synthesis.synthesizer import Synthesizer
+
+MEASURED = 1280
+"""Most images of a method that are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The sources of one method and seed: shares in [0, 1]."""
+
+    method: str
+    seed: int
+    images: int
+    seconds: float
+    teacher: float
+    """Share of images whose label is the teacher's top-1."""
+    judge: float
+    """The same for the judge's top-1."""
+    clip: float
+    """The same for the zero-shot class of the embedded CLIP model."""
+    distance: float
+    """Mean of 1 - cosine of CLIP embeddings over pairs of images."""
+    distance_in_class: float
+    """The same over pairs of one class, averaged over the classes."""
+
+    @property
+    def images_per_minute(self) -> float:
+        return 60 * self.images / self.seconds
+
+
+def measure(
+    names: Sequence[Name], seeds: Sequence[int], seconds: float, judge: Judge, accelerator: Accelerator
+) -> Iterator[Figures]:
+    """Make images by each method for `seconds`, a warm-up included and at least one batch, and judge them.
+
+    There is no student, so a method's adversary takes no part.
+    """
+    recipe = load_recipe("prior-free")
+    clip = load_clip("local-dir:assets/fashion-mnist/open_clip", None, accelerator.device)
+    for name in names:
+        for seed in seeds:
+            yield _figures(replace(recipe, seed=seed), name, seconds, judge, clip, accelerator)
+
+
+def _figures(
+    recipe: Recipe, name: Name, seconds: float, judge: Judge, clip: ClipModel, accelerator: Accelerator
+) -> Figures:
+    config = load_recipe("prior-free" if name == "dda" else name).synthesize
+    teacher = load_classifier(recipe.teacher, "teacher").place(accelerator.device)
+    texts = clip.embed_texts([PROMPT.format(each) for each in recipe.names])
+    start = time.perf_counter()
+    synthesizer = Synthesizer(
+        teacher,
+        config,
+        image_size=recipe.teacher.size,
+        seed=recipe.seed,
+        accelerator=accelerator,
+        class_embeddings=texts,
+        views=recipe.synthesis_views,
+    )
+    images, labels = list[Tensor](), list[Tensor]()
+    spent = 0.0
+    while not images or spent + (spent / len(images)) / 2 < seconds:
+        batch = synthesizer.batch(len(images), key_stride=1, adversary=None)
+        images.append(batch.images)
+        labels.append(batch.labels)
+        spent = time.perf_counter() - start
+    count = sum(map(len, labels))
+    every, of = torch.cat(images)[-MEASURED:], torch.cat(labels)[-MEASURED:]
+    embeddings = torch.cat([clip.embed_images(part) for part in every.split(256)])
+    with torch.no_grad():
+        seen = torch.cat([teacher(part.float() / 255).argmax(1) for part in every.split(256)])
+    return Figures(
+        method=name,
+        seed=recipe.seed,
+        images=count,
+        seconds=spent,
+        teacher=_share(seen, of),
+        judge=_share(judge.classes(every), of),
+        clip=_share((embeddings @ texts.T).argmax(1), of),
+        distance=mean_pairwise_distance(embeddings),
+        distance_in_class=_within_classes(embeddings, of),
+    )
+
+
+def _share(classes: Tensor, labels: Tensor) -> float:
+    return (classes.cpu() == labels).double().mean().item()
+
+
+def _within_classes(embeddings: Tensor, labels: Tensor) -> float:
+    groups = [embeddings[labels == label] for label in labels.unique()]
+    distances = torch.tensor([mean_pairwise_distance(group) for group in groups])
+    return distances[distances.isfinite()].mean().item()
