@@ -14,7 +14,7 @@ from engine.models.classifier import Classifier
 from engine.models.inverting import require_invertible
 from engine.models.latent_diffusion import LatentDiffusion
 from engine.models.loading import build_classifier, load_classifier, require_feature
-from engine.models.priors import ClipModel, DiffusionPrior, load_clip, load_prior
+from engine.models.priors import PROMPT, ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.runtime.base import Executable, RuntimeOptions, runtime_options
 from engine.runtime.batching import batch_sizes
 from engine.runtime.networks import OpenPrior, classifier_spec, clip_spec, open_clip, open_prior, prior_spec
@@ -44,6 +44,8 @@ class LoadedNetworks(LoadedPair):
     clip: ClipModel | None
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
+    class_texts: Tensor | None
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless filter.needs_texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class OpenNetworks(OpenPair):
     clip: ClipModel | None
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
+    class_texts: Tensor | None
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless filter.needs_texts."""
 
 
 def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedPair:
@@ -104,8 +108,16 @@ def load(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> 
     if prior is not None and clip is not None and recipe.augment.class_condition == "text":
         width = prior.unet.config.cross_attention_dim
         tokens = class_tokens(clip, recipe.names, cross_attention_dim=width)
+    texts = None
+    if clip is not None and recipe.filter.needs_texts:
+        texts = clip.embed_texts([PROMPT.format(name) for name in recipe.names]).cpu()
     return LoadedNetworks(
-        teacher=pair.teacher, student=pair.student, prior=prior, clip=clip, class_tokens=tokens
+        teacher=pair.teacher,
+        student=pair.student,
+        prior=prior,
+        clip=clip,
+        class_tokens=tokens,
+        class_texts=texts,
     )
 
 
@@ -173,6 +185,7 @@ def open(
         prior=prior,
         clip=clip,
         class_tokens=loaded.class_tokens,
+        class_texts=loaded.class_texts,
     )
 
 

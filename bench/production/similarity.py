@@ -16,12 +16,11 @@ from bench.production.ways import BASELINES, OURS, require_here
 from bench.published.libraries import PublishedSimilarity
 from bench.random_networks import open_clip_network
 from bench.stages.case import flops
-from bench.stages.filter import clip_of, preprocess_of
+from bench.stages.filter import clip_of, preprocess_of, similarities
 from engine.models.priors import ClipModel
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import clip_spec, open_clip
-from engine.stages.filter import similarities
 
 NETWORK = "ViT-B-32"
 

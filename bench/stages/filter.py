@@ -19,7 +19,8 @@ from engine.paths import resolve
 from engine.runtime.base import RuntimeOptions
 from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import clip_spec, open_clip
-from engine.stages.filter import similarities
+from engine.stages.batch import ImageBatch
+from engine.stages.filter import embed, to_parents
 
 EMBEDDED = "assets/fashion-mnist/open_clip"
 
@@ -93,6 +94,14 @@ def case(name: str, network: Any, size: Size, device: torch.device) -> Case:
 
     work = {baseline: Work(call=call, amount=size.images) for baseline, call in calls.items()}
     return Case(published=work, open=open_ours, unit="img/s")
+
+
+def similarities(
+    sources: ImageBatch, variations: ImageBatch, clip: ClipModel, micro_batch: MicroBatch
+) -> Tensor:
+    """Return the cosine of each variation and its source, float32 [V] on the CPU, as the filter does."""
+    of_sources, of_variations = (embed(batch.images, clip, micro_batch) for batch in (sources, variations))
+    return to_parents(of_variations, variations.parents, of_sources, sources.keys)
 
 
 def preprocess_of(network: Any) -> Any:

@@ -13,8 +13,8 @@ from engine.progress import counted
 
 BAR = 40
 """Length of the longest bar of a histogram, in characters."""
-EARLIER_HEADING = b"\n## Made with\n"
-"""A heading that cards had before their texts were rewritten."""
+EARLIER_HEADINGS = (b"\n## Made with\n", b"\n## Similarity to the source image\n")
+"""Headings that cards had before their texts were rewritten."""
 
 
 def render_card(manifest: Manifest, stats: Stats) -> bytes:
@@ -29,8 +29,8 @@ def render_card(manifest: Manifest, stats: Stats) -> bytes:
         _counts(stats),
         f"## Kept images per class\n{coverage[0].upper()}{coverage[1:]}.\n\n"
         + _fenced(histogram(header.class_names, stats.kept_by_class.tolist())),
-        "## Similarity to the source image\n"
-        "Cosine of the CLIP embeddings, number of variations and number of kept variations.\n\n"
+        "## CLIP similarity\n"
+        "Similarity by `filter.criterion`, number of variations and number of kept variations.\n\n"
         + _fenced(_similarity(stats)),
         _usage(header),
         f"## Recipe\nThe settings that made the bank:\n\n```json\n{json.dumps(header.recipe, indent=2)}\n```",

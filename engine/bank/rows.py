@@ -23,9 +23,9 @@ class Rows:
     seeds: Int
     """Seed of the image's noise."""
     similarity: Float
-    """Cosine of the CLIP embeddings of image and source; NaN for a source, and if CLIP was not used."""
+    """CLIP similarity in [-1, 1] by filter.criterion; NaN for a source, and if CLIP was not used."""
     passes_clip: Bool
-    """True for a source."""
+    """Whether the similarity is high enough; True for a source, and if CLIP was not used."""
     kept: Bool
     """Whether the image is in the tar; True for a source."""
     teacher_top1: Int

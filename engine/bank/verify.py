@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bank.card import EARLIER_HEADING, render_card, total_stats
+from engine.bank.card import EARLIER_HEADINGS, render_card, total_stats
 from engine.bank.codecs import EXTENSIONS, THREADS, decoder
 from engine.bank.fingerprint import Fingerprint
 from engine.bank.manifest import CARD, MANIFEST, VERSION, Header, Manifest, ShardEntry, is_hidden
@@ -125,5 +125,5 @@ def _card_problems(storage: Storage, manifest: Manifest, *, sound: bool) -> Iter
     """
     if sound and manifest.version == VERSION and CARD in storage.names():
         expected, card = render_card(manifest, total_stats(storage, manifest)), storage.read(CARD)
-        if card != expected and EARLIER_HEADING not in card:
+        if card != expected and not any(heading in card for heading in EARLIER_HEADINGS):
             yield Problem(CARD, "does not match the shards; --resume writes a new one")

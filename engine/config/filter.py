@@ -16,17 +16,26 @@ class FilterConfig(Checked):
     """Which variations are kept."""
 
     method: Literal["auto", "clip", "none"] = "auto"
-    """clip compares the image embeddings of a variation and its source; none keeps every variation; auto is
-    clip if filter.model is set."""
+    """clip measures variations by filter.criterion; none keeps every variation; auto is clip if filter.model
+    is set."""
     model: str = ""
     """CLIP model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture together with filter.pretrained."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a tag or a file."""
+    criterion: Literal["source", "text", "margin", "centroid"] = "source"
+    """What the CLIP embedding of a variation is compared with, by cosine: source, its source (the paper's
+    filter); text, the name of its class; margin, half of the cosine to that name less the largest to another
+    class's; centroid, the mean of the batch's variations of its class that the teacher assigns to it, or of
+    all of them if there are none."""
     omega: float | None = None
-    """Minimum cosine similarity between a variation and its source (the paper's filter; its figure places it
-    between 0.45 and 0.76)."""
+    """Minimum similarity by the criterion (the paper's figure places it between 0.45 and 0.76 for source)."""
     quantile: float | None = None
     """Instead of omega: share of each batch's variations to drop, the least similar ones."""
+    per_class: bool = False
+    """Drop the quantile of each class instead of the batch, so that it leaves no class without variations."""
+    max_duplicate: float | None = None
+    """Also drop a variation whose CLIP embedding has a cosine above this to that of a kept variation of its
+    class with a smaller key, in the same batch; null allows duplicates."""
     class_gate: bool = True
     """Also require that the teacher's top-1 class is the label."""
     min_confidence: float = 0.0
@@ -41,11 +50,21 @@ class FilterConfig(Checked):
         assert self.micro_batch != "auto"
         return self.micro_batch
 
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the filter of a resolved recipe compares with the class names."""
+        return self.method == "clip" and self.criterion in ("text", "margin")
+
     def faults(self) -> Iterator[str]:
         if self.omega is not None and not -1 <= self.omega <= 1:
             yield f"filter.omega must lie in [-1, 1], got {self.omega}; it is a cosine"
         if self.quantile is not None and not 0 <= self.quantile < 1:
             yield f"filter.quantile must lie in [0, 1), got {self.quantile}; it is the share dropped"
+        if self.max_duplicate is not None and not -1 < self.max_duplicate <= 1:
+            yield (
+                f"filter.max_duplicate must lie in (-1, 1], got {self.max_duplicate}; "
+                "it is a cosine, and null allows duplicates"
+            )
         if not 0 <= self.min_confidence < 1:
             yield (
                 f"filter.min_confidence must lie in [0, 1), got {self.min_confidence}; it is a probability"
@@ -54,8 +73,16 @@ class FilterConfig(Checked):
             yield f"filter.micro_batch must be at least 1, got {self.micro_batch}"
 
     def contradictions(self) -> Iterator[str]:
+        if self.per_class and self.quantile is None:
+            yield (
+                "filter.per_class is true, but filter.quantile is null; set filter.quantile, "
+                "or set filter.per_class to false"
+            )
+        if self.method == "none":
+            yield from self._unused_without_clip()
+            return
         is_unset = not self.model and self.omega is None and self.quantile is None
-        if self.method == "none" or (self.method == "auto" and is_unset):
+        if self.method == "auto" and is_unset and not list(self._unused_without_clip()):
             return
         if (self.omega is None) == (self.quantile is None):
             yield (
@@ -64,3 +91,11 @@ class FilterConfig(Checked):
             )
         if not self.model:
             yield "filter.model is empty; give an open_clip model or set filter.method to none"
+
+    def _unused_without_clip(self) -> Iterator[str]:
+        for name, unset in (("criterion", "source"), ("max_duplicate", None)):
+            if (value := getattr(self, name)) != unset:
+                yield (
+                    f"filter.{name} is {value}, but filter.method is none; set filter.method to clip, "
+                    f"or set filter.{name} to {unset or 'null'}"
+                )

@@ -227,6 +227,7 @@ def _filter_variations(
             sources,
             variations,
             context.networks.clip,
+            context.networks.class_texts,
             context.networks.teacher_forward,
             context.recipe.filter,
             context.accelerator.device,

@@ -5,12 +5,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from rich.table import Table
@@ -18,7 +17,7 @@ from rich.table import Table
 from engine.atomic import replacing
 from engine.bank.agreement import Agreements
 from engine.bank.reader import BankReader
-from engine.bank.rows import Rows
+from engine.bank.rows import Bool, Float, Int, Rows
 from engine.config.recipe import Recipe
 from engine.datasets.test_set import open_test_set
 from engine.models.priors import PROMPT, ClipModel
@@ -34,6 +33,10 @@ TIMED_IMAGES = 32
 """Images on which the ending is timed."""
 MEASURED_IMAGES = 5000
 """Most images of a bank that CLIP measures."""
+OMEGAS = np.linspace(-1, 1, 2000, endpoint=False).round(3)
+"""Lower edges of the bins in which similarities are counted, 0.001 apart."""
+KEPT_PERCENT = range(100, 0, -10)
+"""Percentages of the variations for which the acceptance curve has a point."""
 
 
 class LabelAgreement(TypedDict):
@@ -47,6 +50,16 @@ class LabelAgreement(TypedDict):
     """Share of the variations that pass CLIP."""
     after: float | None
     """Share of the kept variations."""
+
+
+class AcceptancePoint(TypedDict):
+    """What a filter by `omega` alone keeps of all variations."""
+
+    omega: float
+    kept: float
+    """Share of the variations whose similarity is at least omega."""
+    label_agreement: float
+    """Share of these whose label is the teacher's top-1."""
 
 
 class MeasuredOn(TypedDict):
@@ -89,6 +102,9 @@ class Summary:
     """Share of the bank's images whose zero-shot CLIP class is the label; None without CLIP."""
     mean_pairwise_clip_distance: float | None
     """Mean of 1 - cosine of CLIP embeddings over pairs of the bank's images; None without CLIP or pairs."""
+    acceptance_curve: list[AcceptancePoint] | None = None
+    """For 100 %, 90 %, ... 10 % of the variations, the largest omega, in steps of 0.001, that keeps at least
+    that share; None if no similarity was measured."""
     seconds_by_stage: dict[str, float]
     images_per_second: float
     """Images in the bank per second of the run."""
@@ -142,6 +158,7 @@ def summarize(
         label_agreement=counts.label_agreement,
         clip_agreement=clip_agreement,
         mean_pairwise_clip_distance=distance,
+        acceptance_curve=counts.by_similarity.curve,
         seconds_by_stage={name: round(seconds, 2) for name, seconds in progress.seconds.items()},
         images_per_second=(counts.synthesized.images + counts.accepted.images) / wall_seconds,
         wall_seconds=wall_seconds,
@@ -237,13 +254,49 @@ class LabelCount:
     images: int = 0
     agreeing: int = 0
 
-    def add(self, agrees: npt.NDArray[np.bool_]) -> None:
+    def add(self, agrees: Bool) -> None:
         self.images += len(agrees)
         self.agreeing += int(agrees.sum())
 
     @property
     def agreement(self) -> float | None:
         return self.agreeing / self.images if self.images else None
+
+
+def _empty_bins() -> Int:
+    return np.zeros(len(OMEGAS), np.int64)
+
+
+@dataclass(kw_only=True)
+class SimilarityCount:
+    """Number of images, and of images whose label is the teacher's top-1, in each bin of OMEGAS: [2000]."""
+
+    images: Int = field(default_factory=_empty_bins)
+    agreeing: Int = field(default_factory=_empty_bins)
+
+    def add(self, similarity: Float, agrees: Bool) -> None:
+        """Count the images [N] that have a similarity."""
+        known = ~np.isnan(similarity)
+        bins = np.searchsorted(OMEGAS.astype(np.float32), similarity[known], side="right") - 1
+        bins = bins.clip(0)  # rounding may put a similarity just below -1
+        self.images += np.bincount(bins, minlength=len(OMEGAS))
+        self.agreeing += np.bincount(bins[agrees[known]], minlength=len(OMEGAS))
+
+    @property
+    def curve(self) -> list[AcceptancePoint] | None:
+        """The acceptance curve, or None without images."""
+        kept, agreeing = (counts[::-1].cumsum()[::-1] for counts in (self.images, self.agreeing))
+        if not kept[0]:
+            return None
+        last = [np.flatnonzero(100 * kept >= percent * kept[0])[-1] for percent in KEPT_PERCENT]
+        return [
+            {
+                "omega": float(OMEGAS[row]),
+                "kept": float(kept[row] / kept[0]),
+                "label_agreement": float(agreeing[row] / kept[row]),
+            }
+            for row in last
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +307,8 @@ class ImageCounts:
     augmented: LabelCount
     passed_clip: LabelCount
     accepted: LabelCount
+    by_similarity: SimilarityCount
+    """All variations that have a similarity."""
     agreements: Agreements
 
     @property
@@ -273,7 +328,7 @@ class ImageCounts:
 def count_images(shards: Iterable[Rows]) -> ImageCounts:
     """Count the images over all rows of the shards."""
     synthesized, augmented, passed_clip, accepted = LabelCount(), LabelCount(), LabelCount(), LabelCount()
-    agreements = Agreements()
+    by_similarity, agreements = SimilarityCount(), Agreements()
     for rows in shards:
         agreements += Agreements.of(rows)
         agrees = rows.teacher_top1 == rows.labels
@@ -282,11 +337,13 @@ def count_images(shards: Iterable[Rows]) -> ImageCounts:
         augmented.add(agrees[variation])
         passed_clip.add(agrees[variation & rows.passes_clip & ~np.isnan(rows.similarity)])
         accepted.add(agrees[variation & rows.kept])
+        by_similarity.add(rows.similarity[variation], agrees[variation])
     return ImageCounts(
         synthesized=synthesized,
         augmented=augmented,
         passed_clip=passed_clip,
         accepted=accepted,
+        by_similarity=by_similarity,
         agreements=agreements,
     )
 
@@ -311,6 +368,7 @@ def results_table(summary: Summary, folder: Path) -> Table:
             )
             if share is not None
         ),
+        **({"filter": _acceptance(summary.acceptance_curve)} if summary.acceptance_curve else {}),
         "seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary.seconds_by_stage.items()),
         "whole run": f"{clock(summary.wall_seconds)} on {summary.device} in {summary.precision},"
         f" runtime {summary.runtime}, {summary.images_per_second:.1f} images/s",
@@ -334,6 +392,15 @@ def _images(summary: Summary) -> str:
     return (
         f"{summary.images_synthesized} synthesized, {summary.images_augmented} augmented,"
         f" {summary.images_accepted} accepted ({_percent(summary.acceptance_rate)})"
+    )
+
+
+def _acceptance(curve: Sequence[AcceptancePoint]) -> str:
+    """Say what the omegas that keep about 90, 50 and 10 % of the variations are worth."""
+    words = ("teacher agrees with ", "", "")
+    return "omega " + "; ".join(
+        f"{point['omega']:g} keeps {point['kept']:.0%}, {text}{point['label_agreement']:.1%}"
+        for text, point in zip(words, curve[1::4], strict=True)
     )
 
 

@@ -191,9 +191,15 @@ class StageTimer:
         sources = _noise(recipe, -(-size // recipe.augment.variations))
         rows = torch.arange(size) // recipe.augment.variations
         variations = replace(sources[rows], keys=torch.arange(size), parents=sources.keys[rows])
-        device = self._accelerator.device
         filter_variations(
-            sources, variations, opened.clip, opened.teacher_forward, recipe.filter, device, micro_batch
+            sources,
+            variations,
+            opened.clip,
+            opened.class_texts,
+            opened.teacher_forward,
+            recipe.filter,
+            self._accelerator.device,
+            micro_batch,
         )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from engine.bank.verify import verify
@@ -53,9 +54,16 @@ def test_an_empty_bank_has_a_card(tmp_path: Path) -> None:
     assert "0 images of 8 x 8" in (tmp_path / "README.md").read_text()
 
 
-def test_a_card_of_earlier_wording_is_no_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("heading", "before"),
+    [
+        ("## Source models\n", "## Made with\n"),
+        ("## CLIP similarity\n", "## Similarity to the source image\n"),
+    ],
+)
+def test_a_card_of_earlier_wording_is_no_damage(tmp_path: Path, heading: str, before: str) -> None:
     text = _card(tmp_path)
-    earlier = text.replace("## Source models\n", "## Made with\n")
+    earlier = text.replace(heading, before)
     assert earlier != text
     (tmp_path / "README.md").write_text(earlier)
     assert verify(str(tmp_path)) == []

@@ -67,6 +67,19 @@ def test_bytes_depend_on_the_number_alone(start: str, threads: int, tmp_path: Pa
     }
 
 
+def test_a_criterion_of_texts_takes_the_class_names(recipe: Path) -> None:
+    of_texts = generation(recipe, filter__criterion="text")
+    clip, names = of_texts.context.networks.clip, of_texts.recipe.names
+    assert clip is not None
+    made = of_texts.make(0, independent=True)
+    assert made.variations is not None
+    assert made.result is not None
+    texts = clip.embed_texts([f"a photo of a {name}." for name in names])[made.variations.labels]
+    expected = (clip.embed_images(made.variations.images) * texts).sum(1)
+    torch.testing.assert_close(made.result.similarity, expected, rtol=0, atol=1e-5)
+    assert generation(recipe).context.networks.class_texts is None
+
+
 @pytest.mark.slow
 def test_the_same_in_openvino(recipe: Path) -> None:
     settings = {"compute__runtime": "openvino", "compute__precision": native_precision("cpu")}

@@ -11,13 +11,13 @@ from engine.config.augment import AugmentConfig
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
 from engine.models.networks import wrn_16_1
-from engine.models.priors import load_clip, load_prior
+from engine.models.priors import ClipModel, load_clip, load_prior
 from engine.runtime.micro_batch import MicroBatch
 from engine.runtime.networks import classifier_spec, clip_spec, open_clip, open_prior
 from engine.runtime.open import open_runtime
 from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
-from engine.stages.filter import similarities
+from engine.stages.filter import embed, to_parents
 from export.store import Store
 from tests.runtime_options import torch_options
 from tests.tiny_priors import write_clip, write_prior
@@ -98,17 +98,23 @@ def test_the_last_sources_and_variations_cause_no_compilation_of_their_own(
     assert {name: len(seen) for name, seen in shapes.items()} == dict.fromkeys(shapes, 1)
 
 
+def _similarities(originals: ImageBatch, variations: ImageBatch, clip: ClipModel, size: int) -> torch.Tensor:
+    micro_batch = MicroBatch("filter", size)
+    of_originals, found = (embed(batch.images, clip, micro_batch) for batch in (originals, variations))
+    return to_parents(found, variations.parents, of_originals, originals.keys)
+
+
 def test_the_last_images_of_the_filter_cause_no_compilation_of_their_own(
     tmp_path: Path, store: Store, shapes: dict[str, set[tuple[torch.Size, ...]]]
 ) -> None:
     clip = load_clip(f"local-dir:{write_clip(tmp_path)}", None, "cpu")
     originals, others = sources(5, 24), sources(11, 24)
     variations = replace(others, parents=originals.keys[torch.arange(11) % 5])
-    wanted = similarities(originals, variations, clip, MicroBatch("filter", 11))
+    wanted = _similarities(originals, variations, clip, 11)
     opened = open_clip(
         clip, clip_spec(clip, rows=3, runtime="torch"), torch_options(store=store, compiled=True)
     )
-    found = similarities(originals, variations, opened, MicroBatch("filter", 3))
+    found = _similarities(originals, variations, opened, 3)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert [[shape[0] for (shape,) in seen] for seen in shapes.values()] == [[3]]
 
@@ -127,8 +133,8 @@ def test_similarities_equal_torchs(tmp_path: Path, store: Store, runtime: str) -
     opened = open_clip(
         clip, clip_spec(clip, rows=3, runtime=runtime), torch_options(runtime=runtime, store=store)
     )
-    wanted = similarities(originals, variations, clip, MicroBatch("filter", 5))
-    found = similarities(originals, variations, opened, MicroBatch("filter", 3))
+    wanted = _similarities(originals, variations, clip, 5)
+    found = _similarities(originals, variations, opened, 3)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 

@@ -5,10 +5,12 @@ from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.training.summary import Summary, results_table
+from engine.training.summary import AcceptancePoint, Summary, count_images, results_table
+from tests.engine.bank import tiny
 
 DONE = Summary(
     recipe="fashion-mnist",
@@ -27,6 +29,10 @@ DONE = Summary(
     label_agreement={"sources": 0.9, "before": 0.5, "after_clip": 0.6, "after": None},
     clip_agreement=None,
     mean_pairwise_clip_distance=0.4,
+    acceptance_curve=[
+        {"omega": tenth / 20, "kept": 1 - tenth / 10, "label_agreement": 0.5 + tenth / 30}
+        for tenth in range(10)
+    ],
     seconds_by_stage={"synthesize": 61.04, "distill": 12.0},
     images_per_second=8.0,
     wall_seconds=75.0,
@@ -77,6 +83,54 @@ def test_table_shows_the_results() -> None:
     assert "after -" not in text, "a share that was not measured is left out"
     for part in ("synthesize 61.0", "1:15 on cpu in bf16", "runs/x"):
         assert part in text
+
+
+def test_table_says_what_an_omega_is_worth() -> None:
+    words = "omega 0.05 keeps 90%, teacher agrees with 53.3%; 0.25 keeps 50%, 66.7%; 0.45 keeps 10%, 80.0%"
+    assert words in _shown(DONE)
+    assert "omega" not in _shown(replace(DONE, acceptance_curve=None))
+
+
+def _counted_one_by_one(similarity: np.ndarray, agrees: np.ndarray) -> list[AcceptancePoint]:
+    points: list[AcceptancePoint] = []
+    for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
+        for thousandths in range(999, -1001, -1):
+            kept = similarity >= np.float32(thousandths / 1000)
+            if kept.mean() >= share - 1e-9:
+                agreement = float(agrees[kept].mean())
+                points.append(
+                    {"omega": thousandths / 1000, "kept": kept.mean(), "label_agreement": agreement}
+                )
+                break
+    return points
+
+
+@pytest.mark.parametrize("width", [2.0, 0.02], ids=["wide", "a few bins"])
+def test_acceptance_curve_equals_a_count_one_by_one(width: float) -> None:
+    shards = [tiny.shard(number, length=90)[0] for number in range(3)]
+    shards = [replace(rows, similarity=rows.similarity * np.float32(width / 2)) for rows in shards]
+    shards[1].similarity[40:44] = [0.009, 0.009, -0.003, 0.001]  # on the edges of bins
+    varied = [rows.parents >= 0 for rows in shards]
+    similarity = np.concatenate([rows.similarity[mask] for rows, mask in zip(shards, varied, strict=True)])
+    agrees = [(rows.teacher_top1 == rows.labels)[mask] for rows, mask in zip(shards, varied, strict=True)]
+    curve = count_images(iter(shards)).by_similarity.curve
+    assert curve is not None
+    expected = _counted_one_by_one(similarity, np.concatenate(agrees))
+    assert len(expected) == 10
+    for found, wanted in zip(curve, expected, strict=True):
+        assert found == pytest.approx(wanted)
+    json.dumps(curve)
+
+
+def test_acceptance_curve_of_the_ends_and_without_similarities() -> None:
+    rows = tiny.shard(0)[0]
+    assert count_images([]).by_similarity.curve is None
+    without = replace(rows, similarity=np.full(len(rows), np.nan, np.float32))
+    assert count_images([without]).by_similarity.curve is None
+    ends = np.where(np.arange(len(rows)) % 2, 1.0000001, -1.0000001).astype(np.float32)
+    curve = count_images([replace(rows, similarity=ends)]).by_similarity.curve
+    assert curve is not None
+    assert [(point["omega"], point["kept"]) for point in curve] == [(-1.0, 1.0)] * 5 + [(0.999, 0.5)] * 5
 
 
 def test_table_shows_top_5_if_it_is_measured() -> None:
