@@ -48,7 +48,7 @@ class PublishedSynthesis:
         self.best_images: Tensor | None = None
 
     def step(self) -> None:
-        images = self.generator(self.z)
+        images = self.generator(self.z, self.labels)
         augmented = augment(images)
         logits = self.teacher(augmented)
         loss = F.cross_entropy(logits, self.labels) + sum(hook.loss for hook in self.hooks)

@@ -20,7 +20,7 @@ from engine.stages.synthesis.inversion import EAGER_STEPS, Inversion
 from engine.stages.synthesis.synthesizer import Synthesizer
 
 BATCH = 100
-BATCH_STEPS = 10  # the default recipe's
+BATCH_STEPS = 10
 
 
 def cases(device: torch.device, batch: int | None = None) -> list[Case]:
@@ -58,7 +58,7 @@ def opened(accelerator: Accelerator, size: int = BATCH) -> tuple[Inversion, Call
         for network in pair(accelerator.device)
     )
     labels, z = _labels_and_z(accelerator.device, size)
-    config = SynthesizeConfig(batch_size=size, steps=BATCH_STEPS)
+    config = SynthesizeConfig(method="dda-paper", batch_size=size, steps=BATCH_STEPS)
     synthesizer = Synthesizer(teacher, config, image_size=(SIZE, SIZE), seed=0, accelerator=accelerator)
     rotation = RotationAdversary(student, (SIZE, SIZE), 0, accelerator)
     rotation.head.requires_grad_(False)

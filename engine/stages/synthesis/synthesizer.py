@@ -15,8 +15,7 @@ from engine.errors import NonFiniteError, more_precision
 from engine.models.block_inverse import BlockInverse
 from engine.models.classifier import Classifier
 from engine.models.feature_map import maps_by_size
-from engine.models.generator import Generator, init_weights
-from engine.models.noisy_layer import NoisyGenerator
+from engine.models.generator import Generator, NoisyGenerator, init_weights
 from engine.models.pixels import Pixels
 from engine.seeding import derive_seed, generator
 from engine.stages.batch import ImageBatch

@@ -63,7 +63,10 @@ def test_a_single_number_is_for_all_channels(write) -> None:
 REFUSED = {
     "unknown key": ("synthesize: {stepz: 3}", r"'synthesize\.stepz' .*did you mean 'synthesize\.steps'"),
     "unknown section": ("synthesise: {steps: 3}", r"unknown key 'synthesise'"),
-    "wrong type": ("synthesize: {steps: many}", r"synthesize\.steps must be a whole number, got 'many'"),
+    "wrong type": (
+        "synthesize: {batch_size: many}",
+        r"synthesize\.batch_size must be a whole number, got 'many'",
+    ),
     "neither number nor list": (
         "teacher: {mean: x}",
         r"teacher\.mean must be a number, a list of numbers or null, got 'x'",
@@ -221,10 +224,14 @@ def _source(kind: type) -> str:
     return (ROOT / Path(*kind.__module__.split("."))).with_suffix(".py").read_text()
 
 
+ALIASES = {"synthesize": ("chosen", "method")}
+"""Other names of a section: synthesis reads what its method and the recipe have chosen."""
+
+
 def _reads(tree: ast.Module, section: str, kind: type) -> set[str]:
     mentions = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     mentions |= {n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.alias)}
-    holders = {section}
+    holders = {section, *ALIASES.get(section, ())}
     if kind.__name__ in mentions:
         holders |= {"config", *_annotated_with(tree, kind.__name__)}
     read: set[str] = set()
