@@ -67,7 +67,7 @@ def _imagenet_options(parser: ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=64, help="images, each of another class")
     parser.add_argument("--seed", type=int, default=0, help="seed")
     parser.add_class_arguments(SynthesizeConfig, "synthesize")
-    parser.set_defaults({"synthesize.method": "deepinversion", "synthesize.batch_size": 16})
+    parser.set_defaults({f"synthesize.{name}": value for name, value in IMAGENET.items()})
 
 
 def _imagenet(options: Namespace) -> None:
@@ -85,6 +85,9 @@ def _imagenet(options: Namespace) -> None:
     print(json.dumps(asdict(figures), indent=1))
     print(f"picture: {options.out}")
 
+
+IMAGENET = {"method": "deepinversion", "batch_size": 16, "steps": 260, "coarse_steps": 200}
+"""Settings with which 64 images of 240 pixels take less than ten minutes on two cores."""
 
 COMMANDS = {
     "methods": ("Compare the methods at equal time on the embedded teacher", _methods_options, _methods),

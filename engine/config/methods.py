@@ -79,8 +79,9 @@ DEEP_INVERSION = Method(
     shift=0.125,
     lr=0.05,
     adversary="kl",
+    w_bn=5.0,
     w_adv=1.0,
-    w_image=0.1,
+    w_image=0.5,
     statistics_scale="relative",
 )
 """DeepInversion (Yin et al., CVPR 2020, arXiv 1912.07878): pixels x minimize CE + L_BN + TV + L2 under random

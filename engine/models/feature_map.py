@@ -55,7 +55,7 @@ def find_feature_map(classifier: Classifier, image_size: Size) -> FeatureMap | N
 
 
 def maps_by_size(classifier: Classifier, image_size: Size) -> list[FeatureMap]:
-    """Return the last [B, C, h, w] map of each size in `classifier`, in eval mode, from the image onwards."""
+    """Return the last [B, C, h, w] map of each size below the image's, from the image on."""
     found: dict[Size, FeatureMap] = {}
     for call, layout in _Trace(classifier, image_size).maps():
         if layout.order == "nchw" and layout.grid not in found:

@@ -131,15 +131,14 @@ class Synthesizer:
         """Set the network to a batch's start. Return the weights to go back to, if there are any."""
         if independent and self.objective.memory is not None:
             self.objective.memory.forget()
-        rng = generator(self.seed, "generator", index)
         if self.method.start == "reinit":
-            self._draw_weights(rng)
+            self._draw_weights(generator(self.seed, "generator", index))
             return []
         kept = self._weights() if independent or self.method.start in ("meta", "fomaml") else []
         if self.method.start == "renew":
             entrance = self.network.entrance
             assert isinstance(entrance, nn.Module)
-            init_weights(entrance, rng)
+            init_weights(entrance, generator(self.seed, "generator", index))
         return kept
 
     def _draw_weights(self, rng: torch.Generator) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from engine.cli.arguments import CommandLine, command_parser
 from engine.cli.main import main
+from engine.config.methods import METHODS
 from engine.config.recipe import Recipe, derived, flatten
 from engine.recipes.load import load_recipe
 from engine.run import command
@@ -49,7 +50,8 @@ def test_every_other_setting_has_the_default_of_code_and_documentation() -> None
     wanted = defaults() | {"name": "resnet34", "teacher.name": NAME}
     left_out = {"augment.method": "none", "filter.method": "none"}  # auto without a prior and a CLIP model
     assert {key: wanted[key] for key in left_out} == dict.fromkeys(left_out, "auto")
-    assert flatten(asdict(parsed("--teacher", NAME))) == wanted | left_out
+    by_method = {f"synthesize.{name}": value for name, value in asdict(METHODS["dda"]).items()}
+    assert flatten(asdict(parsed("--teacher", NAME))) == wanted | left_out | by_method
     page = in_the_page()
     assert page == {key: written(defaults()[key]) for key in wanted.keys() - {"name"}}
 

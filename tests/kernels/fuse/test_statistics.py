@@ -211,3 +211,21 @@ def test_coverage_names_what_is_measured_with_a_gradient_and_what_is_not(branchi
     found, missed = coverage(network, torch.rand(2, 3, 4, 4, requires_grad=True))
     assert found == {"first": True, "instance": True, "second": False}
     assert missed == ["own"]
+
+
+def test_relative_losses_are_the_mean_of_ratios_and_do_not_depend_on_scale() -> None:
+    network, x = lively(wrn_16_1(5)).double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    layers = [layer for layer in network.modules() if is_batch_norm(layer)]
+    ratios = []
+
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        distance = (var - layer.running_var).norm() + (mean - layer.running_mean).norm()
+        ratios.append(distance / (layer.running_var.norm() + layer.running_var.sqrt().norm()))
+
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    _, loss = measured(network, relative=True)(x)
+    torch.testing.assert_close(loss, torch.stack(ratios).mean())

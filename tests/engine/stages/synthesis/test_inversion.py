@@ -169,3 +169,73 @@ def test_the_captured_step_gives_the_eager_numbers(precision: str) -> None:
     assert losses[-1] < losses[0]
     torch.testing.assert_close(losses, eager_losses)
     torch.testing.assert_close(images, eager_images)
+
+
+class Ramp(nn.Module):
+    """Images [B, 1, 8, 8] whose columns grow brighter from left to right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, _labels: Tensor) -> Tensor:
+        return self.scale * torch.arange(8.0).expand(len(z), 1, 8, 8) / 8
+
+
+def seen_by_the_objective(shift: float, *, is_coarse: bool, steps: int) -> list[Tensor]:
+    seen: list[Tensor] = []
+
+    def look(_images: Tensor, views: Tensor, _: Tensor) -> Tensor:
+        seen.append(views.detach().clone())
+        return views.mean()
+
+    inversion = Inversion(
+        Ramp(),
+        look,
+        batch_size=4,
+        latent_dim=2,
+        lr=1e-9,
+        accelerator=open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32"))),
+        cuda_graph=False,
+        views=Views(flip=False, crop_padding=0),
+        shift=shift,
+    )
+    labels = torch.zeros(4, dtype=torch.long)
+    inversion.begin(torch.zeros(4, 2), labels, torch.Generator().manual_seed(0))
+    inversion.set_coarse(is_coarse)
+    for _ in range(steps):
+        inversion.step()
+    return seen
+
+
+def test_a_batch_is_shifted_around_by_up_to_its_share() -> None:
+    ramp = torch.arange(8.0) / 8
+    offsets = set()
+    for views in seen_by_the_objective(0.25, is_coarse=False, steps=40):
+        assert torch.equal(views, views[:1].expand(4, -1, -1, -1)), "one shift for the batch"
+        (offset,) = (k for k in range(-4, 4) if torch.allclose(views[0, 0, 0], ramp.roll(k), atol=1e-4))
+        offsets.add(offset)
+    assert offsets == {-2, -1, 0, 1, 2}
+
+
+def test_coarse_steps_see_half_the_size() -> None:
+    (views,) = seen_by_the_objective(0.0, is_coarse=True, steps=1)
+    assert views.shape == (4, 1, 4, 4)
+    torch.testing.assert_close(views[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]) / 8, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("is_float", [True, False], ids=["float", "tensor"])
+def test_the_learning_rate_follows_its_factor(*, is_float: bool) -> None:
+    inversion = Inversion(
+        Ramp(),
+        lambda *images: images[0].mean(),
+        batch_size=2,
+        latent_dim=2,
+        lr=0.1,
+        accelerator=open_accelerator(resolve_compute(ComputeConfig(device="cpu", precision="fp32"))),
+        cuda_graph=False,
+    )
+    if not is_float:
+        inversion.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    inversion.set_rate(0.5)
+    assert float(inversion.optimizer.param_groups[0]["lr"]) == pytest.approx(0.05)
