@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from engine.config.classifier import ClassifierConfig
 from engine.config.recipe import Recipe, derived
+from engine.config.synthesize import SynthesizeConfig
 from engine.inspection.facts import Facts
 
 MANY_NAMES = 40
@@ -79,7 +80,9 @@ def _others(recipe: Recipe, section: str, listed: Sequence[str] = ()) -> Iterato
     """Yield a line for each setting of a section that is neither listed, nor a default, nor derived."""
     own = getattr(recipe, section)
     usual = {field.name: field.default for field in fields(own)}
-    if "method" in usual:
+    if isinstance(own, SynthesizeConfig):
+        usual |= asdict(SynthesizeConfig(method=own.method).chosen)
+    elif "method" in usual:
         is_open = {name: replace(getattr(recipe, name), method="auto") for name in ("augment", "filter")}
         usual["method"] = getattr(derived(replace(recipe, **is_open)), section).method
     yield from (_line(name, value) for name, value in _differences(own, usual) if name not in listed)

@@ -62,7 +62,7 @@ class Generator(nn.Module):
 
 
 class NoisyGenerator(nn.Module):
-    """Labels int64 [B] -> images, as in NAYER (Tran et al., CVPR 2024, arXiv 2310.00258, section 3.2).
+    """Labels int64 [B] -> images, as in NAYER (Tran et al., CVPR 2024, arXiv 2310.00258).
 
     The fixed embedding of the label goes through BatchNorm and a linear layer, then into the generator. The
     linear layer is drawn again for each batch: the embedding keeps the class, the layer gives variety. Image

@@ -51,7 +51,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(
     assert contents(tmp_path / "other")["00000.tar"] != contents(bank)["00000.tar"]
 
 
-@pytest.mark.parametrize("start", ["meta", "reuse", "reinit"])
+@pytest.mark.parametrize("start", ["renew", "meta", "reuse", "reinit"])
 def test_a_shard_does_not_depend_on_those_made_before_it(start: str, tmp_path: Path) -> None:
     """Shard 1 loses a file and is made again by a process that makes no other shard."""
     warmup = {"warmup_steps": 0 if start == "reinit" else 1}

@@ -31,7 +31,7 @@ def repulsion(images: Tensor, labels: Tensor, std: Tensor) -> Tensor:
 
 
 class MemoryBank(nn.Module):
-    """The contrastive term of CMI (Fang et al., IJCAI 2021, arXiv 2105.08584, equations 4 to 7).
+    """The contrastive term of CMI (Fang et al., IJCAI 2021, arXiv 2105.08584).
 
     With x⁺ another view of x, it is the mean of -log(exp(h(x)·h(x⁺) / τ) / Σ exp(h(x)·h(x') / τ)), with x'
     among x⁺, the other images of the batch and those of the last batches. h projects the teacher's pooled

@@ -26,7 +26,7 @@ class Objective:
 
     For images x, labels y and the teacher's logits t for random views of x, the terms are w_cls · CE(t, y),
     w_bn · statistics, w_adv · adversary, w_diversity · repulsion, w_contrast · memory bank, w_image · (TV +
-    L2) and, from DAFL (Chen et al., ICCV 2019, arXiv 1904.01186, equations 2 to 5), -w_activation · mean |f|
+    L2) and, from DAFL (Chen et al., ICCV 2019, arXiv 1904.01186), -w_activation · mean |f|
     and -w_balance · H(mean softmax(t)), with f the teacher's last feature map and H the entropy. With labels
     `teacher`, y is the top-1 of t. A `BlockInverse` adds its own loss.
     """
@@ -41,16 +41,12 @@ class Objective:
         seed: int,
         accelerator: Accelerator,
     ) -> None:
-        """Prepare the teacher for the terms in use; `config` is resolved, and `teacher` in eval mode.
+        """Prepare the teacher, which is in eval mode, for the terms in use.
 
         Raises UserError if a term needs a feature map and the teacher has none.
         """
-        self.teacher, self.method, self.network, self.accelerator = (
-            teacher,
-            config.chosen,
-            network,
-            accelerator,
-        )
+        self.teacher, self.method = teacher, config.chosen
+        self.network, self.accelerator = network, accelerator
         self.memory: MemoryBank | None = None
         self._measured = None
         if self.method.w_bn:
