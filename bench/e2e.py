@@ -82,8 +82,8 @@ def calibrate(recipe: Recipe, out: Path) -> Costs:
 
 def costs_of(recipe: Recipe, spent: dict[str, float], wall_seconds: float) -> Costs:
     """Return the costs of a CALIBRATION run that spent `spent` seconds per stage; warm-up is a fixed cost."""
-    config, batches = recipe.synthesize.chosen, CALIBRATION.total_batches
-    warmup = spent["synthesize"] * config.warmup_steps / (config.warmup_steps + batches * config.steps)
+    first, batches = recipe.synthesize.first_steps, CALIBRATION.total_batches
+    warmup = spent["synthesize"] * first / (first + batches * recipe.synthesize.chosen.steps)
     stages = ("synthesize", "augment", "filter", "distill")
     return Costs(
         synthesize=(spent["synthesize"] - warmup) / batches,

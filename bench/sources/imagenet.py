@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.views import Views
@@ -63,7 +64,7 @@ def measure(
         cache: folder for the packages with the weights.
         on_batch: called after each batch with the number of images and the seconds so far.
     """
-    inverted, judge = _network(1, cache), _network(2, cache)
+    inverted, judge = (_network(number, cache).place(accelerator.device) for number in (1, 2))
     side = SIZES[1]
     start = time.perf_counter()
     synthesizer = Synthesizer(
@@ -112,7 +113,7 @@ def _network(number: int, cache: Path) -> Classifier:
         feature_path=None,
         name=f"efficientnet-lite{number}",
     )
-    return classifier.place(torch.device("cpu")).eval().requires_grad_(False)
+    return classifier.eval().requires_grad_(False)
 
 
 def _fetch(name: str, version: str, cache: Path) -> None:
@@ -139,16 +140,16 @@ def _right(network: Classifier, pixels: Tensor, labels: Tensor, side: int) -> tu
     """Return the shares of images whose label is the network's top-1, and among its top five."""
     logits = []
     for part in pixels.split(16):
-        images = part.float() / 255
+        images = part.to(network.mean.device).float() / 255
         if images.shape[2] != side:
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        logits.append(network(images))
+        logits.append(network(images).cpu())
     best = torch.cat(logits).topk(5, 1).indices == labels[:, None]
     return best[:, 0].double().mean().item(), best.any(1).double().mean().item()
 
 
 def _save(pixels: Tensor, out: Path, columns: int = 8) -> None:
     """Write the images as one PNG, eight in a row."""
-    rows = [torch.cat(list(part), 2) for part in pixels.split(columns) if len(part) == columns]
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy()).save(out)
+    grid = make_grid(pixels, nrow=columns, padding=0)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(out)

@@ -72,7 +72,6 @@ def _figures(
         image_size=recipe.teacher.size,
         seed=recipe.seed,
         accelerator=accelerator,
-        class_embeddings=texts,
         views=recipe.synthesis_views,
     )
     images, labels = list[Tensor](), list[Tensor]()
@@ -84,17 +83,17 @@ def _figures(
         spent = time.perf_counter() - start
     count = sum(map(len, labels))
     every, of = torch.cat(images)[-MEASURED:], torch.cat(labels)[-MEASURED:]
-    embeddings = torch.cat([clip.embed_images(part) for part in every.split(256)])
+    embeddings = torch.cat([clip.embed_images(part).cpu() for part in every.split(256)])
     with torch.no_grad():
-        seen = torch.cat([teacher(part.float() / 255).argmax(1) for part in every.split(256)])
+        seen = [teacher(part.to(accelerator.device).float() / 255).argmax(1) for part in every.split(256)]
     return Figures(
         method=name,
         seed=recipe.seed,
         images=count,
         seconds=spent,
-        teacher=_share(seen, of),
+        teacher=_share(torch.cat(seen), of),
         judge=_share(judge.classes(every), of),
-        clip=_share((embeddings @ texts.T).argmax(1), of),
+        clip=_share((embeddings @ texts.cpu().T).argmax(1), of),
         distance=mean_pairwise_distance(embeddings),
         distance_in_class=_within_classes(embeddings, of),
     )

@@ -247,9 +247,8 @@ def fitted_to(recipe: Recipe, costs: Costs, seconds: float) -> Recipe | None:
     schedule = replace(
         recipe.schedule, init_batches=init, rounds=rounds, batches_per_round=per_round, kd_steps=kd_steps
     )
-    synthesize = replace(
-        recipe.synthesize, steps=steps, warmup_steps=min(recipe.synthesize.chosen.warmup_steps, warm_up_steps)
-    )
+    warm_up_steps = min(recipe.synthesize.chosen.warmup_steps, warm_up_steps)
+    synthesize = replace(recipe.synthesize.with_steps(steps), warmup_steps=warm_up_steps)
     return replace(recipe, schedule=schedule, synthesize=synthesize)
 
 
@@ -310,7 +309,7 @@ def measure(recipe: Recipe, seconds: float, begun: float) -> Costs:
     trial = replace(
         recipe,
         schedule=schedule,
-        synthesize=replace(recipe.synthesize, steps=TRIAL_STEPS, warmup_steps=1),
+        synthesize=replace(recipe.synthesize.with_steps(TRIAL_STEPS), warmup_steps=1),
         augment=replace(recipe.augment, variations=min(recipe.augment.variations, TRIED_VARIATIONS)),
         distill=replace(recipe.distill, warmup_steps=0),
     )

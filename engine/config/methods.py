@@ -35,6 +35,12 @@ class Method:
     w_balance: float = 0.0
     w_image: float = 0.0
 
+    @property
+    def teacher_passes(self) -> int:
+        """Forward and backward passes of the teacher in a step."""
+        of_features = bool(self.w_activation) + 2 * bool(self.w_contrast)
+        return 1 + min(of_features, 2) + (self.source == "block_inverse")
+
 
 DDA = Method(
     source="class_generator",
@@ -45,12 +51,13 @@ DDA = Method(
     w_bn=0.3,
 )
 """This engine's default. The generator sees the label and is kept from batch to batch, except for its first
-layer, which each batch draws again: the kept layers have learned how shapes of this teacher look, the new
+layer, which each batch draws again: the kept layers know which shapes this teacher recognizes, the new
 one makes every batch differ. DDA's losses (arXiv 2410.17606)."""
 
 DDA_PAPER = Method(steps=200)
-"""DDA (arXiv 2410.17606), by its code: a new generator for each batch, min CE + L_BN + 10 · L_self, with
-L_self minus the cross-entropy of a rotation head on the student's features (CSD, arXiv 2307.04542)."""
+"""DDA (arXiv 2410.17606), with the losses of its code: a new generator for each batch, CE + L_BN + 10 ·
+L_self, with L_self minus the cross-entropy of a rotation head on the student's features (CSD, arXiv
+2307.04542)."""
 
 CMI = Method(steps=200, adversary="kl", w_adv=1.0, w_contrast=0.8)
 """CMI (Fang et al., IJCAI 2021, arXiv 2105.08584): DDA's first losses, plus a contrastive term that keeps

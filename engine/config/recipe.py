@@ -240,6 +240,9 @@ def of_earlier_version(settings: Mapping[str, Any]) -> dict[str, Any]:
         name: of_earlier_version(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
     }
+    synthesize = current.get("synthesize")
+    if isinstance(synthesize, dict) and synthesize and "method" not in synthesize:
+        current["synthesize"] = {"method": "dda-paper", **synthesize}
     evaluate = current.get("evaluate")
     if isinstance(evaluate, dict) and "dataset" in evaluate:
         dataset = evaluate.pop("dataset")

@@ -42,7 +42,8 @@ class SynthesizeConfig(Checked):
     """For all but reinit: additional optimizer steps, once, before the first batch, each with new labels and
     z."""
     meta_rate: float = 0.5
-    """For meta: how far the initialization moves towards the final weights of each batch."""
+    """For meta and fomaml: how far the initialization moves with each batch, as a share of the batch's own
+    way; for fomaml, Adam's learning rate is that share of steps · lr."""
     labels: methods.Labels | None = None
     """drawn optimizes images towards labels drawn in advance; teacher towards whatever class the teacher
     sees in them, which becomes their label."""
@@ -79,7 +80,8 @@ class SynthesizeConfig(Checked):
     latent_dim: int = 256
     """Width of the generator's input z."""
     lr: float | None = None
-    """Learning rate of Adam (betas 0.5 and 0.999) for the generator's weights and z, or the pixels."""
+    """Peak learning rate of Adam (betas 0.5 and 0.999) for the generator's weights and z, or the pixels; in
+    each batch it rises for 10 steps, then falls with a cosine."""
     flip: bool | None = None
     """Mirror half of the images before the teacher sees them; null follows distill.flip."""
     shift: float | None = None
@@ -96,6 +98,11 @@ class SynthesizeConfig(Checked):
     def resolved(self) -> "SynthesizeConfig":
         """Return the settings with the method's values in place of null."""
         return replace(self, **asdict(self.chosen))
+
+    def with_steps(self, steps: int) -> "SynthesizeConfig":
+        """Return the settings with `steps`, and the same share of coarse ones."""
+        coarse = self.chosen.coarse_steps * steps // self.chosen.steps
+        return replace(self, steps=steps, coarse_steps=coarse)
 
     @property
     def first_steps(self) -> int:
@@ -143,6 +150,8 @@ class SynthesizeConfig(Checked):
                 f"synthesize.coarse_steps is {chosen.coarse_steps}, which leaves none of the {chosen.steps} "
                 "synthesize.steps at full size; lower it"
             )
+        if chosen.source == "noisy_layer" and self.batch_size == 1:
+            yield ("synthesize.batch_size is 1, but noisy_layer normalizes over a batch; set it to 2 or more")
         if chosen.labels == "teacher" and self.class_weights:
             yield (
                 "synthesize.class_weights draws labels, but synthesize.labels is teacher, which takes the "

@@ -61,8 +61,9 @@ def _synthesis(teacher: Classifier, recipe: Recipe, choice: StatisticsChoice) ->
         (loss if statistics is None else loss + statistics).backward()
         kept //= count
 
+    passes = recipe.synthesize.chosen.teacher_passes
     seconds = _seconds_per_image(step)
-    return kept, seconds
+    return kept * passes, seconds * passes
 
 
 def _training(pair: LoadedPair, recipe: Recipe) -> float:

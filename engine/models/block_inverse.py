@@ -42,9 +42,10 @@ class BlockInverse(nn.Module):
 
     def loss(self, features: Sequence[Tensor]) -> Tensor:
         """Return the loss of the last forward pass, for the teacher's maps of its images."""
-        losses = []
+        losses, maps = [], self._maps
+        self._maps = []
         for head, source, feature in zip(self.heads, self.sources, features, strict=True):
-            predicted = head(self._maps[source])
+            predicted = head(maps[source].float())
             predicted = F.interpolate(predicted.float(), feature.shape[2:], mode="bilinear")
             feature = feature.float()
             losses.append(F.mse_loss(predicted, feature) / feature.detach().var().clamp_min(1e-6))

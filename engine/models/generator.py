@@ -1,4 +1,4 @@
-"""The image generator that inversion trains: nearest-neighbour upsamplings, as in DAFL and CMI."""
+"""The image generators that inversion trains: nearest-neighbour doublings and convolutions."""
 
 import math
 
@@ -66,8 +66,8 @@ class NoisyGenerator(nn.Module):
 
     The fixed embedding of the label goes through BatchNorm and a linear layer, then into the generator. The
     linear layer is drawn again for each batch: the embedding keeps the class, the layer gives variety. Image
-    i of a batch goes through layer i // C, so that no two images of a class go through the same one. z
-    changes nothing.
+    i of a batch goes through layer i // C: if labels take turns, no two images of a class go through the same
+    one. z changes nothing.
     """
 
     embeddings: Tensor
@@ -115,7 +115,7 @@ def init_weights(module: nn.Module, generator: torch.Generator) -> None:
     Embeddings are drawn from N(0, 1).
     """
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.weight.copy_(1 + 0.02 * torch.randn(layer.weight.shape, generator=generator))
             layer.bias.zero_()

@@ -33,7 +33,8 @@ class Pixels(nn.Module):
             F.interpolate(level, self.size, mode="bilinear", align_corners=False) for level in self.levels
         )
         total = torch.stack([level.float() for level in levels]).sum(0)
-        return torch.einsum("bchw,dc->bdhw", total, self.colours).sigmoid()
+        with torch.autocast(total.device.type, enabled=False):
+            return torch.einsum("bchw,dc->bdhw", total, self.colours).sigmoid()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -83,7 +83,8 @@ class Distiller:
     `accelerator.prepare`, which would run their later float32 evaluation under autocast.
 
     With several ranks, each trains on an equal part of every batch. Gradients, logged losses and BatchNorm
-    statistics are those of the global batch, so the state is the same on all ranks and as in one process.
+    statistics are those of the global batch, so the state is the same on all ranks and as in one process,
+    except that with `mixup` each rank mixes images of its own part.
     """
 
     def __init__(

@@ -72,6 +72,8 @@ def planned_coverage(recipe: Recipe, batches: int, more: str) -> str:
 
     `more` tells the user how to get more batches: MORE_SHARDS or MORE_BATCHES.
     """
+    if recipe.synthesize.chosen.labels == "teacher":
+        return "classes: those that the teacher sees, as synthesize.labels is teacher"
     size, weights, classes = recipe.synthesize.batch_size, recipe.class_weights, len(recipe.names)
     wanted = classes if weights is None else sum(weight > 0 for weight in weights)
     covered = classes_covered(

@@ -15,7 +15,7 @@ def measured(network: nn.Module, *, relative: bool = False) -> Callable[[Tensor]
 
     The loss of a layer, a BatchNorm or InstanceNorm in eval mode, is ‖var − running_var‖₂ + ‖mean −
     running_mean‖₂. The result is their sum or, if `relative`, the mean of their ratios to ‖running_var‖₂ +
-    ‖√running_var‖₂: about the same number for a network of any depth, width and scale. Each BatchNorm and
+    ‖√running_var‖₂, which are comparable for networks of any depth and width. Each BatchNorm and
     the activation that is the only user of its output run as one `kernels.bn_stats`. If `network` cannot be
     traced (see `graph.trace`), activations stay separate.
 

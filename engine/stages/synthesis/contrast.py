@@ -13,17 +13,13 @@ WIDTH = 128
 TEMPERATURE = 0.2
 
 
-def repulsion(images: Tensor, labels: Tensor, std: Tensor) -> Tensor:
+def repulsion(images: Tensor, labels: Tensor) -> Tensor:
     """Return the mean of max(0, 1 - d / MARGIN) over pairs of images of one class, a scalar in [0, 1].
 
-    d is the root mean square of the difference of two images divided by `std`, the teacher's.
-
-    Args:
-        images: float [B, C, H, W].
-        labels: int64 [B].
-        std: broadcasts to the images.
+    d is the root mean square of the difference of two images [B, C, H, W], normalized as for the teacher;
+    labels are int64 [B].
     """
-    pixels = (images / std).flatten(1)
+    pixels = images.flatten(1)
     squares = pixels.square().mean(1)
     distance = (squares[:, None] + squares - 2 * pixels @ pixels.T / pixels.shape[1]).clamp_min(1e-6).sqrt()
     same = (labels[:, None] == labels).triu(1).float()

@@ -69,7 +69,7 @@ class Inversion:
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         """The captured step by whether it is coarse."""
         self.side_stream = torch.cuda.Stream() if cuda_graph and on_gpu else None
-        self.eager_steps_left = EAGER_STEPS
+        self.eager_steps_left = {False: EAGER_STEPS, True: EAGER_STEPS}
 
     @torch.no_grad()
     def begin(self, z: Tensor, labels: Tensor, draw: torch.Generator) -> None:
@@ -104,8 +104,6 @@ class Inversion:
 
     def set_coarse(self, is_coarse: bool) -> None:
         """Make the next steps coarse or not, and forget the best images: the losses do not compare."""
-        if is_coarse not in self.graphs:
-            self.eager_steps_left = EAGER_STEPS
         self.is_coarse = is_coarse
         self.best_loss.fill_(float("inf"))
 
@@ -121,8 +119,8 @@ class Inversion:
             self.graphs[self.is_coarse].replay()
         elif self.side_stream is None:
             self.update()
-        elif self.eager_steps_left > 0:
-            self.eager_steps_left -= 1
+        elif self.eager_steps_left[self.is_coarse] > 0:
+            self.eager_steps_left[self.is_coarse] -= 1
             self._update_on_side_stream(self.side_stream)
         else:
             self._capture()
@@ -133,7 +131,7 @@ class Inversion:
             images = self.network(self.z, self.labels)
         images = images.float()
         loss = self.objective(images, self._views(images), self.labels)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)  # all graphs write to the same gradients
         loss.backward()
         self._keep_best(images.detach(), loss.detach())
         self.optimizer.step()

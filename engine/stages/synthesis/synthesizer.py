@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.views import Views
-from engine.errors import NonFiniteError, more_precision
+from engine.errors import NonFiniteError, UserError, more_precision
 from engine.models.block_inverse import BlockInverse
 from engine.models.classifier import Classifier
 from engine.models.feature_map import maps_by_size
@@ -25,14 +25,15 @@ from engine.stages.synthesis.objective import Adversary, Objective
 
 RISING_STEPS = 10
 LAST_RATE = 0.05
-"""Share of the learning rate that is left at the last step of a batch."""
+"""Share of the learning rate at which the cosine of a batch ends."""
 
 
 class Synthesizer:
-    """Makes batches of images by inverting a teacher. State: the weights of `network` and `needs_warmup`.
+    """Makes batches of images by inverting a teacher; `state_dict` has what a batch hands to the next.
 
-    Batch i draws its labels, z, crops and flips from (seed, i). With start `reinit` its images are a function
-    of (seed, i); with the others they also depend on the batches before, unless made `independent`.
+    Batch i draws its labels, z, crops and flips from (seed, i). With start `reinit` and no memory bank its
+    images are a function of (seed, i); else they also depend on the batches before, unless made
+    `independent`.
     """
 
     def __init__(
@@ -292,7 +293,13 @@ def _network(
         num_classes=teacher.num_classes if sees_labels else None,
     )
     if config.chosen.source == "block_inverse":
-        return BlockInverse(network, maps_by_size(teacher, image_size))
+        maps = maps_by_size(teacher, image_size)
+        if not maps:
+            raise UserError(
+                f"synthesize.source is block_inverse, but {teacher.name} has no [B, C, H, W] feature maps; "
+                "set it to generator, or choose another synthesize.method"
+            )
+        return BlockInverse(network, maps)
     if config.chosen.source == "noisy_layer":
         if class_embeddings is None:
             rng = generator(seed, "class-codes")

@@ -213,7 +213,7 @@ def test_coverage_names_what_is_measured_with_a_gradient_and_what_is_not(branchi
     assert missed == ["own"]
 
 
-def test_relative_losses_are_the_mean_of_ratios_and_do_not_depend_on_scale() -> None:
+def test_relative_losses_are_the_mean_of_ratios() -> None:
     network, x = lively(wrn_16_1(5)).double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
     layers = [layer for layer in network.modules() if is_batch_norm(layer)]
     ratios = []
