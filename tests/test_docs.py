@@ -49,7 +49,7 @@ UNDERSTOOD = {
     r"python -m engine\.distill --out runs/mixed --resume": "a run; its own tests continue some",
     r"python -m engine\.evaluate": "a test set; tests/engine/test_evaluate.py measures on some",
     r"python -m export .*--augment\.prior models/sdxl": "SDXL; tests/engine/exporting exports a tiny one",
-    r"python -m bench ": "minutes each; tests/bench runs their parts",
+    r"python -m bench(\.sources)? ": "minutes each; tests/bench runs their parts",
     r"torchrun ": "several interpreters; test_distributed.py trains on several ranks",
 }
 """Commands that are only parsed, with the reason."""

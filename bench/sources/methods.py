@@ -46,29 +46,38 @@ class Figures:
 
 
 def measure(
-    names: Sequence[Name], seeds: Sequence[int], seconds: float, judge: Judge, accelerator: Accelerator
+    names: Sequence[Name],
+    seeds: Sequence[int],
+    seconds: float,
+    judge: Judge,
+    accelerator: Accelerator,
+    *,
+    steps: int | None = None,
 ) -> Iterator[Figures]:
     """Make images by each method for `seconds`, a warm-up included and at least one batch, and judge them.
 
-    There is no student, so a method's adversary takes no part.
+    There is no student, so a method's adversary takes no part. `steps` replaces the method's own, also those
+    of a warm-up.
     """
     recipe = load_recipe("prior-free")
     clip = load_clip("local-dir:assets/fashion-mnist/open_clip", None, accelerator.device)
     for name in names:
         for seed in seeds:
-            yield _figures(replace(recipe, seed=seed), name, seconds, judge, clip, accelerator)
+            config = load_recipe("prior-free" if name == "dda" else name).synthesize
+            if steps is not None:
+                config = replace(config.with_steps(steps), warmup_steps=min(config.first_steps, steps))
+            yield _figures(replace(recipe, synthesize=config, seed=seed), seconds, judge, clip, accelerator)
 
 
 def _figures(
-    recipe: Recipe, name: Name, seconds: float, judge: Judge, clip: ClipModel, accelerator: Accelerator
+    recipe: Recipe, seconds: float, judge: Judge, clip: ClipModel, accelerator: Accelerator
 ) -> Figures:
-    config = load_recipe("prior-free" if name == "dda" else name).synthesize
     teacher = load_classifier(recipe.teacher, "teacher").place(accelerator.device)
     texts = clip.embed_texts([PROMPT.format(each) for each in recipe.names])
     start = time.perf_counter()
     synthesizer = Synthesizer(
         teacher,
-        config,
+        recipe.synthesize,
         image_size=recipe.teacher.size,
         seed=recipe.seed,
         accelerator=accelerator,
@@ -87,7 +96,7 @@ def _figures(
     with torch.no_grad():
         seen = [teacher(part.to(accelerator.device).float() / 255).argmax(1) for part in every.split(256)]
     return Figures(
-        method=name,
+        method=recipe.synthesize.method,
         seed=recipe.seed,
         images=count,
         seconds=spent,
