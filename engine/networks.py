@@ -45,7 +45,8 @@ class LoadedNetworks(LoadedPair):
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
     class_texts: Tensor | None
-    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless filter.needs_texts."""
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage
+    uses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ class OpenNetworks(OpenPair):
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
     class_texts: Tensor | None
-    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless filter.needs_texts."""
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage
+    uses them."""
 
 
 def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedPair:
@@ -109,7 +111,7 @@ def load(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> 
         width = prior.unet.config.cross_attention_dim
         tokens = class_tokens(clip, recipe.names, cross_attention_dim=width)
     texts = None
-    if clip is not None and recipe.filter.needs_texts:
+    if clip is not None and recipe.uses_class_texts:
         texts = clip.embed_texts([PROMPT.format(name) for name in recipe.names]).cpu()
     return LoadedNetworks(
         teacher=pair.teacher,

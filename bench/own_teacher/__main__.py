@@ -33,10 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.cli.arguments import command_parser, parse
+from bench.subcommands import run_one
 from engine.cli.main import main
 from engine.errors import UserError
-from engine.terminal import add_log_flags
 
 if TYPE_CHECKING:
     from bench.own_teacher.image_folder import Images
@@ -44,15 +43,7 @@ if TYPE_CHECKING:
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = command_parser("bench.own_teacher", str(__doc__).partition("\n\n")[0])
-    commands = parser.add_subcommands(dest="command")
-    for name, (text, add_options, _) in COMMANDS.items():
-        subparser = command_parser(f"bench.own_teacher {name}", text)
-        add_options(subparser)
-        add_log_flags(subparser)
-        commands.add_subcommand(name, subparser, help=text)
-    options = parse(parser, arguments)
-    COMMANDS[options.command][2](options[options.command])
+    run_one("bench.own_teacher", str(__doc__).partition("\n\n")[0], COMMANDS, arguments)
 
 
 def _data_options(parser: ArgumentParser) -> None:

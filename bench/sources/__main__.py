@@ -13,26 +13,17 @@ from typing import get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from engine.cli.arguments import command_parser, parse
+from bench.subcommands import run_one
 from engine.cli.main import main
 from engine.cli.resolve import resolve_compute
 from engine.config.compute import ComputeConfig
 from engine.config.methods import Name
 from engine.config.synthesize import SynthesizeConfig
 from engine.distributed import open_accelerator
-from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = command_parser("bench.sources", str(__doc__).partition("\n\n")[0])
-    commands = parser.add_subcommands(dest="command")
-    for name, (text, add_options, _) in COMMANDS.items():
-        subparser = command_parser(f"bench.sources {name}", text)
-        add_options(subparser)
-        add_log_flags(subparser)
-        commands.add_subcommand(name, subparser, help=text)
-    options = parse(parser, arguments)
-    COMMANDS[options.command][2](options[options.command])
+    run_one("bench.sources", str(__doc__).partition("\n\n")[0], COMMANDS, arguments)
 
 
 def _methods_options(parser: ArgumentParser) -> None:

@@ -34,8 +34,8 @@ class FilterConfig(Checked):
     per_class: bool = False
     """Drop the quantile of each class instead of the batch, so that it leaves no class without variations."""
     max_duplicate: float | None = None
-    """Also drop a variation whose CLIP embedding has a cosine above this to that of a kept variation of its
-    class with a smaller key, in the same batch; null allows duplicates."""
+    """Also drop near-copies: variations whose CLIP cosine to an earlier kept variation of the same class and
+    batch is above this; null allows them."""
     class_gate: bool = True
     """Also require that the teacher's top-1 class is the label."""
     min_confidence: float = 0.0

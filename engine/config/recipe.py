@@ -154,6 +154,11 @@ class Recipe(Checked):
         return has_variations and (self.filter.method == "clip" or by_text)
 
     @property
+    def uses_class_texts(self) -> bool:
+        """Whether a stage of a resolved recipe uses the class names' embeddings, if it has CLIP."""
+        return self.filter.needs_texts or self.synthesize.chosen.source == "noisy_layer"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """All settings as nested mappings, with the views of synthesis filled in from `distill`."""
         fields = asdict(self)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from engine.config.recipe import Recipe
 from engine.generation.overlap import (
@@ -19,7 +18,6 @@ from engine.generation.overlap import (
     torch_threads,
 )
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
-from engine.models.priors import PROMPT
 from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.runtime.micro_batch import MicroBatch
@@ -48,7 +46,7 @@ class ShardGenerator:
             accelerator=accelerator,
             cuda_graph=recipe.compute.cuda_graphs,
             class_weights=recipe.class_weights,
-            class_embeddings=_class_embeddings(recipe, networks),
+            class_embeddings=networks.class_texts,
             views=recipe.synthesis_views,
         )
         self.context = StageContext(
@@ -110,13 +108,6 @@ class ShardGenerator:
             with torch_threads(self._threads[stage.name]):
                 value = stage.run(self.context, value, track)
         return value
-
-
-def _class_embeddings(recipe: Recipe, networks: OpenNetworks) -> Tensor | None:
-    """Return CLIP's embeddings of the class names, [C, D], if the generator's source uses them."""
-    if recipe.synthesize.chosen.source != "noisy_layer" or networks.clip is None:
-        return None
-    return networks.clip.embed_texts([PROMPT.format(name) for name in recipe.names])
 
 
 def _attempt(function: Callable[[int], GeneratedBatch], number: int) -> GeneratedBatch | Exception:

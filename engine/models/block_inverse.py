@@ -46,7 +46,7 @@ class BlockInverse(nn.Module):
         self._maps = []
         for head, source, feature in zip(self.heads, self.sources, features, strict=True):
             predicted = head(maps[source].float())
-            predicted = F.interpolate(predicted.float(), feature.shape[2:], mode="bilinear")
+            predicted = F.interpolate(predicted, feature.shape[2:], mode="bilinear")
             feature = feature.float()
             losses.append(F.mse_loss(predicted, feature) / feature.detach().var().clamp_min(1e-6))
         return torch.stack(losses).mean()

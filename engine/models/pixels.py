@@ -12,10 +12,10 @@ INITIAL_STD = 0.1
 class Pixels(nn.Module):
     """Free parameters -> images [B, channels, H, W] in (0, 1); z and labels change nothing.
 
-    The image is the sigmoid of a sum of levels, each twice as fine as the one before. With one learning rate
-    for all, an optimizer changes a shape as fast as a detail (a preconditioner, as the Laplacian pyramids and
-    Fourier bases of feature visualization are). Three channels are decorrelated: the levels hold the
-    principal directions of the colours of natural images.
+    The image is the sigmoid of a sum of levels, each twice as fine as the one before. All have the
+    same learning rate, so an optimizer changes a shape as fast as a detail. Feature visualization uses
+    Laplacian pyramids and Fourier bases for the same reason. Three channels are decorrelated: the levels hold
+    the principal directions of the colours of natural images.
     """
 
     def __init__(self, *, batch_size: int, channels: int, size: tuple[int, int]) -> None:

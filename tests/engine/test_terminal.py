@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from engine.cli.main import REMEDIES, main
-from engine.training.summary import LabelAgreement, Summary, results_table
+from engine.training.image_counts import LabelAgreement
+from engine.training.summary import Summary, results_table
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """

@@ -14,8 +14,8 @@ from engine.runtime.torch import capture_cuda_graph
 from kernels.crop_flip import crop_flip_nchw, draw_crops
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps images, float32 [B, channels, H, W], random views of them in the same shape, and labels, int64 [B], to
-the scalar loss."""
+"""Maps images, float32 [B, channels, H, W], a random view of each, in a coarse step of half the size, and
+labels, int64 [B], to the scalar loss."""
 
 EAGER_STEPS = 3
 """Steps before the CUDA graph is captured, in which memory is allocated and cuDNN chooses its kernels."""

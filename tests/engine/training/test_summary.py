@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.training.summary import AcceptancePoint, Summary, count_images, results_table
+from engine.training.image_counts import AcceptancePoint, count_images
+from engine.training.summary import Summary, results_table
 from tests.engine.bank import tiny
 
 DONE = Summary(
