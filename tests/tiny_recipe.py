@@ -26,7 +26,14 @@ def write_recipe(folder: Path, **sections: dict[str, Any]) -> Path:
         "teacher": {"name": "engine:wrn_16_1", "weights": str(folder / "teacher.safetensors"), **inputs},
         "student": {"name": "engine:wrn_16_1", **inputs},
         "schedule": {"init_batches": 2, "rounds": 2, "batches_per_round": 1, "kd_steps": 3},
-        "synthesize": {"batch_size": 6, "steps": 2, "latent_dim": 8, "start": "meta", "warmup_steps": 1},
+        "synthesize": {
+            "batch_size": 6,
+            "steps": 2,
+            "latent_dim": 8,
+            "start": "meta",
+            "warmup_steps": 1,
+            "adversary": "selfsup",
+        },
         "augment": {
             "method": "variation",
             "prior": str(write_prior(folder / "prior")),

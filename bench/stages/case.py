@@ -26,7 +26,7 @@ class Work:
     """A call, the steps or images it does, and the runtime if there is a choice of runtimes."""
 
     call: Call
-    amount: int
+    amount: float
     runtime: str = ""
 
 

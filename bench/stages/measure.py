@@ -9,7 +9,7 @@ import torch
 from bench.calls import as_published
 from bench.machine import describe, gemm_ceiling
 from bench.rows import Row, commit
-from bench.stages import augment, distill, filter, synthesize, teacher
+from bench.stages import augment, distill, filter, methods, synthesize, teacher
 from bench.stages.case import Case, Machine, Work
 from bench.timing import milliseconds
 from engine.cli.resolve import resolve_compute
@@ -21,6 +21,7 @@ from export.spec import DTYPES
 
 STAGES: dict[str, Callable[[torch.device, int | None], list[Case]]] = {
     "synthesize": synthesize.cases,
+    "methods": methods.cases,
     "augment": augment.cases,
     "filter": filter.cases,
     "distill": distill.cases,

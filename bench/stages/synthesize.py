@@ -25,11 +25,12 @@ BATCH_STEPS = 10
 
 def cases(device: torch.device, batch: int | None = None) -> list[Case]:
     size = batch or BATCH
-    published = Work(call=_published(device, size), amount=1)
+    published = Work(call=published_step(device, size), amount=1)
     return [Case(published={"published, fp32": published}, open=partial(_ours, size), unit="ms")]
 
 
-def _published(device: torch.device, size: int) -> Call:
+def published_step(device: torch.device, size: int) -> Call:
+    """Return the published step on `size` images, with the rotation term."""
     teacher, student = pair(device)
     labels, z = _labels_and_z(device, size)
     head, generator = RotationHead(64, CLASSES).to(device), Generator(size=(SIZE, SIZE)).to(device)

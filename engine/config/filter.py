@@ -16,8 +16,8 @@ class FilterConfig(Checked):
     """Which variations are kept."""
 
     method: Literal["auto", "clip", "none"] = "auto"
-    """clip measures variations by filter.criterion; none keeps every variation; auto is clip if filter.model
-    is set."""
+    """clip measures variations by filter.criterion; none leaves CLIP out, whatever its settings are; auto is
+    clip if filter.model is set."""
     model: str = ""
     """CLIP model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture together with filter.pretrained."""
     pretrained: str | None = None
@@ -73,17 +73,19 @@ class FilterConfig(Checked):
             yield f"filter.micro_batch must be at least 1, got {self.micro_batch}"
 
     def contradictions(self) -> Iterator[str]:
+        asks_for_clip = (
+            self.model
+            or self.criterion != "source"
+            or self.per_class
+            or any(value is not None for value in (self.omega, self.quantile, self.max_duplicate))
+        )
+        if self.method == "none" or (self.method == "auto" and not asks_for_clip):
+            return
         if self.per_class and self.quantile is None:
             yield (
                 "filter.per_class is true, but filter.quantile is null; set filter.quantile, "
                 "or set filter.per_class to false"
             )
-        if self.method == "none":
-            yield from self._unused_without_clip()
-            return
-        is_unset = not self.model and self.omega is None and self.quantile is None
-        if self.method == "auto" and is_unset and not list(self._unused_without_clip()):
-            return
         if (self.omega is None) == (self.quantile is None):
             yield (
                 f"filter.omega is {self.omega} and filter.quantile is {self.quantile}; "
@@ -91,11 +93,3 @@ class FilterConfig(Checked):
             )
         if not self.model:
             yield "filter.model is empty; give an open_clip model or set filter.method to none"
-
-    def _unused_without_clip(self) -> Iterator[str]:
-        for name, unset in (("criterion", "source"), ("max_duplicate", None)):
-            if (value := getattr(self, name)) != unset:
-                yield (
-                    f"filter.{name} is {value}, but filter.method is none; set filter.method to clip, "
-                    f"or set filter.{name} to {unset or 'null'}"
-                )

@@ -48,11 +48,13 @@ DDA = Method(
     steps=25,
     warmup_steps=60,
     lr=2e-3,
+    adversary="kl",
     w_bn=0.3,
+    w_adv=1.0,
 )
 """This engine's default. The generator sees the label and is kept from batch to batch, except for its first
 layer, which each batch draws again: the kept layers know which shapes this teacher recognizes, the new
-one makes every batch differ. DDA's losses (arXiv 2410.17606)."""
+one makes every batch differ. CE + L_BN, as DDA (arXiv 2410.17606), and -KL(student || teacher), as CMI."""
 
 DDA_PAPER = Method(steps=200)
 """DDA (arXiv 2410.17606), with the losses of its code: a new generator for each batch, CE + L_BN + 10 ·

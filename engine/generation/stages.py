@@ -4,6 +4,7 @@ A stage owns the networks that it runs, so stages of different shards may run at
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from engine.stages.augment import augment
 from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
 from engine.stages.synthesis.synthesizer import Adversary, Synthesizer
+
+BETWEEN_NOTES = 1.0
+"""Seconds between two looks at the teacher's agreement, each of which waits for the device."""
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]
 """Opens the progress of a stage for one batch."""
@@ -147,10 +151,14 @@ def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch
         if synthesizer.needs_warmup:
             with stage.preparation("warming up the generator") as show:
                 synthesizer.warm_up(_counting(context, config.first_steps, show))
-        shown = 0
+        shown, noted = 0, 0.0
 
         def advance(share: float) -> None:
-            nonlocal shown
+            nonlocal shown, noted
+            if share == 1 or time.monotonic() > noted + BETWEEN_NOTES:
+                noted = time.monotonic()
+                if (agreement := synthesizer.agreement) is not None:
+                    stage.note(f"teacher agrees with {progress.percent(agreement)}")
             images = int(config.batch_size * share)
             stage.advance(images - shown)
             shown = images

@@ -1,7 +1,7 @@
 """The stage bench on tiny networks: both sides do the same work, and rows are correct."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from bench.machine import Ceiling
 from bench.parity import DifferentWorkError, require_alike, require_close
 from bench.published.libraries import PublishedSimilarity, PublishedVariations
 from bench.random_networks import init_weights
-from bench.stages import augment, distill, filter, measure, synthesize, teacher
+from bench.stages import augment, distill, filter, measure, methods, synthesize, teacher
 from bench.stages.case import Case, Ours, Work, flops
 from engine.config.compute import ComputeConfig
+from engine.config.methods import METHODS, Name
 from tests.bench import tiny_networks
 from tests.tiny_priors import write_clip
 
@@ -121,6 +122,17 @@ def test_a_step_has_the_requested_batch_size(stage: Any) -> None:
         opened.append(case.open(tiny_networks.machine()))
         assert opened[-1].shape == f"batch {size}"
     assert opened[1].flops == pytest.approx(3 * opened[0].flops, rel=0.05)
+
+
+def test_a_method_costs_its_steps_of_an_image() -> None:
+    cases = dict(zip(get_args(Name), methods.cases(CPU, 2), strict=True))
+    opened = {name: cases[name].open(tiny_networks.machine()) for name in ("dda", "dda-paper")}
+    for name, ours in opened.items():
+        (work,) = ours.work.values()
+        assert work.amount == 2 / METHODS[name].steps
+        assert list(ours.work) == [f"synthesize/{name}"]
+    steps = METHODS["dda-paper"].steps / METHODS["dda"].steps
+    assert opened["dda-paper"].flops == pytest.approx(steps * opened["dda"].flops, rel=0.02)
 
 
 @pytest.fixture(scope="module")

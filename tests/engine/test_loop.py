@@ -2,10 +2,11 @@
 
 import ast
 import json
+import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from engine.bank.rows import Rows
 from engine.bank.verify import verify
 from engine.cli.main import main
 from engine.cli.resolve import resolve
-from engine.config import methods
 from engine.datasets import formats, source
 from engine.datasets.source import LabeledSource
 from engine.recipes.load import load_recipe
@@ -29,13 +29,9 @@ from engine.seeding import derive_seed
 from engine.stages.distill import Distiller
 from engine.training.run_folder import lock_run
 from tests.labeled_images import class_folders
+from tests.loop_runs import OFTEN, run, run_until, same_student
 from tests.tiny_priors import CLASS_NAMES, IMAGE_SIZE
 from tests.tiny_recipe import write_recipe
-
-
-def run(recipe: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    assert main(command, ["--recipe", str(recipe), "--out", str(out), *arguments]) == 0
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -160,36 +156,9 @@ def test_the_time_of_the_run_is_that_of_the_whole_command_and_of_earlier_ones(
 def test_one_batch_and_one_step_are_not_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule = {"init_batches": 1, "rounds": 1, "batches_per_round": 0, "kd_steps": 1}
     run(write_recipe(tmp_path / "recipe", schedule=schedule, **SYNTHESIS_ONLY), tmp_path / "out")
-    assert "to do: 1 batch of images, 1 training step\n" in capsys.readouterr().out
-
-
-def same_student(a: Path, b: Path) -> bool:
-    ours, theirs = load_file(a / "student.safetensors"), load_file(b / "student.safetensors")
-    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-OFTEN = ("--schedule.checkpoint_steps", "2")
-
-
-def run_until(
-    commit_number: int, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> int:
-    """Run until commit `commit_number`, interrupt instead of committing, and return the exit code.
-
-    The run commits a checkpoint after each of 4 batches, and after every 2 of 6 steps in rounds of 3.
-    """
-    commit, commits = loop_module.checkpoint.save, 0
-
-    def last_commit(*state: Any) -> None:
-        nonlocal commits
-        if commits == commit_number:
-            raise KeyboardInterrupt
-        commits += 1
-        commit(*state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module.checkpoint, "save", last_commit)
-        return main(command, ["--recipe", str(recipe), "--out", str(out), *OFTEN, *arguments])
+    out = capsys.readouterr().out
+    assert "to do: 1 batch of images, 1 training step\n" in out
+    assert re.search(r"synthesize 6 images in .* images/s, teacher agrees with \d+ %", out)
 
 
 @pytest.mark.parametrize("cut_after", [0, 4, 8])
@@ -393,18 +362,3 @@ def test_every_combination_of_stages_trains_a_student(settings: dict[str, Any], 
     assert (summary["clip_agreement"] is None) == (not augmented)
     student = load_file(tmp_path / "out" / "student.safetensors")
     assert all(value.isfinite().all() for value in student.values())
-
-
-@pytest.mark.parametrize("method", get_args(methods.Name))
-def test_a_run_by_each_method_resumes_exactly(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The method of the recipe of that name decides how images are made; the rest is tiny."""
-    assert load_recipe("prior-free" if method == "dda" else method).synthesize.method == method
-    tiny = {"method": method, "start": None, "steps": 2, "warmup_steps": 1, "latent_dim": 8}
-    recipe = write_recipe(tmp_path / "recipe", **SYNTHESIS_ONLY, synthesize=tiny)
-    whole = run(recipe, tmp_path / "whole")
-    assert run_until(3, recipe, tmp_path / "cut", monkeypatch) == 130
-    resumed = run(recipe, tmp_path / "cut", "--resume", *OFTEN)
-    assert resumed["images_sha256"] == whole["images_sha256"]
-    assert same_student(tmp_path / "whole", tmp_path / "cut")

@@ -1,10 +1,8 @@
 """What the loop refuses: unusable files, settings that do not fit, and damaged checkpoints."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +15,8 @@ from engine.models.networks import wrn_16_1
 from engine.progress import Progress
 from engine.recipes.load import load_recipe
 from engine.run import command
+from tests.loop_runs import run
 from tests.tiny_recipe import write_recipe
-
-
-def run(recipe: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    assert main(command, ["--recipe", str(recipe), "--out", str(out), *arguments]) == 0
-    return json.loads((out / "summary.json").read_text())
 
 
 def save_seven_classes(folder: Path) -> None:

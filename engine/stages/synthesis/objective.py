@@ -55,6 +55,8 @@ class Objective:
         self.teacher, self.method = teacher, config.chosen
         self.network, self.accelerator = network, accelerator
         self.memory: MemoryBank | None = None
+        self.agreement = torch.zeros((), device=accelerator.device)
+        """Share of the last views in which the teacher saw the label."""
         self._measured = None
         if self.method.w_bn:
             choice = choose_statistics(teacher, config.statistics, image_size)
@@ -93,6 +95,7 @@ class Objective:
         logits = logits.float()
         if method.labels == "teacher":
             labels = logits.argmax(1)
+        self.agreement.copy_((logits.detach().argmax(1) == labels).float().mean())
         terms = [0.0 * images.sum()]  # ZSKT has no other term before the first round
         if method.w_cls:
             terms.append(method.w_cls * F.cross_entropy(logits, labels))

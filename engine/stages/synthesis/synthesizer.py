@@ -109,6 +109,14 @@ class Synthesizer:
             seeds=torch.full_like(keys, derive_seed(self.seed, "synthesize", index)),
         )
 
+    @property
+    def agreement(self) -> float | None:
+        """Share of the last step's views in which the teacher sees the label; None if it decides the labels.
+
+        Waits for the device.
+        """
+        return None if self.method.labels == "teacher" else self.objective.agreement.item()
+
     def warm_up(self, on_step: Callable[[int], None] | None = None) -> None:
         """Warm the network up, if it still needs that; `batch` does so, too.
 

@@ -409,18 +409,6 @@ def test_mean_pairwise_distance_of_equal_and_of_too_few() -> None:
             id="per-class",
         ),
         pytest.param(
-            {"method": "none", "criterion": "margin"},
-            "filter.criterion is margin, but filter.method is none; set filter.method to clip, or set "
-            "filter.criterion to source",
-            id="criterion-without-clip",
-        ),
-        pytest.param(
-            {"method": "none", "max_duplicate": 0.9},
-            "filter.max_duplicate is 0.9, but filter.method is none; set filter.method to clip, or set "
-            "filter.max_duplicate to null",
-            id="duplicates-without-clip",
-        ),
-        pytest.param(
             {"model": "", "criterion": "text"}, "filter.model is empty", id="criterion-without-model"
         ),
         pytest.param(
@@ -432,3 +420,7 @@ def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         FilterConfig(**{"model": "unused"} | change)
     assert message in str(caught.value)
+
+
+def test_without_clip_its_settings_do_not_matter() -> None:
+    FilterConfig(method="none", criterion="margin", per_class=True, max_duplicate=0.9)

@@ -105,6 +105,20 @@ def test_state_continues_bit_for_bit(teacher: Classifier) -> None:
     assert torch.equal(ours.images, whole.batch(1, key_stride=1, adversary=None).images)
 
 
+def test_agreement_is_that_of_the_last_views(teacher: Classifier) -> None:
+    seen = list[float]()
+
+    def adversary(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        seen.append((teacher(images).argmax(1) == labels).float().mean().item())
+        return logits.sum() * 0
+
+    ours = synthesizer(teacher, replace(TINY, w_adv=1.0))
+    ours.batch(0, key_stride=1, adversary=adversary)
+    assert 0 < seen[-1] < 1, "else any constant would do"
+    assert ours.agreement == pytest.approx(seen[-1])
+    assert synthesizer(teacher, replace(TINY, labels="teacher")).agreement is None
+
+
 def test_adversary_sees_augmented_images_labels_and_logits(teacher: Classifier) -> None:
     seen = []
 
