@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.sources.judge import Judge
 from engine.config.methods import Name
 from engine.config.recipe import Recipe
+from engine.config.synthesize import SynthesizeConfig
 from engine.models.loading import load_classifier
 from engine.models.priors import PROMPT, ClipModel, load_clip
 from engine.recipes.load import load_recipe
@@ -27,6 +28,8 @@ class Figures:
 
     method: str
     seed: int
+    steps: int
+    """Steps of a batch."""
     images: int
     seconds: float
     teacher: float
@@ -56,33 +59,49 @@ def measure(
 ) -> Iterator[Figures]:
     """Make images by each method for `seconds`, a warm-up included and at least one batch, and judge them.
 
-    There is no student, so a method's adversary takes no part. `steps` replaces the method's own, also those
-    of a warm-up.
+    There is no student, so a method's adversary takes no part. A method whose batch does not fit in the time
+    takes fewer steps. `steps` replaces the method's own, also those of a warm-up.
     """
     recipe = load_recipe("prior-free")
     clip = load_clip("local-dir:assets/fashion-mnist/open_clip", None, accelerator.device)
     for name in names:
         for seed in seeds:
             config = load_recipe("prior-free" if name == "dda" else name).synthesize
-            if steps is not None:
+            if steps is None:
+                config = _within(replace(recipe, synthesize=config), seconds, accelerator)
+            else:
                 config = replace(config.with_steps(steps), warmup_steps=min(config.first_steps, steps))
             yield _figures(replace(recipe, synthesize=config, seed=seed), seconds, judge, clip, accelerator)
 
 
-def _figures(
-    recipe: Recipe, seconds: float, judge: Judge, clip: ClipModel, accelerator: Accelerator
-) -> Figures:
-    teacher = load_classifier(recipe.teacher, "teacher").place(accelerator.device)
-    texts = clip.embed_texts([PROMPT.format(each) for each in recipe.names])
-    start = time.perf_counter()
-    synthesizer = Synthesizer(
-        teacher,
-        recipe.synthesize,
+def _within(recipe: Recipe, seconds: float, accelerator: Accelerator) -> SynthesizeConfig:
+    """Return the recipe's settings with at most as many steps as fit in `seconds`, without a warm-up."""
+    config = recipe.synthesize
+    probe = _synthesizer(recipe, replace(config, warmup_steps=0).with_steps(1), accelerator)
+    for index in range(2):
+        start = time.perf_counter()
+        probe.batch(index, key_stride=1, adversary=None)
+    fitting = int(seconds / (time.perf_counter() - start))
+    return config if config.chosen.steps <= fitting else config.with_steps(max(1, fitting))
+
+
+def _synthesizer(recipe: Recipe, config: SynthesizeConfig, accelerator: Accelerator) -> Synthesizer:
+    return Synthesizer(
+        load_classifier(recipe.teacher, "teacher").place(accelerator.device),
+        config,
         image_size=recipe.teacher.size,
         seed=recipe.seed,
         accelerator=accelerator,
         views=recipe.synthesis_views,
     )
+
+
+def _figures(
+    recipe: Recipe, seconds: float, judge: Judge, clip: ClipModel, accelerator: Accelerator
+) -> Figures:
+    texts = clip.embed_texts([PROMPT.format(each) for each in recipe.names])
+    start = time.perf_counter()
+    synthesizer = _synthesizer(recipe, recipe.synthesize, accelerator)
     images, labels = list[Tensor](), list[Tensor]()
     spent = 0.0
     while not images or spent + (spent / len(images)) / 2 < seconds:
@@ -94,10 +113,14 @@ def _figures(
     every, of = torch.cat(images)[-MEASURED:], torch.cat(labels)[-MEASURED:]
     embeddings = torch.cat([clip.embed_images(part).cpu() for part in every.split(256)])
     with torch.no_grad():
-        seen = [teacher(part.to(accelerator.device).float() / 255).argmax(1) for part in every.split(256)]
+        seen = [
+            synthesizer.teacher(part.to(accelerator.device).float() / 255).argmax(1)
+            for part in every.split(256)
+        ]
     return Figures(
         method=recipe.synthesize.method,
         seed=recipe.seed,
+        steps=recipe.synthesize.chosen.steps,
         images=count,
         seconds=spent,
         teacher=_share(torch.cat(seen), of),

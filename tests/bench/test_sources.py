@@ -1,5 +1,6 @@
 """The judging of sources: figures against loops, the judge's training, and the pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from bench.sources import imagenet, methods
 from bench.sources.judge import Judge
 from engine.config.methods import Name
+from engine.recipes.load import load_recipe
 
 
 @pytest.mark.parametrize("name", ["dda", "cmi"])
@@ -23,6 +25,13 @@ def test_the_figures_of_a_method(name: Name) -> None:
     assert 0 < row.distance < 2
     assert 0 < row.distance_in_class < 2
     assert all(0 <= share <= 1 for share in (row.teacher, row.judge, row.clip))
+
+
+def test_a_method_takes_the_steps_that_fit() -> None:
+    accelerator, recipe = Accelerator(cpu=True, mixed_precision="no"), load_recipe("prior-free")
+    recipe = replace(recipe, synthesize=replace(recipe.synthesize, batch_size=4, steps=7))
+    assert methods._within(recipe, 0.0, accelerator).chosen.steps == 1
+    assert methods._within(recipe, 1e6, accelerator) == recipe.synthesize
 
 
 def test_distances_within_classes_leave_single_images_out() -> None:
