@@ -94,7 +94,7 @@ def _kernel_options(parser: ArgumentParser) -> None:
 
 
 def _stage_options(parser: ArgumentParser) -> None:
-    known = "comma-separated: synthesize, methods (of synthesis), augment, filter, distill, teacher"
+    known = "comma-separated: synthesize, methods (each of synthesize), augment, filter, distill, teacher"
     parser.add_argument("--stage", default="synthesize,distill", help=known)
     _device_option(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds to measure each call")

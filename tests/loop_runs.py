@@ -26,7 +26,8 @@ def run_until(
 ) -> int:
     """Run until commit `commit_number`, interrupt instead of committing, and return the exit code.
 
-    The run commits a checkpoint after each of 4 batches, and after every 2 of 6 steps in rounds of 3.
+    Commits are counted from 0. The tiny recipe makes one after each of 4 batches, and after every 2 of 6
+    steps in rounds of 3.
     """
     commit, commits = loop_module.checkpoint.save, 0
 

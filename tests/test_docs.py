@@ -41,7 +41,7 @@ RUN = (
 """Commands that run on the tiny recipe."""
 UNDERSTOOD = {
     r"python -m engine\.run( --recipe fashion-mnist-long)?$": "minutes; test_embedded.py runs it",
-    r"python -m engine\.run --recipe (prior-free|cmi|dafl)": "minutes; test_loop.py runs each method",
+    r"python -m engine\.run --recipe (prior-free|cmi|dafl)": "minutes; test_recipes.py runs each",
     r"python -m engine\.(run|inspect) --teacher ": "224 pixels; test_own_teacher.py runs a small one",
     r"python -m \S+ .*(--trt|tensorrt)": "a GPU, or engines to build; tests/engine/exporting builds some",
     r"python -m engine\.generate .*--workers": "eight processes; tests/engine/generation/workers runs pools",

@@ -25,21 +25,22 @@ def augment(images: Tensor, pad: int = 4) -> Tensor:
 
 
 class PublishedSynthesis:
-    """The generator's Adam steps on one batch; `hooks` are attached to the teacher.
+    """The generator's Adam steps on one batch, with the rotation term if there are a student map and a head.
 
-    teacher: images [B, 3, H, W] -> logits; student_map: images -> feature map [B, D, h, w];
-    head: pooled features [4B, D] -> joint logits [4B, 4C]; z [B, latent]; labels int64 [B].
+    teacher: images [B, 3, H, W] -> logits, with `hooks` attached; student_map: images -> feature map
+    [B, D, h, w]; head: pooled features [4B, D] -> joint logits [4B, 4C]; z [B, latent]; labels int64 [B].
     """
 
     def __init__(
         self,
         teacher: nn.Module,
         hooks: list[StatisticsHook],
-        student_map: FeatureExtractor,
-        head: nn.Module,
         generator: nn.Module,
         z: Tensor,
         labels: Tensor,
+        *,
+        student_map: FeatureExtractor | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         self.teacher, self.hooks, self.student_map, self.head = teacher, hooks, student_map, head
         self.generator, self.z, self.labels = generator, z.clone().requires_grad_(), labels
@@ -52,17 +53,18 @@ class PublishedSynthesis:
         augmented = augment(images)
         logits = self.teacher(augmented)
         loss = F.cross_entropy(logits, self.labels) + sum(hook.loss for hook in self.hooks)
-        loss = loss + 10 * self._rotation(augmented)
+        if self.student_map is not None and self.head is not None:
+            loss = loss + 10 * self._rotation(augmented, self.student_map, self.head)
         if loss.item() < self.best_loss:
             self.best_loss, self.best_images = loss.item(), images.data
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
-    def _rotation(self, images: Tensor) -> Tensor:
+    def _rotation(self, images: Tensor, student_map: FeatureExtractor, head: nn.Module) -> Tensor:
         turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
         joint = torch.cat([4 * self.labels + turn for turn in range(4)])
-        return -F.cross_entropy(self.head(self.student_map(turned).mean((2, 3))), joint)
+        return -F.cross_entropy(head(student_map(turned).mean((2, 3))), joint)
 
 
 class PublishedDistillation:

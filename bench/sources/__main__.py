@@ -41,16 +41,14 @@ def _methods(options: Namespace) -> None:
 
     accelerator = open_accelerator(resolve_compute(ComputeConfig()))
     judge = trained_judge(Path(options.judge), accelerator)
-    print("method         seed  steps  img/min  teacher   judge    CLIP  distance  in class")
+    print("method         seed  steps  seconds  img/min  teacher   judge    CLIP  distance  in class")
     found = []
     for row in measure(options.methods, options.seeds, options.seconds, judge, accelerator):
         found.append(asdict(row))
         shares = f"{row.teacher:8.1%} {row.judge:7.1%} {row.clip:7.1%}"
         distances = f"{row.distance:9.3f} {row.distance_in_class:9.3f}"
-        print(
-            f"{row.method:14} {row.seed:4} {row.steps:6} {row.images_per_minute:8.0f} {shares} {distances}",
-            flush=True,
-        )
+        pace = f"{row.steps:6} {row.seconds:8.0f} {row.images_per_minute:8.0f}"
+        print(f"{row.method:14} {row.seed:4} {pace} {shares} {distances}", flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -59,30 +59,34 @@ def measure(
 ) -> Iterator[Figures]:
     """Make images by each method for `seconds`, a warm-up included and at least one batch, and judge them.
 
-    There is no student, so a method's adversary takes no part. A method whose batch does not fit in the time
-    takes fewer steps. `steps` replaces the method's own, also those of a warm-up.
+    There is no student, so a method's adversary takes no part. A method whose warm-up and batch do not fit
+    in the time takes fewer steps a batch. `steps` replaces the method's own, also those of a warm-up.
     """
     recipe = load_recipe("prior-free")
     clip = load_clip("local-dir:assets/fashion-mnist/open_clip", None, accelerator.device)
     for name in names:
+        config = load_recipe("prior-free" if name == "dda" else name).synthesize
+        if steps is None:
+            config = _fitting(replace(recipe, synthesize=config), seconds, accelerator)
+        else:
+            config = replace(config.with_steps(steps), warmup_steps=min(config.first_steps, steps))
         for seed in seeds:
-            config = load_recipe("prior-free" if name == "dda" else name).synthesize
-            if steps is None:
-                config = _within(replace(recipe, synthesize=config), seconds, accelerator)
-            else:
-                config = replace(config.with_steps(steps), warmup_steps=min(config.first_steps, steps))
             yield _figures(replace(recipe, synthesize=config, seed=seed), seconds, judge, clip, accelerator)
 
 
-def _within(recipe: Recipe, seconds: float, accelerator: Accelerator) -> SynthesizeConfig:
-    """Return the recipe's settings with at most as many steps as fit in `seconds`, without a warm-up."""
+def _fitting(recipe: Recipe, seconds: float, accelerator: Accelerator) -> SynthesizeConfig:
+    """Return the recipe's settings, with fewer steps if a warm-up and a batch do not fit in `seconds`."""
     config = recipe.synthesize
-    probe = _synthesizer(recipe, replace(config, warmup_steps=0).with_steps(1), accelerator)
-    for index in range(2):
+    spent = []
+    for steps in (2, 6):
+        probe = _synthesizer(recipe, replace(config, warmup_steps=0).with_steps(steps), accelerator)
+        probe.batch(0, key_stride=1, adversary=None)
         start = time.perf_counter()
-        probe.batch(index, key_stride=1, adversary=None)
-    fitting = int(seconds / (time.perf_counter() - start))
-    return config if config.chosen.steps <= fitting else config.with_steps(max(1, fitting))
+        probe.batch(1, key_stride=1, adversary=None)
+        spent.append(time.perf_counter() - start)
+    per_step = max((spent[1] - spent[0]) / 4, 1e-9)
+    fitting = max(1, int(seconds / per_step) - config.first_steps)
+    return config if config.chosen.steps <= fitting else config.with_steps(fitting)
 
 
 def _synthesizer(recipe: Recipe, config: SynthesizeConfig, accelerator: Accelerator) -> Synthesizer:

@@ -23,7 +23,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A call, the steps or images it does, and the runtime if there is a choice of runtimes."""
+    """A call, the steps or images (or share of an image) it does, and the runtime if there is a choice."""
 
     call: Call
     amount: float

@@ -1,4 +1,4 @@
-"""The cost of an image by each method of synthesis, in batches before the first round, without a warm-up."""
+"""The optimizer steps of an image by each method of synthesis, without a warm-up and an adversary."""
 
 from functools import partial
 from typing import get_args
@@ -15,10 +15,12 @@ from engine.stages.synthesis.synthesizer import Synthesizer
 
 
 def cases(device: torch.device, batch: int | None = None) -> list[Case]:
-    """Return one case per method; the baseline is DDA's published step, as often as `dda-paper` takes it."""
+    """Return one case per method; the baseline is DDA's published step, times the steps of `dda-paper`."""
     size = batch or BATCH
     images = size / METHODS["dda-paper"].steps
-    published = {"DDA as published, fp32": Work(call=published_step(device, size), amount=images)}
+    published = {
+        "DDA as published, fp32": Work(call=published_step(device, size, rotation=False), amount=images)
+    }
     return [
         Case(published=published, open=partial(_ours, name, size), unit="img/s") for name in get_args(Name)
     ]

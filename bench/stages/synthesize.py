@@ -29,13 +29,20 @@ def cases(device: torch.device, batch: int | None = None) -> list[Case]:
     return [Case(published={"published, fp32": published}, open=partial(_ours, size), unit="ms")]
 
 
-def published_step(device: torch.device, size: int) -> Call:
-    """Return the published step on `size` images, with the rotation term."""
+def published_step(device: torch.device, size: int, *, rotation: bool = True) -> Call:
+    """Return the published step on `size` images."""
     teacher, student = pair(device)
     labels, z = _labels_and_z(device, size)
     head, generator = RotationHead(64, CLASSES).to(device), Generator(size=(SIZE, SIZE)).to(device)
-    student_map = _second(feature_forward(student))
-    return PublishedSynthesis(teacher, attach(teacher), student_map, head, generator, z, labels).step
+    return PublishedSynthesis(
+        teacher,
+        attach(teacher),
+        generator,
+        z,
+        labels,
+        student_map=_second(feature_forward(student)) if rotation else None,
+        head=head if rotation else None,
+    ).step
 
 
 def _ours(size: int, machine: Machine) -> Ours:

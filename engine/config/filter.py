@@ -16,8 +16,8 @@ class FilterConfig(Checked):
     """Which variations are kept."""
 
     method: Literal["auto", "clip", "none"] = "auto"
-    """clip measures variations by filter.criterion; none leaves CLIP out, whatever its settings are; auto is
-    clip if filter.model is set."""
+    """clip measures variations by filter.criterion; none does not use CLIP and ignores the settings for it;
+    auto is clip if filter.model is set."""
     model: str = ""
     """CLIP model: local-dir:FOLDER, hf-hub:OWNER/NAME, or an architecture together with filter.pretrained."""
     pretrained: str | None = None
@@ -74,7 +74,7 @@ class FilterConfig(Checked):
 
     def contradictions(self) -> Iterator[str]:
         asks_for_clip = (
-            self.model
+            bool(self.model)
             or self.criterion != "source"
             or self.per_class
             or any(value is not None for value in (self.omega, self.quantile, self.max_duplicate))

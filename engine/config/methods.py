@@ -54,7 +54,8 @@ DDA = Method(
 )
 """This engine's default. The generator sees the label and is kept from batch to batch, except for its first
 layer, which each batch draws again: the kept layers know which shapes this teacher recognizes, the new
-one makes every batch differ. CE + L_BN, as DDA (arXiv 2410.17606), and -KL(student || teacher), as CMI."""
+one makes every batch differ. CE + L_BN as in DDA (arXiv 2410.17606) and, in the rounds,
+-KL(student || teacher) as in CMI."""
 
 DDA_PAPER = Method(steps=200)
 """DDA (arXiv 2410.17606), with the losses of its code: a new generator for each batch, CE + L_BN + 10 ·

@@ -63,7 +63,7 @@ class SynthesizeConfig(Checked):
     w_bn: float | None = None
     """Weight of the statistics, whichever synthesize.statistics names."""
     w_adv: float | None = None
-    """Weight of the adversary, in the rounds only."""
+    """Weight of the adversary, in the rounds only; published are 10 for selfsup and about 1 for kl."""
     w_diversity: float | None = None
     """Weight of a repulsion between images of a class that are nearly alike."""
     w_contrast: float | None = None

@@ -27,8 +27,8 @@ from engine.stages.batch import ImageBatch
 from engine.stages.filter import FilterResult, classify, filter_variations
 from engine.stages.synthesis.synthesizer import Adversary, Synthesizer
 
-BETWEEN_NOTES = 1.0
-"""Seconds between two looks at the teacher's agreement, each of which waits for the device."""
+NOTE_INTERVAL = 1.0
+"""Minimum seconds between two readings of the teacher's agreement; each waits for the device."""
 
 Track = Callable[[], AbstractContextManager[progress.Stage]]
 """Opens the progress of a stage for one batch."""
@@ -151,11 +151,11 @@ def _invert(context: StageContext, request: Request, track: Track) -> ImageBatch
         if synthesizer.needs_warmup:
             with stage.preparation("warming up the generator") as show:
                 synthesizer.warm_up(_counting(context, config.first_steps, show))
-        shown, noted = 0, 0.0
+        shown, noted = 0, time.monotonic()
 
         def advance(share: float) -> None:
             nonlocal shown, noted
-            if share == 1 or time.monotonic() > noted + BETWEEN_NOTES:
+            if share == 1 or time.monotonic() > noted + NOTE_INTERVAL:
                 noted = time.monotonic()
                 if (agreement := synthesizer.agreement) is not None:
                     stage.note(f"teacher agrees with {progress.percent(agreement)}")

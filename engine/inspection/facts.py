@@ -86,7 +86,7 @@ def _without_missing_maps(recipe: Recipe, pair: LoadedPair) -> Recipe:
     if pair.teacher.feature_path is None or pair.student.feature_path is None:
         recipe = replace(recipe, distill=replace(recipe.distill, w_feature=0.0))
     if pair.student.feature_path is None and recipe.synthesize.chosen.adversary == "selfsup":
-        recipe = replace(recipe, synthesize=replace(recipe.synthesize, adversary="kl"))
+        recipe = replace(recipe, synthesize=replace(recipe.synthesize, adversary="kl", w_adv=1.0))
     return recipe
 
 

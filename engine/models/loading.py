@@ -73,10 +73,9 @@ def require_feature(classifier: Classifier, section: str) -> str:
     Raises a UserError that names `section`.feature if it is unknown.
     """
     if classifier.feature_path is None:
-        adversary = " and synthesize.adversary to kl" if section == "student" else ""
         raise UserError(
             f"{section}.feature is not set, and {classifier.name} has no feature map before a pooling; set "
-            f"{section}.feature to a submodule that returns one, or distill.w_feature to 0{adversary}"
+            f"{section}.feature to a submodule that returns one, or distill.w_feature to 0"
         )
     return classifier.feature_path
 

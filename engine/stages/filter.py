@@ -54,7 +54,8 @@ def filter_variations(
     A variation passes CLIP if its similarity by `config.criterion` is at least `config.omega`, or at least
     the `config.quantile` of the similarities of this batch or, with `config.per_class`, of its class in this
     batch. With `config.class_gate`, the teacher must also predict its label, with a probability of at least
-    `config.min_confidence`. With `config.max_duplicate`, what is left goes through `without_duplicates`.
+    `config.min_confidence`. With CLIP and `config.max_duplicate`, what is left goes through
+    `without_duplicates`.
 
     Args:
         sources: must include the parent of every variation for the criterion source; each is embedded once.
@@ -95,8 +96,7 @@ def filter_variations(
     kept = passes_clip
     if config.class_gate:
         kept = kept & agrees & (confidence >= config.min_confidence)
-    if config.max_duplicate is not None:
-        assert embeddings is not None, "max_duplicate needs method clip"
+    if embeddings is not None and config.max_duplicate is not None:
         kept = without_duplicates(kept, embeddings, variations.labels, variations.keys, config.max_duplicate)
     return FilterResult(
         labels=variations.labels,

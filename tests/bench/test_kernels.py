@@ -69,6 +69,6 @@ def test_rows_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_stage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command, ["stages", "--stage", "magic"]) == 2
     assert (
-        "--stage has 'magic'; choose from synthesize, augment, filter, distill, teacher"
+        "--stage has 'magic'; choose from synthesize, methods, augment, filter, distill, teacher"
         in capsys.readouterr().err
     )

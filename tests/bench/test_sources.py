@@ -30,8 +30,8 @@ def test_the_figures_of_a_method(name: Name) -> None:
 def test_a_method_takes_the_steps_that_fit() -> None:
     accelerator, recipe = Accelerator(cpu=True, mixed_precision="no"), load_recipe("prior-free")
     recipe = replace(recipe, synthesize=replace(recipe.synthesize, batch_size=4, steps=7))
-    assert methods._within(recipe, 0.0, accelerator).chosen.steps == 1
-    assert methods._within(recipe, 1e6, accelerator) == recipe.synthesize
+    assert methods._fitting(recipe, 0.0, accelerator).chosen.steps == 1
+    assert methods._fitting(recipe, 1e6, accelerator) == recipe.synthesize
 
 
 def test_distances_within_classes_leave_single_images_out() -> None:

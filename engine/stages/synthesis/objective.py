@@ -95,7 +95,8 @@ class Objective:
         logits = logits.float()
         if method.labels == "teacher":
             labels = logits.argmax(1)
-        self.agreement.copy_((logits.detach().argmax(1) == labels).float().mean())
+        else:
+            self.agreement.copy_((logits.argmax(1) == labels).float().mean())
         terms = [0.0 * images.sum()]  # ZSKT has no other term before the first round
         if method.w_cls:
             terms.append(method.w_cls * F.cross_entropy(logits, labels))

@@ -113,7 +113,7 @@ class Synthesizer:
     def agreement(self) -> float | None:
         """Share of the last step's views in which the teacher sees the label; None if it decides the labels.
 
-        Waits for the device.
+        The images of the best step, without a crop or flip, may have another. Waits for the device.
         """
         return None if self.method.labels == "teacher" else self.objective.agreement.item()
 

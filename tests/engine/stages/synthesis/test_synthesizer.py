@@ -105,7 +105,7 @@ def test_state_continues_bit_for_bit(teacher: Classifier) -> None:
     assert torch.equal(ours.images, whole.batch(1, key_stride=1, adversary=None).images)
 
 
-def test_agreement_is_that_of_the_last_views(teacher: Classifier) -> None:
+def test_agreement_is_measured_on_the_last_views(teacher: Classifier) -> None:
     seen = list[float]()
 
     def adversary(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
