@@ -1,4 +1,4 @@
-"""The optimizer steps of an image by each method of synthesis, without a warm-up and an adversary."""
+"""The optimizer steps of an image by each method of synthesis, without warm-up and adversary."""
 
 from functools import partial
 from typing import get_args
