@@ -11,31 +11,19 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from bench.rows import Row, table, write_csv, write_rows
+from bench.subcommands import add
 from engine.cli.arguments import command_parser, parse
 from engine.cli.main import main
 from engine.errors import UserError
-from engine.terminal import add_log_flags
 
 
 def command(arguments: Sequence[str]) -> None:
     parser = command_parser("bench", __doc__)
     commands = parser.add_subcommands(dest="bench")
     for name, (text, add_options, _) in BENCHES.items():
-        subparser = command_parser(f"bench {name}", text)
-        subparser.add_argument(
-            "--json", metavar="FILE", default=None, help="write the rows to this JSON file"
-        )
-        subparser.add_argument(
-            "--csv", metavar="FILE", default=None, help="write the rows and versions to this CSV file"
-        )
-        add_options(subparser)
-        add_log_flags(subparser)
-        commands.add_subcommand(name, subparser, help=text)
+        add(commands, "bench", name, text, _row_options, add_options)
     for name, (text, add_options, _) in WITHOUT_ROWS.items():
-        subparser = command_parser(f"bench {name}", text)
-        add_options(subparser)
-        add_log_flags(subparser)
-        commands.add_subcommand(name, subparser, help=text)
+        add(commands, "bench", name, text, add_options)
     options = parse(parser, arguments)
     chosen = options[options.bench]
     if options.bench in WITHOUT_ROWS:
@@ -77,6 +65,13 @@ def _write(options: Namespace, rows: list[Row]) -> None:
         write_csv(Path(options.csv), rows)
     if options.json:
         write_rows(Path(options.json), rows)
+
+
+def _row_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", default=None, help="write the rows to this JSON file")
+    parser.add_argument(
+        "--csv", metavar="FILE", default=None, help="write the rows and versions to this CSV file"
+    )
 
 
 def _device_option(parser: ArgumentParser) -> None:

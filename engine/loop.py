@@ -57,8 +57,7 @@ def run(
     """Run the whole recipe in the folder `out`; with `resume`, continue from its last checkpoint.
 
     Shows the progress bars before it loads anything. `begun` is time.perf_counter() when the command began
-    (default: now); the summary's time counts from there, plus the time of
-    earlier commands.
+    (default: now); the summary's time counts from there, plus the time of earlier commands.
 
     Writes config.yaml once everything has loaded, then tb/, bank/, checkpoints/, student.safetensors,
     variations.png or sources.png, and summary.json.

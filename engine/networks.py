@@ -45,8 +45,7 @@ class LoadedNetworks(LoadedPair):
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
     class_texts: Tensor | None
-    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage
-    uses them."""
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage uses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +65,7 @@ class OpenNetworks(OpenPair):
     class_tokens: Tensor | None
     """float32 [C, D]; None unless augment.class_condition is text."""
     class_texts: Tensor | None
-    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage
-    uses them."""
+    """Unit embeddings of the class names, float32 [C, D] on the CPU; None unless a stage uses them."""
 
 
 def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO) -> LoadedPair:

@@ -1,6 +1,8 @@
-"""Runs of the loop, whole or cut."""
+"""Runs, whole or cut."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import loop as loop_module
 from engine.cli.main import main
 from engine.run import command
+from engine.training import checkpoint
 
 OFTEN = ("--schedule.checkpoint_steps", "2")
 
@@ -21,15 +23,10 @@ def run(recipe: Path | str, out: Path, *arguments: str) -> dict[str, Any]:
     return json.loads((out / "summary.json").read_text())
 
 
-def run_until(
-    commit_number: int, recipe: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> int:
-    """Run until commit `commit_number`, interrupt instead of committing, and return the exit code.
-
-    Commits are counted from 0. The tiny recipe makes one after each of 4 batches, and after every 2 of 6
-    steps in rounds of 3.
-    """
-    commit, commits = loop_module.checkpoint.save, 0
+@contextmanager
+def interrupted_at(commit_number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt a run at commit `commit_number`, counted from 0, instead of committing."""
+    commit, commits = checkpoint.save, 0
 
     def last_commit(*state: Any) -> None:
         nonlocal commits
@@ -39,7 +36,18 @@ def run_until(
         commit(*state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module.checkpoint, "save", last_commit)
+        patch.setattr(checkpoint, "save", last_commit)
+        yield
+
+
+def run_until(
+    commit_number: int, recipe: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> int:
+    """Run until commit `commit_number`, and return the exit code.
+
+    The tiny recipe commits after each of 4 batches, and after every 2 of 6 steps in rounds of 3.
+    """
+    with interrupted_at(commit_number, monkeypatch):
         return main(command, ["--recipe", str(recipe), "--out", str(out), *OFTEN, *arguments])
 
 

@@ -45,11 +45,12 @@ def rows(
     compute = resolve_compute(config)
     device = torch.device(compute.device)
     cases = [case for name in names for case in STAGES[name](device, batch)]
-    alone = [_ms_each(case.published, device, seconds) if device.type == "cpu" else {} for case in cases]
+    published = {id(case.published): case.published for case in cases} if device.type == "cpu" else {}
+    alone = {key: _ms_each(work, device, seconds) for key, work in published.items()}
     accelerator = open_accelerator(compute)
     machine = Machine(accelerator=accelerator, options=runtime_options(compute, TensorRtConfig(), device))
-    for case, fresh in zip(cases, alone, strict=True):
-        yield from _rows(case, fresh, machine, seconds)
+    for case in cases:
+        yield from _rows(case, alone.get(id(case.published), {}), machine, seconds)
 
 
 def _ms_each(published: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, float]:

@@ -82,6 +82,23 @@ def test_rows_of_an_augment_case(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row.floor is not None
 
 
+def test_a_baseline_that_cases_share_is_measured_alone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    published = {"theirs": Work(call=lambda: called.append("theirs"), amount=1)}
+    ours = Ours(work={"case": Work(call=lambda: None, amount=1)}, flops=1.0, dtype="fp32", shape="")
+    shared = [Case(published=published, open=lambda _: ours, unit="ms") for _ in range(3)]
+    monkeypatch.setitem(measure.STAGES, "methods", lambda *_: shared)
+    monkeypatch.setattr(measure, "gemm_ceiling", lambda *_: Ceiling(lambda: None, 1e6))
+    alone: list[object] = []
+    each = measure._ms_each
+    monkeypatch.setattr(measure, "_ms_each", lambda work, *rest: alone.append(work) or each(work, *rest))
+    config = ComputeConfig(device="cpu", precision="fp32", runtime="torch")
+    rows = list(measure.rows(["methods"], config, seconds=0.001))
+    assert alone == [published]
+    assert called
+    assert [row.baseline for row in rows] == 3 * ["theirs", "theirs, memory kept"]
+
+
 def test_units_amounts_and_floors_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 images take us 4 ms and them 16 ms; an image has 1e6 operations, 2 ms at the ceiling."""
     times = {"case": 4.0, "theirs": 16.0, "gemm": 2.0}

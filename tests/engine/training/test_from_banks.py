@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from engine.generate import command as generate
 from engine.training import checkpoint
 from engine.training.run_folder import lock_run
 from tests.engine.bank import tiny
+from tests.loop_runs import interrupted_at
 from tests.tiny_recipe import write_recipe
 
 STUDENT = "student.safetensors"
@@ -106,17 +106,7 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_student(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """There are four commits: one at the start, and one after every second of six steps."""
-    commit, commits = checkpoint.save, 0
-
-    def last_commit(*state: Any) -> None:
-        nonlocal commits
-        if commits == cut_after:
-            raise KeyboardInterrupt
-        commits += 1
-        commit(*state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", last_commit)
+    with interrupted_at(cut_after, monkeypatch):
         assert distill([banks[0]], tmp_path) == (130 if cut_after < 4 else 0)
     assert (f"--out {tmp_path} --resume" in capsys.readouterr().err) == (cut_after < 4)
     assert distill([banks[0]], tmp_path, "--resume") == 0

@@ -1,0 +1,59 @@
+"""Settings of distillation: the learning rate, and what is refused."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config.distill import DistillConfig
+from engine.errors import UserError
+
+
+def test_learning_rate_warms_up_and_then_follows_torchs_cosine() -> None:
+    config = DistillConfig(lr=0.4, warmup_steps=4)
+    assert [config.lr_at(step, 20) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 16)
+    for step in range(4, 21):
+        assert config.lr_at(step, 20) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
+        sgd.step()
+        cosine.step()
+
+
+BAD: dict[str, list[Any]] = {
+    "batch_size": [1, 0],
+    "temperature": [0.0, -1.0, math.inf, math.nan],
+    "lr": [0.0, math.nan],
+    "momentum": [1.0, -0.1],
+    "w_kl": [-1.0, math.nan],
+    "w_ce": [-1.0],
+    "w_feature": [-1.0, math.inf],
+    "weight_decay": [-1e-4],
+    "warmup_steps": [-1],
+    "mixup": [-0.1, 1.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD.items() for value in values], ids=str
+)
+def test_bad_settings_name_their_field(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"distill\.{field} is {value};"):
+        DistillConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
+        (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
+        (lambda: DistillConfig(mixup=0.5), "mixup"),
+    ],
+    ids=["no term at all", "nesterov without momentum", "mixup with labels"],
+)
+def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], field: str) -> None:
+    with pytest.raises(UserError, match=rf"distill\.{field}"):
+        make()
