@@ -210,7 +210,7 @@ class Loop:
             self._has_warned = True
 
     def _add_to_training(self, batch: int) -> None:
-        self._rows.append(self.trainer.add(self.reader.spans(batch)))
+        self._rows.append(self.trainer.add(self.reader, batch))
         self.batches = batch + 1
 
     def _current_adversary(self) -> Adversary | None:

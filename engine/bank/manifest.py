@@ -22,12 +22,12 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 STATUS = ".status.json"
 """Progress report of the writer; not part of the bank."""
-FOLDERS = ("index", "rows", "stats")
+FOLDERS = ("index", "rows", "stats", "views")
 """The only subfolders. `rows` contains nothing but parquet files, so other tools can read it as a table."""
 OTHER_COMMAND = "engine.run and engine.generate cannot continue each other's banks"
 """The only cause of a different settings hash that is not a setting."""
 
-_PART = re.compile(r"((index|rows|stats)/)?\.(\d{5,}|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
+_PART = re.compile(r"((index|rows|stats|views)/)?\.(\d{5,}|manifest|README|\.status)\.[0-9a-f]*part\.\w+")
 
 
 class ShardFiles(NamedTuple):
@@ -54,6 +54,11 @@ def shard_files(number: int) -> ShardFiles:
     return ShardFiles(f"{name}.tar", f"index/{name}.idx", f"rows/{name}.parquet", f"stats/{name}.json")
 
 
+def views_file(number: int) -> str:
+    """Return the name of the file with the teacher's outputs on views of the shard; it need not exist."""
+    return f"views/{shard_name(number)}.safetensors"
+
+
 def version_1_files(number: int) -> ShardFiles:
     """Return the file names of a shard in a bank whose manifest has version 1."""
     name = shard_name(number)
@@ -64,7 +69,7 @@ def shard_number(name: str) -> int | None:
     """Return the number of the shard that the file belongs to, or None."""
     stem = PurePosixPath(name).stem
     number = int(stem) if re.fullmatch(r"[0-9]{5,}", stem) else None
-    return number if number is not None and name in shard_files(number) else None
+    return number if number is not None and name in (*shard_files(number), views_file(number)) else None
 
 
 def is_part(name: str) -> bool:

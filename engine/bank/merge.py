@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from engine.bank.fingerprint import DamagedError, Fingerprint
-from engine.bank.manifest import Header, Manifest, Origin, ShardEntry, shard_files, shard_name
+from engine.bank.manifest import Header, Manifest, Origin, ShardEntry, shard_files, shard_name, views_file
 from engine.bank.reader import read_manifest
 from engine.bank.storage import Storage, open_storage
 from engine.bank.tars import TarError, members
@@ -73,6 +74,7 @@ def merge(urls: Sequence[str], out: str, *, resume: bool) -> Manifest:
             if number not in writer.committed:
                 contents = dict(zip(shard_files(number), _contents(source), strict=True))
                 writer.commit_files(number, contents, source.entry.rows, source.entry.images, source.origin)
+            _copy_views(source, writer, number)
     return read_manifest(open_storage(out))
 
 
@@ -133,6 +135,12 @@ def _contents(source: Source) -> list[bytes]:
     except TarError as error:
         raise _bad_shard(source, str(error)) from None
     return contents
+
+
+def _copy_views(source: Source, writer: BankWriter, number: int) -> None:
+    """Copy the teacher's stored outputs, if there are any; bad ones are made again when they are needed."""
+    with suppress(FileNotFoundError):
+        writer.write_views(number, source.storage.read(views_file(source.number)))
 
 
 def _bad_shard(source: Source, what: str) -> UserError:

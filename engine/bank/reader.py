@@ -11,11 +11,12 @@ import numpy as np
 
 from engine.bank.codecs import Images, decoder
 from engine.bank.fingerprint import DamagedError
-from engine.bank.manifest import MANIFEST, Header, Manifest, ShardEntry, shard_name
+from engine.bank.manifest import MANIFEST, Header, Manifest, ShardEntry, shard_name, views_file
 from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import Table, from_parquet
 from engine.bank.tars import TarError, walk
+from engine.bank.views import ViewsError, ViewsFile, read
 from engine.errors import UserError
 
 
@@ -109,6 +110,32 @@ class BankReader:
                     raise self._bad(number, f"image {spans.keys[position]} {error}") from None
         return images
 
+    def tar_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's tar."""
+        return _tar_sha256(self.shards[number])
+
+    def views(self, number: int) -> ViewsFile | None:
+        """Return the teacher's outputs on stored views of a shard, or None if it has none.
+
+        Raises ViewsError if they are damaged or belong to other images.
+        """
+        name = views_file(number)
+        found = self._storage.fingerprint(name)
+        if found is None:
+            return None
+        try:
+            views = read(self._storage.local(name, found, self._cache, verify=False))
+        except (DamagedError, FileNotFoundError):
+            return None  # another process is replacing the file
+        fits = len(views.outputs.logits) == self.shards[number].images
+        if views.owner.tar != self.tar_sha256(number) or not fits:
+            raise ViewsError("belongs to other images")
+        return views
+
+    def write_views(self, number: int, data: bytes) -> None:
+        """Write the file of a shard's views, for all readers. Raises UserError if that is impossible."""
+        write_views(self._storage, number, data)
+
     def _table(self, number: int) -> Table:
         path = self._file(number, self.shards[number].names.rows)
         try:
@@ -151,6 +178,17 @@ class BankReader:
             f" python -m engine.bank verify {url} lists every bad file;"
             " restore the file from a copy; engine.generate --resume repairs a bank that it made"
         )
+
+
+def write_views(storage: Storage, number: int, data: bytes) -> None:
+    """Write the file of a shard's views. Raises UserError if that is impossible."""
+    try:
+        storage.write(views_file(number), data)
+    except OSError as error:
+        raise UserError(
+            f"{storage.url}: the teacher's outputs cannot be stored there: {error}; allow this user to write"
+            " to the bank, copy it, or set --distill.views 0"
+        ) from None
 
 
 def read_manifest(storage: Storage) -> Manifest:

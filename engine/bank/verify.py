@@ -9,13 +9,23 @@ import numpy as np
 from engine.bank.card import EARLIER_HEADINGS, render_card, total_stats
 from engine.bank.codecs import EXTENSIONS, THREADS, decoder
 from engine.bank.fingerprint import Fingerprint
-from engine.bank.manifest import CARD, MANIFEST, VERSION, Header, Manifest, ShardEntry, is_hidden
+from engine.bank.manifest import (
+    CARD,
+    MANIFEST,
+    VERSION,
+    Header,
+    Manifest,
+    ShardEntry,
+    is_hidden,
+    views_file,
+)
 from engine.bank.reader import read_manifest
 from engine.bank.shard import dali_index, descriptions, stems
 from engine.bank.stats import Stats
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import Table, from_parquet
 from engine.bank.tars import Member, TarError, members
+from engine.bank.views import ViewsError, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +114,33 @@ def verify(url: str) -> list[Problem]:
         found = [problem for shard in pool.map(problems, manifest.shards.values()) for problem in shard]
     return (
         found
+        + list(_views_problems(storage, manifest))
         + list(_unknown_files(storage, manifest))
         + list(_card_problems(storage, manifest, sound=not found))
     )
 
 
+def _views_problems(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
+    """Check the teacher's stored outputs. A shard needs none; training makes bad ones again."""
+    for number, entry in manifest.shards.items():
+        name = views_file(number)
+        if (data := _read(storage, name)) is None:
+            continue
+        try:
+            found = parse(np.frombuffer(data, np.uint8))
+        except ViewsError as error:
+            yield Problem(name, str(error))
+            continue
+        if found.owner.tar != entry.files[entry.names.tar].sha256:
+            yield Problem(name, "is of another tar")
+        elif len(found.outputs.logits) != entry.images:
+            yield Problem(name, f"has {len(found.outputs.logits)} images, not {entry.images}")
+
+
 def _unknown_files(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
-    known = {MANIFEST, CARD}.union(*(entry.names for entry in manifest.shards.values()))
+    known = {MANIFEST, CARD, *map(views_file, manifest.shards)}.union(
+        *(entry.names for entry in manifest.shards.values())
+    )
     for name in storage.names():
         if name not in known and not is_hidden(name):
             yield Problem(

@@ -22,6 +22,7 @@ from engine.bank.manifest import (
     shard_files,
     shard_name,
     shard_number,
+    views_file,
 )
 from engine.bank.rows import Rows
 from engine.bank.shard import shard_contents
@@ -175,6 +176,10 @@ class BankWriter:
             self._require_files(entry)
         if new:
             self._add(new)
+
+    def write_views(self, number: int, data: bytes) -> None:
+        """Write the teacher's outputs on stored views of a committed shard."""
+        self._storage.write(views_file(number), data)
 
     def keep_below(self, number: int) -> None:
         """Remove the shards from `number` on, so that they can be made again."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.config.checked import Checked
-from engine.config.views import Views
+from engine.config.views import StoredViews, Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,12 @@ class DistillConfig(Checked):
     flip: bool = True
     """Mirror half of the images; set to false if left and right matter, as in digits and text."""
     mixup: float = 0.0
-    """Share of the images of a step that are mixed with another one (mixup, arXiv 1710.09412); they have no
-    label, so distill.w_ce must be 0."""
+    """Share of the images of a step, or of the stored views of an image, that are mixed with another one
+    (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
+    views: int = 0
+    """Views of each image, cropped, flipped and mixed, that the teacher sees once; its outputs are stored in
+    the bank, and training takes them from there. 0 draws new views and asks the teacher at every step. Needs
+    distill.w_feature 0, because the feature map is not stored."""
     crop_padding: int = 4
     """Pixels of zero padding for the random crop; 0 turns the crop off."""
 
@@ -53,7 +57,7 @@ class DistillConfig(Checked):
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
         }
-        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding"):
+        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding", "views"):
             allowed[name] = 0 <= getattr(self, name) < math.inf, "0 or above"
         for name, (holds, values) in allowed.items():
             if not holds:
@@ -64,13 +68,17 @@ class DistillConfig(Checked):
             yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
         if self.mixup and self.w_ce:
             yield "distill.mixup mixes images, which then have no label; set distill.w_ce to 0"
+        if self.views and self.w_feature:
+            yield "distill.views stores no feature map, which distill.w_feature needs; set one of them to 0"
         if self.w_kl == self.w_ce == self.w_feature == 0:
             yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
 
-    @property
-    def views(self) -> Views:
-        """Random views of an image that the student and the teacher see."""
-        return Views(flip=self.flip, crop_padding=self.crop_padding)
+    def views_of(self, seed: int) -> Views:
+        """Return how the student and the teacher see an image: in stored views, or in new ones each time."""
+        flip, padding = self.flip, self.crop_padding
+        if not self.views:
+            return Views(flip=flip, crop_padding=padding)
+        return StoredViews(flip=flip, crop_padding=padding, count=self.views, mixup=self.mixup, seed=seed)
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of step 0..total_steps - 1: linear warm-up, then half a cosine to 0."""

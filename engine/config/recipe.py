@@ -21,7 +21,7 @@ from engine.config.schedule import ScheduleConfig
 from engine.config.storage import StorageConfig
 from engine.config.synthesize import SynthesizeConfig
 from engine.config.tensorrt import TensorRtConfig
-from engine.config.views import Views
+from engine.config.views import StoredViews, Views
 
 CONFIG = "config.yaml"
 """File name of the recipe in a run's folder."""
@@ -190,7 +190,14 @@ class Recipe(Checked):
     @property
     def synthesis_views(self) -> Views:
         """Random views of a synthesized image that the teacher sees."""
-        return self.synthesize.views(default=self.distill.views)
+        distill = self.distill
+        return self.synthesize.views(default=Views(flip=distill.flip, crop_padding=distill.crop_padding))
+
+    @property
+    def stored_views(self) -> StoredViews | None:
+        """The views of which the teacher's outputs are stored, or None."""
+        views = self.distill.views_of(self.seed)
+        return views if isinstance(views, StoredViews) else None
 
 
 def derived(recipe: Recipe) -> Recipe:

@@ -11,3 +11,20 @@ class Views:
     """Mirror half of the images."""
     crop_padding: int = 4
     """Pixels of zero padding that the crop may reach into; 0 turns the crop off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredViews(Views):
+    """The views of each image that the teacher has seen, and whose outputs are stored."""
+
+    count: int
+    """Views of an image. The first views of an image do not depend on their number."""
+    mixup: float = 0.0
+    """Share of the views that are mixed with another image of the shard."""
+    seed: int = 0
+    """Seed of all draws."""
+
+    def fits(self, wanted: "StoredViews") -> bool:
+        """Return whether these views include those that a student wants; their seed does not matter."""
+        same = (self.flip, self.crop_padding, self.mixup) == (wanted.flip, wanted.crop_padding, wanted.mixup)
+        return same and self.count >= wanted.count

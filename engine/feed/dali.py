@@ -15,6 +15,7 @@ from engine.feed.feed import DTYPES, Feed, FeedBatch, crop_batch
 from engine.feed.index import Index
 from engine.feed.sampler import BatchSample, Sampler
 from engine.feed.tars import Bytes, TarReader, image_error
+from engine.feed.views import Crops
 
 _PREFETCH = 2
 """Number of batches in flight in DALI while another one is used."""
@@ -62,12 +63,12 @@ class DaliPipeline:
             self._pipeline.set_outputs(images, *shapes)
         self._pipeline.build()
 
-    def submit(self, images: Bytes | list[Bytes], sample: BatchSample, *, pad: int) -> None:
+    def submit(self, images: Bytes | list[Bytes], crops: Crops, *, pad: int) -> None:
         """Start a batch of raw pixels, uint8 [B, H, W, C], or of encoded images.
 
         The images are not copied and must not be written to afterwards.
         """
-        arguments = _paste_arguments(sample, self._image_size, pad) if self.crops else {}
+        arguments = _paste_arguments(crops, self._image_size, pad) if self.crops else {}
         inputs: dict[str, Any] = {"images": images, **arguments}
         self._inputs.append(inputs)
         for name, values in inputs.items():
@@ -102,18 +103,16 @@ def _stream(device_id: int | None) -> torch.cuda.Stream | None:
     return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
-def _paste_arguments(
-    sample: BatchSample, image_size: tuple[int, int], pad: int
-) -> dict[str, npt.NDArray[np.int32]]:
+def _paste_arguments(crops: Crops, image_size: tuple[int, int], pad: int) -> dict[str, npt.NDArray[np.int32]]:
     """Return the region of each image that its crop shows, and its position there; the rest is padding."""
-    padded = np.stack([sample.top, sample.left], axis=1)[:, None]
+    padded = np.stack([crops.top, crops.left], axis=1)[:, None]
     corner = padded - np.int32(pad)  # [B, 1, 2]: the crop's first row and column in the image
     return {
         "in_ids": np.arange(len(corner), dtype=np.int32)[:, None],
         "in_anchors": np.maximum(corner, 0),
         "out_anchors": np.maximum(-corner, 0),
         "shapes": np.array(image_size, np.int32) - np.abs(corner),
-        "mirror": sample.flip.astype(np.int32),
+        "mirror": crops.flip.astype(np.int32),
     }
 
 
@@ -210,7 +209,7 @@ class DaliFeed(Feed):
 
     def batches(self, sampler: Sampler, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
-        self._pad = sampler.pad
+        self._pad = sampler.views.crop_padding
         self._running = self._run(sampler, first, last)
         return self._running
 
@@ -227,10 +226,10 @@ class DaliFeed(Feed):
                 self._receive()
 
     def _submit(self, sample: BatchSample) -> None:
-        locations, raw = self.index.locations(sample.rows), self._codec == "raw"
+        locations, raw = self.index.locations(sample.reads), self._codec == "raw"
         shape = (*self._image_size, self._channels)
         images = self._tars.read_raw(locations, shape) if raw else self._tars.read_encoded(locations)
-        self._pipeline.submit(images, sample, pad=self._pad)
+        self._pipeline.submit(images, sample.crops, pad=self._pad)
         self._pending.append(_Submitted(sample, images))
 
     def _receive(self) -> FeedBatch:
@@ -242,7 +241,7 @@ class DaliFeed(Feed):
                 raise self._damaged(sample, position, f"it is {size}, not {self._size_text}")
         assert images is not None, "images of one size make a tensor"
         if not self._pipeline.crops:
-            images = crop_batch(images, sample, pad=self._pad, threads=self._crop_threads)
+            images = crop_batch(images, sample.crops, pad=self._pad, threads=self._crop_threads)
         return self.make_batch(images.permute(0, 3, 1, 2).to(DTYPES[self._config.dtype]), sample)
 
     def _received(self) -> tuple[Tensor | None, npt.NDArray[np.int64] | None]:
@@ -259,7 +258,7 @@ class DaliFeed(Feed):
         self._restart()
         for sample, images in pending:
             for position in range(len(images)):
-                one = BatchSample._make(column[position : position + 1] for column in sample)
+                one = Crops._make(column[position : position + 1] for column in sample.crops)
                 try:
                     self._pipeline.submit(images[position : position + 1], one, pad=self._pad)
                     self._pipeline.receive()
@@ -269,7 +268,7 @@ class DaliFeed(Feed):
         raise RuntimeError(reason)
 
     def _damaged(self, sample: BatchSample, position: int, reason: str) -> UserError:
-        return image_error(self.index.locations(sample.rows), position, reason)
+        return image_error(self.index.locations(sample.reads), position, reason)
 
     def _stop(self) -> None:
         if self._running is not None:

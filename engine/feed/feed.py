@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.feed.index import Index
 from engine.feed.sampler import BatchSample, Sampler
+from engine.feed.views import Crops, mix
 from kernels.crop_flip import crop_flip
 
 
@@ -25,6 +26,10 @@ class FeedBatch(NamedTuple):
     relative_agreement: float = 1.0
     """Share of agreeing images in this rank's part, divided by their share in the global batch; 1 if the
     global batch has none."""
+    teacher_logits: Tensor | None = None
+    """float16 [B, C], stored outputs of the teacher on these images; None if it has to be asked."""
+    teacher_pooled: Tensor | None = None
+    """float16 [B, D], its feature map, averaged over the positions; None if it is not stored."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,25 +64,29 @@ class Feed(ABC):
         self.close()
 
     def make_batch(self, images: Tensor, sample: BatchSample) -> FeedBatch:
-        """Return the batch of a sample's images, which are already on the device."""
-        labels = torch.from_numpy(self.index.labels(sample.rows)).to(self.device)
-        agrees = torch.from_numpy(self.index.agrees(sample.rows)).to(self.device)
-        relative = 1.0 if len(sample.rows) == len(sample.global_rows) else self._relative_agreement(sample)
-        return FeedBatch(images, labels, agrees, relative)
+        """Return the batch of a sample from all images it reads, [B + M, 3, H, W], already on the device."""
+        rows, views = sample.rows, sample.views
+        labels = torch.from_numpy(self.index.labels(rows)).to(self.device)
+        agrees = torch.from_numpy(self.index.agrees(rows)).to(self.device)
+        relative = 1.0 if len(rows) == len(sample.global_rows) else self._relative_agreement(sample)
+        if views is None:
+            return FeedBatch(images, labels, agrees, relative)
+        images = mix(images, views.mixed, views.weights)
+        outputs = self.index.teacher_outputs(rows, views.numbers)
+        stored = (None if each is None else torch.from_numpy(each).to(self.device) for each in outputs)
+        return FeedBatch(images, labels, agrees, relative, *stored)
 
     def _relative_agreement(self, sample: BatchSample) -> float:
         of_all = self.index.agrees(sample.global_rows).mean()
         return float(self.index.agrees(sample.rows).mean() / of_all) if of_all > 0 else 1.0
 
 
-def crop_batch(images: Tensor, sample: BatchSample, *, pad: int, threads: int | None = None) -> Tensor:
+def crop_batch(images: Tensor, crops: Crops, *, pad: int, threads: int | None = None) -> Tensor:
     """Crop and flip uint8 images [B, H, W, 3] on their device; return float32 [B, H, W, 3] in [0, 1].
 
     Args:
-        pad: padding of the sampler.
+        pad: padding that the crops are meant for.
         threads: CPU threads, as for `crop_flip`.
     """
-    top, left, flip = (
-        torch.from_numpy(column).to(images.device) for column in (sample.top, sample.left, sample.flip)
-    )
+    top, left, flip = (torch.from_numpy(column).to(images.device) for column in crops)
     return crop_flip(images, top.long(), left.long(), flip, pad=pad, threads=threads)

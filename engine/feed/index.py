@@ -1,6 +1,7 @@
 """The index of all kept images in the shards of one or more banks.
 
 It takes 15 bytes per image, 19 if the encoded images differ in size, and two more from 65,537 classes on.
+Stored outputs of the teacher stay in their files, which are mapped.
 """
 
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bank.rows import Int, Spans
+from engine.bank.views import TeacherOutputs, ViewsFile
 from engine.errors import UserError
 
 _BLOCK = 512  # bytes; members of a tar start at multiples of it
@@ -107,6 +109,8 @@ class Index:
         self._blocks = GrowingArray(np.uint32)  # offsets in units of _BLOCK
         self._sizes: GrowingArray | None = None  # size of each image, once they differ
         self._size = 0  # size of every image, until then
+        self._outputs: list[TeacherOutputs] = []  # of each shard, if views are stored
+        self._view_seeds = GrowingArray(np.int64)  # of each shard, too
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -117,8 +121,11 @@ class Index:
         columns = (self._keys, self._labels, self._agrees, self._blocks, self._sizes)
         return sum(column.values.nbytes for column in columns if column is not None)
 
-    def add(self, spans: Spans, *, bank: int = 0) -> range:
-        """Append the images of a shard of bank number `bank`; return their rows."""
+    def add(self, spans: Spans, *, bank: int = 0, views: ViewsFile | None = None) -> range:
+        """Append the images of a shard of bank number `bank`; return their rows.
+
+        `views`: the teacher's outputs on views of these images, for all shards or for none.
+        """
         if (spans.offsets % _BLOCK).any():
             raise UserError(
                 f"{spans.path}: an image does not begin at a block boundary; restore the files of the shard"
@@ -131,6 +138,9 @@ class Index:
         self._blocks.extend(spans.offsets // _BLOCK)
         self._ends.extend(np.array([rows.stop]))
         self.shards.append(Shard(str(spans.path), bank, rows))
+        if views is not None:
+            self._outputs.append(views.outputs)
+            self._view_seeds.extend(np.array([views.owner.views.seed]))
         return rows
 
     def _extend_labels(self, labels: Int) -> None:
@@ -166,6 +176,31 @@ class Index:
     def shard_numbers(self, rows: Int) -> Int:
         """Return the position of each row's shard in `shards`, int64 [N]."""
         return np.searchsorted(self._ends.values, rows, side="right")
+
+    def shard_bounds(self, rows: Int) -> tuple[Int, Int]:
+        """Return the first row of each row's shard and the shard's size, int64 [N] each."""
+        numbers, ends = self.shard_numbers(rows), self._ends.values
+        first = np.concatenate([[0], ends])[numbers]
+        return first, ends[numbers] - first
+
+    def view_seeds(self, rows: Int) -> npt.NDArray[np.uint64]:
+        """Return the seed of the stored views of each row, [N]."""
+        return self._view_seeds.values[self.shard_numbers(rows)].astype(np.uint64)
+
+    def teacher_outputs(self, rows: Int, views: Int) -> TeacherOutputs:
+        """Return the teacher's outputs on a stored view of each row: logits [N, C], pooled [N, D] or None."""
+        numbers = self.shard_numbers(rows)
+        places = numbers, rows - self.shard_bounds(rows)[0], views
+        pooled = None if self._outputs[0].pooled is None else self._stored("pooled", *places)
+        return TeacherOutputs(self._stored("logits", *places), pooled)
+
+    def _stored(self, name: str, numbers: Int, positions: Int, views: Int) -> npt.NDArray[np.float16]:
+        """Return rows of the stored outputs `name`, float16 [N, D]."""
+        found = np.empty((len(numbers), getattr(self._outputs[0], name).shape[2]), np.float16)
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
+            found[chosen] = getattr(self._outputs[number], name)[positions[chosen], views[chosen]]
+        return found
 
     def locations(self, rows: Int) -> Locations:
         """Return the locations of the rows' images."""

@@ -28,7 +28,7 @@ def open_feed(
         codec: codec of all files in the banks of `index`.
         image_size: (H, W) of all images.
         channels: channels of the stored images, 3 or 1.
-        batch_size: maximum number of images in a batch.
+        batch_size: maximum number of images that are read for a batch, with those that others are mixed with.
     """
     assert config.is_resolved
     if config.kind == "torch":

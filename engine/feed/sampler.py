@@ -7,27 +7,43 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bank.rows import Int
+from engine.config.views import StoredViews, Views
 from engine.errors import UserError
 from engine.feed.index import Index, RowRanges
-from engine.feed.shuffle import PAD, Offsets, UInt, crop_parameters, hash64, permute
+from engine.feed.shuffle import UInt, crop_parameters, hash64, permute
+from engine.feed.views import Crops, crops, partners
 
 _IMAGES_PER_BLOCK = 8192
 """Number of images sampled at once, to amortize numpy's overhead; the samples do not depend on it."""
 
 
-class BatchSample(NamedTuple):
-    """A rank's part of a batch: row indices and, for each image, its crop and flip."""
+class ViewSample(NamedTuple):
+    """Which stored view of each image is used, and which of them are mixed with another image."""
 
-    rows: Int
-    """[B], rows of the index."""
-    top: Offsets
-    """int32 [B], crop offset in the padded image, in [0, 2 * pad]."""
-    left: Offsets
-    """int32 [B], like `top`."""
-    flip: npt.NDArray[np.bool_]
-    """[B], whether the crop is mirrored."""
+    numbers: Int
+    """[B], view number of each image of the batch."""
+    mixed: Int
+    """[M], positions in the batch of the images that are mixed."""
+    weights: npt.NDArray[np.float32]
+    """[M], weight of each of them; the rest is its partner's."""
+
+
+class BatchSample(NamedTuple):
+    """A rank's part of a batch: the images to read and how to crop them."""
+
+    reads: Int
+    """[B + M], rows of the index: the B images of the batch, then the partner of each mixed one."""
+    crops: Crops
+    """[B + M]"""
     global_rows: Int
-    """[B * world], the rows of all ranks, in rank order."""
+    """[B * world], the rows of all ranks' images, in rank order."""
+    views: ViewSample | None = None
+    """None if the images are not seen in stored views."""
+
+    @property
+    def rows(self) -> Int:
+        """The rows of the batch's images, [B]."""
+        return self.reads if self.views is None else self.reads[: len(self.views.numbers)]
 
 
 class Sampler:
@@ -45,8 +61,8 @@ class Sampler:
         batch_size: images of the global batch.
         weights: relative share of each bank, by bank number.
         rows: number of rows to sample from, e.g. as many as a resumed run had (default: all).
-        pad: zeros around an image that its crop may include.
-        flip: mirror half of the images.
+        views: how images are cropped and flipped. Stored views are drawn by their own seed; the views of an
+            image follow each other from epoch to epoch, from a random one on.
 
     Raises:
         UserError: if a bank with a share has no images.
@@ -66,13 +82,12 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
         rows: int | None = None,
-        pad: int = PAD,
-        flip: bool = True,
+        views: Views | None = None,
     ) -> None:
         if batch_size % world or not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}: a batch of {batch_size} must divide among the ranks")
         self.index, self.batch_size, self.first_step = index, batch_size, first_step
-        self.pad, self.flip = pad, flip
+        self.views = views or Views()
         self.rows = len(index) if rows is None else rows
         part = batch_size // world
         self._rank_part = slice(rank * part, (rank + 1) * part)
@@ -103,20 +118,46 @@ class Sampler:
         """Yield the samples of some steps, counted from the sampler's first step."""
         bounds = apportion(self._weights, np.arange(first, last + 1) * self.batch_size)  # [K, S + 1]
         parts = [self._stream_block(number, steps) for number, steps in enumerate(bounds)]
-        rows, bits, steps = (np.concatenate(column) for column in zip(*parts, strict=True))
+        visits = _Visited(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         if len(parts) > 1:
-            mixed = np.lexsort((hash64(bits), steps))  # shuffle the streams' images within each step
-            rows, bits = rows[mixed], bits[mixed]
-        for batch in np.arange(len(rows)).reshape(-1, self.batch_size):
-            own = batch[self._rank_part]
-            crops = crop_parameters(bits[own], pad=self.pad, flip=self.flip)
-            yield BatchSample(rows[own], *crops, rows[batch])
+            mixed = np.lexsort((hash64(visits.bits), visits.steps))  # shuffle the streams within each step
+            visits = visits.at(mixed)
+        for batch in np.arange(len(visits.rows)).reshape(-1, self.batch_size):
+            yield self._sample(visits.at(batch[self._rank_part]), visits.rows[batch])
 
-    def _stream_block(self, number: int, bounds: Int) -> tuple[Int, npt.NDArray[np.uint64], Int]:
-        """Return the rows, random bits and steps of one stream's visits; the block's first step is 0."""
+    def _sample(self, visits: "_Visited", global_rows: Int) -> BatchSample:
+        """Return the sample of the visits of this rank's part."""
+        if not isinstance(self.views, StoredViews):
+            drawn = crop_parameters(visits.bits, pad=self.views.crop_padding, flip=self.views.flip)
+            return BatchSample(visits.rows, Crops(*drawn), global_rows)
+        index, keys = self.index, self.index.keys(visits.rows)
+        seeds, (first, sizes) = index.view_seeds(visits.rows), index.shard_bounds(visits.rows)
+        start = hash64(self._key, index.shard_numbers(visits.rows), keys) % np.uint64(self.views.count)
+        numbers = (start.astype(np.int64) + visits.epochs) % self.views.count
+        mixed, positions, weights = partners(self.views, seeds, keys, numbers, visits.rows - first, sizes)
+        reads = np.concatenate([visits.rows, first[mixed] + positions])
+        of_reads = (np.concatenate([column, column[mixed]]) for column in (seeds, numbers))
+        seeds_of_reads, numbers_of_reads = of_reads
+        drawn = crops(self.views, seeds_of_reads, index.keys(reads), numbers_of_reads)
+        return BatchSample(reads, drawn, global_rows, ViewSample(numbers, mixed, weights))
+
+    def _stream_block(self, number: int, bounds: Int) -> "_Visited":
+        """Return one stream's visits, with steps that count from the block's first one."""
         rows, epochs = self._streams[number].at(np.arange(bounds[0], bounds[-1]))
         bits = hash64(self._key, number, epochs, self.index.shard_numbers(rows), self.index.keys(rows))
-        return rows, bits, np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        return _Visited(rows, epochs, bits, np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)))
+
+
+class _Visited(NamedTuple):
+    """Visits of rows, with random bits and step of each; all [N]."""
+
+    rows: Int
+    epochs: Int
+    bits: UInt
+    steps: Int
+
+    def at(self, positions: Int) -> "_Visited":
+        return _Visited(*(column[positions] for column in self))  # type: ignore[arg-type]
 
 
 def _mixture(

@@ -70,7 +70,7 @@ class TorchFeed(Feed):
 
     def batches(self, sampler: Sampler, first: int, last: int) -> Iterator[FeedBatch]:
         self._stop()
-        self._running = self._run(sampler.samples(first, last), sampler.pad)
+        self._running = self._run(sampler.samples(first, last), sampler.views.crop_padding)
         return self._running
 
     def _run(self, samples: Iterator[BatchSample], pad: int) -> Generator[FeedBatch]:
@@ -78,7 +78,7 @@ class TorchFeed(Feed):
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            images = crop_batch(as_rgb(batch.images, self.device), batch.sample, pad=pad)
+            images = crop_batch(as_rgb(batch.images, self.device), batch.sample.crops, pad=pad)
             yield self.make_batch(images.permute(0, 3, 1, 2).to(self._dtype), batch.sample)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class _Tasks:
         self.samples: Iterator[BatchSample] = iter(())
 
     def __iter__(self) -> Iterator[_Task]:
-        return (_Task(sample, self._index.locations(sample.rows)) for sample in self.samples)
+        return (_Task(sample, self._index.locations(sample.reads)) for sample in self.samples)
 
 
 class _Decoding(Dataset[_Decoded | UserError]):

@@ -35,6 +35,8 @@ NOT_STATED = "not stated in its files"
 TEACHER, PRIOR, CLIP = "teacher", "diffusion prior", "CLIP"
 KEYS = {TEACHER: "teacher.weights", PRIOR: "augment.prior", CLIP: "filter.model"}
 """The setting that names the weights of each network."""
+INTERFACE = ("in_channels", "mean", "std", "weights_key", "output")
+"""Fields of the teacher that decide what it makes of an image, apart from its weights."""
 
 
 def bank_header(recipe: Recipe, *, of_run: bool = False) -> Header:
@@ -85,6 +87,14 @@ def teacher_of(recipe: Recipe) -> dict[str, Any]:
     return _fact(recipe.teacher.name, _weights_path(recipe, TEACHER))
 
 
+def teacher_sha256(recipe: Recipe) -> str:
+    """Return a hash of what decides the teacher's outputs: its weights, inputs and outputs."""
+    fact, teacher = teacher_of(recipe), recipe.teacher
+    named = fact["sha256"] or [teacher.name, teacher.weights]
+    deciding = [named, *(getattr(teacher, field) for field in (*INTERFACE, "feature")), teacher.size]
+    return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+
+
 def require_same_weights(
     recipe: Recipe,
     facts: Mapping[str, Any],
@@ -129,7 +139,7 @@ def require_teacher_of_bank(recipe: Recipe, url: str, header: Header) -> None:
     for facts in _by_bank(header.facts):
         require_same_weights(recipe, facts, made_with, whose=f"--bank {url}", fix=fix)
     for made in made_with:
-        for field in ("in_channels", "mean", "std", "weights_key", "output"):
+        for field in INTERFACE:
             then, now = _setting(made, f"teacher.{field}"), getattr(recipe.teacher, field)
             if then is not None and _normalized(then) != _normalized(now):
                 raise UserError(

@@ -197,13 +197,12 @@ class Distiller:
 
     def _loss(self, batch: FeedBatch) -> DistillationLoss:
         config, rank = self.config, self.accelerator.process_index
-        images = batch.images.float()
-        if config.mixup:
+        images, stored = batch.images.float(), batch.teacher_logits
+        if config.mixup and stored is None:
             images = mixed(images, config.mixup, generator(self.seed, "mixup", self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
-            with torch.no_grad():
-                outputs = self._teacher_forward(images=images)
+            outputs = self._teacher_outputs(images) if stored is None else {"logits": stored}
             features = [outputs[path] for path in self._teacher_paths]
             size = tuple(features[0].shape[2:]) if self.align is not None else None
             with BatchNormOverRanks() if self._has_ranks else nullcontext():
@@ -220,6 +219,10 @@ class Distiller:
             relative_agreement=batch.relative_agreement,
             features=None if aligned is None else (aligned, features[0]),
         )
+
+    def _teacher_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return self._teacher_forward(images=images)
 
     def _log(
         self, window: Tensor, num_steps: int, on_log: Callable[[int, dict[str, float]], None] | None

@@ -104,7 +104,8 @@ def distill(
             channels=header.channels,
             shares=shares,
         )
-        _train(stack.enter_context(trainer), banks, recipe.schedule, state, checkpoints)
+        _add(stack.enter_context(trainer), banks, accelerator)
+        _train(trainer, recipe.schedule, state, checkpoints)
         leave()
         if not is_main:
             return None
@@ -161,18 +162,25 @@ class _Checkpoints:
         logger.debug("checkpoint after step %d", trainer.step)
 
 
+def _add(trainer: StudentTrainer, banks: Sequence[BankReader], accelerator: Accelerator) -> None:
+    """Add all shards to the training images. The ranks share the work of making views that are missing."""
+    shards = [(position, number) for position, bank in enumerate(banks) for number in bank.numbers]
+    if trainer.views is not None and accelerator.num_processes > 1:
+        for position, number in shards[accelerator.process_index :: accelerator.num_processes]:
+            trainer.views.of_shard(banks[position], number)
+        accelerator.wait_for_everyone()
+    for position, number in shards:
+        trainer.add(banks[position], number, bank=position)
+    trainer.warn_of_missing_classes()
+
+
 def _train(
     trainer: StudentTrainer,
-    banks: Sequence[BankReader],
     schedule: ScheduleConfig,
     state: dict[str, Any] | None,
     checkpoints: _Checkpoints | None,
 ) -> None:
     """Train to the end of the schedule, from `state` if it is a checkpoint."""
-    for position, bank in enumerate(banks):
-        for number in bank.numbers:
-            trainer.add(bank.spans(number), bank=position)
-    trainer.warn_of_missing_classes()
     if state is not None:
         trainer.load_state_dict(state["training"])
     elif checkpoints is not None:

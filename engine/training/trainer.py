@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.bank.rows import Spans
+from engine.bank.reader import BankReader
 from engine.config.distill import DistillConfig
 from engine.config.recipe import Recipe
 from engine.config.storage import Codec
@@ -17,6 +17,7 @@ from engine.curves import Curves
 from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Sampler
+from engine.generation.views import ViewStore
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class StudentTrainer:
-    """Trains a student: `add` images, then `train`.
+    """Trains a student: `add` shards, then `train`.
 
     `state_dict` and the images decide the remaining steps; the feed has no state. With several ranks, all
     must make the same calls, and each gets its part of every batch.
@@ -68,13 +69,14 @@ class StudentTrainer:
             teacher_forward=pair.teacher_forward,
         )
         self.index = Index()
+        self.views = ViewStore(recipe, pair, accelerator.device, progress) if recipe.stored_views else None
         self.feed = open_feed(
             recipe.feed,
             self.index,
             codec=codec,
             image_size=size,
             channels=channels,
-            batch_size=recipe.distill.batch_size // self.world,
+            batch_size=recipe.distill.batch_size // self.world * (2 if recipe.distill.mixup else 1),
             device=accelerator.device,
         )
 
@@ -91,9 +93,13 @@ class StudentTrainer:
         """Number of steps taken so far."""
         return self.distiller.step
 
-    def add(self, spans: Spans, *, bank: int = 0) -> range:
-        """Add the images of a shard of bank number `bank`; return their rows in the index."""
-        return self.index.add(spans, bank=bank)
+    def add(self, reader: BankReader, number: int, *, bank: int = 0) -> range:
+        """Add the images of a shard of bank number `bank`; return their rows in the index.
+
+        If the recipe stores views, make the shard's if they are missing. Raises as `ViewStore.of_shard`.
+        """
+        views = None if self.views is None else self.views.of_shard(reader, number)
+        return self.index.add(reader.spans(number), bank=bank, views=views)
 
     def warn_of_missing_classes(self) -> None:
         """Log a warning if classes of weight above 0 have no images yet."""
@@ -135,8 +141,7 @@ class StudentTrainer:
             newest=self.newest_share,
             rank=self.rank,
             world=self.world,
-            pad=self.config.crop_padding,
-            flip=self.config.flip,
+            views=self.config.views_of(self.seed),
         )
         batch_size = self.config.batch_size
         with self.progress.stage("distill", total=count * batch_size, unit="images") as stage:

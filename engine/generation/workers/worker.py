@@ -12,6 +12,8 @@ from pathlib import Path
 from engine import networks
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import first_difference, shard_name
+from engine.bank.reader import write_views
+from engine.bank.storage import open_storage
 from engine.bank.writer import write_shard
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError
@@ -20,6 +22,7 @@ from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.provenance import weights_of
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
+from engine.generation.views import ViewStore
 from engine.progress import Progress
 from export.errors import ExportError
 
@@ -43,6 +46,9 @@ class Worker:
         loaded = networks.load(job.recipe, accelerator.device)
         opened = networks.open(job.recipe, loaded, accelerator, thread_counts(groups))
         self._progress = Progress(quiet=True)
+        self._views = None
+        if job.recipe.stored_views:
+            self._views = ViewStore(job.recipe, opened, accelerator.device, self._progress)
         self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, groups)
         self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
@@ -59,10 +65,13 @@ class Worker:
                     yield failed(number, error)
 
     def _write(self, number: int, batch: GeneratedBatch) -> Done:
-        rows = batch.rows()
-        entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
+        rows, images = batch.rows(), batch.kept_images()
+        entry = write_shard(self._job.url, number, rows, images, self._job.header)
+        if self._views is not None:
+            data = self._views.packed(entry.files[entry.names.tar].sha256, images, rows.keys[rows.kept])
+            write_views(open_storage(self._job.url), number, data)
         result = batch.result
-        seconds, images = self._since_last_shard()
+        seconds, counts = self._since_last_shard()
         logger.debug("shard %s made", shard_name(number))
         return Done(
             number=number,
@@ -70,7 +79,7 @@ class Worker:
             variations=0 if result is None else len(result.kept),
             accepted=0 if result is None else int(result.kept.sum()),
             seconds=seconds,
-            images=images,
+            images=counts,
             rss=rss(),
             agreements=Agreements.of(rows),
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.config.feed import FeedConfig
+from engine.config.views import Views
 from engine.errors import UserError
 from engine.feed.feed import DTYPES, Feed, FeedBatch
 from engine.feed.open import open_feed
@@ -58,8 +59,8 @@ def opened(
 def expected_images(pixels: np.ndarray, sample: BatchSample, pad: int = 4) -> Tensor:
     """Return float32 [B, 3, H, W], cropped by `crop_flip_nchw`, which has its own tests."""
     images = torch.from_numpy(pixels[sample.rows]).permute(0, 3, 1, 2)
-    top, left = (torch.from_numpy(column).long() for column in (sample.top, sample.left))
-    crops = crop_flip_nchw(images, top, left, torch.from_numpy(sample.flip), pad=pad)
+    top, left = (torch.from_numpy(column).long() for column in (sample.crops.top, sample.crops.left))
+    crops = crop_flip_nchw(images, top, left, torch.from_numpy(sample.crops.flip), pad=pad)
     return crops.float() * np.float32(1 / 255)
 
 
@@ -93,7 +94,7 @@ def test_gives_what_the_sampler_says(kind: str, codec: str, channels: int, tmp_p
 @pytest.mark.parametrize("kind", KINDS)
 def test_crops_by_the_padding_of_the_sampler(kind: str, codec: str, pad: int, tmp_path: Path) -> None:
     bank = bank_of(tmp_path, codec)
-    sampler = Sampler(bank.index, batch_size=8, seed=1, pad=pad, flip=False)
+    sampler = Sampler(bank.index, batch_size=8, seed=1, views=Views(crop_padding=pad, flip=False))
     with opened(bank, kind) as feed:
         batches = list(feed.batches(sampler, 0, 2))
     for sample, batch in zip(sampler.samples(0, 2), batches, strict=True):

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config.views import Views
 from engine.errors import UserError
 from engine.feed.index import Index
 from engine.feed.sampler import BatchSample, Sampler
@@ -126,7 +127,7 @@ def test_the_streams_of_a_batch_are_shuffled() -> None:
 def test_crops_are_uniform_and_independent_of_each_other() -> None:
     samples = list(Sampler(index_of([0] * 500), batch_size=100, seed=8).samples(0, 400))
     top, left, flip = (
-        np.concatenate([sample[column] for sample in samples]).astype(int) for column in (1, 2, 3)
+        np.concatenate([sample.crops[column] for sample in samples]).astype(int) for column in range(3)
     )
     choices = 2 * PAD + 1
     counts = np.bincount((top * choices + left) * 2 + flip, minlength=2 * choices**2)
@@ -136,19 +137,24 @@ def test_crops_are_uniform_and_independent_of_each_other() -> None:
 
 def test_without_flips_nothing_else_changes() -> None:
     index = index_of([0] * 60)
-    usual, unflipped = (Sampler(index, batch_size=20, seed=8, flip=flip).sample(3) for flip in (True, False))
-    assert usual.flip.any()
-    assert not unflipped.flip.any()
-    for name in ("rows", "top", "left"):
-        assert np.array_equal(getattr(usual, name), getattr(unflipped, name))
+    usual, unflipped = (
+        Sampler(index, batch_size=20, seed=8, views=Views(flip=flip)).sample(3) for flip in (True, False)
+    )
+    assert usual.crops.flip.any()
+    assert not unflipped.crops.flip.any()
+    assert np.array_equal(usual.rows, unflipped.rows)
+    for name in ("top", "left"):
+        assert np.array_equal(getattr(usual.crops, name), getattr(unflipped.crops, name))
 
 
 @pytest.mark.parametrize("pad", [0, 1, 7])
 def test_crops_reach_as_far_as_the_padding(pad: int) -> None:
-    samples = list(Sampler(index_of([0] * 500), batch_size=100, seed=8, pad=pad).samples(0, 20))
+    samples = list(
+        Sampler(index_of([0] * 500), batch_size=100, seed=8, views=Views(crop_padding=pad)).samples(0, 20)
+    )
     for offsets in (
-        np.concatenate([sample.top for sample in samples]),
-        np.concatenate([sample.left for sample in samples]),
+        np.concatenate([sample.crops.top for sample in samples]),
+        np.concatenate([sample.crops.left for sample in samples]),
     ):
         assert set(offsets.tolist()) == set(range(2 * pad + 1))
 
