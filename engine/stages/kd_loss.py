@@ -72,13 +72,14 @@ def distillation_loss(
     )
     total, soft, ce = fused.total, fused.kl, fused.ce * ce_share
     if loss != "kl":
-        sides = _wide(student_logits), _wide(teacher_logits)
-        if loss == "dist":
-            soft = dist(*sides, temperature, *dist_weights)
-        elif standardize:
-            soft = dkd(*map(standardized, sides), temperature, *dkd_weights)
-        else:
-            soft = dkd(*sides, temperature, *dkd_weights)
+        student, teacher = _wide(student_logits), _wide(teacher_logits)
+        if standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        soft = (
+            dkd(student, teacher, temperature, *dkd_weights)
+            if loss == "dkd"
+            else dist(student, teacher, temperature, *dist_weights)
+        )
         total, soft = total + w_kl * soft, soft.detach()
     feature = total.new_zeros(())
     if features is not None:
