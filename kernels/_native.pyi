@@ -87,6 +87,7 @@ class KdLoss:
         w_ce: float,
         label_smoothing: float,
         ignore_index: int,
+        standardize: bool,
         threads: int,
     ) -> None: ...
 

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from engine.config.checked import Checked
 from engine.config.views import StoredViews, Views
+
+Loss = Literal["kl", "dkd", "dist"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +17,27 @@ class DistillConfig(Checked):
 
     batch_size: int = 64
     """Images in a training step, over all processes."""
+    loss: Loss = "kl"
+    """Soft term, which compares the logits: kl is KL(teacher || student); dkd weighs the two parts of KL, the
+    teacher's top-1 class against the rest and the classes of the rest (arXiv 2203.08679); dist correlates the
+    probabilities of each image over the classes and of each class over the images (arXiv 2205.10536). With
+    several ranks, dist correlates over the images of each rank."""
     temperature: float = 20.0
-    """Temperature of both softmaxes in the KL term, which is multiplied by its square."""
+    """Temperature of both softmaxes in the soft term, which is multiplied by its square. The gradient of dist
+    grows with that square; its paper takes 1 and 4."""
+    standardize: bool = False
+    """Replace each image's logits by their z-scores before the temperature, for kl and dkd (arXiv
+    2403.01427)."""
+    dkd_alpha: float = 1.0
+    """Weight of the teacher's top-1 class against the rest, in dkd."""
+    dkd_beta: float = 8.0
+    """Weight of the classes of the rest, in dkd."""
+    dist_beta: float = 1.0
+    """Weight of the correlations over the classes, in dist."""
+    dist_gamma: float = 1.0
+    """Weight of the correlations over the images, in dist."""
     w_kl: float = 1.0
-    """Weight of KL(teacher || student)."""
+    """Weight of the soft term."""
     w_ce: float = 1.0
     """Weight of the cross-entropy with the image's label."""
     w_feature: float = 30.0
@@ -34,7 +54,8 @@ class DistillConfig(Checked):
     warmup_steps: int = 0
     """Steps of linear learning-rate warm-up."""
     ce_on_agreement: bool = True
-    """Apply the cross-entropy only to images whose label is the teacher's top-1 class; KL applies to all."""
+    """Apply the cross-entropy only to images whose label is the teacher's top-1 class; the soft term applies
+    to all."""
     class_balance: bool = True
     """Draw a class first, then one of its images, so that rare classes count as much as frequent ones."""
     flip: bool = True
@@ -57,7 +78,8 @@ class DistillConfig(Checked):
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
         }
-        for name in ("w_kl", "w_ce", "w_feature", "weight_decay", "warmup_steps", "crop_padding", "views"):
+        weights = ("w_kl", "w_ce", "w_feature", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
+        for name in (*weights, "weight_decay", "warmup_steps", "crop_padding", "views"):
             allowed[name] = 0 <= getattr(self, name) < math.inf, "0 or above"
         for name, (holds, values) in allowed.items():
             if not holds:
@@ -72,6 +94,18 @@ class DistillConfig(Checked):
             yield "distill.views stores no feature map, which distill.w_feature needs; set one of them to 0"
         if self.w_kl == self.w_ce == self.w_feature == 0:
             yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
+
+        if self.standardize and self.loss == "dist":
+            yield (
+                "distill.standardize is true, but distill.loss is dist, whose correlations have no scale; "
+                "set distill.standardize to false"
+            )
+        for loss, first, second in (("dkd", "dkd_alpha", "dkd_beta"), ("dist", "dist_beta", "dist_gamma")):
+            if self.loss == loss and getattr(self, first) == getattr(self, second) == 0:
+                yield (
+                    f"distill.{first} and distill.{second} are both 0, but distill.loss is {loss}; "
+                    "set one above 0, or distill.loss to kl"
+                )
 
     def views_of(self, seed: int) -> Views:
         """Return how the student and the teacher see an image: in stored views, or in new ones each time."""

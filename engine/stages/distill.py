@@ -84,7 +84,7 @@ class Distiller:
 
     With several ranks, each trains on an equal part of every batch. Gradients, logged losses and BatchNorm
     statistics are those of the global batch, so the state is the same on all ranks and as in one process,
-    except that with `mixup` each rank mixes images of its own part.
+    except that with `mixup` each rank mixes images of its own part, and the loss `dist` correlates over them.
     """
 
     def __init__(
@@ -212,6 +212,10 @@ class Distiller:
             outputs["logits"],
             batch.labels,
             temperature=config.temperature,
+            loss=config.loss,
+            standardize=config.standardize,
+            dkd_weights=(config.dkd_alpha, config.dkd_beta),
+            dist_weights=(config.dist_beta, config.dist_gamma),
             w_kl=config.w_kl,
             w_ce=config.w_ce,
             w_feature=config.w_feature,

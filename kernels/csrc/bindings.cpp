@@ -88,9 +88,9 @@ NB_MODULE(_native, m) {
         "op"_a, "images"_a, "out"_a);
 
     bind_op<kernels::KdLoss, kernels::Dtype, kernels::Dtype, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-            const std::int64_t*, double, double, double, double, std::int64_t, int>(
+            const std::int64_t*, double, double, double, double, std::int64_t, bool, int>(
         m, "KdLoss", "student_dtype", "teacher_dtype", "rows", "classes", "student_stride", "teacher_stride", "labels",
-        "temperature", "w_kl", "w_ce", "label_smoothing", "ignore_index", "threads");
+        "temperature", "w_kl", "w_ce", "label_smoothing", "ignore_index", "standardize", "threads");
     m.def(
         "kd_loss_forward",
         [](const kernels::KdLoss& op, Address student, Address teacher, Address total, Address kl, Address ce,

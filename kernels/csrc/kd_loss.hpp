@@ -16,6 +16,7 @@ struct KdLoss {
     const std::int64_t* labels;
     double temperature, w_kl, w_ce, label_smoothing;
     std::int64_t ignore_index;
+    bool standardize;  // z-score the logits of the KL term
     int threads;
 };
 

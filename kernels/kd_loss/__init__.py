@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kernels.kd_loss import op as _op  # noqa: F401  (registers the op)
-from kernels.kd_loss.reference import Settings
+from kernels.kd_loss.reference import Settings, standardized
 
-__all__ = ["KdLoss", "kd_loss"]
+__all__ = ["KdLoss", "kd_loss", "standardized"]
 
 
 class KdLoss(NamedTuple):
@@ -30,6 +30,7 @@ def kd_loss(
     w_ce: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    standardize: bool = False,
 ) -> KdLoss:
     """Return w_kl · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + w_ce · CE(student, labels).
 
@@ -42,6 +43,8 @@ def kd_loss(
         student_logits, teacher_logits: [B, C], each float32, bfloat16 or float16, with any row stride;
             float64 runs on plain torch.
         labels: int64 [B].
+        standardize: take `standardized` logits in KL; CE keeps the raw ones. The gradient of a row is
+            orthogonal to its logits and grows as their spread shrinks. An infinite logit makes the loss NaN.
 
     Returns:
         Float32 scalars, float64 if either side is float64. The gradient of `total` flows to whichever logits
@@ -59,6 +62,7 @@ def kd_loss(
         w_ce=w_ce,
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
+        standardize=standardize,
         student_gradient=grad and student_logits.requires_grad,
         teacher_gradient=grad and teacher_logits.requires_grad,
     )

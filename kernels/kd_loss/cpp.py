@@ -46,5 +46,6 @@ def _describe(student: Tensor, teacher: Tensor, labels: Tensor | None, settings:
         w_ce=settings.w_ce,
         label_smoothing=settings.label_smoothing,
         ignore_index=settings.ignore_index,
+        standardize=settings.standardize,
         threads=torch.get_num_threads(),
     )

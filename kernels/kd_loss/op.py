@@ -12,7 +12,7 @@ from kernels.layout import dense_rows
 
 _SETTINGS = (
     "float temperature, float w_kl, float w_ce, float label_smoothing, int ignore_index,"
-    " bool student_gradient, bool teacher_gradient"
+    " bool standardize, bool student_gradient, bool teacher_gradient"
 )
 
 define(
@@ -54,12 +54,12 @@ def _autograd(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise NotImplementedError("kd_loss is differentiable once: it has no backward with create_graph=True")
     if grad_total is None:
-        return (None,) * 10
+        return (None,) * 11
     gradients = (
         _scaled(gradient, grad_total).to(dtype) if wanted else None
         for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
     )
-    return *gradients, *[None] * 8
+    return *gradients, *[None] * 9
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:

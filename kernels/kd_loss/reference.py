@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPSILON = 1e-7
+"""Added to the standard deviation of a row, as in the released code of logit standardization."""
+
 
 class Settings(NamedTuple):
     """The settings of the loss, and which gradients to compute."""
@@ -15,6 +18,7 @@ class Settings(NamedTuple):
     w_ce: float
     label_smoothing: float
     ignore_index: int
+    standardize: bool
     student_gradient: bool
     teacher_gradient: bool
 
@@ -29,10 +33,12 @@ def kd_loss_reference(
     w_ce: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    standardize: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return total, kl and ce of `kd_loss`, float64, differentiable by autograd."""
     student, teacher = student.double(), teacher.double()
-    log_q, log_p = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    sides = [standardized(x) if standardize else x for x in (student, teacher)]
+    log_q, log_p = (F.log_softmax(x / temperature, 1) for x in sides)
     kl = temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     if labels is None:
         return w_kl * kl, kl, kl.new_zeros(())
@@ -43,6 +49,17 @@ def kd_loss_reference(
     return w_kl * kl + w_ce * ce, kl, ce
 
 
+def standardized(logits: Tensor) -> Tensor:
+    """Return the z-scores of each row of logits [B, C]: (z - mean) / (population standard deviation + 1e-7).
+
+    This is the pre-processing of logit standardization (Sun et al., CVPR 2024, arXiv 2403.01427), whose
+    released code takes the sample deviation instead: at a temperature √(C / (C - 1)) times as high, the
+    losses are the same.
+    """
+    mean = logits.mean(1, keepdim=True)
+    return (logits - mean) / (logits.std(1, correction=0, keepdim=True) + EPSILON)
+
+
 def forward(
     student: Tensor, teacher: Tensor, labels: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -50,15 +67,20 @@ def forward(
 
     A gradient that is not wanted has no rows.
     """
-    temperature, w_kl, w_ce, label_smoothing, ignore_index, student_gradient, teacher_gradient = settings
+    temperature, w_kl, w_ce, label_smoothing, ignore_index, standardize, *wanted = settings
+    student_gradient, teacher_gradient = wanted
     wide_student, wide_teacher = student.double(), teacher.double()
-    log_q, log_p = F.log_softmax(wide_student / temperature, 1), F.log_softmax(wide_teacher / temperature, 1)
+    sides = [standardized(x) if standardize else x for x in (wide_student, wide_teacher)]
+    log_q, log_p = (F.log_softmax(x / temperature, 1) for x in sides)
     p, difference = log_p.exp(), log_q - log_p
     kl_rows = -torch.where(p > 0, p * difference, 0).sum(1, keepdim=True)
     kl = temperature**2 * kl_rows.sum() / len(student)
     weight = w_kl * temperature / len(student) if len(student) > 0 else 0
     grad_student = weight * (log_q.exp() - p)
     grad_teacher = weight * torch.where(p > 0, p * (-difference - kl_rows), 0)
+    if standardize:
+        grad_student = _through_standardization(grad_student, wide_student)
+        grad_teacher = _through_standardization(grad_teacher, wide_teacher)
     ce = kl.new_zeros(())
     if labels is not None:
         ce, grad_ce = _cross_entropy(wide_student, labels, label_smoothing, ignore_index)
@@ -95,6 +117,15 @@ def empty_gradient(logits: Tensor, wanted: bool) -> Tensor:
 def wrong_label(label: int, row: int, classes: int) -> ValueError:
     """Return the error for a label that is neither a class nor `ignore_index`."""
     return ValueError(f"labels[{row}] is {label}, but there are {classes} classes")
+
+
+def _through_standardization(gradient: Tensor, logits: Tensor) -> Tensor:
+    """Return the gradient of the logits [B, C] from the gradient of their z-scores, whose rows sum to 0."""
+    centred = logits - logits.mean(1, keepdim=True)
+    deviation = centred.square().mean(1, keepdim=True).sqrt()
+    scale = deviation + EPSILON
+    parallel = (gradient * centred).mean(1, keepdim=True) / (deviation * scale)
+    return (gradient - centred * torch.where(deviation > 0, parallel, 0)) / scale
 
 
 def _cross_entropy(

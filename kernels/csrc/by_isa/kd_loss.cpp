@@ -1,7 +1,6 @@
 #include "kd_loss.hpp"
 
 #include <cmath>
-#include <cstdlib>
 
 #include "scratch.hpp"
 #include "simd.hpp"
@@ -15,6 +14,7 @@ using std::int64_t;
 constexpr int64_t kBlock = 16 * kLanes;        // elements that are summed in float before the sum is added to a double
 constexpr int64_t kElementsPerThread = 16384;  // for fewer, waking another thread takes longer
 constexpr float kNear = 0.5f;                  // |log(q / p)| below which KL terms are summed as a series
+constexpr double kEpsilon = 1e-7;              // added to the standard deviation of a row
 
 typedef double F64 __attribute__((vector_size(8 * kLanes)));
 
@@ -65,15 +65,24 @@ struct GradientOf<F16> {
     using Type = float;
 };
 
+// How the KL term scales the logits of one side of a row.
+struct Side {
+    float* centred;    // logits less their mean; only if they are standardized
+    double inverse;    // 1 / T, over the deviation if they are standardized
+    double deviation;  // standard deviation of the logits, plus kEpsilon; only if they are standardized
+};
+
 // The working memory of one thread for one row: floats [padded(classes)] each, maxima and sums.
 struct Row {
     float* student;          // logits; then log(q / p), first without its constant
     float* teacher;          // logits; then exp(logits / T) below the maximum; then p
-    float* student_exp;      // exp(logits / T) below the maximum
+    float* student_exp;      // exp(logits / T) below the maximum; then maybe q - p
     float* student_exp_one;  // the same with T = 1
     float student_max, teacher_max;
     float student_base, teacher_base;  // subtracted from the logits before their difference
     double student_sum, teacher_sum, student_sum_one;
+    double inverse, constant;  // of log(q / p): the lower inverse temperature, and what completes it
+    Side student_side, teacher_side;
 };
 
 // Copies a row to floats, padded with -inf, and returns its maximum.
@@ -105,40 +114,57 @@ float load_row(Dtype dtype, const void* from, int64_t offset, int64_t count, flo
     return most;
 }
 
-// log(q / p) is (student - teacher) / T plus a constant. If the maxima are close, the logits may be, too, and their plain
-// difference is exact; else the maxima are subtracted first, so that a large gap adds no rounding.
-void choose_bases(Row& row, double temperature) {
-    const bool close = __builtin_fabsf(row.student_max - row.teacher_max) < temperature;
+// Measures the deviation of a row of logits and stores them less their mean.
+void standardize(const float* logits, int64_t classes, float most, double temperature, Side& side) {
+    double total = 0, squares = 0;
+    for (int64_t i = 0; i < classes; ++i) total += logits[i] - most;
+    const float mean = static_cast<float>(total / classes);
+    for (int64_t i = 0; i < classes; ++i) {
+        side.centred[i] = logits[i] - most - mean;
+        squares += static_cast<double>(side.centred[i]) * side.centred[i];
+    }
+    for (int64_t i = classes; i < padded(classes); ++i) side.centred[i] = 0;
+    side.deviation = std::sqrt(squares / classes) + kEpsilon;
+    side.inverse = 1 / (temperature * side.deviation);
+}
+
+// log(q / p) is student * a - teacher * b plus a constant, with the inverse temperatures a and b. It is computed as
+// (student - teacher) * min(a, b) plus a rest, which is 0 if a = b. If the maxima are close, the logits may be, too, and
+// their plain difference is exact; else the maxima are subtracted first, so that a large gap adds no rounding.
+void choose_bases(Row& row) {
+    const double a = row.student_side.inverse, b = row.teacher_side.inverse;
+    row.inverse = a < b ? a : b;
+    const bool close = __builtin_fabsf(row.student_max - row.teacher_max) * row.inverse < 1;
     row.student_base = close ? 0 : row.student_max;
     row.teacher_base = close ? 0 : row.teacher_max;
 }
 
-double constant_of_log_ratio(const Row& row, double inverse_temperature) {
-    const double gap = (row.student_max - row.student_base) - (row.teacher_max - row.teacher_base);
-    return std::log(row.student_sum / row.teacher_sum) + gap * inverse_temperature;
-}
-
-// Computes both softmaxes at the temperature and, with kOne, the student's at 1, all before division by their sums.
+// Computes both softmaxes for the KL term and, with kOne, the student's at temperature 1, all before division by their
+// sums.
 template <bool kOne>
-void exponentials(Row& row, int64_t count, float inverse_temperature) {
+void exponentials(Row& row, int64_t count) {
     const F32 student_max = splat(row.student_max), teacher_max = splat(row.teacher_max);
     const F32 student_base = splat(row.student_base), teacher_base = splat(row.teacher_base);
-    const bool same = inverse_temperature == 1;
+    const double a = row.student_side.inverse, b = row.teacher_side.inverse;
+    const float student_inverse = a, teacher_inverse = b, inverse = row.inverse, rest = a - b;
+    const bool one_is_known = student_inverse == 1;
     F64 student_sum = {}, teacher_sum = {}, student_sum_one = {};
     for (int64_t begin = 0; begin < count; begin += kBlock) {
         const int64_t end = min(count, begin + kBlock);
         F32 student_part = {}, teacher_part = {}, one_part = {};
         for (int64_t i = begin; i < end; i += kLanes) {
             const F32 s = load(row.student + i), t = load(row.teacher + i);
-            const F32 s_exp = exp_of_negative((s - student_max) * inverse_temperature);
-            const F32 t_exp = exp_of_negative((t - teacher_max) * inverse_temperature);
-            store(row.student + i, ((s - student_base) - (t - teacher_base)) * inverse_temperature);
+            const F32 s_exp = exp_of_negative((s - student_max) * student_inverse);
+            const F32 t_exp = exp_of_negative((t - teacher_max) * teacher_inverse);
+            F32 ratio = ((s - student_base) - (t - teacher_base)) * inverse;
+            if (rest != 0) ratio += (rest < 0 ? t - teacher_max : s - student_max) * rest;
+            store(row.student + i, ratio);
             store(row.student_exp + i, s_exp);
             store(row.teacher + i, t_exp);
             student_part += s_exp;
             teacher_part += t_exp;
             if constexpr (kOne) {
-                const F32 one = same ? s_exp : exp_of_negative(s - student_max);
+                const F32 one = one_is_known ? s_exp : exp_of_negative(s - student_max);
                 store(row.student_exp_one + i, one);
                 one_part += one;
             }
@@ -150,6 +176,8 @@ void exponentials(Row& row, int64_t count, float inverse_temperature) {
     row.student_sum = sum(student_sum);
     row.teacher_sum = sum(teacher_sum);
     row.student_sum_one = sum(student_sum_one);
+    const double gap = (row.student_max - row.student_base) - (row.teacher_max - row.teacher_base);
+    row.constant = std::log(row.student_sum / row.teacher_sum) + gap * row.inverse;
 }
 
 // e^d - 1 - d for |d| < kNear, with a relative error below 2e-7.
@@ -170,11 +198,19 @@ struct Weights {
     float smoothing;  // subtracted from the gradient of every class by label smoothing
 };
 
+template <typename T>
+inline void store_up_to(int64_t count, T* to, F32 v) {
+    if (count >= kLanes)
+        store(to, v);
+    else
+        store_partial(to, v, count);
+}
+
 // Returns the KL of one row, and leaves p in row.teacher and log(q / p) in row.student. With kGradient, writes the
-// student's gradient; with kCe, the gradient includes the cross-entropy.
+// student's gradient, else leaves q - p in row.student_exp; with kCe, the gradient includes the cross-entropy.
 template <bool kGradient, bool kCe, typename T>
-double kl_of_row(Row& row, int64_t classes, float inverse_temperature, Weights weights, T* gradient) {
-    const F32 constant = splat(static_cast<float>(constant_of_log_ratio(row, inverse_temperature)));
+double kl_of_row(Row& row, int64_t classes, Weights weights, T* gradient) {
+    const F32 constant = splat(static_cast<float>(row.constant));
     const F32 student_scale = splat(static_cast<float>(1 / row.student_sum));
     const F32 teacher_scale = splat(static_cast<float>(1 / row.teacher_sum));
     const F32 one_scale = kCe ? splat(static_cast<float>(weights.ce / row.student_sum_one)) : F32{};
@@ -194,10 +230,9 @@ double kl_of_row(Row& row, int64_t classes, float inverse_temperature, Weights w
             if constexpr (kGradient) {
                 F32 g = excess * weights.kl;
                 if constexpr (kCe) g += load(row.student_exp_one + i) * one_scale - weights.smoothing;
-                if (classes - i >= kLanes)
-                    store(gradient + i, g);
-                else
-                    store_partial(gradient + i, g, classes - i);
+                store_up_to(classes - i, gradient + i, g);
+            } else {
+                store(row.student_exp + i, excess);
             }
         }
         add(total, part);
@@ -211,10 +246,44 @@ void teacher_gradient(const Row& row, int64_t classes, float kl, float weight, T
     for (int64_t i = 0; i < classes; i += kLanes) {
         const F32 p = load(row.teacher + i), d = load(row.student + i);
         const F32 g = p == 0 ? F32{} : p * (-d - kl) * weight;
-        if (classes - i >= kLanes)
-            store(gradient + i, g);
-        else
-            store_partial(gradient + i, g, classes - i);
+        store_up_to(classes - i, gradient + i, g);
+    }
+}
+
+// Returns the factor of the centred logits that makes a gradient [count], zero beyond the classes, orthogonal to them.
+// It is 0 if all logits of the row are equal.
+double projection(const float* gradient, const Side& side, int64_t classes) {
+    F64 dot = {};
+    for (int64_t i = 0; i < classes; i += kLanes) add(dot, load(gradient + i) * load(side.centred + i));
+    const double deviation = side.deviation - kEpsilon;
+    return deviation > 0 ? sum(dot) / classes / deviation / side.deviation : 0;
+}
+
+// Writes the student's gradient if its logits are standardized, from the q - p that kl_of_row left in the row.
+template <bool kCe, typename T>
+void standardized_student_gradient(const Row& row, int64_t classes, Weights weights, T* gradient) {
+    const F32 factor = splat(static_cast<float>(projection(row.student_exp, row.student_side, classes)));
+    const F32 scale = splat(static_cast<float>(weights.kl / row.student_side.deviation));
+    const F32 one_scale = kCe ? splat(static_cast<float>(weights.ce / row.student_sum_one)) : F32{};
+    for (int64_t i = 0; i < classes; i += kLanes) {
+        F32 g = (load(row.student_exp + i) - load(row.student_side.centred + i) * factor) * scale;
+        if constexpr (kCe) g += load(row.student_exp_one + i) * one_scale - weights.smoothing;
+        store_up_to(classes - i, gradient + i, g);
+    }
+}
+
+// Writes the teacher's gradient if its logits are standardized. Overwrites log(q / p) in row.student.
+template <typename T>
+void standardized_teacher_gradient(Row& row, int64_t classes, float kl, float weight, T* gradient) {
+    for (int64_t i = 0; i < classes; i += kLanes) {
+        const F32 p = load(row.teacher + i), d = load(row.student + i);
+        store(row.student + i, p == 0 ? F32{} : p * (-d - kl));
+    }
+    const F32 factor = splat(static_cast<float>(projection(row.student, row.teacher_side, classes)));
+    const F32 scale = splat(static_cast<float>(weight / row.teacher_side.deviation));
+    for (int64_t i = 0; i < classes; i += kLanes) {
+        const F32 g = (load(row.student + i) - load(row.teacher_side.centred + i) * factor) * scale;
+        store_up_to(classes - i, gradient + i, g);
     }
 }
 
@@ -234,9 +303,13 @@ RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, co
     const int64_t classes = op.classes, count = padded(classes);
     row.student_max = load_row(op.student_dtype, student, at * op.student_stride, classes, row.student);
     row.teacher_max = load_row(op.teacher_dtype, teacher, at * op.teacher_stride, classes, row.teacher);
-    choose_bases(row, op.temperature);
+    row.student_side.inverse = row.teacher_side.inverse = 1 / op.temperature;
+    if (op.standardize) {
+        standardize(row.student, classes, row.student_max, op.temperature, row.student_side);
+        standardize(row.teacher, classes, row.teacher_max, op.temperature, row.teacher_side);
+    }
+    choose_bases(row);
     const bool with_ce = op.labels != nullptr && op.labels[at] != op.ignore_index;
-    const float inverse_temperature = static_cast<float>(1 / op.temperature);
     Weights weights{static_cast<float>(op.w_kl * op.temperature / op.rows), 0, 0};
     RowLosses losses{0, 0};
     if (with_ce) {
@@ -244,27 +317,32 @@ RowLosses forward_row(const KdLoss& op, int64_t at, double counted, Row& row, co
         float* const label_exp = row.student_exp_one + op.labels[at];
         const double of_label = row.student[op.labels[at]] - row.student_max;
         const double of_all = smoothing > 0 ? smoothing * mean_below_max(row, classes) : 0;
-        exponentials<true>(row, count, inverse_temperature);
+        exponentials<true>(row, count);
         losses.ce = std::log(row.student_sum_one) - sure * of_label - of_all;
         weights.ce = static_cast<float>(op.w_ce / counted);
         weights.smoothing = static_cast<float>(op.w_ce / counted * smoothing / classes);
         *label_exp = static_cast<float>(*label_exp - sure * row.student_sum_one);
     } else {
-        exponentials<false>(row, count, inverse_temperature);
+        exponentials<false>(row, count);
     }
-    if (grad_student == nullptr) {
-        losses.kl = kl_of_row<false, false, float>(row, classes, inverse_temperature, weights, nullptr);
-    } else {
-        with_element_type(op.student_dtype, [&]<typename T>() {
-            auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_student) + at * classes;
-            losses.kl = with_ce ? kl_of_row<true, true>(row, classes, inverse_temperature, weights, gradient)
-                                : kl_of_row<true, false>(row, classes, inverse_temperature, weights, gradient);
-        });
-    }
+    const auto write_student = [&]<typename T>() {
+        auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_student) + at * classes;
+        if (op.standardize)
+            with_ce ? standardized_student_gradient<true>(row, classes, weights, gradient)
+                    : standardized_student_gradient<false>(row, classes, weights, gradient);
+        else
+            losses.kl = with_ce ? kl_of_row<true, true>(row, classes, weights, gradient)
+                                : kl_of_row<true, false>(row, classes, weights, gradient);
+    };
+    if (grad_student == nullptr || op.standardize)
+        losses.kl = kl_of_row<false, false, float>(row, classes, weights, nullptr);
+    if (grad_student != nullptr) with_element_type(op.student_dtype, write_student);
     if (grad_teacher != nullptr) {
         with_element_type(op.teacher_dtype, [&]<typename T>() {
             auto* gradient = static_cast<typename GradientOf<T>::Type*>(grad_teacher) + at * classes;
-            teacher_gradient(row, classes, static_cast<float>(losses.kl), weights.kl, gradient);
+            const float kl = static_cast<float>(losses.kl);
+            op.standardize ? standardized_teacher_gradient(row, classes, kl, weights.kl, gradient)
+                           : teacher_gradient(row, classes, kl, weights.kl, gradient);
         });
     }
     return losses;
@@ -295,8 +373,14 @@ int64_t kd_loss_forward(const KdLoss& op, const void* student, const void* teach
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
         const int64_t count = padded(op.classes);
-        const Scratch<float> floats(4 * count);
-        Row row{floats.data, floats.data + count, floats.data + 2 * count, floats.data + 3 * count, 0, 0, 0, 0, 0, 0, 0};
+        const Scratch<float> floats((op.standardize ? 6 : 4) * count);
+        Row row{};
+        row.student = floats.data;
+        row.teacher = floats.data + count;
+        row.student_exp = floats.data + 2 * count;
+        row.student_exp_one = floats.data + 3 * count;
+        row.student_side.centred = floats.data + 4 * count;
+        row.teacher_side.centred = floats.data + 5 * count;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < op.rows; ++i)
             losses.data[i] = forward_row(op, i, counted, row, student, teacher, grad_student, grad_teacher);

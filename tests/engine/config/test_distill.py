@@ -34,6 +34,10 @@ BAD: dict[str, list[Any]] = {
     "weight_decay": [-1e-4],
     "warmup_steps": [-1],
     "mixup": [-0.1, 1.5],
+    "dkd_alpha": [-1.0],
+    "dkd_beta": [-0.5, math.nan],
+    "dist_beta": [-1.0],
+    "dist_gamma": [math.inf],
 }
 
 
@@ -51,9 +55,24 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
         (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
         (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
         (lambda: DistillConfig(mixup=0.5), "mixup"),
+        (lambda: DistillConfig(loss="dist", standardize=True), "standardize"),
+        (lambda: DistillConfig(loss="dkd", dkd_alpha=0, dkd_beta=0), "dkd_alpha"),
+        (lambda: DistillConfig(loss="dist", dist_beta=0, dist_gamma=0), "dist_beta"),
     ],
-    ids=["no term at all", "nesterov without momentum", "mixup with labels"],
+    ids=[
+        "no term at all",
+        "nesterov without momentum",
+        "mixup with labels",
+        "standardized correlations",
+        "dkd without weights",
+        "dist without weights",
+    ],
 )
 def test_bad_combinations_name_their_field(make: Callable[[], DistillConfig], field: str) -> None:
     with pytest.raises(UserError, match=rf"distill\.{field}"):
         make()
+
+
+def test_the_weights_of_another_loss_do_not_matter() -> None:
+    assert DistillConfig(loss="dkd", standardize=True, dist_beta=0, dist_gamma=0).standardize
+    assert DistillConfig(loss="kl", dkd_alpha=0, dkd_beta=0).loss == "kl"

@@ -3,95 +3,37 @@
 Triton runs on a GPU, or in its interpreter with TRITON_INTERPRET=1, which conftest.py sets if there is none.
 """
 
-import os
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from kernels import _native
-from kernels.backend import backend_for, use_backend
-from kernels.kd_loss import KdLoss, kd_loss
+from kernels.backend import backend_for
+from kernels.kd_loss import kd_loss
 from kernels.kd_loss.reference import kd_loss_reference
-from tests.kernels.kd_loss.cases import DTYPES, draw, ids, run
+from tests.kernels.kd_loss.cases import (
+    DTYPES,
+    EXTREMES,
+    LOSS_TOLERANCE,
+    TEMPERATURES,
+    TOLERANCES,
+    assert_right,
+    draw,
+    ids,
+    interpreted,
+    run,
+    tolerances,
+)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TOLERANCES = {  # dtype of the logits: (atol, rtol) of the gradient, atol as a fraction of the largest element
-    torch.float32: (1e-6, 1e-5),
-    torch.bfloat16: (1e-6, 4e-3),
-    torch.float16: (1e-4, 1e-3),
-}
-LOSS_TOLERANCE = {"atol": 1e-7, "rtol": 2e-6}  # float32 whatever the logits are
 SHAPES = [(1, 1), (3, 7), (41, 401), (5, 1271), (2, 21843)]
-TEMPERATURES = [1.0, 4.0, 20.0]
-BACKENDS = [
-    *(f"cpp-{isa}" for isa in _native.isas()),
-    "torch",
-    pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.gpu),
-]
+STANDARDIZE = pytest.mark.parametrize("standardize", [False, True], ids=["raw", "standardized"])
 
 
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Select a backend and an instruction set; the device for the logits."""
-    backend, _, isa = request.param.partition("-")
-    before = _native.isa()
-    _native.select_isa(isa or before)
-    with use_backend(backend):
-        yield "cuda" if backend == "triton" and not INTERPRETED else "cpu"
-    _native.select_isa(before)
-
-
-def interpreted() -> bool:
-    """Return whether the backend under test is Triton's interpreter: slow, and truncating to bfloat16."""
-    return INTERPRETED and backend_for(torch.zeros(1)) == "triton"
-
-
-def tolerances(dtype: torch.dtype) -> tuple[float, float]:
-    """Return (atol, rtol) for the backend under test."""
-    atol, rtol = TOLERANCES[dtype]
-    return atol, 2 * rtol if interpreted() and dtype == torch.bfloat16 else rtol
-
-
-def assert_right(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    device: str,
-    wanted: str = "st",
-    atol: float = 1e-8,
-    **settings: Any,
-) -> None:
-    on_device = [None if x is None else x.to(device) for x in (student, teacher, labels)]
-    losses, gradients = run(kd_loss, *on_device, wanted, **settings)  # type: ignore[call-arg]
-    exact, exact_gradients = run(
-        kd_loss_reference, student.double(), teacher.double(), labels, wanted, **settings
-    )
-    for name, loss, expected in zip(KdLoss._fields, losses, exact, strict=True):
-        assert loss.dtype == torch.float32, name
-        torch.testing.assert_close(
-            loss.cpu().double(), expected, **LOSS_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    sides = {"s": student, "t": teacher}
-    for name, gradient, expected in zip(wanted, gradients, exact_gradients, strict=True):
-        assert gradient.dtype == sides[name].dtype
-        fraction, rtol = tolerances(gradient.dtype)
-        torch.testing.assert_close(
-            gradient.cpu().double(),
-            expected,
-            atol=atol + fraction * float(expected.abs().max()),
-            rtol=rtol,
-            msg=lambda m, n=name: f"gradient of {n}: {m}",
-        )
-
-
+@STANDARDIZE
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=ids)
 def test_values_and_gradients(
-    device: str, dtypes: tuple[torch.dtype, torch.dtype], temperature: float
+    device: str, dtypes: tuple[torch.dtype, torch.dtype], temperature: float, standardize: bool
 ) -> None:
     for rows, classes in SHAPES:
         student, teacher, labels = draw(min(rows, 6) if interpreted() else rows, classes)
@@ -104,45 +46,49 @@ def test_values_and_gradients(
             w_kl=0.7,
             w_ce=1.5,
             label_smoothing=0.1,
+            standardize=standardize,
+            atol=4e-8 if torch.float16 in dtypes else 1e-8,  # float16 has steps of 6e-8 around 0
         )
 
 
+@STANDARDIZE
 @pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no_labels"])
 @pytest.mark.parametrize("wanted", ["", "s", "t", "st"])
-def test_each_combination_of_gradients(device: str, wanted: str, with_labels: bool) -> None:
+def test_each_combination_of_gradients(
+    device: str, wanted: str, with_labels: bool, standardize: bool
+) -> None:
     student, teacher, labels = draw(6, 37)
-    assert_right(student, teacher, labels if with_labels else None, device, wanted, temperature=4.0)
+    labels = labels if with_labels else None
+    assert_right(student, teacher, labels, device, wanted, temperature=4.0, standardize=standardize)
 
 
+@STANDARDIZE
 @pytest.mark.parametrize("apart", [1.0, 0.1, 1e-3])
-def test_nearly_equal_distributions_keep_their_relative_accuracy(device: str, apart: float) -> None:
+def test_nearly_equal_distributions_keep_their_relative_accuracy(
+    device: str, apart: float, standardize: bool
+) -> None:
     student, teacher, _ = draw(4, 1000, spread=2.0, apart=apart)
-    losses, gradients = run(kd_loss, student.to(device), teacher.to(device), None, "st", temperature=20.0)
+    settings = {"temperature": 20.0, "standardize": standardize}
+    losses, gradients = run(kd_loss, student.to(device), teacher.to(device), None, "st", **settings)
     exact, exact_gradients = run(
-        kd_loss_reference, student.double(), teacher.double(), None, "st", temperature=20.0
+        kd_loss_reference, student.double(), teacher.double(), None, "st", **settings
     )
-    assert losses.kl.item() == pytest.approx(exact.kl.item(), rel=2e-6, abs=0)
+    assert losses.kl.item() == pytest.approx(exact.kl.item(), rel=1e-5 if standardize else 2e-6, abs=0)
     for gradient, expected in zip(gradients, exact_gradients, strict=True):
         assert (gradient.cpu() - expected).norm() < 3e-6 / apart * expected.norm()
 
 
+@STANDARDIZE
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_equal_logits_have_no_kl_and_no_gradient(device: str, dtype: torch.dtype) -> None:
+def test_equal_logits_have_no_kl_and_no_gradient(device: str, dtype: torch.dtype, standardize: bool) -> None:
     student = draw(5, 1271)[0].to(device, dtype)
     for teacher in (student, student.flip(0).flip(0)):
-        losses, gradients = run(kd_loss, student, teacher, None, "st", temperature=20.0)
+        losses, gradients = run(
+            kd_loss, student, teacher, None, "st", temperature=20.0, standardize=standardize
+        )
         assert losses.kl.item() == 0
         for gradient in gradients:
             assert not gradient.any()
-
-
-EXTREMES = {
-    "far_apart": ([[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]),
-    "high": ([[1e4, 1e4 - 1, 1e4 + 1]], [[1e4, 1e4, 1e4 - 2]]),
-    "one_hot": ([[0.0, 60.0, 0.0, 0.0]], [[80.0, 0.0, 0.0, 0.0]]),
-    "all_equal": ([[7.0] * 33], [[-3.0] * 33]),
-    "teacher_one_hot_student_flat": ([[0.0] * 20], [[1e4, *[0.0] * 19]]),
-}
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -210,9 +156,10 @@ def test_a_label_that_is_no_class(device: str, label: int) -> None:
             kd_loss(student, teacher, labels, temperature=4.0)
 
 
-def test_rows_of_any_stride(device: str) -> None:
+@STANDARDIZE
+def test_rows_of_any_stride(device: str, standardize: bool) -> None:
     wide, teacher, labels = (x.to(device) for x in draw(6, 40))
-    settings = {"temperature": 4.0}
+    settings = {"temperature": 4.0, "standardize": standardize}
     for student, other in (
         (wide[:, 3:20], teacher[:, 1:18]),  # rows 40 apart, not aligned
         (wide[::2, :17], teacher[1::2, :17]),
@@ -344,9 +291,13 @@ def test_the_reference_equals_torch() -> None:
     torch.testing.assert_close(total, 0.7 * kl + 1.5 * ce)
 
 
-def test_closed_form_gradients_equal_numerical_ones() -> None:
+@STANDARDIZE
+def test_closed_form_gradients_equal_numerical_ones(standardize: bool) -> None:
     student, teacher, labels = draw(4, 5)
     inputs = student.double().requires_grad_(), teacher.double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda s, t: kd_loss(s, t, labels, temperature=4.0, label_smoothing=0.1).total, inputs
+        lambda s, t: (
+            kd_loss(s, t, labels, temperature=4.0, label_smoothing=0.1, standardize=standardize).total
+        ),
+        inputs,
     )

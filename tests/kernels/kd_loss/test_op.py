@@ -71,12 +71,13 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("wanted", ["", "s", "st"])
+@pytest.mark.parametrize("standardize", [False, True], ids=["raw", "standardized"])
 @pytest.mark.parametrize("dtypes", DTYPES[:3], ids=ids)
-def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype], wanted: str) -> None:
+def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype], standardize: bool, wanted: str) -> None:
     student, teacher, labels = draw(3, 7)
     student = student.to(dtypes[0]).requires_grad_("s" in wanted)
     teacher = teacher.to(dtypes[1]).requires_grad_("t" in wanted)
-    settings = (4.0, 0.7, 1.5, 0.1, -100, "s" in wanted, "t" in wanted)
+    settings = (4.0, 0.7, 1.5, 0.1, -100, standardize, "s" in wanted, "t" in wanted)
     for target in (labels, None):
         torch.library.opcheck(torch.ops.kernels.kd_loss.default, (student, teacher, target, *settings))
 

@@ -10,7 +10,13 @@ MODULE = "kernels.kd_loss.triton"
 
 
 def row_kernel(
-    name: str, student: str, teacher: str, block_c: int, num_warps: int, absent: tuple[str, ...] = ()
+    name: str,
+    student: str,
+    teacher: str,
+    block_c: int,
+    num_warps: int,
+    absent: tuple[str, ...] = (),
+    standardize: bool = False,
 ) -> KernelCase:
     aligned = ":16" if block_c >= 1024 else ""
     signature = {
@@ -35,7 +41,7 @@ def row_kernel(
         name=name,
         kernel=f"{MODULE}:_kd_loss_row_kernel",
         signature={argument: kind for argument, kind in signature.items() if argument not in absent},
-        constexprs=dict.fromkeys(absent) | {"BLOCK_C": block_c},
+        constexprs=dict.fromkeys(absent) | {"STANDARDIZE": standardize, "BLOCK_C": block_c},
         num_warps=num_warps,
     )
 
@@ -45,6 +51,8 @@ CASES = [
     row_kernel("thousand_classes", "bf16", "bf16", 1024, 4, absent=("grad_teacher_ptr",)),
     row_kernel("many_classes", "fp32", "fp32", 4096, 8),
     row_kernel("many_classes_mixed", "fp16", "bf16", 4096, 8),
+    row_kernel("ten_classes_standardized", "fp32", "fp32", 16, 1, standardize=True),
+    row_kernel("many_classes_standardized", "fp16", "bf16", 4096, 8, standardize=True),
     KernelCase(
         name="count",
         kernel=f"{MODULE}:_kd_loss_count_kernel",
@@ -84,5 +92,5 @@ def test_compiled_for_gpus() -> None:
     for (name, arch), resources in compile_all(COMPILED).items():
         assert resources.spills == 0, (name, arch)
         assert resources.registers <= 128, (name, arch)
-        if name in ("thousand_classes", "many_classes", "many_classes_mixed"):
+        if name in ("thousand_classes", "many_classes", "many_classes_mixed", "many_classes_standardized"):
             assert resources.load_bits == 128, (name, arch)

@@ -73,15 +73,20 @@ void kd_loss(std::int64_t rows, std::int64_t classes) {
         for (const Dtype teacher_dtype : kDtypes) {
             const auto student = ones(rows * classes, student_dtype), teacher = ones(rows * classes, teacher_dtype);
             const auto grad_student = ones(rows * classes, Dtype::kFloat32), grad_teacher = ones(rows * classes, Dtype::kFloat32);
-            const KdLoss op{student_dtype, teacher_dtype, rows, classes, classes, classes, labels.data(), 4, 1, 1, 0.1, -100, 2};
-            float total = 0, kl = 0, ce = 0;
-            isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, grad_student.get(), grad_teacher.get());
-            require_finite("kd_loss", total);
-            isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, nullptr, nullptr);
-            labels[rows - 1] = classes;
-            if (isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, nullptr, nullptr) != rows - 1)
-                std::exit(1);
-            labels[rows - 1] = classes - 1;
+            for (const bool standardize : {false, true}) {
+                const KdLoss op{student_dtype, teacher_dtype, rows, classes, classes, classes, labels.data(), 4, 1, 1, 0.1,
+                                -100, standardize, 2};
+                float total = 0, kl = 0, ce = 0;
+                const auto forward = [&](char* of_student, char* of_teacher) {
+                    return isa().kd_loss_forward(op, student.get(), teacher.get(), &total, &kl, &ce, of_student, of_teacher);
+                };
+                forward(grad_student.get(), grad_teacher.get());
+                require_finite("kd_loss", total);
+                forward(nullptr, nullptr);
+                labels[rows - 1] = classes;
+                if (forward(nullptr, nullptr) != rows - 1) std::exit(1);
+                labels[rows - 1] = classes - 1;
+            }
         }
     }
 }
