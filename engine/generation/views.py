@@ -32,6 +32,7 @@ class ViewStore:
         self._teacher_sha256 = teacher_sha256(recipe)
         self._device, self._progress = device, progress
         self._micro_batch = MicroBatch("filter", recipe.filter.images_at_once)
+        self._reasons = set[str]()  # why files could not be used
         self._no_outputs = np.zeros((0, views.count, len(recipe.names)), np.float16)
 
     def of_shard(self, bank: BankReader, number: int) -> ViewsFile:
@@ -73,7 +74,7 @@ class ViewStore:
         return pack(ViewsOwner(tar=tar, teacher=self._teacher_sha256, views=self.config), outputs)
 
     def _found(self, bank: BankReader, number: int) -> ViewsFile | None:
-        """Return the stored outputs of a shard, or None; log why those that exist cannot be used."""
+        """Return the stored outputs of a shard, or None; warn once of each reason why some cannot be used."""
         try:
             found = bank.views(number)
             if found is None:
@@ -83,6 +84,10 @@ class ViewStore:
             if not found.owner.views.fits(self.config):
                 raise ViewsError("is of other settings")
         except ViewsError as error:
-            logger.warning(f"the file of views of shard {shard_name(number)} {error}; making it again")
+            reason = str(error)
+            level = logging.DEBUG if reason in self._reasons else logging.WARNING
+            self._reasons.add(reason)
+            message = f"the file of views of shard {shard_name(number)} {reason}; making it again"
+            logger.log(level, message)
             return None
         return found

@@ -55,7 +55,7 @@ def teacher_outputs(
     columns = [torch.cat(part).unflatten(0, (len(images), count)) for part in parts]
     if not all(column.isfinite().all() for column in columns):
         raise NonFiniteError(
-            "views: NaN, Inf or a number beyond 65504 in the teacher's outputs; set distill.views to 0"
+            "views: NaN, Inf or a number beyond 65504 in the teacher's outputs; use --distill.views 0"
         )
     logits, *rest = (column.numpy() for column in columns)
     return TeacherOutputs(logits, rest[0] if rest else None)

@@ -7,6 +7,7 @@ head of the test report shows it.
 import hashlib
 import itertools
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ SHARDS = 8
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     schedule = {"rounds": 1, "kd_steps": 40, "checkpoint_steps": 4}
-    return str(write_recipe(tmp_path_factory.mktemp("recipe"), schedule=schedule))
+    distill = {"views": 2, "mixup": 0.5, "w_ce": 0.0, "w_feature": 0.0}
+    return str(write_recipe(tmp_path_factory.mktemp("recipe"), schedule=schedule, distill=distill))
 
 
 def run(commands: CommandServer, module: str, arguments: list[str]) -> float:
@@ -71,8 +73,10 @@ def test_distillation_survives_kills(
     student, draw, kills, tries = "student.safetensors", random.Random(CHAOS_SEED + 1), 0, itertools.count()
     arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--compute.threads", "1", "--out"]
     seconds = run(commands, "engine.distill", [*arguments, str(tmp_path / "undisturbed")])
-    expected = (tmp_path / "undisturbed" / student).read_bytes()
+    expected, files = (tmp_path / "undisturbed" / student).read_bytes(), hashes(bank[0])
     while kills < CHAOS_KILLS:
         out = tmp_path / str(next(tries))
+        shutil.rmtree(bank[0] / "views")
         kills += commands.until_done("engine.distill", [*arguments, str(out)], draw=draw, seconds=seconds)
         assert (out / student).read_bytes() == expected
+        assert hashes(bank[0]) == files

@@ -9,6 +9,7 @@ from engine.errors import UserError
 from engine.feed.index import Index
 from engine.feed.sampler import BatchSample, Sampler
 from engine.feed.shuffle import PAD
+from engine.feed.views import Crops
 from tests.engine.feed.spans import index_of, spans
 from tests.engine.feed.test_shuffle import chi_square
 
@@ -33,8 +34,12 @@ def rows_of(sampler: Sampler, first: int, last: int) -> np.ndarray:
 
 
 def assert_same(ours: BatchSample, theirs: BatchSample) -> None:
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(columns_of(ours), columns_of(theirs), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def columns_of(sample: BatchSample) -> list[np.ndarray]:
+    return [sample.reads, *sample.crops, sample.global_rows, *(sample.views or ())]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,9 +59,11 @@ def test_ranks_share_out_the_global_batch(kind: str) -> None:
     parts = [
         Sampler(index, batch_size=24, seed=1, rank=r, world=3, **KINDS[kind]).sample(7) for r in range(3)
     ]
-    mine = [np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1]]
+    reads, *crops = (
+        np.concatenate(column) for column in zip(*((part.reads, *part.crops) for part in parts), strict=True)
+    )
     for part in parts:
-        assert_same(whole, BatchSample(*mine, part.global_rows))  # type: ignore[call-arg]
+        assert_same(whole, BatchSample(reads, Crops(*crops), part.global_rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +172,10 @@ def test_a_crop_depends_on_the_image_and_its_visit_and_not_on_its_place() -> Non
     by_row = []
     for batch_size in (10, 12):
         samples = list(Sampler(index, batch_size=batch_size, seed=8).samples(0, 120 // batch_size))
-        columns = [np.concatenate(column).reshape(2, 60) for column in zip(*samples, strict=True)]
+        columns = [
+            np.concatenate(column).reshape(2, 60)
+            for column in zip(*((sample.rows, *sample.crops) for sample in samples), strict=True)
+        ]
         by_row.append(
             [{row: crop for row, *crop in zip(*epoch, strict=True)} for epoch in zip(*columns, strict=True)]
         )

@@ -1,0 +1,80 @@
+"""The teacher's outputs on views: of which images, in which order, and in pieces of any size."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.config.views import StoredViews
+from engine.errors import NonFiniteError
+from engine.runtime.micro_batch import MicroBatch
+from engine.stages.views import teacher_outputs, view_images
+
+CPU = torch.device("cpu")
+CONFIG = StoredViews(count=3, mixup=0.4, seed=5, crop_padding=2)
+KEYS = np.arange(7) * 13
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+
+
+def teacher(images: Tensor) -> dict[str, Tensor]:
+    return {"logits": images.mean((2, 3)), "map": images[:, :2, ::2, ::2]}
+
+
+def outputs(micro_batch: int, **options: Any) -> Any:
+    return teacher_outputs(IMAGES, KEYS, CONFIG, teacher, MicroBatch("filter", micro_batch), CPU, **options)
+
+
+def test_outputs_are_the_teachers_on_each_view_of_each_image() -> None:
+    found = outputs(64, pooled="map")
+    assert found.logits.shape == (7, 3, 3)
+    assert found.logits.dtype == np.float16
+    for row in range(7):
+        for view in range(3):
+            one = view_images(torch.from_numpy(IMAGES), KEYS, np.array([row]), np.array([view]), CONFIG, CPU)
+            expected = teacher(one)
+            np.testing.assert_allclose(found.logits[row, view], expected["logits"][0], atol=1e-3)
+            np.testing.assert_allclose(found.pooled[row, view], expected["map"][0].mean((1, 2)), atol=1e-3)
+
+
+def test_a_mixed_view_lies_between_the_views_of_two_images() -> None:
+    plain = StoredViews(count=3, mixup=0.0, seed=5, crop_padding=2)
+    rows, views = np.divmod(np.arange(21), 3)
+    pixels = torch.from_numpy(IMAGES)
+    alone = view_images(pixels, KEYS, rows, views, plain, CPU)
+    together = view_images(pixels, KEYS, rows, views, CONFIG, CPU)
+    same = (alone - together).abs().amax((1, 2, 3)) == 0
+    assert same.view(7, 3).tolist() == [[True, True, False]] * 7
+    for row in range(7):
+        others = alone.view(7, 3, *alone.shape[1:])[:, 2]
+        mixed, own = together.view_as(alone).view(7, 3, *alone.shape[1:])[row, 2], others[row]
+        fits = [
+            other
+            for other in range(7)
+            if other != row
+            and np.linalg.lstsq(
+                torch.stack([own.flatten(), others[other].flatten()], 1).double().numpy(),
+                mixed.flatten().double().numpy(),
+            )[1].max(initial=0)
+            < 1e-6
+        ]
+        assert len(fits) == 1
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 20, 21])
+def test_pieces_of_any_size_give_the_same(micro_batch: int) -> None:
+    done: list[int] = []
+    found = outputs(micro_batch, advance=done.append)
+    assert sum(done) == 21
+    np.testing.assert_array_equal(found.logits, outputs(64).logits)
+    assert found.pooled is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
+def test_an_output_that_float16_cannot_hold_is_an_error(value: float) -> None:
+    def bad(images: Tensor) -> dict[str, Tensor]:
+        return {"logits": torch.full((len(images), 3), value)}
+
+    with pytest.raises(NonFiniteError, match=r"distill\.views 0"):
+        teacher_outputs(IMAGES, KEYS, CONFIG, bad, MicroBatch("filter", 8), CPU)
