@@ -130,8 +130,16 @@ def _full_size_options(parser: ArgumentParser) -> None:
 
 def _e2e_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default="runs/bench-e2e", help="folder for the runs")
-    parser.add_argument("--seconds", type=float, default=330.0, help="wall-clock seconds of each arm")
-    parser.add_argument("--arms", default="", help="comma-separated arms (default: all)")
+    parser.add_argument(
+        "--seconds", type=float, default=330.0, help="wall-clock seconds of each arm with each seed"
+    )
+    parser.add_argument("--seeds", default="0", help="comma-separated seeds")
+    parser.add_argument(
+        "--arms", default="", help="comma-separated arms (default: fast-dfkd,csd,ours,prior-free,noise,prior)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what is finished in --out and measure the rest"
+    )
 
 
 def _kernels(options: Namespace) -> Iterator[Row]:
@@ -199,17 +207,23 @@ def _tensorrt(options: Namespace) -> Iterator[Row]:
 
 
 def _e2e(options: Namespace) -> Iterator[Row]:
-    from bench import e2e
+    from bench.e2e import report
+    from bench.e2e.arms import ARMS, DEFAULT_ARMS
+    from bench.e2e.measure import measure
 
-    names = _names("--arms", options.arms or ",".join(e2e.ARMS), e2e.ARMS)
-    arms: list[e2e.Arm] = []
-    given = 0
-    for arm in e2e.measure(names, options.seconds, Path(options.out)):
-        arms.append(arm)
-        rows = e2e.rows(arms)
-        yield from rows[given:]
-        given = len(rows)
-    print(e2e.table(arms))
+    names = _names("--arms", options.arms or ",".join(DEFAULT_ARMS), ARMS)
+    seeds, out = _numbers("--seeds", options.seeds, least=0), Path(options.out)
+    if not 0 < options.seconds < float("inf"):
+        raise UserError(f"--seconds is {options.seconds:g}; give a number above 0")
+    results = []
+    for result in measure(names, seeds, options.seconds, out, resume=options.resume):
+        results.append(result)
+        print(
+            f"{result.arm}, seed {result.seed}: {result.top1:.2%} in {result.wall_seconds:.0f} s", flush=True
+        )
+    print(report.table(results), report.curves(results), sep="\n\n")
+    report.save_picture(results, out / "curves.png")
+    yield from report.rows(results)
 
 
 def _shown(measured: Iterable[Row]) -> Iterator[Row]:
@@ -219,21 +233,21 @@ def _shown(measured: Iterable[Row]) -> Iterator[Row]:
 
 
 def _names(option: str, given: str, known: Iterable[str]) -> list[str]:
-    names = given.split(",")
+    names = list(dict.fromkeys(given.split(",")))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{option} has '{unknown[0]}'; choose from {', '.join(known)}")
     return names
 
 
-def _numbers(option: str, given: str) -> list[int]:
+def _numbers(option: str, given: str, *, least: int = 1) -> list[int]:
     try:
         numbers = [int(number) for number in given.split(",")]
     except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise UserError(f"{option} is '{given}'; use comma-separated integers above 0")
-    return numbers
+        numbers = [least - 1]
+    if min(numbers) < least:
+        raise UserError(f"{option} is '{given}'; use comma-separated integers of at least {least}")
+    return list(dict.fromkeys(numbers))
 
 
 Bench = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], Iterator[Row]]]
@@ -245,7 +259,7 @@ BENCHES: dict[str, Bench] = {
     "startup": ("start-up time of --help and of an up-to-date export", lambda _: None, _startup),
     "production": ("augment and filter at production size, random weights", _production_options, _production),
     "tensorrt": ("TensorRT engines on this GPU: build, load, values, speed", lambda _: None, _tensorrt),
-    "e2e": ("accuracy of the loop's arms at equal wall-clock time", _e2e_options, _e2e),
+    "e2e": ("students of ours and of published loops at equal wall-clock time", _e2e_options, _e2e),
 }
 Command = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]
 WITHOUT_ROWS: dict[str, Command] = {

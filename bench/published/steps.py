@@ -24,6 +24,12 @@ def augment(images: Tensor, pad: int = 4) -> Tensor:
     return torch.stack(cropped)
 
 
+def quarter_turns(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the quarter turns of images [B, C, S, S], turn by turn, and 4 * label + turn, int64 [4B]."""
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    return turned, torch.cat([4 * labels + turn for turn in range(4)])
+
+
 class PublishedSynthesis:
     """The generator's Adam steps on one batch, with the rotation term if there are a student map and a head.
 
@@ -62,8 +68,7 @@ class PublishedSynthesis:
         self.optimizer.step()
 
     def _rotation(self, images: Tensor, student_map: FeatureExtractor, head: nn.Module) -> Tensor:
-        turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
-        joint = torch.cat([4 * self.labels + turn for turn in range(4)])
+        turned, joint = quarter_turns(images, self.labels)
         return -F.cross_entropy(head(student_map(turned).mean((2, 3))), joint)
 
 
