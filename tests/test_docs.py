@@ -47,6 +47,7 @@ UNDERSTOOD = {
     r"python -m engine\.generate .*--workers": "eight processes; tests/engine/generation/workers runs pools",
     r"python -m engine\.generate .*--ray": "a Ray cluster; tests/engine/generation/workers runs some",
     r"python -m engine\.distill --out runs/mixed --resume": "a run; its own tests continue some",
+    r"python -m engine\.pretrain --only ": "minutes; tests/engine/pretraining makes tiny assets",
     r"python -m engine\.evaluate": "a test set; tests/engine/test_evaluate.py measures on some",
     r"python -m export .*--augment\.prior models/sdxl": "SDXL; tests/engine/exporting exports a tiny one",
     r"python -m bench(\.sources)? ": "minutes each; tests/bench runs their parts",

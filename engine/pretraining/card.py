@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.datasets.fashion_mnist import CLASS_NAMES, SPLIT_SEED, LabeledImages, load
+from engine.models.classifier import Classifier
 from engine.models.loading import load_classifier
 from engine.models.priors import PROMPT, ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.recipes.load import load_recipe
@@ -23,7 +24,7 @@ license: apache-2.0
 `python -m engine.pretrain` trains them again. Apache-2.0, as the code; Fashion-MNIST is MIT-licensed (Zalando SE).
 
 The train split of Fashion-MNIST, padded to 32x32 and shown as RGB, is cut in two once (PCG64 permutation, seed
-{split_seed}): the **private** half (30,000 images) trains the teacher and nothing else; the **public** half
+{split_seed}): the **private** half (30,000 images) trains the teachers and nothing else; the **public** half
 (30,000) trains the priors; it stands for the web images that foundation models have seen. The test split (10,000)
 is only used for measurements. The engine's loop reads neither half. A result made with these priors depends on the
 public half, and must say so.
@@ -31,6 +32,7 @@ public half, and must say so.
 | file | network | trained on | parameters | measured on the test split |
 |---|---|---|---|---|
 | `teacher.safetensors` | WRN-16-2, one input channel | private | {teacher_parameters:,} | top-1 {teacher:.2%} |
+| `lenet-5.safetensors` | LeNet-5, one input channel | private | {lenet_parameters:,} | top-1 {lenet:.2%} |
 | `open_clip/` | open_clip CLIP: ViT and text tower | public, with class captions | {clip_parameters:,} | zero-shot top-1 {clip:.2%} |
 | `image-variation/image_encoder` | CLIPVisionModelWithProjection | public, same text tower | {encoder_parameters:,} | zero-shot top-1 {encoder:.2%} |
 | `image-variation/vae` | AutoencoderKL, 32x32 to 8x8x8 | public | {vae_parameters:,} | reconstruction {psnr:.1f} dB PSNR |
@@ -38,6 +40,7 @@ public half, and must say so.
 
 The weights are stored in fp16 (safetensors, {megabytes:.1f} MB in all) and computed in fp32 or bf16. No split was
 used to choose a checkpoint: each network is the end, or the moving average at the end, of a fixed schedule.
+That LeNet-5 is trained without random crops was chosen on the public half.
 Only one choice used the test split: the length of the CLIP towers' training was set after a look at their zero-shot
 accuracy.
 """
@@ -46,17 +49,19 @@ accuracy.
 def write_card(out: Path, root: Path | None, accelerator: Accelerator) -> None:
     """Measure the assets as they load from `out` and write `out`/README.md."""
     test = load("test", root)
-    recipe = load_recipe("fashion-mnist", {"teacher.weights": str((out / "teacher.safetensors").resolve())})
-    teacher = load_classifier(recipe.teacher, "teacher")
+    teacher = _teacher("fashion-mnist", out / "teacher.safetensors")
+    lenet = _teacher("lenet", out / "lenet-5.safetensors")
     clip = load_clip(f"local-dir:{(out / 'open_clip').resolve()}", None, accelerator.device)
     prior = load_prior(str((out / "image-variation").resolve()), accelerator.device)
     text = TEMPLATE.format(
         split_seed=SPLIT_SEED,
         teacher=accuracy(teacher, test.images, test.labels, accelerator),
+        lenet=accuracy(lenet, test.images, test.labels, accelerator),
         clip=_zero_shot(clip, clip.embed_images, test),
         encoder=_zero_shot(clip, lambda images: _encode(prior, images), test),
         psnr=_psnr(prior, test.images),
         teacher_parameters=_count(teacher),
+        lenet_parameters=_count(lenet),
         clip_parameters=_count(clip.network),
         encoder_parameters=_count(prior.image_encoder),
         vae_parameters=_count(prior.vae),
@@ -64,6 +69,12 @@ def write_card(out: Path, root: Path | None, accelerator: Accelerator) -> None:
         megabytes=sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _teacher(recipe: str, weights: Path) -> Classifier:
+    return load_classifier(
+        load_recipe(recipe, {"teacher.weights": str(weights.resolve())}).teacher, "teacher"
+    )
 
 
 def _count(module: torch.nn.Module) -> int:
