@@ -20,6 +20,7 @@ from engine.runtime.base import Executable
 from engine.runtime.torch import FusedClassifier
 from engine.seeding import derive_seed, generator, seeded
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
+from engine.stages.optimizer import StudentSgd
 from engine.stages.sync_batch_norm import BatchNormOverRanks
 
 
@@ -129,14 +130,8 @@ class Distiller:
         module = StudentWithHead(student.requires_grad_(True), self.align, student_paths)
         self._has_ranks = accelerator.num_processes > 1
         self._module = data_parallel(module) if self._has_ranks else module
-        sgd = torch.optim.SGD(
-            module.parameters(),
-            config.lr,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
-        self.optimizer = accelerator.prepare_optimizer(sgd)
+        self._sgd = StudentSgd(module, student, config)
+        self.optimizer = accelerator.prepare_optimizer(self._sgd)
         self._teacher_paths = teacher_paths
         self._teacher_forward = teacher_forward or FusedClassifier(teacher, teacher_paths, accelerator)
 
@@ -186,8 +181,7 @@ class Distiller:
 
         With several ranks, `batch` is this rank's part, and the mean loss over the ranks is the global loss.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step, self.total_steps)
+        self._sgd.set_rate(self.config.rate_at(self.step, self.total_steps))
         loss = self._loss(batch)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss.total)

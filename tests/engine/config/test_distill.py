@@ -14,11 +14,11 @@ from engine.errors import UserError
 
 def test_learning_rate_warms_up_and_then_follows_torchs_cosine() -> None:
     config = DistillConfig(lr=0.4, warmup_steps=4)
-    assert [config.lr_at(step, 20) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [config.lr * config.rate_at(step, 20) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 16)
     for step in range(4, 21):
-        assert config.lr_at(step, 20) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
+        assert config.lr * config.rate_at(step, 20) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
         sgd.step()
         cosine.step()
 

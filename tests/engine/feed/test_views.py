@@ -112,7 +112,7 @@ def coded(bank: TinyBank, counts: tuple[int, ...]) -> None:
 
 def opened(bank: TinyBank, kind: str) -> Feed:
     return open_feed(
-        FeedConfig(kind=kind, threads=2),  # type: ignore[arg-type]
+        FeedConfig(kind=kind, threads=2),
         bank.index,
         codec=bank.codec,
         image_size=(bank.side, bank.side),
@@ -165,5 +165,9 @@ def test_an_image_shows_all_its_views_before_it_repeats_one(tmp_path: Path) -> N
     bank.add(10)
     coded(bank, (10,))
     samples = Sampler(bank.index, batch_size=10, seed=1, views=CONFIG).samples(0, 4)
-    views = {(int(row), int(view)) for each in samples for row, view in zip(each.rows, each.views.numbers)}  # type: ignore[union-attr] # noqa: B905
+    views = {
+        (int(row), int(view))
+        for each in samples
+        for row, view in zip(each.rows, each.views.numbers, strict=True)
+    }
     assert len(views) == 40
