@@ -1,4 +1,4 @@
-"""The classifiers of the benches: WRN-40-2 and WRN-16-1 with random weights at 32x32."""
+"""The classifiers of the benches: a teacher and WRN-16-1 with random weights at 32x32."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,20 @@ from torch import Tensor
 
 from engine.models.classifier import Classifier
 from engine.models.features import forward_with_features
-from engine.models.networks import wrn_16_1, wrn_40_2
+from engine.models.networks import wrn_16_1, wrn_16_2, wrn_40_2
 
 CLASSES, SIZE = 10, 32
 FEATURE = "network.relu"
 """Path of the feature map that distillation uses."""
 
 
-def pair(device: torch.device) -> tuple[Classifier, Classifier]:
-    """Return WRN-40-2 and WRN-16-1 in eval mode, contiguous, with the same weights at each call."""
+TEACHERS = {"WRN-40-2": wrn_40_2, "WRN-16-2": wrn_16_2}
+
+
+def pair(device: torch.device, name: str = "WRN-40-2") -> tuple[Classifier, Classifier]:
+    """Return teacher and student in eval mode, contiguous, with the same weights at each call."""
     torch.manual_seed(0)
-    networks = wrn_40_2(CLASSES), wrn_16_1(CLASSES)
+    networks = TEACHERS[name](CLASSES), wrn_16_1(CLASSES)
     teacher, student = (
         Classifier(
             network, num_classes=CLASSES, in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, feature_path="relu"

@@ -133,12 +133,23 @@ def test_published_calls_run_under_torchs_default_flags(monkeypatch: pytest.Monk
 def test_a_step_has_the_requested_batch_size(stage: Any) -> None:
     opened = []
     for size in (1, 3):
-        (case,) = stage.cases(CPU, size)
+        case = stage.cases(CPU, size)[0]
         (published,) = case.published.values()
         published.call()
         opened.append(case.open(tiny_networks.machine()))
-        assert opened[-1].shape == f"batch {size}"
+        assert opened[-1].shape.endswith(f"batch {size}")
     assert opened[1].flops == pytest.approx(3 * opened[0].flops, rel=0.05)
+
+
+def test_a_step_on_stored_outputs_counts_its_share_of_the_teacher() -> None:
+    flops = {}
+    for case in distill.cases(CPU, 2):
+        ours = case.open(tiny_networks.machine())
+        ((name, work),) = ours.work.items()
+        work.call()
+        flops[ours.shape.split(",")[0], name] = ours.flops
+    alone = flops["WRN-16-2", "distill/stored"], flops["WRN-40-2", "distill/stored"]
+    assert alone[0] < alone[1] < flops["WRN-16-2", "distill/step"] < flops["WRN-40-2", "distill/step"]
 
 
 def test_a_method_costs_its_steps_of_an_image() -> None:
