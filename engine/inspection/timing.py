@@ -23,12 +23,13 @@ QUICK = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class PerImage:
-    """What one image costs, without the generator and the feed."""
+    """What one image costs, without the generator, the feed and the making of stored views."""
 
     synthesis: float
     """Seconds of a synthesis step: the teacher, forward and backward."""
     training: float
-    """Seconds of a training step: the teacher forward, the student forward and backward."""
+    """Seconds of a training step: the student forward and backward, and the teacher forward unless its outputs
+    are stored."""
     kept_bytes: int
     """Memory that the teacher keeps for the backward pass."""
 
@@ -72,8 +73,9 @@ def _training(pair: LoadedPair, recipe: Recipe) -> float:
     def step(count: int) -> None:
         images = _noise(recipe, count, pair.teacher.mean.device)
         with accelerator.autocast():
-            with torch.no_grad():
-                pair.teacher(images)
+            if not recipe.distill.views:
+                with torch.no_grad():
+                    pair.teacher(images)
             logits = pair.student(images)
         logits.float().logsumexp(1).sum().backward()
 
