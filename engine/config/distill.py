@@ -41,8 +41,11 @@ class DistillConfig(Checked):
     w_ce: float = 1.0
     """Weight of the cross-entropy with the image's label."""
     w_feature: float = 30.0
-    """Weight of the mean squared error between the aligned feature map and the teacher's; 0 trains without
+    """Weight of the mean squared error between the aligned feature and the teacher's; 0 trains without
     alignment."""
+    feature: Literal["map", "pooled"] = "map"
+    """Feature that is aligned: the whole map, by a small network, or its mean over the positions, by a linear
+    layer."""
     lr: float = 0.1
     """Peak learning rate of SGD, which decays to 0 with a cosine over all steps of the run."""
     momentum: float = 0.9
@@ -70,8 +73,8 @@ class DistillConfig(Checked):
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
     views: int = 0
     """Views of each image, cropped, flipped and mixed, that the teacher sees once; its outputs are stored in
-    the bank, and training takes them from there. 0 draws new views and asks the teacher at every step. Needs
-    distill.w_feature 0, because the feature map is not stored."""
+    the bank, and training takes them from there. 0 draws new views and asks the teacher at every step.
+    Feature maps are not stored: set distill.w_feature to 0, or distill.feature to pooled."""
     crop_padding: int = 4
     """Pixels of zero padding for the random crop; 0 turns the crop off."""
 
@@ -96,8 +99,11 @@ class DistillConfig(Checked):
             yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
         if self.mixup and self.w_ce:
             yield "distill.mixup mixes images, which then have no label; set distill.w_ce to 0"
-        if self.views and self.w_feature:
-            yield "distill.views stores no feature map, which distill.w_feature needs; set one of them to 0"
+        if self.views and self.w_feature and self.feature == "map":
+            yield (
+                "distill.views stores no feature map, which distill.w_feature needs; set distill.w_feature "
+                "to 0, or distill.feature to pooled"
+            )
         if self.w_kl == self.w_ce == self.w_feature == 0:
             yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
 

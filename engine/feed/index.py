@@ -191,12 +191,14 @@ class Index:
         """Return the teacher's outputs on a stored view of each row: logits [N, C], pooled [N, D] or None."""
         numbers = self.shard_numbers(rows)
         places = numbers, rows - self.shard_bounds(rows)[0], views
-        pooled = None if self._outputs[0].pooled is None else self._stored("pooled", *places)
-        return TeacherOutputs(self._stored("logits", *places), pooled)
+        has_pooled = all(self._outputs[number].pooled is not None for number in np.unique(numbers).tolist())
+        return TeacherOutputs(
+            self._stored("logits", *places), self._stored("pooled", *places) if has_pooled else None
+        )
 
     def _stored(self, name: str, numbers: Int, positions: Int, views: Int) -> npt.NDArray[np.float16]:
-        """Return rows of the stored outputs `name`, float16 [N, D]."""
-        found = np.empty((len(numbers), getattr(self._outputs[0], name).shape[2]), np.float16)
+        """Return rows of the stored outputs `name`, float16 [N, D], at least one."""
+        found = np.empty((len(numbers), getattr(self._outputs[numbers[0]], name).shape[2]), np.float16)
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
             found[chosen] = getattr(self._outputs[number], name)[positions[chosen], views[chosen]]

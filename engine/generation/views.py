@@ -12,6 +12,7 @@ from engine.bank.rows import Int
 from engine.bank.views import TeacherOutputs, ViewsError, ViewsFile, ViewsOwner, pack
 from engine.config.recipe import Recipe
 from engine.generation.provenance import teacher_sha256
+from engine.models.loading import require_feature
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.runtime.micro_batch import MicroBatch
@@ -32,6 +33,8 @@ class ViewStore:
         self._teacher_sha256 = teacher_sha256(recipe)
         self._device, self._progress = device, progress
         self._micro_batch = MicroBatch("filter", recipe.filter.images_at_once)
+        has_feature = recipe.distill.w_feature > 0
+        self._pooled = require_feature(opened.teacher, "teacher") if has_feature else None
         self._reasons = set[str]()  # why files could not be used
         self._no_outputs = np.zeros((0, views.count, len(recipe.names)), np.float16)
 
@@ -69,6 +72,7 @@ class ViewStore:
                     self._teacher,
                     self._micro_batch,
                     self._device,
+                    pooled=self._pooled,
                     advance=stage.advance,
                 )
         return pack(ViewsOwner(tar=tar, teacher=self._teacher_sha256, views=self.config), outputs)
@@ -83,6 +87,8 @@ class ViewStore:
                 raise ViewsError("is of another teacher")
             if not found.owner.views.fits(self.config):
                 raise ViewsError("is of other settings")
+            if self._pooled and found.outputs.logits.size and found.outputs.pooled is None:
+                raise ViewsError("has no features")
         except ViewsError as error:
             reason = str(error)
             level = logging.DEBUG if reason in self._reasons else logging.WARNING

@@ -1,4 +1,4 @@
-"""The alignment head, which maps a student's feature map to the shape of the teacher's during training."""
+"""The alignment heads, which map a student's feature map to the shape of the teacher's during training."""
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,26 @@ class AlignHead(nn.Module):
         return self.conv3(feature)
 
 
+class PooledHead(nn.Module):
+    """A linear map from the student's feature map, averaged over its positions, to the teacher's."""
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(student_channels, teacher_channels)
+
+    def forward(self, feature: Tensor, _: tuple[int, int]) -> Tensor:
+        """Map a student feature [B, C_s, h, w] to [B, C_t]."""
+        return self.linear(feature.float().mean((2, 3)))
+
+
 def build_align_head(
-    student: Classifier, teacher: Classifier, image_size: tuple[int, int], seed: int
-) -> AlignHead:
+    student: Classifier,
+    teacher: Classifier,
+    image_size: tuple[int, int],
+    seed: int,
+    *,
+    kind: type[AlignHead] | type[PooledHead] = AlignHead,
+) -> AlignHead | PooledHead:
     """Build the head on the CPU for the feature maps of two classifiers in eval mode at `image_size`.
 
     The weights are a function of the seed. Raises a UserError that names student.feature or teacher.feature
@@ -51,7 +68,7 @@ def build_align_head(
         _feature_channels(teacher, "teacher", image_size),
     ]
     with seeded(derive_seed(seed, "align"), torch.device("cpu")):
-        return AlignHead(*channels)
+        return kind(*channels)
 
 
 def _feature_channels(classifier: Classifier, section: str, image_size: tuple[int, int]) -> int:

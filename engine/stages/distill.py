@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.config.distill import DistillConfig
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.feed import FeedBatch
-from engine.models.align import AlignHead, build_align_head
+from engine.models.align import AlignHead, PooledHead, build_align_head
 from engine.models.classifier import Classifier
 from engine.models.loading import require_feature
 from engine.runtime.base import Executable
@@ -30,12 +30,14 @@ class StudentWithHead(nn.Module):
     `feature_paths` holds the path of the feature map, or nothing without a head.
     """
 
-    def __init__(self, student: Classifier, align: AlignHead | None, feature_paths: Sequence[str]) -> None:
+    def __init__(
+        self, student: Classifier, align: AlignHead | PooledHead | None, feature_paths: Sequence[str]
+    ) -> None:
         super().__init__()
         self.student, self.align, self.feature_paths = student, align, feature_paths
 
     def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-        """Return logits [B, C] and the aligned feature map [B, C_t, *size], or None without head or size.
+        """Return logits [B, C] and the aligned feature, [B, C_t, *size] or [B, C_t]; None without a head.
 
         Images are [B, 3, H, W] in [0, 1].
         """
@@ -120,12 +122,13 @@ class Distiller:
         self.step = 0
         device = accelerator.device
         self.teacher, self.student = teacher.place(device).eval(), student.place(device).eval()
-        self.align: AlignHead | None = None
+        self.align: AlignHead | PooledHead | None = None
         teacher_paths, student_paths = list[str](), list[str]()
         if config.w_feature > 0:
             teacher_paths = [require_feature(teacher, "teacher")]
             student_paths = [require_feature(student, "student")]
-            align = build_align_head(student, teacher, image_size, seed)
+            kind = PooledHead if config.feature == "pooled" else AlignHead
+            align = build_align_head(student, teacher, image_size, seed, kind=kind)
             self.align = align.to(device).to(memory_format=torch.channels_last)
         module = StudentWithHead(student.requires_grad_(True), self.align, student_paths)
         self._has_ranks = accelerator.num_processes > 1
@@ -196,14 +199,17 @@ class Distiller:
             images = mixed(images, config.mixup, generator(self.seed, "mixup", self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
-            outputs = self._teacher_outputs(images) if stored is None else {"logits": stored}
-            features = [outputs[path] for path in self._teacher_paths]
-            size = tuple(features[0].shape[2:]) if self.align is not None else None
+            teacher_logits, feature = (
+                self._teacher_outputs(images) if stored is None else (stored, batch.teacher_pooled)
+            )
+            size = None
+            if feature is not None and self.align is not None:
+                size = (feature.shape[2], feature.shape[3]) if feature.ndim == 4 else (1, 1)
             with BatchNormOverRanks() if self._has_ranks else nullcontext():
                 student_logits, aligned = self._module(images, size)
         return distillation_loss(
             student_logits,
-            outputs["logits"],
+            teacher_logits,
             batch.labels,
             temperature=config.temperature,
             loss=config.loss,
@@ -215,12 +221,17 @@ class Distiller:
             w_feature=config.w_feature,
             agrees=batch.agrees if config.ce_on_agreement else None,
             relative_agreement=batch.relative_agreement,
-            features=None if aligned is None else (aligned, features[0]),
+            features=None if aligned is None or feature is None else (aligned, feature),
         )
 
-    def _teacher_outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def _teacher_outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the teacher's logits, and its feature map or the mean of it if the student has a head."""
         with torch.no_grad():
-            return self._teacher_forward(images=images)
+            outputs = self._teacher_forward(images=images)
+        features = [outputs[path] for path in self._teacher_paths]
+        if self.config.feature == "pooled":
+            features = [feature.float().mean((2, 3)) for feature in features]
+        return outputs["logits"], features[0] if features else None
 
     def _log(
         self, window: Tensor, num_steps: int, on_log: Callable[[int, dict[str, float]], None] | None

@@ -12,18 +12,24 @@ __all__ = ["batches"]
 STORED: dict[str, Any] = {"w_ce": 0.0, "w_feature": 0.0, "views": 2}
 
 
-def with_outputs(batches: list[FeedBatch], *, half: bool = True) -> list[FeedBatch]:
-    asked = teacher()
-    with torch.no_grad():
-        logits = [asked(batch.images) for batch in batches]
-    stored = [each.half() if half else each for each in logits]
-    return [batch._replace(teacher_logits=each) for batch, each in zip(batches, stored, strict=True)]
+def with_outputs(batches: list[FeedBatch], dtype: torch.dtype = torch.float16) -> list[FeedBatch]:
+    asked, given = teacher(), []
+    for batch in batches:
+        with torch.no_grad():
+            logits, (feature,) = asked.with_features(batch.images, [str(asked.feature_path)])
+        stored = logits.to(dtype), feature.mean((2, 3)).to(dtype)
+        given.append(batch._replace(teacher_logits=stored[0], teacher_pooled=stored[1]))
+    return given
 
 
-def test_stored_outputs_train_the_same_student_as_asking_the_teacher(batches: list[FeedBatch]) -> None:
-    asking, stored = distiller(**(STORED | {"views": 0})), distiller(**STORED)
+@pytest.mark.parametrize("feature", [{}, {"w_feature": 10.0, "feature": "pooled"}], ids=["logits", "pooled"])
+def test_stored_outputs_train_the_same_student_as_asking_the_teacher(
+    feature: dict[str, Any], batches: list[FeedBatch]
+) -> None:
+    asking, stored = distiller(**(STORED | {"views": 0} | feature)), distiller(**(STORED | feature))
+    assert (stored.align is not None) == bool(feature)
     train(asking, batches, 6)
-    train(stored, with_outputs(batches, half=False), 6)
+    train(stored, with_outputs(batches, torch.float32), 6)
     for one, other in zip(weights(asking.student), weights(stored.student), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -37,6 +43,14 @@ def test_the_teacher_is_not_asked_and_views_are_not_mixed_again(
         monkeypatch.setattr(ours, "_teacher_forward", None)
         train(ours, given, 3)
     assert same(weights(plain.student), weights(mixing.student))
+
+
+def test_the_pooled_feature_is_learned(batches: list[FeedBatch]) -> None:
+    losses: list[float] = []
+    ours = distiller(40, **(STORED | {"w_feature": 10.0, "feature": "pooled"}))
+    given = with_outputs(batches)
+    train(ours, given, 40, on_log=lambda _, means: losses.append(means["feature"]), log_every=10)
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_muon_resumes_exactly(batches: list[FeedBatch]) -> None:

@@ -140,6 +140,21 @@ def test_a_bank_that_cannot_be_written_is_named(
     assert "--distill.views 0" in error
 
 
+def test_pooled_features_are_stored_if_they_are_needed(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, pooled = files(bank), ("--distill.feature", "pooled", "--distill.w_feature", "1.0")
+    assert distill(bank, tmp_path / "a", *pooled) == 0
+    assert "has no features; making it again" in capsys.readouterr().out
+    after = files(bank)
+    assert all(len(new) > len(old) for old, new in zip(before, after, strict=True))
+    assert distill(bank, tmp_path / "b") == 0
+    assert distill(bank, tmp_path / "c", *pooled) == 0
+    assert files(bank) == after
+    assert same_student(tmp_path / "a", tmp_path / "c")
+    assert not same_student(tmp_path / "a", tmp_path / "b")
+
+
 def test_a_feature_map_is_not_stored(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill(bank, tmp_path / "out", "--distill.w_feature", "1.0") == 2
     assert "distill.views" in capsys.readouterr().err
