@@ -136,10 +136,9 @@ class Sampler:
         numbers = (start.astype(np.int64) + visits.epochs) % self.views.count
         mixed, positions, weights = partners(self.views, seeds, keys, numbers, visits.rows - first, sizes)
         reads = np.concatenate([visits.rows, first[mixed] + positions])
-        of_reads = (np.concatenate([column, column[mixed]]) for column in (seeds, numbers))
-        seeds_of_reads, numbers_of_reads = of_reads
-        drawn = crops(self.views, seeds_of_reads, index.keys(reads), numbers_of_reads)
-        return BatchSample(reads, drawn, global_rows, ViewSample(numbers, mixed, weights))
+        own = ViewSample(numbers, mixed, weights)
+        seeds, numbers = (np.concatenate([column, column[mixed]]) for column in (seeds, numbers))
+        return BatchSample(reads, crops(self.views, seeds, index.keys(reads), numbers), global_rows, own)
 
     def _stream_block(self, number: int, bounds: Int) -> "_Visited":
         """Return one stream's visits, with steps that count from the block's first one."""
