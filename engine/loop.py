@@ -191,8 +191,11 @@ class Loop:
         with _without_gradients(modules):
             generated = self.generator.make(batch, self._current_adversary())
         rows = generated.rows()
-        self.bank.commit(batch, rows, generated.kept_images())
+        entry = self.bank.commit(batch, rows, generated.kept_images())
         self.reader.refresh()
+        if self.generator.views is not None and generated.outputs is not None:
+            tar = entry.files[entry.names.tar].sha256
+            self.reader.write_views(batch, self.generator.views.packed(tar, generated.outputs))
         self._add_to_training(batch)
         self._warn_once(Agreements.of(rows))
         if generated.variations is None or generated.result is None:

@@ -19,7 +19,7 @@ from engine.stages.distill import Distiller
 BATCHES = {"WRN-40-2": 128, "WRN-16-2": 64}
 """Images of a step, by the name of the teacher."""
 STORED = DistillConfig(views=4, w_ce=0.0, w_feature=0.0, mixup=0.5, nesterov=True, optimizer="muon")
-VISITS = 4
+VISITS = 3
 """Training steps on each stored view, which share the cost of asking the teacher about it once."""
 
 

@@ -39,6 +39,17 @@ def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
         return list(pool.map(encode_one, images))
 
 
+def as_stored(images: Images, codec: Codec, quality: int, channels: int) -> Images:
+    """Return images [N, H, W, 3] as readers of a bank with these settings see them: lossy codecs change them."""
+    if codec in ("raw", "png"):
+        return images
+    decode = decoder(codec, (images.shape[1], images.shape[2]), channels)
+    seen = np.empty_like(images)
+    for image, data in zip(seen, encode(images[..., :channels], codec, quality), strict=True):
+        image[:] = decode(data)
+    return seen
+
+
 def decoder(codec: Codec, size: tuple[int, int], channels: int) -> Callable[[bytes], Images]:
     """Return a function that decodes a file to uint8 [H, W, C].
 

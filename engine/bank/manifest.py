@@ -59,6 +59,11 @@ def views_file(number: int) -> str:
     return f"views/{shard_name(number)}.safetensors"
 
 
+def is_of_views(name: str) -> bool:
+    """Return whether the file is one of views, or a temporary one."""
+    return name.startswith("views/")
+
+
 def version_1_files(number: int) -> ShardFiles:
     """Return the file names of a shard in a bank whose manifest has version 1."""
     name = shard_name(number)

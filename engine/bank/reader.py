@@ -119,18 +119,20 @@ class BankReader:
 
         Raises ViewsError if they are damaged or belong to other images.
         """
-        name = views_file(number)
-        found = self._storage.fingerprint(name)
-        if found is None:
+        path = self._storage.unlisted(views_file(number), self._cache)
+        if path is None:
             return None
-        try:
-            views = read(self._storage.local(name, found, self._cache, verify=False))
-        except (DamagedError, FileNotFoundError):
-            return None  # another process is replacing the file
+        views = read(path)
         fits = len(views.outputs.logits) == self.shards[number].images
         if views.owner.tar != self.tar_sha256(number) or not fits:
             raise ViewsError("belongs to other images")
         return views
+
+    def view_seed(self, number: int) -> int:
+        """Return the seed of a shard's views: of the generation that made the shard."""
+        origin = self.shards[number].origin
+        seed = self.header.recipe.get("seed") if origin is None else origin.seed
+        return seed or 0
 
     def write_views(self, number: int, data: bytes) -> None:
         """Write the file of a shard's views, for all readers. Raises UserError if that is impossible."""
@@ -183,7 +185,10 @@ class BankReader:
 def write_views(storage: Storage, number: int, data: bytes) -> None:
     """Write the file of a shard's views. Raises UserError if that is impossible."""
     try:
-        storage.write(views_file(number), data)
+        try:
+            storage.write(views_file(number), data)
+        except FileNotFoundError:  # a generation that ended meanwhile took the part for a killed writer's
+            storage.write(views_file(number), data)
     except OSError as error:
         raise UserError(
             f"{storage.url}: the teacher's outputs cannot be stored there: {error}; allow this user to write"

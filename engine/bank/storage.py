@@ -88,6 +88,18 @@ class Storage(ABC):
             DamagedError: if the file is missing or its content differs.
         """
 
+    def unlisted(self, name: str, cache: Path) -> Path | None:
+        """Return a local path of a file whose fingerprint is not known, or None if it does not exist."""
+        try:
+            data = self.read(name)
+        except FileNotFoundError:
+            return None
+
+        def copy(to: Path) -> None:
+            to.write_bytes(data)
+
+        return cached_copy(cache, Path(name).suffix, Fingerprint.of(data), copy, verify=False)
+
     def fingerprint(self, name: str) -> Fingerprint | None:
         """Return the fingerprint of a file, or None if it does not exist."""
         try:
@@ -148,6 +160,9 @@ class LocalStorage(Storage):
 
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
+
+    def unlisted(self, name: str, cache: Path) -> Path | None:  # noqa: ARG002
+        return None if self.size(name) is None else self.folder / name
 
     def local(self, name: str, expected: Fingerprint, cache: Path, *, verify: bool) -> Path:  # noqa: ARG002
         if verify:

@@ -1,6 +1,6 @@
 """The teacher's outputs on stored views of a shard's images: one file for each shard, next to the others.
 
-The file is no part of the manifest, because it can be made later, and made again, by anyone who may write to
+The file is not in the manifest, because it can be made later, and made again, by anyone who may write to
 the bank. It names the tar and the teacher that it belongs to, and contains a hash of itself. Renaming it into
 place commits it.
 """

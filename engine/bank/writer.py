@@ -17,6 +17,7 @@ from engine.bank.manifest import (
     Origin,
     ShardEntry,
     is_hidden,
+    is_of_views,
     is_part,
     require_same_settings,
     shard_files,
@@ -193,7 +194,8 @@ class BankWriter:
         with self._claim:
             self._manifest_file.require_unchanged()
             for name in filter(is_part, self._storage.names()):
-                self._storage.remove(name)
+                if not is_of_views(name):  # a training may be writing it
+                    self._storage.remove(name)
             self._storage.write(CARD, render_card(self._manifest, total_stats(self._storage, self._manifest)))
             if self._manifest.writer is not None:
                 self._replace(replace(self._manifest, writer=None))

@@ -372,7 +372,10 @@ def _timed_batch(loop: "Loop", number: int, more: float) -> tuple[float, float]:
     before = dict(loop.progress.seconds)
     whole = _seconds(lambda: loop.do(Synthesis(batch=number)))
     spent = {name: total - before.get(name, 0.0) for name, total in loop.progress.seconds.items()}
-    steps, variations = spent["synthesize"], spent.get("augment", 0.0) + spent.get("filter", 0.0)
+    steps, variations = (
+        spent["synthesize"],
+        sum(spent.get(name, 0.0) for name in ("augment", "filter", "views")),
+    )
     return steps / TRIAL_STEPS, whole - steps + (more - 1) * variations
 
 

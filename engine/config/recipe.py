@@ -195,7 +195,7 @@ class Recipe(Checked):
 
     @property
     def stored_views(self) -> StoredViews | None:
-        """The views of which the teacher's outputs are stored, or None."""
+        """The views whose teacher outputs are stored, or None."""
         views = self.distill.views_of(self.seed)
         return views if isinstance(views, StoredViews) else None
 

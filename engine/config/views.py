@@ -1,6 +1,6 @@
 """Random crops and mirror images that the networks see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +18,12 @@ class StoredViews(Views):
     """The views of each image that the teacher has seen, and whose outputs are stored."""
 
     count: int
-    """Views of an image. The first views of an image do not depend on their number."""
+    """Views of an image. With a larger number, the first views stay the same."""
     mixup: float = 0.0
     """Share of the views that are mixed with another image of the shard."""
     seed: int = 0
     """Seed of all draws."""
 
-    def fits(self, wanted: "StoredViews") -> bool:
-        """Return whether these views include those that a student wants; their seed does not matter."""
-        same = (self.flip, self.crop_padding, self.mixup) == (wanted.flip, wanted.crop_padding, wanted.mixup)
-        return same and self.count >= wanted.count
+    def include(self, wanted: "StoredViews") -> bool:
+        """Return whether the wanted views are among these."""
+        return self.count >= wanted.count and self == replace(wanted, count=self.count)

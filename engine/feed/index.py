@@ -110,7 +110,7 @@ class Index:
         self._sizes: GrowingArray | None = None  # size of each image, once they differ
         self._size = 0  # size of every image, until then
         self._outputs: list[TeacherOutputs] = []  # of each shard, if views are stored
-        self._view_seeds = GrowingArray(np.int64)  # of each shard, too
+        self._view_seeds = GrowingArray(np.uint64)  # of each shard, too
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -140,7 +140,7 @@ class Index:
         self.shards.append(Shard(str(spans.path), bank, rows))
         if views is not None:
             self._outputs.append(views.outputs)
-            self._view_seeds.extend(np.array([views.owner.views.seed]))
+            self._view_seeds.extend(np.array([views.owner.views.seed % 2**64], np.uint64))
         return rows
 
     def _extend_labels(self, labels: Int) -> None:
@@ -185,7 +185,7 @@ class Index:
 
     def view_seeds(self, rows: Int) -> npt.NDArray[np.uint64]:
         """Return the seed of the stored views of each row, [N]."""
-        return self._view_seeds.values[self.shard_numbers(rows)].astype(np.uint64)
+        return self._view_seeds.values[self.shard_numbers(rows)]
 
     def teacher_outputs(self, rows: Int, views: Int) -> TeacherOutputs:
         """Return the teacher's outputs on a stored view of each row: logits [N, C], pooled [N, D] or None."""

@@ -91,7 +91,8 @@ def teacher_sha256(recipe: Recipe) -> str:
     """Return a hash of what decides the teacher's outputs: its weights, inputs and outputs."""
     fact, teacher = teacher_of(recipe), recipe.teacher
     named = fact["sha256"] or [teacher.name, teacher.weights]
-    deciding = [named, *(getattr(teacher, field) for field in (*INTERFACE, "feature")), teacher.size]
+    fields = (getattr(teacher, field) for field in (*INTERFACE, "feature", "size"))
+    deciding = [named, *map(_normalized, fields)]
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
 

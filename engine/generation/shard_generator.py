@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from engine.generation.overlap import (
     torch_threads,
 )
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
+from engine.generation.views import ViewStore
 from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.runtime.micro_batch import MicroBatch
@@ -62,6 +64,9 @@ class ShardGenerator:
             stopping=threading.Event(),
         )
         self._threads = thread_counts(self.groups)
+        self.views = (
+            ViewStore(recipe, networks, accelerator.device, progress) if recipe.stored_views else None
+        )
 
     def make(
         self, index: int, adversary: Adversary | None = None, *, independent: bool = False
@@ -107,7 +112,15 @@ class ShardGenerator:
             track = partial(self.progress.stage, stage.name, total=total, unit="images")
             with torch_threads(self._threads[stage.name]):
                 value = stage.run(self.context, value, track)
+                if stage is STAGES[-1] and self.views is not None:
+                    value = _with_views(value, self.views)
         return value
+
+
+def _with_views(batch: GeneratedBatch, views: ViewStore) -> GeneratedBatch:
+    """Add the teacher's outputs on views, in the thread of the stage that the teacher belongs to."""
+    rows = batch.rows()
+    return replace(batch, outputs=views.of_new_images(batch.kept_images(), rows.keys[rows.kept]))
 
 
 def _attempt(function: Callable[[int], GeneratedBatch], number: int) -> GeneratedBatch | Exception:

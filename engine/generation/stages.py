@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine import progress
 from engine.bank.rows import Rows
+from engine.bank.views import TeacherOutputs
 from engine.config.recipe import Recipe
 from engine.errors import OutOfMemoryError
 from engine.models.classifier import LUMA
@@ -53,6 +54,8 @@ class GeneratedBatch:
     source_confidence: Tensor  # float32 [S], its probability
     variations: ImageBatch | None  # None if nothing is augmented
     result: FilterResult | None
+    outputs: TeacherOutputs | None = None
+    """The teacher's on views of the kept images; None if none are stored."""
 
     def rows(self) -> Rows:
         """Return the row of each image, in ascending order of the keys."""

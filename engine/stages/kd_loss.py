@@ -55,7 +55,7 @@ def distillation_loss(
         relative_agreement: if the rows are one of several equal parts of a batch, the share of agreeing rows
             in this part over their share in the batch. The mean loss of the parts is then the batch's loss,
             except that `dist` correlates over the rows of each part.
-        features: the aligned student feature and the teacher's, both [B, C_t, H, W].
+        features: the aligned student feature and the teacher's, both [B, C_t, H, W] or [B, C_t].
     """
     ce_share = 1.0
     if agrees is not None:

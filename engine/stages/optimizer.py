@@ -84,9 +84,16 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 def hidden_weights(student: nn.Module) -> list[nn.Parameter]:
     """Return the weights of the convolutions and linear layers between the first and the last one.
 
-    Convolutions with groups are left out: their rows see different channels, so they are not one matrix.
+    Layers with one output for each class are left out: they are heads, wherever they stand. So are convolutions
+    with groups: their rows see different channels, so they are not one matrix.
     """
     layers = [layer for layer in student.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    whole = [layer for layer in layers[1:-1] if not isinstance(layer, nn.Conv2d) or layer.groups == 1]
-    found: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in whole}  # type: ignore[misc]
-    return [weight for weight in found.values() if weight.requires_grad]
+    outer = {id(layer.weight) for layer in (*layers[:1], *layers[-1:])}
+    classes = getattr(student, "num_classes", None)
+    found: dict[int, nn.Parameter] = {}
+    for layer in layers:
+        is_head = isinstance(layer, nn.Linear) and layer.out_features == classes
+        is_matrix = isinstance(layer, nn.Linear) or layer.groups == 1
+        if is_matrix and not is_head and id(layer.weight) not in outer and layer.weight.requires_grad:
+            found[id(layer.weight)] = layer.weight  # type: ignore[assignment]
+    return list(found.values())

@@ -72,10 +72,11 @@ def view_images(
         rows: positions of the wanted images, int64 [B].
         views: number of the view of each of them, int64 [B].
     """
-    seeds, sizes = np.full(len(rows), config.seed, np.uint64), np.full(len(rows), len(pixels))
+    seed = config.seed % 2**64
+    seeds, sizes = np.full(len(rows), seed, np.uint64), np.full(len(rows), len(pixels))
     mixed, positions, weights = partners(config, seeds, keys[rows], views, rows, sizes)
     reads = np.concatenate([rows, positions])
-    numbers, seeds = np.concatenate([views, views[mixed]]), np.full(len(reads), config.seed, np.uint64)
+    numbers, seeds = np.concatenate([views, views[mixed]]), np.full(len(reads), seed, np.uint64)
     drawn = crops(config, seeds, keys[reads], numbers)
     read = pixels[torch.from_numpy(reads)].to(device)
     return mix(crop_batch(read, drawn, pad=config.crop_padding), mixed, weights).permute(0, 3, 1, 2)

@@ -70,13 +70,14 @@ class StudentTrainer:
         )
         self.index = Index()
         self.views = ViewStore(recipe, pair, accelerator.device, progress) if recipe.stored_views else None
+        has_partners = recipe.stored_views is not None and recipe.distill.mixup > 0
         self.feed = open_feed(
             recipe.feed,
             self.index,
             codec=codec,
             image_size=size,
             channels=channels,
-            batch_size=recipe.distill.batch_size // self.world * (2 if recipe.distill.mixup else 1),
+            batch_size=recipe.distill.batch_size // self.world * (2 if has_partners else 1),
             device=accelerator.device,
         )
 

@@ -22,7 +22,6 @@ from engine.generation.overlap import stage_groups, thread_counts
 from engine.generation.provenance import weights_of
 from engine.generation.shard_generator import ShardGenerator
 from engine.generation.stages import GeneratedBatch
-from engine.generation.views import ViewStore
 from engine.progress import Progress
 from export.errors import ExportError
 
@@ -46,9 +45,6 @@ class Worker:
         loaded = networks.load(job.recipe, accelerator.device)
         opened = networks.open(job.recipe, loaded, accelerator, thread_counts(groups))
         self._progress = Progress(quiet=True)
-        self._views = None
-        if job.recipe.stored_views:
-            self._views = ViewStore(job.recipe, opened, accelerator.device, self._progress)
         self._generator = ShardGenerator(job.recipe, opened, accelerator, self._progress, groups)
         self._reported: tuple[Mapping[str, float], Mapping[str, int]] = {}, {}
 
@@ -65,13 +61,13 @@ class Worker:
                     yield failed(number, error)
 
     def _write(self, number: int, batch: GeneratedBatch) -> Done:
-        rows, images = batch.rows(), batch.kept_images()
-        entry = write_shard(self._job.url, number, rows, images, self._job.header)
-        if self._views is not None:
-            data = self._views.packed(entry.files[entry.names.tar].sha256, images, rows.keys[rows.kept])
+        rows = batch.rows()
+        entry = write_shard(self._job.url, number, rows, batch.kept_images(), self._job.header)
+        if self._generator.views is not None and batch.outputs is not None:
+            data = self._generator.views.packed(entry.files[entry.names.tar].sha256, batch.outputs)
             write_views(open_storage(self._job.url), number, data)
         result = batch.result
-        seconds, counts = self._since_last_shard()
+        seconds, images = self._since_last_shard()
         logger.debug("shard %s made", shard_name(number))
         return Done(
             number=number,
@@ -79,7 +75,7 @@ class Worker:
             variations=0 if result is None else len(result.kept),
             accepted=0 if result is None else int(result.kept.sum()),
             seconds=seconds,
-            images=counts,
+            images=images,
             rss=rss(),
             agreements=Agreements.of(rows),
         )

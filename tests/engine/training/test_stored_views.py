@@ -98,7 +98,7 @@ def test_other_settings_make_other_views(
 ) -> None:
     before = files(bank)
     assert distill(bank, tmp_path / "out", f"--{setting}", value) == 0
-    assert capsys.readouterr().out.count("is of other settings; making it again") == 1
+    assert capsys.readouterr().out.count("was made with other settings; making it again") == 1
     assert all(old != new for old, new in zip(before, files(bank), strict=True))
     assert verify(str(bank)) == []
 
@@ -125,7 +125,7 @@ def test_views_of_another_teacher_are_not_used(
     monkeypatch.setattr("engine.training.from_banks.require_teacher_of_bank", lambda *_: None)
     other: Any = ["--recipe", str(recipe), "--teacher.weights", str(tmp_path / "other.safetensors")]
     assert distill(bank, tmp_path / "out", *other) == 0
-    assert capsys.readouterr().out.count("is of another teacher; making it again") == 1
+    assert capsys.readouterr().out.count("belongs to another teacher; making it again") == 1
     assert not set(before) & set(files(bank))
 
 
