@@ -22,7 +22,7 @@ class Snapshot:
 class Clock:
     """Counts from its creation; the time of copying does not count.
 
-    Nothing of what it holds can steer a training: the copies are evaluated after `stop`.
+    Nothing it holds can influence the training: the copies are evaluated after `stop`.
     """
 
     seconds: float

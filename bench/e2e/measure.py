@@ -34,7 +34,7 @@ def measure(
     resume: bool = False,
     arms: Mapping[str, Arm] = ARMS,
 ) -> Iterator[Result]:
-    """Yield the result of each arm with each seed, seed by seed, so that a slow hour meets all arms.
+    """Yield the result of each arm with each seed, seed by seed, so that a slow hour affects all arms.
 
     Each has a folder in `out`. With `resume`, the finished ones are read, and the others start again.
     Raises UserError if `out` is not empty without `resume`, or there is no test set.

@@ -13,7 +13,7 @@ from engine.atomic import replacing
 
 BASELINE = "fast-dfkd"
 TOLERANCE = 0.05
-"""Part of the seconds by which an arm may miss them without a word in the table."""
+"""Part of the seconds by which an arm may miss them before the table says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

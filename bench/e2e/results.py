@@ -75,7 +75,7 @@ def require_test_set(recipe: Recipe) -> None:
 def evaluated(
     recipe: Recipe, seconds: float, trained: Trained, snapshots: Sequence[Snapshot], precision: str
 ) -> Result:
-    """Evaluate the final student and those of all moments, in one pass over the test set."""
+    """Evaluate the final student and the students of all moments, in one pass over the test set."""
     test_set, _ = open_test_set(recipe.evaluate, recipe.names, recipe.teacher.size)
     assert test_set is not None, "require_test_set was called"
     students = []

@@ -40,7 +40,7 @@ def encode(images: Images, codec: Codec, quality: int) -> list[bytes]:
 
 
 def as_stored(images: Images, codec: Codec, quality: int, channels: int) -> Images:
-    """Return images [N, H, W, 3] as readers of a bank with these settings see them: lossy codecs change them."""
+    """Return images [N, H, W, 3] as readers of the bank will see them: lossy codecs change them."""
     if codec in ("raw", "png"):
         return images
     decode = decoder(codec, (images.shape[1], images.shape[2]), channels)

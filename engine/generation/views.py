@@ -67,8 +67,8 @@ class ViewStore:
         """Return the outputs on the views of images of a shard that is being made.
 
         Args:
-            images: the kept images, uint8 [N, H, W, 3], before they are encoded, in ascending order of `keys`.
-            keys: int64 [N].
+            images: the kept images, uint8 [N, H, W, 3], before they are encoded.
+            keys: int64 [N], ascending.
         """
         storage = self._storage
         channels = stored_channels(storage.codec, is_grey=self._is_grey)
@@ -94,7 +94,7 @@ class ViewStore:
             )
 
     def _found(self, bank: BankReader, number: int, wanted: StoredViews) -> ViewsFile | None:
-        """Return the stored outputs of a shard, or None; warn once for each reason why some cannot be used."""
+        """Return the stored outputs of a shard, or None; warn once for each reason not to use some."""
         try:
             found = bank.views(number)
             if found is None:

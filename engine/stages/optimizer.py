@@ -84,8 +84,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 def hidden_weights(student: nn.Module) -> list[nn.Parameter]:
     """Return the weights of the convolutions and linear layers between the first and the last one.
 
-    Layers with one output for each class are left out: they are heads, wherever they stand. So are convolutions
-    with groups: their rows see different channels, so they are not one matrix.
+    Layers with one output for each class are left out: they are heads, wherever they stand. So are
+    convolutions with groups: their rows see different channels, so they are not one matrix.
     """
     layers = [layer for layer in student.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     outer = {id(layer.weight) for layer in (*layers[:1], *layers[-1:])}
