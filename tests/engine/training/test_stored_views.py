@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.bank.reader import BankReader
 from engine.bank.verify import verify
 from engine.cli.main import main
 from engine.distill import command
@@ -57,6 +58,53 @@ def test_training_makes_the_bytes_that_workers_make(bank: Path, tmp_path: Path) 
     assert distill(bank, tmp_path / "b") == 0
     assert files(bank) == by_workers
     assert same_student(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "webp"])
+def test_workers_ask_about_the_images_that_a_lossy_codec_leaves(
+    codec: str, recipe: Path, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+    settings = [
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(bank),
+        "--storage.codec",
+        codec,
+        "--storage.quality",
+        "60",
+    ]
+    assert main(generate, [*settings, "--shards", "1"]) == 0
+    by_workers = files(bank)
+    shutil.rmtree(bank / "views")
+    assert distill(bank, tmp_path / "out") == 0
+    assert files(bank) == by_workers
+
+
+@pytest.mark.parametrize("seed", ["7", "-1"])
+def test_the_views_of_a_shard_do_not_depend_on_the_students_seed(
+    seed: str, bank: Path, tmp_path: Path
+) -> None:
+    before = files(bank)
+    assert distill(bank, tmp_path / "a", "--seed", seed) == 0
+    shutil.rmtree(bank / "views")
+    assert distill(bank, tmp_path / "b", "--seed", seed) == 0
+    assert files(bank) == before
+    assert same_student(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_student_trains_on_what_it_made_if_another_one_replaces_the_file(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert distill(bank, tmp_path / "alone", "--distill.crop_padding", "1") == 0
+    assert distill(bank, tmp_path / "other") == 0
+    others = files(bank)
+    with monkeypatch.context() as patch:
+        patch.setattr(BankReader, "write_views", lambda *_: None)  # as if the other one wrote last
+        assert distill(bank, tmp_path / "racing", "--distill.crop_padding", "1") == 0
+    assert files(bank) == others
+    assert same_student(tmp_path / "alone", tmp_path / "racing")
 
 
 @pytest.mark.parametrize("commit_number", [0, 1, 3])
