@@ -60,7 +60,7 @@ def test_hidden_weights_are_whole_layers_between_the_first_and_the_last() -> Non
 
 def test_heads_and_weights_that_the_outer_layers_share_are_not_hidden() -> None:
     layers = network()
-    layers.num_classes = 5  # type: ignore[assignment]
+    layers.num_classes = 5
     assert [id(weight) for weight in hidden_weights(layers)] == [id(layers[1].weight)]
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     tied[1].weight = tied[0].weight
