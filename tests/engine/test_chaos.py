@@ -71,7 +71,8 @@ def test_distillation_survives_kills(
     commands: CommandServer, bank: tuple[Path, float], tmp_path: Path
 ) -> None:
     student, draw, kills, tries = "student.safetensors", random.Random(CHAOS_SEED + 1), 0, itertools.count()
-    arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--compute.threads", "1", "--out"]
+    arguments = ["--bank", str(bank[0]), "--runtime", "torch", "--compute.threads", "1"]
+    arguments += ["--compute.precision", "fp32", "--out"]
     seconds = run(commands, "engine.distill", [*arguments, str(tmp_path / "undisturbed")])
     expected, files = (tmp_path / "undisturbed" / student).read_bytes(), hashes(bank[0])
     while kills < CHAOS_KILLS:
