@@ -195,7 +195,7 @@ class Loop:
         self.reader.refresh()
         if self.generator.views is not None and generated.outputs is not None:
             tar = entry.files[entry.names.tar].sha256
-            self.reader.write_views(batch, self.generator.views.packed(tar, generated.outputs))
+            self.bank.write_views(batch, self.generator.views.packed(tar, generated.outputs))
         self._add_to_training(batch)
         self._warn_once(Agreements.of(rows))
         if generated.variations is None or generated.result is None:

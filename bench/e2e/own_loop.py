@@ -99,8 +99,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def allot(recipe: Recipe, arm: OwnArm, costs: Costs, seconds: float) -> ScheduleConfig:
     """Return the schedule that takes `seconds` in total; the number of rounds stays as in the recipe."""
-    if arm.keeps_counts:
-        return recipe.schedule
     free, rounds = max(seconds - costs.fixed, 0.0), recipe.schedule.rounds
     if arm.batches is not None:
         init_batches, per_round = arm.batches, 0

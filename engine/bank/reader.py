@@ -16,7 +16,7 @@ from engine.bank.rows import Int, Rows, Spans
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import Table, from_parquet
 from engine.bank.tars import TarError, walk
-from engine.bank.views import ViewsError, ViewsFile, read
+from engine.bank.views import ViewsError, ViewsFile, read, write_views
 from engine.errors import UserError
 
 
@@ -180,20 +180,6 @@ class BankReader:
             f" python -m engine.bank verify {url} lists every bad file;"
             " restore the file from a copy; engine.generate --resume repairs a bank that it made"
         )
-
-
-def write_views(storage: Storage, number: int, data: bytes) -> None:
-    """Write the file of a shard's views. Raises UserError if that is impossible."""
-    try:
-        try:
-            storage.write(views_file(number), data)
-        except FileNotFoundError:  # a generation that ended meanwhile took the part for a killed writer's
-            storage.write(views_file(number), data)
-    except OSError as error:
-        raise UserError(
-            f"{storage.url}: the teacher's outputs cannot be stored there: {error}; allow this user to write"
-            " to the bank, copy it, or set --distill.views 0"
-        ) from None
 
 
 def read_manifest(storage: Storage) -> Manifest:

@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from engine.bank.manifest import views_file
+from engine.bank.storage import Storage
 from engine.config.views import StoredViews
+from engine.errors import UserError
 
 _KEY = "views"
 """The only entry of the file's metadata: safetensors writes several in a random order."""
@@ -91,6 +94,21 @@ def parse(data: npt.NDArray[np.uint8]) -> ViewsFile:
     if sha256 != _digest(owner, arrays):
         raise ViewsError("was altered (its SHA-256 differs)")
     return ViewsFile(owner, outputs)
+
+
+def write_views(storage: Storage, number: int, data: bytes) -> None:
+    """Write the file of a shard's views. Raises UserError if that is impossible."""
+    name = views_file(number)
+    try:
+        try:
+            storage.write(name, data)
+        except FileNotFoundError:  # a generation that resumed took the temporary file for a killed writer's
+            storage.write(name, data)
+    except OSError as error:
+        raise UserError(
+            f"{storage.url}: the teacher's outputs cannot be stored there: {error}; allow this user to write"
+            " to the bank, copy it, or set --distill.views 0"
+        ) from None
 
 
 def _array(data: npt.NDArray[np.uint8], fields: Mapping[str, Any]) -> Half:

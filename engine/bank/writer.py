@@ -23,12 +23,12 @@ from engine.bank.manifest import (
     shard_files,
     shard_name,
     shard_number,
-    views_file,
 )
 from engine.bank.rows import Rows
 from engine.bank.shard import shard_contents
 from engine.bank.storage import Storage, open_storage
 from engine.bank.table import from_parquet
+from engine.bank.views import write_views
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,8 @@ class BankWriter:
             self._add(new)
 
     def write_views(self, number: int, data: bytes) -> None:
-        """Write the teacher's outputs on stored views of a committed shard."""
-        self._storage.write(views_file(number), data)
+        """Write the file of a committed shard's views. Raises UserError if that is impossible."""
+        write_views(self._storage, number, data)
 
     def keep_below(self, number: int) -> None:
         """Remove the shards from `number` on, so that they can be made again."""

@@ -133,7 +133,6 @@ def test_the_counts_of_an_arm_take_its_seconds(seconds: float) -> None:
 def test_arms_with_other_counts() -> None:
     recipe, costs = load_recipe("fashion-mnist"), Costs(batch=1, hard_batch=1, step=1, fixed=60)
     assert own_loop.allot(recipe, OwnArm(), costs, 5.0).total_batches == 1
-    assert own_loop.allot(recipe, OwnArm(keeps_counts=True), costs, 5.0) == recipe.schedule
     noise = own_loop.allot(recipe, OwnArm(batches=8), costs, 98.0)
     assert (noise.total_batches, noise.total_kd_steps) == (8, 30)
 

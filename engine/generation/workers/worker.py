@@ -12,8 +12,8 @@ from pathlib import Path
 from engine import networks
 from engine.bank.agreement import Agreements
 from engine.bank.manifest import first_difference, shard_name
-from engine.bank.reader import write_views
 from engine.bank.storage import open_storage
+from engine.bank.views import write_views
 from engine.bank.writer import write_shard
 from engine.distributed import open_accelerator
 from engine.errors import NonFiniteError, OutOfMemoryError, UserError

@@ -133,7 +133,7 @@ void standardize(const float* logits, int64_t classes, float most, double temper
 // their plain difference is exact; else the maxima are subtracted first, so that a large gap adds no rounding.
 void choose_bases(Row& row) {
     const double a = row.student_side.inverse, b = row.teacher_side.inverse;
-    row.inverse = a < b ? a : b;
+    row.inverse = static_cast<float>(a < b ? a : b);  // as the elements are scaled, or the constant would not fit them
     const bool close = __builtin_fabsf(row.student_max - row.teacher_max) * row.inverse < 1;
     row.student_base = close ? 0 : row.student_max;
     row.teacher_base = close ? 0 : row.teacher_max;

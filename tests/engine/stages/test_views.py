@@ -1,4 +1,4 @@
-"""The teacher's outputs on views: of which images, in which order, and in pieces of any size."""
+"""The teacher's outputs on views: they are right for each image and view, in pieces of any size."""
 
 from typing import Any
 
