@@ -24,6 +24,7 @@ from engine.distributed import open_accelerator
 from engine.generation import stages
 from engine.generation.provenance import bank_header, require_same_facts
 from engine.generation.shard_generator import ShardGenerator
+from engine.hardware import SharedCores
 from engine.models.loading import require_feature
 from engine.networks import OpenNetworks
 from engine.progress import Progress, counted
@@ -85,7 +86,14 @@ def run(
         else:
             loop.examples.save(out / VARIATIONS, recipe.names)
         summary = summarize(
-            recipe, opened, opened.clip, [loop.reader], loop.accelerator, progress, start - earlier
+            recipe,
+            opened,
+            opened.clip,
+            [loop.reader],
+            loop.accelerator,
+            progress,
+            loop.cores,
+            start - earlier,
         )
         summary.write(out)
     return summary
@@ -143,10 +151,18 @@ class Loop:
         self.recipe, self.networks, self.accelerator = recipe, networks, accelerator
         self.progress, self.curves = progress, curves
         self.bank, self.reader = bank, reader
-        self.generator = ShardGenerator(recipe, networks, accelerator, progress)
+        self.cores = SharedCores(recipe.compute)
+        self.generator = ShardGenerator(recipe, networks, accelerator, progress, cores=self.cores)
         header = reader.header
         self.trainer = StudentTrainer(
-            recipe, networks, accelerator, progress, curves, codec=header.codec, channels=header.channels
+            recipe,
+            networks,
+            accelerator,
+            progress,
+            curves,
+            self.cores,
+            codec=header.codec,
+            channels=header.channels,
         )
         self.rotation = self._rotation() if recipe.synthesize.chosen.adversary == "selfsup" else None
         self.examples = Examples()

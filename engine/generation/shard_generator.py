@@ -20,6 +20,7 @@ from engine.generation.overlap import (
 )
 from engine.generation.stages import STAGES, GeneratedBatch, Request, Stage, StageContext
 from engine.generation.views import ViewStore
+from engine.hardware import SharedCores
 from engine.networks import OpenNetworks
 from engine.progress import Progress
 from engine.runtime.micro_batch import MicroBatch
@@ -36,8 +37,9 @@ class ShardGenerator:
         accelerator: Accelerator,
         progress: Progress,
         groups: tuple[StageGroup, ...] | None = None,
+        cores: SharedCores | None = None,
     ) -> None:
-        """Create a generator; without `groups` the stages do not overlap."""
+        """Create a generator; without `groups` the stages do not overlap, without `cores` all threads run."""
         self.recipe, self.progress = recipe, progress
         self.groups = groups or single_group(recipe.compute)
         self.synthesizer = Synthesizer(
@@ -62,6 +64,7 @@ class ShardGenerator:
                 if stage.has_micro_batch
             },
             stopping=threading.Event(),
+            cores=cores,
         )
         self._threads = thread_counts(self.groups)
         self.views = (
@@ -111,6 +114,7 @@ class ShardGenerator:
             total = stage.total(self.recipe)
             track = partial(self.progress.stage, stage.name, total=total, unit="images")
             with torch_threads(self._threads[stage.name]):
+                self.context.between_steps()
                 value = stage.run(self.context, value, track)
                 if stage is STAGES[-1] and self.views is not None:
                     value = _with_views(value, self.views)

@@ -20,6 +20,7 @@ from engine.bank.rows import Rows
 from engine.bank.views import TeacherOutputs
 from engine.config.recipe import Recipe
 from engine.errors import OutOfMemoryError
+from engine.hardware import SharedCores
 from engine.models.classifier import LUMA
 from engine.networks import OpenNetworks
 from engine.runtime.micro_batch import MicroBatch, is_out_of_memory
@@ -102,9 +103,13 @@ class StageContext:
     micro_batches: Mapping[str, MicroBatch]
     """Micro-batch of each stage whose section of the recipe has `micro_batch`, by the stage's name."""
     stopping: threading.Event
+    cores: SharedCores | None = None
+    """Leaves cores to other processes between the steps of a stage; None uses all threads."""
 
-    def check_stopped(self) -> None:
-        """Raise StoppedError once the batches under way are no longer needed."""
+    def between_steps(self) -> None:
+        """Leave busy cores to other processes. Raise StoppedError once the batches are no longer needed."""
+        if self.cores is not None:
+            self.cores.adjust()
         if self.stopping.is_set():
             raise StoppedError
 
@@ -181,7 +186,7 @@ def _counting(context: StageContext, steps: int, report: Callable[[float], None]
 
     def on_step(count: int) -> None:
         nonlocal done
-        context.check_stopped()
+        context.between_steps()
         done += count
         report(done / steps)
 
@@ -206,7 +211,7 @@ def _augment(
             device=context.accelerator.device,
             micro_batch=context.micro_batches[AUGMENT.name],
         ):
-            context.check_stopped()
+            context.between_steps()
             if recipe.teacher.is_grey:
                 batch = replace(batch, images=to_gray(batch.images))
             batches.append(batch)

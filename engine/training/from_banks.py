@@ -20,6 +20,7 @@ from engine.datasets.test_set import check_test_set
 from engine.distributed import from_main, leave, open_accelerator
 from engine.errors import UserError
 from engine.generation.provenance import TEACHER, require_same_weights, require_teacher_of_bank, teacher_of
+from engine.hardware import SharedCores
 from engine.progress import Progress
 from engine.training import checkpoint
 from engine.training.run_folder import (
@@ -93,13 +94,14 @@ def distill(
             checkpoints = _Checkpoints(
                 folder=out / CHECKPOINTS, images=images, progress=progress, start=start
             )
-        header = banks[0].header
+        header, cores = banks[0].header, SharedCores(recipe.compute)
         trainer = StudentTrainer(
             recipe,
             pair,
             accelerator,
             progress,
             curves,
+            cores,
             codec=header.codec,
             channels=header.channels,
             shares=shares,
@@ -110,7 +112,7 @@ def distill(
         if not is_main:
             return None
         save_student(out, pair.student.network)
-        summary = summarize(recipe, pair, None, banks, accelerator, progress, start)
+        summary = summarize(recipe, pair, None, banks, accelerator, progress, cores, start)
         summary.write(out)
         return summary
 

@@ -17,6 +17,7 @@ from engine.atomic import replacing
 from engine.bank.reader import BankReader
 from engine.config.recipe import Recipe
 from engine.datasets.test_set import open_test_set
+from engine.hardware import SharedCores
 from engine.models.priors import PROMPT, ClipModel
 from engine.networks import LoadedPair, OpenNetworks
 from engine.progress import Progress, clock
@@ -103,15 +104,17 @@ def summarize(
     banks: Sequence[BankReader],
     accelerator: Accelerator,
     progress: Progress,
+    cores: SharedCores,
     start: float,
 ) -> Summary:
     """Evaluate the student, measure the banks, and return the summary.
 
     Args:
         clip: measures images of the first bank; without it, those figures are None.
+        cores: leaves cores to other processes between batches.
         start: time.perf_counter() at the start of the run, less the seconds of earlier commands.
     """
-    measured, doubt = _accuracies(recipe, pair, accelerator, progress)
+    measured, doubt = _accuracies(recipe, pair, accelerator, progress, cores)
     counts = count_images(bank.rows(number) for bank in banks for number in bank.numbers)
     clip_agreement, distance = (None, None) if clip is None else _clip_figures(recipe, banks[0], clip)
     wall_seconds = time.perf_counter() - start
@@ -139,7 +142,7 @@ def summarize(
 
 
 def _accuracies(
-    recipe: Recipe, pair: LoadedPair, accelerator: Accelerator, progress: Progress
+    recipe: Recipe, pair: LoadedPair, accelerator: Accelerator, progress: Progress, cores: SharedCores
 ) -> tuple[dict[str, Any], str | None]:
     """Return the summary's fields about the test set, and a warning about the accuracies, if any."""
     size = recipe.teacher.size
@@ -147,11 +150,16 @@ def _accuracies(
     if test_set is None:
         missing = dict.fromkeys(("teacher_top1", "student_top1", "agreement"))
         return {**missing, "accuracy_reason": reason}, None
+
+    def advance(count: int) -> None:
+        cores.adjust()
+        stage.advance(count)
+
     with (
         in_float32({"teacher": pair.teacher, "student": pair.student}, accelerator) as networks,
         progress.stage("evaluate", total=len(test_set), unit="images") as stage,
     ):
-        result = evaluate(networks, test_set.batches(), len(recipe.names), stage.advance)
+        result = evaluate(networks, test_set.batches(), len(recipe.names), advance)
     measured = {
         **result.shares(),
         "accuracy_reason": None,

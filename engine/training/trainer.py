@@ -18,6 +18,7 @@ from engine.feed.index import Index
 from engine.feed.open import open_feed
 from engine.feed.sampler import Sampler
 from engine.generation.views import ViewStore
+from engine.hardware import SharedCores
 from engine.networks import OpenPair
 from engine.progress import Progress
 from engine.stages.distill import Distiller
@@ -39,6 +40,7 @@ class StudentTrainer:
         accelerator: Accelerator,
         progress: Progress,
         curves: Curves | None,
+        cores: SharedCores,
         *,
         codec: Codec,
         channels: int,
@@ -48,6 +50,7 @@ class StudentTrainer:
 
         Args:
             curves: get the logged means.
+            cores: leaves cores to other processes between steps.
             codec: of the images in the banks.
             channels: of the images in the banks.
             shares: of each bank in a batch; None for shares by their sizes.
@@ -55,7 +58,7 @@ class StudentTrainer:
         self.config: DistillConfig = recipe.distill
         self.has_weight = [weight > 0 for weight in recipe.class_weights or [1.0] * len(recipe.names)]
         self.seed, self.newest_share = recipe.seed, recipe.feed.newest
-        self.progress, self.curves, self.shares = progress, curves, shares
+        self.progress, self.curves, self.cores, self.shares = progress, curves, cores, shares
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         size = recipe.teacher.size
         self.distiller = Distiller(
@@ -157,8 +160,13 @@ class StudentTrainer:
                     for name, value in means.items():
                         self.curves.add_scalar(f"distill/{name}", value, step)
 
+            def between_steps(images: Tensor, labels: Tensor) -> None:
+                self.cores.adjust()
+                if after_step is not None:
+                    after_step(images, labels)
+
             batches = self.feed.batches(sampler, self.step, self.step + count)
-            self.distiller.train(batches, count, after_step=after_step, on_log=on_log)
+            self.distiller.train(batches, count, after_step=between_steps, on_log=on_log)
 
     def state_dict(self) -> dict[str, Any]:
         return self.distiller.state_dict()
