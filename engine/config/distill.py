@@ -71,6 +71,13 @@ class DistillConfig(Checked):
     mixup: float = 0.0
     """Share of the images of a step, or of the stored views of an image, that are mixed with another one
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
+    cutmix: float = 0.0
+    """Share of the images of a step that get a rectangle of another one (CutMix, arXiv 1905.04899); they have
+    no label, so distill.w_ce must be 0. Stored views have none, so distill.views must be 0."""
+    warp: float = 0.0
+    """Largest random stretch of an image of a step along each axis, as an exponent of e, with a turn and a
+    shift in proportion: at 0.4, up to 17 degrees and 7.5 % of the side. Worth trying if the bank has few
+    images. Stored views have none, so distill.views must be 0."""
     views: int = 0
     """Views of each image, cropped, flipped and mixed, that the teacher sees once; its outputs are stored in
     the bank, and training takes them from there. 0 draws new views and asks the teacher at every step.
@@ -86,6 +93,8 @@ class DistillConfig(Checked):
             "muon_lr": (0 < self.muon_lr < math.inf, "above 0"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
+            "cutmix": (0 <= self.cutmix <= 1, "in [0, 1]"),
+            "warp": (0 <= self.warp <= 1, "in [0, 1]"),
         }
         weights = ("w_kl", "w_ce", "w_feature", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
         for name in (*weights, "weight_decay", "warmup_steps", "crop_padding", "views"):
@@ -97,8 +106,15 @@ class DistillConfig(Checked):
     def contradictions(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
             yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
-        if self.mixup and self.w_ce:
-            yield "distill.mixup mixes images, which then have no label; set distill.w_ce to 0"
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and self.w_ce:
+                yield f"distill.{name} mixes images, which then have no label; set distill.w_ce to 0"
+        for name in ("cutmix", "warp"):
+            if getattr(self, name) and self.views:
+                yield (
+                    f"distill.{name} makes new views at every step, but distill.views stores them; set one "
+                    "of them to 0"
+                )
         if self.views and self.w_feature and self.feature == "map":
             yield (
                 "distill.views stores no feature map, which distill.w_feature needs; set distill.w_feature "

@@ -22,6 +22,7 @@ from engine.seeding import derive_seed, generator, seeded
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.optimizer import StudentSgd
 from engine.stages.sync_batch_norm import BatchNormOverRanks
+from engine.stages.views import varied
 
 
 class StudentWithHead(nn.Module):
@@ -57,17 +58,6 @@ def data_parallel(module: StudentWithHead) -> DistributedDataParallel:
         broadcast_buffers=False,
         static_graph=True,  # a student may have parameters that it does not use
     )
-
-
-def mixed(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
-    """Mix the first images of a batch [B, ...] with their neighbours: λ x_i + (1 - λ) x_{i-1}, λ in [0, 1).
-
-    This is mixup (Zhang et al., ICLR 2018, arXiv 1710.09412) without its labels: the teacher labels the
-    result. `share` of the images are mixed; `draw` is on the CPU.
-    """
-    count = round(share * len(images))
-    weight = torch.rand(count, *[1] * (images.ndim - 1), generator=draw).to(images)
-    return torch.cat([torch.lerp(images.roll(1, 0)[:count], images[:count], weight), images[count:]])
 
 
 def _check_pair(teacher: Classifier, student: Classifier) -> None:
@@ -195,8 +185,8 @@ class Distiller:
     def _loss(self, batch: FeedBatch) -> DistillationLoss:
         config, rank = self.config, self.accelerator.process_index
         images, stored = batch.images.float(), batch.teacher_logits
-        if config.mixup and stored is None:
-            images = mixed(images, config.mixup, generator(self.seed, "mixup", self.step, rank))
+        if stored is None:
+            images = varied(images, config, lambda name: generator(self.seed, name, self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             teacher_logits, feature = (

@@ -1,20 +1,85 @@
-"""The teacher's outputs on views of images: what distillation needs of the teacher, computed once."""
+"""Views of images for distillation: new ones at each step, and stored ones with the teacher's outputs."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.bank.codecs import Images
 from engine.bank.rows import Int
 from engine.bank.views import TeacherOutputs
+from engine.config.distill import DistillConfig
 from engine.config.views import StoredViews
 from engine.errors import NonFiniteError
 from engine.feed.feed import crop_batch
 from engine.feed.views import crops, mix, partners
 from engine.runtime.base import Executable
 from engine.runtime.micro_batch import MicroBatch
+
+MAX_ANGLE, MAX_SHIFT = 0.3, 0.15
+"""Largest turn in radians, and shift as a share of half the image's side, for `warp` = 0.4; in proportion."""
+
+
+def varied(images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator]) -> Tensor:
+    """Return new views of a batch [B, C, H, W] in [0, 1] for a teacher that labels them.
+
+    `draw` returns the generator, on the CPU, of each kind of view.
+    """
+    if config.warp:
+        images = warped(images, config.warp, draw("warp"))
+    if config.cutmix:
+        images = pasted(images, config.cutmix, draw("cutmix"))
+    if config.mixup:
+        images = mixed(images, config.mixup, draw("mixup"))
+    return images
+
+
+def warped(images: Tensor, largest: float, draw: torch.Generator) -> Tensor:
+    """Stretch, turn and shift each image at random; what comes from outside is black.
+
+    Each axis is stretched by e^u, with u uniform in [-largest, largest].
+    """
+    count, share = len(images), largest / 0.4
+    uniform = 2 * torch.rand(5, count, generator=draw, dtype=torch.float64) - 1
+    first, second, angle, *shifts = uniform.unbind()
+    wide, high = torch.exp(first * largest), torch.exp(second * largest)
+    cos, sin = torch.cos(angle * share * MAX_ANGLE), torch.sin(angle * share * MAX_ANGLE)
+    across, down = (shift * share * MAX_SHIFT for shift in shifts)
+    rows = torch.stack([cos * wide, -sin * high, across, sin * wide, cos * high, down], 1)
+    grid = F.affine_grid(rows.view(count, 2, 3).to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False).contiguous(memory_format=torch.channels_last)
+
+
+def pasted(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """Replace the last images of a batch by their neighbours with a rectangle of their own pasted in.
+
+    This is CutMix (Yun et al., ICCV 2019, arXiv 1905.04899) without its labels: the teacher labels the
+    result. `share` of the images are replaced; the rectangle's share of the area is uniform in [0, 1).
+    """
+    count, (height, width) = round(share * len(images)), images.shape[2:]
+    side, top, left = torch.rand(3, count, 1, generator=draw)
+    inside = []
+    for length, start in ((height, top), (width, left)):
+        extent = (length * side.sqrt()).floor()
+        first = (start * (length - extent + 1)).floor()
+        position = torch.arange(length)
+        inside.append((position >= first) & (position < first + extent))
+    mask = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    kept = len(images) - count
+    return torch.cat([images[:kept], torch.where(mask, images[kept:], images.roll(1, 0)[kept:])])
+
+
+def mixed(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """Mix the first images of a batch [B, ...] with their neighbours: λ x_i + (1 - λ) x_{i-1}, λ in [0, 1).
+
+    This is mixup (Zhang et al., ICLR 2018, arXiv 1710.09412) without its labels: the teacher labels the
+    result. `share` of the images are mixed.
+    """
+    count = round(share * len(images))
+    weight = torch.rand(count, *[1] * (images.ndim - 1), generator=draw).to(images)
+    return torch.cat([torch.lerp(images.roll(1, 0)[:count], images[:count], weight), images[count:]])
 
 
 def teacher_outputs(

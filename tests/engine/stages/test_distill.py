@@ -17,7 +17,7 @@ from engine.feed.feed import FeedBatch
 from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
-from engine.stages.distill import DistillConfig, Distiller, mixed
+from engine.stages.distill import DistillConfig, Distiller
 from engine.stages.kd_loss import distillation_loss
 from kernels.backend import use_backend
 
@@ -349,24 +349,15 @@ def test_fused_kernels_and_plain_torch_take_the_same_steps(
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
 
 
-def test_mixup_mixes_a_share_of_the_images_with_their_neighbours() -> None:
-    images = torch.rand(8, 1, 2, 2, dtype=torch.float64)
-    out = mixed(images, 0.5, torch.Generator().manual_seed(3))
-    weight = torch.rand(4, generator=torch.Generator().manual_seed(3)).double()
-    for row in range(4):
-        expected = weight[row] * images[row] + (1 - weight[row]) * images[row - 1]
-        torch.testing.assert_close(out[row], expected)
-    assert torch.equal(out[4:], images[4:])
-
-
-def test_mixup_is_a_function_of_seed_and_step(batches: list[FeedBatch]) -> None:
+@pytest.mark.parametrize("setting", ["mixup", "cutmix", "warp"])
+def test_new_views_are_a_function_of_seed_and_step(setting: str, batches: list[FeedBatch]) -> None:
     def trained(**options: Any) -> list[Tensor]:
         ours = distiller(w_ce=0.0, **options)
         train(ours, batches, 2)
         return weights(ours.student)
 
-    assert same(trained(mixup=0.5), trained(mixup=0.5))
-    assert not same(trained(mixup=0.5), trained())
+    assert same(trained(**{setting: 0.5}), trained(**{setting: 0.5}))
+    assert not same(trained(**{setting: 0.5}), trained())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The teacher's outputs on views: they are right for each image and view, in pieces of any size."""
+"""New views of a batch, and the teacher's outputs on stored ones, in pieces of any size."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.config.views import StoredViews
 from engine.errors import NonFiniteError
 from engine.runtime.micro_batch import MicroBatch
-from engine.stages.views import teacher_outputs, view_images
+from engine.stages.views import mixed, pasted, teacher_outputs, view_images, warped
 
 CPU = torch.device("cpu")
 CONFIG = StoredViews(count=3, mixup=0.4, seed=5, crop_padding=2)
@@ -78,3 +78,55 @@ def test_an_output_that_float16_cannot_hold_is_an_error(value: float) -> None:
 
     with pytest.raises(NonFiniteError, match=r"distill\.views 0"):
         teacher_outputs(IMAGES, KEYS, CONFIG, bad, MicroBatch("filter", 8), CPU)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def test_mixup_mixes_a_share_of_the_images_with_their_neighbours() -> None:
+    images = torch.rand(8, 1, 2, 2, dtype=torch.float64)
+    out = mixed(images, 0.5, rng())
+    weight = torch.rand(4, generator=rng()).double()
+    for row in range(4):
+        expected = weight[row] * images[row] + (1 - weight[row]) * images[row - 1]
+        torch.testing.assert_close(out[row], expected)
+    assert torch.equal(out[4:], images[4:])
+
+
+def test_cutmix_pastes_a_rectangle_of_the_last_images_into_their_neighbours() -> None:
+    images = torch.arange(200.0).view(200, 1, 1, 1).expand(200, 2, 12, 8).contiguous()
+    out = pasted(images, 0.75, rng())
+    assert torch.equal(out[:50], images[:50])
+    areas = []
+    for row in range(50, 200):
+        assert torch.equal(out[row, 0], out[row, 1])
+        own = out[row, 0] == row
+        assert (out[row, 0][~own] == row - 1).all()
+        rows, columns = own.any(1).nonzero(), own.any(0).nonzero()
+        areas.append(own.float().mean().item())
+        if len(rows):
+            box = own[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert box.all()
+    assert 0.25 < sum(areas) / len(areas) < 0.5, "rounded down to whole pixels"
+    assert max(areas) > 0.7
+
+
+def test_warp_stretches_turns_and_shifts_each_image_by_itself() -> None:
+    """The centre of mass of a square moves, its area grows and shrinks, and what was outside is black."""
+    images = torch.zeros(300, 3, 32, 32)
+    images[:, :, 10:22, 10:22] = 1
+    out = warped(images, 0.4, rng())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.shape == images.shape
+    assert out.amin() >= 0
+    assert out.amax() <= 1 + 1e-6
+    areas = out[:, 0].sum((1, 2)) / 144
+    assert 0.4 < areas.min() < 0.6
+    assert 1.7 < areas.max() < 2.3
+    position = torch.arange(32.0)
+    centres = (out[:, 0].sum(1) * position).sum(1) / out[:, 0].sum((1, 2))
+    assert 11.5 < centres.min() < 13.5
+    assert 17.5 < centres.max() < 19.5
+    assert torch.equal(warped(images, 0.4, rng()), out)
+    torch.testing.assert_close(warped(images, 1e-9, rng()), images)
