@@ -2,12 +2,13 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from engine.config.compute import ComputeConfig, Runtime
 
@@ -41,38 +42,48 @@ def native_runtime(device: str, compiled: bool) -> Runtime:
 
 
 class SharedCores:
-    """Torch's threads on cores that other processes may use as well.
+    """Torch's threads on cores that other processes may use as well: a context that restores them at its end.
 
     An OpenMP team, and the threads of oneDNN's convolutions, spin while they wait for the slowest of them. If
     one waits for a core, all do: next to a busy process, two threads on two cores are slower than one.
-    Does nothing with one thread, nor without Linux's /proc/stat.
+
+    Does nothing on a GPU, with one thread, with several ranks, whose rounding must be the same, with
+    inductor, which compiles for a number of threads, and without Linux's /proc/stat.
     """
 
-    def __init__(self, compute: ComputeConfig) -> None:
+    def __init__(self, compute: ComputeConfig, *, ranks: int = 1) -> None:
         """Begin to measure if `compute`, a resolved configuration, lets other processes have cores."""
         assert compute.threads is not None
         self._all = self._left = compute.threads
-        shares = compute.share_cores and compute.device == "cpu" and compute.threads > 1
-        self._last = CoreTimes.now() if shares else None
+        adapts = compute.share_cores and compute.device == "cpu" and not compute.compile
+        self._last = CoreTimes.now() if adapts and compute.threads > 1 and ranks == 1 else None
         self._has_told = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = self._all
+        self._set_threads()
 
     def adjust(self) -> None:
         """Set torch's threads in the calling thread to the cores that others leave; call it between steps."""
         if self._last is None:
             return
-        import torch
-
         if time.monotonic() > self._last.at + MEASURED_SECONDS:
             self._measure(self._last)
+        self._set_threads()
+
+    def _set_threads(self) -> None:
+        import torch
+
         if torch.get_num_threads() != self._left:
             torch.set_num_threads(self._left)
 
     def _measure(self, last: "CoreTimes") -> None:
-        now = CoreTimes.now()
-        others = 0.0 if now is None else now.others_since(last)
-        self._last = now
-        cores = available_cores()
-        self._left = min(self._all, max(1, round(cores - others)))
+        self._last = now = CoreTimes.now()
+        others, cores = (0.0, 0) if now is None else (now.others_since(last), len(now.busy))
+        self._left = threads_left(others, cores=cores, wanted=self._all)
         if self._left < self._all and not self._has_told:
             self._has_told = True
             logger.warning(
@@ -81,14 +92,25 @@ class SharedCores:
             )
 
 
+def threads_left(others: float, *, cores: int, wanted: int) -> int:
+    """Return how many of the `wanted` threads to run while other processes keep `others` cores busy.
+
+    At least half of the cores stay in use, so that of two runs neither starves the other.
+    """
+    if others < 0.5:
+        return wanted
+    return min(wanted, max(1, cores // 2, round(cores - others)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CoreTimes:
-    """CPU seconds so far, on the cores that this process may use."""
+    """CPU seconds so far."""
 
     at: float
     """`time.monotonic` of the reading."""
-    everyone: float
-    """Seconds of all processes, and seconds that a hypervisor gave to other machines."""
+    busy: dict[int, float]
+    """Seconds of all processes, and seconds that a hypervisor gave to other machines, by the cores that this
+    process may use. Processes of a higher nice value than this one's give way to it, and do not count."""
     own: float
     """Seconds of this process and its descendants."""
 
@@ -96,28 +118,47 @@ class CoreTimes:
     def now(cls) -> "CoreTimes | None":
         """Read the times, or return None if this system does not have them."""
         try:
-            stat = (PROC / "stat").read_text()
-            cores = os.sched_getaffinity(0)
-        except (OSError, AttributeError):
+            lines = (PROC / "stat").read_text().splitlines()
+            found = dict(map(_busy_seconds, filter(_CORE.match, lines)))
+            cores = _cores_of_all_threads() & found.keys()
+        except (OSError, ValueError, AttributeError):
             return None
-        ticks = sum(_busy_ticks(line) for line in stat.splitlines() if _core_of(line) in cores)
-        return cls(at=time.monotonic(), everyone=ticks / os.sysconf("SC_CLK_TCK"), own=_own_seconds())
+        return cls(at=time.monotonic(), busy={core: found[core] for core in cores}, own=_own_seconds())
 
     def others_since(self, before: "CoreTimes") -> float:
-        """Return how many cores other processes kept busy since `before`."""
-        used = (self.everyone - before.everyone) - (self.own - before.own)
-        return max(0.0, used / (self.at - before.at))
+        """Return how many cores other processes kept busy since `before`.
+
+        Seconds of a descendant that ended without being waited for are missing now; then the result is 0.
+        """
+        cores = self.busy.keys() & before.busy.keys()
+        own = self.own - before.own
+        if own < 0:
+            return 0.0
+        used = sum(self.busy[core] - before.busy[core] for core in cores) - own
+        return min(max(0.0, used / (self.at - before.at)), len(cores))
 
 
-def _core_of(line: str) -> int | None:
-    """Return the core that a line of /proc/stat is about, if it is about one."""
-    name = line.split(" ", 1)[0].removeprefix("cpu")
-    return int(name) if line.startswith("cpu") and name else None
+_CORE = re.compile(r"cpu\d")
 
 
-def _busy_ticks(line: str) -> int:
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
-    return user + nice + system + irq + softirq + steal
+def _busy_seconds(line: str) -> tuple[int, float]:
+    """Return the core that a line of /proc/stat is about, and its busy seconds."""
+    name, *fields = line.split()
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    given_way = 0 if os.getpriority(os.PRIO_PROCESS, 0) > 0 else nice
+    ticks = user + nice + system + irq + softirq + steal - given_way
+    return int(name.removeprefix("cpu")), ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _cores_of_all_threads() -> set[int]:
+    """Return the cores that any thread of this process may use; OMP_PROC_BIND binds each to its own."""
+    cores: set[int] = set()
+    for task in (PROC / "self" / "task").iterdir():
+        try:
+            cores |= os.sched_getaffinity(int(task.name))
+        except ProcessLookupError:  # it has ended
+            continue
+    return cores
 
 
 def _own_seconds() -> float:
@@ -127,14 +168,21 @@ def _own_seconds() -> float:
 
 
 def _descendants(process: int) -> Iterator[int]:
+    for task in _listed(PROC / str(process) / "task"):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:  # it has ended, or the kernel does not list children
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
+
+
+def _listed(folder: Path) -> list[Path]:
     try:
-        tasks = list((PROC / str(process) / "task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has ended, or the kernel does not list children
-        return
-    for child in children:
-        yield child
-        yield from _descendants(child)
+        return list(folder.iterdir())
+    except OSError:  # the process has ended
+        return []
 
 
 def _seconds(process: int) -> float:

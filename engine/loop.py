@@ -178,6 +178,7 @@ class Loop:
 
     def __exit__(self, *error: Any) -> None:
         self.trainer.__exit__(*error)
+        self.cores.__exit__(*error)
 
     def _rotation(self) -> RotationAdversary:
         require_feature(self.networks.student, "student")

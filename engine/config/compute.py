@@ -49,8 +49,9 @@ class ComputeConfig(Checked):
     threads: int | None = field(default=None, metadata=decides("images", "execution"))
     """CPU threads of torch in each process; null keeps torch's choice, or 1 if torchrun starts several."""
     share_cores: bool = True
-    """On a CPU, in engine.run and engine.distill: use fewer threads while other processes keep cores busy.
-    Results then differ by rounding. engine.generate always uses all, as a shard's bytes depend on them."""
+    """On a CPU, in engine.run and engine.distill in one process: torch uses fewer threads while other
+    processes keep cores busy; results then differ by rounding. engine.generate always uses all, as a shard's
+    bytes depend on them."""
     overlap: bool | Literal["auto"] = field(default="auto", metadata=decides("images", "execution"))
     """Run synthesis, augmentation and filter of consecutive shards at the same time in engine.generate; on a
     CPU they divide compute.threads. auto does so on a GPU without compute.compile."""

@@ -73,11 +73,12 @@ class DistillConfig(Checked):
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
     cutmix: float = 0.0
     """Share of the images of a step that get a rectangle of another one (CutMix, arXiv 1905.04899); they have
-    no label, so distill.w_ce must be 0. Stored views have none, so distill.views must be 0."""
+    no label, so distill.w_ce must be 0. If this and distill.mixup are above 1 together, some images are mixed
+    both ways. Stored views have none, so distill.views must be 0."""
     warp: float = 0.0
-    """Largest random stretch of an image of a step along each axis, as an exponent of e, with a turn and a
-    shift in proportion: at 0.4, up to 17 degrees and 7.5 % of the side. Worth trying if the bank has few
-    images. Stored views have none, so distill.views must be 0."""
+    """How strongly each image of a step is stretched, turned and shifted at random: at 0.4, each axis by a
+    factor of 0.67 to 1.5, by up to 17 degrees, and by up to a tenth of the side. Worth trying if the bank has
+    few images. Stored views have none, so distill.views must be 0."""
     views: int = 0
     """Views of each image, cropped, flipped and mixed, that the teacher sees once; its outputs are stored in
     the bank, and training takes them from there. 0 draws new views and asks the teacher at every step.

@@ -77,7 +77,8 @@ class Distiller:
 
     With several ranks, each trains on an equal part of every batch. Gradients, logged losses and BatchNorm
     statistics are those of the global batch, so the state is the same on all ranks and as in one process,
-    except that with `mixup` each rank mixes images of its own part, and the loss `dist` correlates over them.
+    except that each rank draws new views of its own part and mixes them with each other, and that the loss
+    `dist` correlates over them.
     """
 
     def __init__(

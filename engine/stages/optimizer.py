@@ -48,12 +48,12 @@ class StudentSgd(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for weight in self._hidden:
             if weight.grad is not None:
-                alike.setdefault(weight.flatten(1).shape, []).append((weight, weight.grad))
+                alike.setdefault((len(weight), weight[0].numel()), []).append((weight, weight.grad))
         for pairs in alike.values():
-            self._prepare(*map(list, zip(*pairs, strict=True)))
+            self._prepare([weight for weight, _ in pairs], [gradient for _, gradient in pairs])
         return super().step(closure)
 
     def _prepare(self, weights: list[Tensor], gradients: list[Tensor]) -> None:

@@ -18,8 +18,8 @@ from engine.feed.views import crops, mix, partners
 from engine.runtime.base import Executable
 from engine.runtime.micro_batch import MicroBatch
 
-MAX_ANGLE, MAX_SHIFT = 0.3, 0.15
-"""Largest turn in radians, and shift as a share of half the image's side, for `warp` = 0.4; in proportion."""
+TURN, SHIFT = 0.75, 0.375
+"""Largest turn of a warp in radians, and shift as a share of half the side, by its largest stretch."""
 
 
 def varied(images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator]) -> Tensor:
@@ -41,13 +41,13 @@ def warped(images: Tensor, largest: float, draw: torch.Generator) -> Tensor:
 
     Each axis is stretched by e^u, with u uniform in [-largest, largest].
     """
-    count, share = len(images), largest / 0.4
-    uniform = 2 * torch.rand(5, count, generator=draw, dtype=torch.float64) - 1
+    count, shape = len(images), images.shape[2] / images.shape[3]
+    uniform = largest * (2 * torch.rand(5, count, generator=draw, dtype=torch.float64) - 1)
     first, second, angle, *shifts = uniform.unbind()
-    wide, high = torch.exp(first * largest), torch.exp(second * largest)
-    cos, sin = torch.cos(angle * share * MAX_ANGLE), torch.sin(angle * share * MAX_ANGLE)
-    across, down = (shift * share * MAX_SHIFT for shift in shifts)
-    rows = torch.stack([cos * wide, -sin * high, across, sin * wide, cos * high, down], 1)
+    wide, high = first.exp(), second.exp()
+    cos, sin = (TURN * angle).cos(), (TURN * angle).sin()
+    across, down = (SHIFT * shift for shift in shifts)
+    rows = torch.stack([cos * wide, -sin * high * shape, across, sin * wide / shape, cos * high, down], 1)
     grid = F.affine_grid(rows.view(count, 2, 3).to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).contiguous(memory_format=torch.channels_last)
 

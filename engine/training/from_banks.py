@@ -94,7 +94,8 @@ def distill(
             checkpoints = _Checkpoints(
                 folder=out / CHECKPOINTS, images=images, progress=progress, start=start
             )
-        header, cores = banks[0].header, SharedCores(recipe.compute)
+        header = banks[0].header
+        cores = stack.enter_context(SharedCores(recipe.compute, ranks=accelerator.num_processes))
         trainer = StudentTrainer(
             recipe,
             pair,

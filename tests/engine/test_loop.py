@@ -197,7 +197,8 @@ def test_a_run_cut_between_two_commits_resumes_to_the_same_end(
 def test_two_threads_repeat_themselves_after_a_cut(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut, two = tmp_path / "whole", tmp_path / "cut", ("--threads", "2")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    two = "--threads", "2", "--compute.share_cores", "false"
     first = run(recipe, whole, *two)
     assert load_recipe(str(whole / "config.yaml")).compute.threads == 2
     assert run_until(5, recipe, cut, monkeypatch, *two) == 130

@@ -130,3 +130,20 @@ def test_warp_stretches_turns_and_shifts_each_image_by_itself() -> None:
     assert 17.5 < centres.max() < 19.5
     assert torch.equal(warped(images, 0.4, rng()), out)
     torch.testing.assert_close(warped(images, 1e-9, rng()), images)
+
+
+def test_warp_turns_without_a_shear() -> None:
+    """A long line, in images of any shape, turns by up to 0.3 radians and stays a line."""
+    for height, width in ((48, 48), (32, 96)):
+        images = torch.zeros(200, 1, height, width)
+        images[:, :, height // 2 - 1 : height // 2 + 1] = 1
+        out = warped(images, 0.4, rng())[:, 0].double()
+        across, down = torch.arange(float(width)), torch.arange(float(height))[:, None]
+        mass = out.sum((1, 2))
+        x, y = (
+            position - (out * position).sum((1, 2), keepdim=True) / mass.view(-1, 1, 1)
+            for position in (across, down)
+        )
+        slopes = (out * x * y).sum((1, 2)) / (out * x * x).sum((1, 2))
+        steepest = torch.tan(torch.tensor(0.3)).item() * 2.25
+        assert 0.3 < slopes.abs().max() < steepest, "a stretch makes it steeper by up to e^0.8"
