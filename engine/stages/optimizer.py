@@ -48,45 +48,37 @@ class StudentSgd(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for weight in self._hidden:
             if weight.grad is not None:
-                alike.setdefault((len(weight), weight[0].numel()), []).append((weight, weight.grad))
-        for pairs in alike.values():
-            self._prepare([weight for weight, _ in pairs], [gradient for _, gradient in pairs])
+                self._prepare(weight)
         return super().step(closure)
 
-    def _prepare(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
-        """Scale weights that are matrices of one shape, and replace their gradients by Muon's updates."""
-        for weight in weights:
-            if not self.state[weight]:
-                self.state[weight]["mean"] = torch.zeros_like(weight)
-        means = [self.state[weight]["mean"] for weight in weights]
-        torch._foreach_mul_(means, MOMENTUM)
-        torch._foreach_add_(means, gradients)
-        torch._foreach_add_(gradients, means, alpha=MOMENTUM)  # Nesterov
-        updates = orthogonalized(torch.stack([gradient.flatten(1) for gradient in gradients]))
-        for gradient, update in zip(gradients, updates, strict=True):
-            gradient.copy_(update.view_as(gradient))
-        for weight in weights:
-            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=EPS))
+    def _prepare(self, weight: Tensor) -> None:
+        """Scale the weight, and replace its gradient by Muon's update."""
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if not state:
+            state["mean"] = torch.zeros_like(gradient)
+        state["mean"].mul_(MOMENTUM).add_(gradient)
+        gradient.add_(state["mean"], alpha=MOMENTUM)  # Nesterov
+        gradient.copy_(orthogonalized(gradient.flatten(1)).view_as(weight))
+        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=EPS))
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return U S Vᵀ for each matrix [B, N, M] with singular vectors U and V; the values S are near 1.
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Return U S Vᵀ for a matrix [N, M] with singular vectors U and V; the singular values S are near 1.
 
     They come from a few Newton-Schulz iterations, and lie between 0.5 and 1.5 unless the matrix is nearly
     singular. Computed in bf16 on a GPU and in float32 elsewhere.
     """
     a, b, c = COEFFICIENTS
-    wide = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
-    is_tall = wide.shape[1] > wide.shape[2]
-    x = wide.mT if is_tall else wide
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)
+    wide = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    x = wide.mT if len(wide) > wide.shape[1] else wide
+    x = x / x.norm().clamp(min=EPS)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if len(wide) > wide.shape[1] else x).to(matrix.dtype)
 
 
 def hidden_weights(student: nn.Module) -> list[nn.Parameter]:

@@ -36,9 +36,7 @@ def backward(module: nn.Module, seed: int) -> None:
 def test_orthogonalized_keeps_the_singular_vectors_and_levels_the_values(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    others = torch.randn((2, *shape), generator=torch.Generator().manual_seed(2))
-    found = orthogonalized(torch.stack([others[0], matrix, 1000 * others[1]]))[1]
-    inner = u.mT @ found.double() @ vh.mT
+    inner = u.mT @ orthogonalized(matrix).double() @ vh.mT
     values = inner.diagonal()
     assert (inner - torch.diag(values)).abs().max() < 1e-4
     assert values.min() > 0.1
@@ -46,26 +44,7 @@ def test_orthogonalized_keeps_the_singular_vectors_and_levels_the_values(shape: 
 
 
 def test_a_gradient_of_zeros_gives_an_update_of_zeros() -> None:
-    assert orthogonalized(torch.zeros(1, 3, 4)).tolist() == [[[0.0] * 4] * 3]
-
-
-def test_weights_of_one_shape_do_not_mix() -> None:
-    """A student with three equal layers learns what each would learn alone."""
-    torch.manual_seed(0)
-    student = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5)))
-    weights = hidden_weights(student)
-    assert len(weights) == 3
-    optimizer = StudentSgd(student, student, MUON)
-    optimizer.set_rate(1.0)
-    gradients = [torch.randn(6, 6) * 10.0**power for power in (-3, 0, 3)]
-    expected = []
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient.clone()
-        zeros = torch.zeros(6, 6, dtype=torch.float64)
-        expected.append(reference_update(weight.detach().double(), gradient.double(), zeros, 0.05))
-    optimizer.step()
-    for weight, right in zip(weights, expected, strict=True):
-        torch.testing.assert_close(weight.detach().double(), right, rtol=1e-5, atol=1e-5)
+    assert orthogonalized(torch.zeros(3, 4)).tolist() == [[0.0] * 4] * 3
 
 
 def test_hidden_weights_are_whole_layers_between_the_first_and_the_last() -> None:
