@@ -118,7 +118,7 @@ class CoreTimes:
     def now(cls) -> "CoreTimes | None":
         """Read the times, or return None if this system does not have them."""
         try:
-            lines = (PROC / "stat").read_text().splitlines()
+            lines = (PROC / "stat").read_text(encoding="utf-8").splitlines()
             found = dict(map(_busy_seconds, filter(_CORE.match, lines)))
             cores = _cores_of_all_threads() & found.keys()
         except (OSError, ValueError, AttributeError):
@@ -170,7 +170,7 @@ def _own_seconds() -> float:
 def _descendants(process: int) -> Iterator[int]:
     for task in _listed(PROC / str(process) / "task"):
         try:
-            children = (task / "children").read_text().split()
+            children = (task / "children").read_text(encoding="utf-8").split()
         except OSError:  # it has ended, or the kernel does not list children
             continue
         for child in map(int, children):
@@ -188,7 +188,7 @@ def _listed(folder: Path) -> list[Path]:
 def _seconds(process: int) -> float:
     """Return the CPU seconds of a process and of its children that have ended."""
     try:
-        fields = (PROC / str(process) / "stat").read_text().rpartition(")")[2].split()
+        fields = (PROC / str(process) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ from engine.training.run_folder import MACHINE_SETTINGS, without_machine
 
 NUMBERS = {"precision", "runtime_precision", "kernels", "compile"}
 IMAGES = {*NUMBERS, "device", "runtime", "onnx_provider", "threads", "overlap"}
-COMPUTE = {*IMAGES, "engines", "engines_gb", "cuda_graphs"}
+COMPUTE = {*IMAGES, "engines", "engines_gb", "cuda_graphs", "share_cores"}
 TENSORRT = {"workspace_gb", "refit", "compute_capabilities"}
 
 

@@ -30,9 +30,9 @@ def recipe(recipe: Path) -> Recipe:
     return load_recipe(str(recipe))
 
 
-def test_all_compute_settings_decide_except_the_engine_store_and_cuda_graphs() -> None:
+def test_compute_settings_decide_except_the_engine_store_cuda_graphs_and_shared_cores() -> None:
     others = {field.name for field in fields(ComputeConfig)}.difference(DECIDING_COMPUTE)
-    assert others == {"engines", "engines_gb", "cuda_graphs"}
+    assert others == {"engines", "engines_gb", "cuda_graphs", "share_cores"}
 
 
 @pytest.mark.parametrize(
