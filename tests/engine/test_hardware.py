@@ -55,7 +55,7 @@ print(subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.DE
 
 
 def spin(seconds: float) -> None:
-    """Compute for so many seconds of CPU time."""
+    """Use up `seconds` of CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
@@ -131,7 +131,7 @@ def test_threads_left(others: float, cores: int, wanted: int, left: int) -> None
     ],
     ids=["GPU", "inductor", "one thread", "off", "ranks"],
 )
-def test_where_nothing_is_measured(
+def test_cases_that_are_not_measured(
     compute: ComputeConfig, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CoreTimes, "now", lambda: pytest.fail("measured"))
@@ -178,7 +178,7 @@ def test_others_are_what_this_process_did_not_use() -> None:
 
 
 def test_descendants_are_not_others() -> None:
-    """Neither while they run nor after they have ended."""
+    """The time of a grandchild is this process's own."""
     before = CoreTimes.now()
     assert before is not None
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}], timeout=30)"
