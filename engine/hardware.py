@@ -2,20 +2,21 @@
 
 import logging
 import os
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from engine.config.compute import ComputeConfig, Runtime
+
+if TYPE_CHECKING:
+    import psutil
 
 logger = logging.getLogger(__name__)
 
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
-PROC = Path("/proc")
 MEASURED_SECONDS = 2.0
 """Time over which the use of the cores is measured."""
 
@@ -48,7 +49,7 @@ class SharedCores:
     one waits for a core, all do: next to a busy process, two threads on two cores are slower than one.
 
     Does nothing on a GPU, with one thread, with several ranks, whose rounding must be the same, with
-    inductor, which compiles for a number of threads, and without Linux's /proc/stat.
+    inductor, which compiles for a number of threads, and on another system than Linux.
     """
 
     def __init__(self, compute: ComputeConfig, *, ranks: int = 1) -> None:
@@ -116,14 +117,16 @@ class CoreTimes:
 
     @classmethod
     def now(cls) -> "CoreTimes | None":
-        """Read the times, or return None if this system does not have them."""
-        try:
-            lines = (PROC / "stat").read_text(encoding="utf-8").splitlines()
-            found = dict(map(_busy_seconds, filter(_CORE.match, lines)))
-            cores = _cores_of_all_threads() & found.keys()
-        except (OSError, ValueError, AttributeError):
+        """Read the times, or return None on another system than Linux."""
+        import psutil
+
+        if not psutil.LINUX:
             return None
-        return cls(at=time.monotonic(), busy={core: found[core] for core in cores}, own=_own_seconds())
+        process = psutil.Process()
+        cores = _cores_of(thread.id for thread in process.threads())
+        busy = {core: seconds for core, seconds in enumerate(_busy_seconds()) if core in cores}
+        own = sum(map(_seconds, [process, *process.children(recursive=True)]))
+        return cls(at=time.monotonic(), busy=busy, own=own)
 
     def others_since(self, before: "CoreTimes") -> float:
         """Return how many cores other processes kept busy since `before`.
@@ -138,57 +141,32 @@ class CoreTimes:
         return min(max(0.0, used / (self.at - before.at)), len(cores))
 
 
-_CORE = re.compile(r"cpu\d")
+def _busy_seconds() -> list[float]:
+    """Return the busy seconds of each core of this machine."""
+    import psutil
+
+    gives_way = os.getpriority(os.PRIO_PROCESS, 0) > 0
+    return [
+        core.user + core.system + core.irq + core.softirq + core.steal + (core.nice if gives_way else 0.0)
+        for core in psutil.cpu_times(percpu=True)
+    ]
 
 
-def _busy_seconds(line: str) -> tuple[int, float]:
-    """Return the core that a line of /proc/stat is about, and its busy seconds."""
-    name, *fields = line.split()
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-    given_way = 0 if os.getpriority(os.PRIO_PROCESS, 0) > 0 else nice
-    ticks = user + nice + system + irq + softirq + steal - given_way
-    return int(name.removeprefix("cpu")), ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _cores_of_all_threads() -> set[int]:
-    """Return the cores that any thread of this process may use; OMP_PROC_BIND binds each to its own."""
+def _cores_of(threads: Iterable[int]) -> set[int]:
+    """Return the cores that any of the threads may use; OMP_PROC_BIND binds each to its own."""
     cores: set[int] = set()
-    for task in (PROC / "self" / "task").iterdir():
-        try:
-            cores |= os.sched_getaffinity(int(task.name))
-        except ProcessLookupError:  # it has ended
-            continue
+    for thread in threads:
+        with suppress(ProcessLookupError):  # it has ended
+            cores |= os.sched_getaffinity(thread)
     return cores
 
 
-def _own_seconds() -> float:
-    times = os.times()
-    ended = times.children_user + times.children_system
-    return time.process_time() + ended + sum(map(_seconds, _descendants(os.getpid())))
+def _seconds(process: "psutil.Process") -> float:
+    """Return the CPU seconds of a process and of its children that have ended; 0 if it has ended itself."""
+    import psutil
 
-
-def _descendants(process: int) -> Iterator[int]:
-    for task in _listed(PROC / str(process) / "task"):
-        try:
-            children = (task / "children").read_text(encoding="utf-8").split()
-        except OSError:  # it has ended, or the kernel does not list children
-            continue
-        for child in map(int, children):
-            yield child
-            yield from _descendants(child)
-
-
-def _listed(folder: Path) -> list[Path]:
     try:
-        return list(folder.iterdir())
-    except OSError:  # the process has ended
-        return []
-
-
-def _seconds(process: int) -> float:
-    """Return the CPU seconds of a process and of its children that have ended."""
-    try:
-        fields = (PROC / str(process) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
         return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return times.user + times.system + times.children_user + times.children_system

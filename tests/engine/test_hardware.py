@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -140,28 +141,17 @@ def test_cases_that_are_not_measured(
     assert torch.get_num_threads() == 2
 
 
-def stat(folder: Path, text: str) -> None:
-    tasks = folder / "self" / "task" / str(os.getpid())
-    tasks.mkdir(parents=True, exist_ok=True)
-    (folder / "stat").write_text(text)
+def test_what_counts_as_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither idle time, nor waiting for disks, nor guests, which are in user, nor niced processes."""
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    (tmp_path / "stat").write_text("cpu  9 9 9 9\ncpu0 1 2 4 8 16 32 64 128 0 0\nintr 7\n")
+    for niceness, ticks in ((0, 1 + 4 + 32 + 64 + 128), (5, 1 + 2 + 4 + 32 + 64 + 128)):
+        monkeypatch.setattr(os, "getpriority", lambda *_, niceness=niceness: niceness)
+        assert hardware._busy_seconds() == pytest.approx([ticks / os.sysconf("SC_CLK_TCK")])
 
 
-def test_reading_the_kernels_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other cores do not count, nor do idle time, waiting for disks, guests and niced processes."""
-    monkeypatch.setattr(hardware, "PROC", tmp_path)
-    core = min(os.sched_getaffinity(0))
-    ticks = os.sysconf("SC_CLK_TCK")
-    stat(
-        tmp_path,
-        f"cpu  9 9 9 9\ncpu{core} 1 2 4 8 16 32 64 128 256 512\ncpu4096 1 1 1 1 1 1 1 1 1 1\nintr 7\n",
-    )
-    now = CoreTimes.now()
-    assert now is not None
-    assert now.busy == {core: (1 + 4 + 32 + 64 + 128) / ticks}
-    stat(tmp_path, "cpu0 1 2 3 4\n")  # as elsewhere than on Linux
-    assert CoreTimes.now() is None
-    (tmp_path / "stat").unlink()
-    assert CoreTimes.now() is None
+def test_other_systems_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "LINUX", False)
     torch.set_num_threads(2)
     SharedCores(COMPUTE).adjust()
     assert torch.get_num_threads() == 2
