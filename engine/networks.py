@@ -13,7 +13,7 @@ from engine.config.recipe import Recipe
 from engine.models.classifier import Classifier
 from engine.models.inverting import require_invertible
 from engine.models.latent_diffusion import LatentDiffusion
-from engine.models.loading import build_classifier, load_classifier, require_feature
+from engine.models.loading import aligned_paths, build_classifier, load_classifier
 from engine.models.priors import PROMPT, ClipModel, DiffusionPrior, load_clip, load_prior
 from engine.runtime.base import Executable, RuntimeOptions, runtime_options
 from engine.runtime.batching import batch_sizes
@@ -53,7 +53,7 @@ class OpenPair(LoadedPair):
     """The pair, with the teacher also open in a runtime."""
 
     teacher_forward: Executable
-    """Computes the teacher's logits and, under its path, the feature map that distillation uses."""
+    """Computes the teacher's logits and, under its path, each feature map that distillation aligns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,11 @@ def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO
     Raises UserError that names the setting and the file if a network does not load or fit.
     """
     logger.log(level, "loading the teacher, %s", recipe.teacher.name)
-    teacher = load_classifier(recipe.teacher, "teacher").place(device)
+    taps = recipe.distill.teacher_taps, recipe.distill.student_taps
+    teacher = load_classifier(recipe.teacher, "teacher", taps=taps[0]).place(device)
     logger.log(level, "building the student, %s", recipe.student.name)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
-        student = build_classifier(recipe.student, "student")
+        student = build_classifier(recipe.student, "student", taps=taps[1])
     _log_feature(level, "teacher", teacher)
     _log_feature(level, "student", student)
     return LoadedPair(teacher=teacher, student=student.place(device))
@@ -132,9 +133,10 @@ def spec(
         return clip_spec(network, rows=recipe.filter.images_at_once, runtime=runtime)
     if isinstance(network, LatentDiffusion):
         return prior_spec(name, network, recipe.augment, runtime)
-    feature_paths, rows = [], recipe.filter.images_at_once
+    feature_paths, rows = list[str](), recipe.filter.images_at_once
     if name == "teacher":
-        feature_paths = [require_feature(network, name)] if recipe.distill.w_feature > 0 else []
+        if recipe.distill.w_feature > 0:
+            feature_paths = list(dict.fromkeys(aligned_paths(network, name)))
         rows = max(recipe.distill.batch_size, rows)
     size = recipe.teacher.size
     return classifier_spec(name, network, feature_paths, image_size=size, batches=batch_sizes(runtime, rows))

@@ -17,7 +17,7 @@ from bench.published.hooks import attach
 from bench.published.memory import MemoryBank, PublishedPair, cosine, with_feature_map
 from bench.published.steps import PublishedDistillation, PublishedSynthesis, augment, quarter_turns
 from bench.published.turns import IMAGE_SHARE, Turns
-from engine.models.align import build_align_head
+from engine.models.align import build_align_heads
 from engine.models.generator import init_weights
 from engine.stages.synthesis.adversary import RotationHead
 
@@ -54,7 +54,7 @@ class Csd:
     def __init__(self, pair: PublishedPair, settings: CsdSettings, seed: int) -> None:
         self.pair, self.settings, self.bank = pair, settings, MemoryBank()
         forwards = with_feature_map(pair.teacher, "teacher"), with_feature_map(pair.student, "student")
-        align = build_align_head(pair.student, pair.teacher, pair.size, seed).to(pair.device)
+        align = build_align_heads(pair.student, pair.teacher, pair.size, seed)[0].to(pair.device)
         self.student_forward = forwards[1]
         self.hooks = attach(pair.teacher)
         self.distillation = PublishedDistillation(

@@ -46,6 +46,10 @@ class DistillConfig(Checked):
     feature: Literal["map", "pooled"] = "map"
     """Feature that is aligned: the whole map, by a small network, or its mean over the positions, by a linear
     layer."""
+    taps: dict[str, str] | None = None
+    """More maps to align, as a mapping from submodules of the teacher to submodules of the student;
+    distill.w_feature weighs the mean error over all maps. Stored views have none, so distill.views must be
+    0."""
     lr: float = 0.1
     """Peak learning rate of SGD, which decays to 0 with a cosine over all steps of the run."""
     momentum: float = 0.9
@@ -103,6 +107,9 @@ class DistillConfig(Checked):
         for name, (holds, values) in allowed.items():
             if not holds:
                 yield f"distill.{name} is {getattr(self, name)}; set it to a value that is {values}"
+        for name in self.taps or ():
+            if not isinstance(name, str):
+                yield f"distill.taps: {name!r} is not text; write the submodule's path in quotes"
 
     def contradictions(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
@@ -121,6 +128,16 @@ class DistillConfig(Checked):
                 "distill.views stores no feature map, which distill.w_feature needs; set distill.w_feature "
                 "to 0, or distill.feature to pooled"
             )
+        if self.taps and self.views:
+            yield (
+                "distill.taps aligns feature maps, but distill.views stores none; set distill.views to 0, or "
+                "distill.taps to null"
+            )
+        if self.taps and not self.w_feature:
+            yield (
+                "distill.taps aligns feature maps, but distill.w_feature is 0; set distill.w_feature above "
+                "0, or distill.taps to null"
+            )
         if self.w_kl == self.w_ce == self.w_feature == 0:
             yield "distill.w_kl, distill.w_ce and distill.w_feature are all 0; set at least one above 0"
 
@@ -135,6 +152,16 @@ class DistillConfig(Checked):
                     f"distill.{first} and distill.{second} are both 0, but distill.loss is {loss}; "
                     "set one above 0, or distill.loss to kl"
                 )
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """The teacher's submodules in `taps`, in an order that the order of the recipe does not change."""
+        return sorted(self.taps or ())
+
+    @property
+    def student_taps(self) -> list[str]:
+        """The student's submodule for each of `teacher_taps`."""
+        return [student for _, student in sorted((self.taps or {}).items())]
 
     def views_of(self, seed: int) -> Views:
         """Return how the student and the teacher see an image: in stored views, or in new ones each time."""

@@ -36,7 +36,8 @@ class Networks:
         """
         recipe = self._recipe
         if name in ("teacher", "student"):
-            return spec(name, recipe, load_classifier(self.config(name), name), self._runtime)
+            taps = recipe.distill.teacher_taps if name == "teacher" else ()
+            return spec(name, recipe, load_classifier(self.config(name), name, taps=taps), self._runtime)
         if name == "clip":
             if not recipe.filter.model:
                 raise UserError(

@@ -84,7 +84,7 @@ def find_facts(recipe: Recipe, reading: Reading, *, parity: bool = False) -> Fac
 def _without_missing_maps(recipe: Recipe, pair: LoadedPair) -> Recipe:
     """Return the recipe without the losses that need a feature map, if teacher or student has none."""
     if pair.teacher.feature_path is None or pair.student.feature_path is None:
-        recipe = replace(recipe, distill=replace(recipe.distill, w_feature=0.0))
+        recipe = replace(recipe, distill=replace(recipe.distill, w_feature=0.0, taps=None))
     if pair.student.feature_path is None and recipe.synthesize.chosen.adversary == "selfsup":
         recipe = replace(recipe, synthesize=replace(recipe.synthesize, adversary="kl", w_adv=1.0))
     return recipe

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.models.classifier import Classifier
-from engine.models.loading import require_feature
+from engine.models.loading import aligned_paths
 from engine.seeding import derive_seed, seeded
 
 MAX_HIDDEN = 1024
@@ -50,35 +50,34 @@ class PooledHead(nn.Module):
         return self.linear(feature.float().mean((2, 3)))
 
 
-def build_align_head(
+def build_align_heads(
     student: Classifier,
     teacher: Classifier,
     image_size: tuple[int, int],
     seed: int,
     *,
     kind: type[AlignHead] | type[PooledHead] = AlignHead,
-) -> AlignHead | PooledHead:
-    """Build the head on the CPU for the feature maps of two classifiers in eval mode at `image_size`.
+) -> nn.ModuleList:
+    """Build a head for each pair of `aligned_paths` of two classifiers in eval mode at `image_size`.
 
-    The weights are a function of the seed. Raises a UserError that names student.feature or teacher.feature
-    if it is unknown or its output is not a [B, C, H, W] map.
+    They are on the CPU, and their weights are a function of the seed. Raises UserError as `aligned_paths`,
+    and one that names student.feature or teacher.feature if its output is not a [B, C, H, W] map.
     """
-    channels = [
-        _feature_channels(student, "student", image_size),
-        _feature_channels(teacher, "teacher", image_size),
-    ]
+    widths = zip(
+        _channels(student, "student", image_size), _channels(teacher, "teacher", image_size), strict=True
+    )
     with seeded(derive_seed(seed, "align"), torch.device("cpu")):
-        return kind(*channels)
+        return nn.ModuleList(kind(*pair) for pair in widths)
 
 
-def _feature_channels(classifier: Classifier, section: str, image_size: tuple[int, int]) -> int:
-    path = require_feature(classifier, section)
+def _channels(classifier: Classifier, section: str, image_size: tuple[int, int]) -> list[int]:
+    paths = aligned_paths(classifier, section)
     probe = torch.zeros(1, 3, *image_size, device=classifier.mean.device)
     with torch.no_grad():
-        _, (feature,) = classifier.with_features(probe, [path])
-    if feature.ndim != 4:
+        _, features = classifier.with_features(probe, paths)
+    if features[0].ndim != 4:
         raise UserError(
-            f"{section}.feature '{path}' returns {list(feature.shape)}, not [B, C, H, W]; "
+            f"{section}.feature '{paths[0]}' returns {list(features[0].shape)}, not [B, C, H, W]; "
             "name a layer before the pooling, or set distill.w_feature to 0"
         )
-    return feature.shape[1]
+    return [feature.shape[1] for feature in features]

@@ -21,8 +21,9 @@ class Classifier(nn.Module):
 
     Attributes:
         feature_path: path of the submodule whose output is the feature map before pooling; None if unknown.
-        feature_layout: how that map is laid out; None for [B, C, h, w].
         feature_is_found: whether that map was found by running the network, as nothing names it.
+        taps: paths of further submodules whose maps distillation aligns.
+        layouts: how the maps at these paths are laid out; a path that is missing has [B, C, h, w].
         name: name of the network in messages.
         output: path to the logits in the network's output in eval mode; empty if the output is the logits.
         output_in_training: the same in train mode.
@@ -42,6 +43,7 @@ class Classifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         feature_path: str | None,
+        taps: Iterable[str] = (),
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -50,8 +52,9 @@ class Classifier(nn.Module):
         self.in_channels = in_channels
         self.is_grey = in_channels in GREY
         self.feature_path = None if feature_path is None else f"network.{feature_path}"
-        self.feature_layout: FeatureLayout | None = None
         self.feature_is_found = False
+        self.taps = tuple(f"network.{path}" for path in taps)
+        self.layouts: dict[str, FeatureLayout] = {}
         self.name = name or type(network).__name__
         self.output: EntryPath = ()
         self.output_in_training: EntryPath = ()
@@ -60,12 +63,17 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def feature_layout(self) -> FeatureLayout | None:
+        """How the feature map is laid out; None for [B, C, h, w]."""
+        return None if self.feature_path is None else self.layouts.get(self.feature_path)
+
     def forward(self, images: Tensor) -> Tensor:
         output = self.network(self.adapted(images))
         return entry(output, self.output_in_training if self.training else self.output)
 
     def with_features(self, images: Tensor, paths: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits and what the submodules at `paths` return, the feature map as [B, C, h, w].
+        """Return the logits and what the submodules at `paths` return, known maps as [B, C, h, w].
 
         Raises UserError as `forward_with_features` does.
         """
@@ -74,8 +82,8 @@ class Classifier(nn.Module):
         return logits, [self.as_map(path, feature) for path, feature in zip(wanted, features, strict=True)]
 
     def as_map(self, path: str, feature: Tensor) -> Tensor:
-        """Return what the submodule at `path` returned; if it is the feature map, as [B, C, h, w]."""
-        return to_nchw(feature, self.feature_layout) if path == self.feature_path else feature
+        """Return what the submodule at `path` returned; as [B, C, h, w] if its layout is known."""
+        return to_nchw(feature, self.layouts.get(path))
 
     def adapted(self, images: Tensor) -> Tensor:
         """Return the network's input, [B, in_channels, H, W]."""

@@ -1,6 +1,6 @@
 """Build and load classifiers, and check on a few images that they are usable."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from engine.config.classifier import ClassifierConfig
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.feature_map import find_feature_map, layout_of
-from engine.models.features import forward_with_features
+from engine.models.features import FeatureLayout, forward_with_features, submodule
 from engine.models.fitting import fit
 from engine.models.memory_format import decide_memory_format
 from engine.models.outputs import entry, is_constant, logits_path, require_logits
@@ -25,19 +25,26 @@ from engine.paths import resolve
 from engine.seeding import generator
 
 
-def build_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
+def build_classifier(
+    config: ClassifierConfig, section: str = "teacher", *, taps: Collection[str] = ()
+) -> Classifier:
     """Build a classifier with random weights from torch's global generator; `config.weights` is ignored.
 
+    `taps` are submodules whose maps distillation aligns, in addition to the feature map.
+
     Raises a UserError that names the field of `section` for a bad value, an unknown name, a factory that
-    fails, or a network that does not return [B, num_classes] logits or cannot be trained.
+    fails, or a network that does not return [B, num_classes] logits or cannot be trained, and one that names
+    distill.taps for a submodule that returns no map.
     """
-    classifier = _build(config, section)
+    classifier = _build(config, section, taps)
     _probe(classifier, config, section)
     require_trainable(classifier, section, config.size)
     return classifier
 
 
-def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Classifier:
+def load_classifier(
+    config: ClassifierConfig, section: str = "teacher", *, taps: Collection[str] = ()
+) -> Classifier:
     """Load a trained classifier in eval mode, without gradients; torch's global generator is unchanged.
 
     Raises UserError as `build_classifier` does, and one that names `section`.weights and the file if the
@@ -48,7 +55,7 @@ def load_classifier(config: ClassifierConfig, section: str = "teacher") -> Class
             f"{section}.weights is not set; give the .safetensors or .pth file of the trained network"
         )
     with torch.random.fork_rng(devices=[]):
-        classifier = _build(config, section)
+        classifier = _build(config, section, taps)
         path = resolve(config.weights, f"{section}.weights")
         content = read_weights(path, f"{section}.weights")
         classifier = _with_weights(classifier, content, config, section, path)
@@ -80,7 +87,15 @@ def require_feature(classifier: Classifier, section: str) -> str:
     return classifier.feature_path
 
 
-def _build(config: ClassifierConfig, section: str) -> Classifier:
+def aligned_paths(classifier: Classifier, section: str) -> list[str]:
+    """Return the paths of the maps that distillation aligns, the feature map first; one may occur twice.
+
+    Raises UserError as `require_feature` does.
+    """
+    return [require_feature(classifier, section), *classifier.taps]
+
+
+def _build(config: ClassifierConfig, section: str, taps: Collection[str]) -> Classifier:
     config.check(section)
     network = unwrapped(build(config, section))
     own_feature = getattr(network, "feature_path", None)
@@ -93,6 +108,7 @@ def _build(config: ClassifierConfig, section: str) -> Classifier:
         mean=mean,
         std=std,
         feature_path=None if feature is None else without_wrapper_parts(feature, network),
+        taps=[without_wrapper_parts(path, network) for path in taps],
         name=config.name,
     )
 
@@ -111,7 +127,8 @@ def _with_weights(
         if not config.name.startswith("hf:"):
             raise
         with suppress(UserError):
-            published = _build(replace(config, image_size=None), section)
+            taps = [path.removeprefix("network.") for path in classifier.taps]
+            published = _build(replace(config, image_size=None), section, taps)
             _fit(published, content, config, section, file)
             return published
         raise
@@ -130,10 +147,11 @@ def _fit(classifier: Classifier, content: object, config: ClassifierConfig, sect
 
 
 def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Tensor:
-    """Return the logits of four noise images in eval mode; set the classifier's output and feature map.
+    """Return the logits of four noise images in eval mode; set the classifier's output and maps.
 
     The mode is restored. Raises a UserError that names the field of `section` if the network cannot run, does
-    not return logits, or returns no tensor at the feature's path.
+    not return logits, or returns no tensor at the feature's path, and one that names distill.taps if it
+    returns no map at one of those.
     """
     size = config.size
     images = _probe_images(size)
@@ -156,17 +174,36 @@ def _probe(classifier: Classifier, config: ClassifierConfig, section: str) -> Te
         require_logits(logits, lambda: classifier(images), config, section)
         _require_independent(logits, classifier(images[:1]), config, section)
         decide_memory_format(classifier, size)
-        _find_feature_map(classifier, size)
+        _find_maps(classifier, size, section)
     return logits
 
 
-def _find_feature_map(classifier: Classifier, size: tuple[int, int]) -> None:
-    """Set the classifier's `feature_path`, if nothing names it, and its `feature_layout`."""
+def _find_maps(classifier: Classifier, size: tuple[int, int], section: str) -> None:
+    """Set the classifier's `feature_path`, if nothing names it, and its `layouts`."""
     if classifier.feature_path is not None:
-        classifier.feature_layout = layout_of(classifier, classifier.feature_path, size)
+        layout = layout_of(classifier, classifier.feature_path, size)
+        if layout is not None:
+            classifier.layouts[classifier.feature_path] = layout
     elif (found := find_feature_map(classifier, size)) is not None:
-        classifier.feature_path, classifier.feature_layout = found.path, found.layout
-        classifier.feature_is_found = True
+        classifier.feature_path, classifier.feature_is_found = found.path, True
+        classifier.layouts[found.path] = found.layout
+    for path in classifier.taps:
+        classifier.layouts[path] = _tapped_layout(classifier, path, size, section)
+
+
+def _tapped_layout(classifier: Classifier, path: str, size: tuple[int, int], section: str) -> FeatureLayout:
+    name = path.removeprefix("network.")
+    try:
+        submodule(classifier.network, name)
+    except UserError as error:
+        raise UserError(f"distill.taps: the {section} has {error}") from error
+    layout = layout_of(classifier, path, size)
+    if layout is None:
+        raise UserError(
+            f"distill.taps: '{name}' of the {section} returns no feature map when the network runs; name a "
+            "submodule that returns [B, C, H, W], [B, H, W, C] or one token per position"
+        )
+    return layout
 
 
 def _require_independent(logits: Tensor, alone: Tensor, config: ClassifierConfig, section: str) -> None:

@@ -239,6 +239,8 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         *first, last = map(_describe, arguments)
         return f"{', '.join(first)} or {last}"
+    if kind == dict[str, str]:
+        return "a mapping of names to text, numbers in quotes"
     if get_origin(kind) is dict:
         return f"a mapping of names, each to {_describe(arguments[1])}"
     if Ellipsis not in arguments and len(arguments) > 1:

@@ -1,4 +1,4 @@
-"""Train the student and a feature alignment head against the teacher, on one device or several."""
+"""Train the student and its alignment heads against the teacher, on one device or several."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.config.distill import DistillConfig
 from engine.errors import NonFiniteError, UserError, more_precision
 from engine.feed.feed import FeedBatch
-from engine.models.align import AlignHead, PooledHead, build_align_head
+from engine.models.align import AlignHead, PooledHead, build_align_heads
 from engine.models.classifier import Classifier
-from engine.models.loading import require_feature
+from engine.models.loading import aligned_paths
 from engine.runtime.base import Executable
 from engine.runtime.torch import FusedClassifier
 from engine.seeding import derive_seed, generator, seeded
@@ -25,28 +25,25 @@ from engine.stages.sync_batch_norm import BatchNormOverRanks
 from engine.stages.views import varied
 
 
-class StudentWithHead(nn.Module):
-    """The student and the alignment head on its feature map, as one module.
+class StudentWithHeads(nn.Module):
+    """The student and the alignment heads on its maps at `feature_paths`, as one module."""
 
-    `feature_paths` holds the path of the feature map, or nothing without a head.
-    """
-
-    def __init__(
-        self, student: Classifier, align: AlignHead | PooledHead | None, feature_paths: Sequence[str]
-    ) -> None:
+    def __init__(self, student: Classifier, heads: nn.ModuleList, feature_paths: Sequence[str]) -> None:
         super().__init__()
-        self.student, self.align, self.feature_paths = student, align, feature_paths
+        self.student, self.heads, self.feature_paths = student, heads, feature_paths
 
-    def forward(self, images: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-        """Return logits [B, C] and the aligned feature, [B, C_t, *size] or [B, C_t]; None without a head.
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
+        """Return logits [B, C] and a feature of each head, [B, C_t, *size] or [B, C_t].
 
         Images are [B, 3, H, W] in [0, 1].
         """
         logits, features = self.student.with_features(images, self.feature_paths)
-        return logits, None if self.align is None or size is None else self.align(features[0], size)
+        return logits, [
+            head(feature, size) for head, feature, size in zip(self.heads, features, sizes, strict=True)
+        ]
 
 
-def data_parallel(module: StudentWithHead) -> DistributedDataParallel:
+def data_parallel(module: StudentWithHeads) -> DistributedDataParallel:
     """Average the gradients of `module` over the ranks after each backward pass.
 
     Buffers are not synchronized: BatchNormOverRanks computes the same ones on all ranks.
@@ -70,7 +67,7 @@ def _check_pair(teacher: Classifier, student: Classifier) -> None:
 
 
 class Distiller:
-    """The state of a student's training: student, alignment head, SGD over both, and the step.
+    """The state of a student's training: student, alignment heads, SGD over all, and the step.
 
     The models are moved to the accelerator's device, in their memory formats. They do not go through
     `accelerator.prepare`, which would run their later float32 evaluation under autocast.
@@ -93,12 +90,12 @@ class Distiller:
         image_size: tuple[int, int] = (32, 32),
         teacher_forward: Executable | None = None,
     ) -> None:
-        """Build the alignment head and the optimizer.
+        """Build the alignment heads and the optimizer.
 
         Args:
             image_size: height and width of the bank's images.
-            teacher_forward: returns the teacher's logits and the feature map at its `feature_path`; a fused
-                copy of the teacher by default.
+            teacher_forward: returns the teacher's logits and the maps at its `aligned_paths`; a fused copy of
+                the teacher by default.
 
         Raises:
             UserError: if teacher and student do not fit together, or the warm-up exceeds `total_steps`.
@@ -113,15 +110,15 @@ class Distiller:
         self.step = 0
         device = accelerator.device
         self.teacher, self.student = teacher.place(device).eval(), student.place(device).eval()
-        self.align: AlignHead | PooledHead | None = None
+        self.heads = nn.ModuleList()
         teacher_paths, student_paths = list[str](), list[str]()
         if config.w_feature > 0:
-            teacher_paths = [require_feature(teacher, "teacher")]
-            student_paths = [require_feature(student, "student")]
+            teacher_paths = aligned_paths(teacher, "teacher")
+            student_paths = aligned_paths(student, "student")
             kind = PooledHead if config.feature == "pooled" else AlignHead
-            align = build_align_head(student, teacher, image_size, seed, kind=kind)
-            self.align = align.to(device).to(memory_format=torch.channels_last)
-        module = StudentWithHead(student.requires_grad_(True), self.align, student_paths)
+            heads = build_align_heads(student, teacher, image_size, seed, kind=kind)
+            self.heads = heads.to(device).to(memory_format=torch.channels_last)
+        module = StudentWithHeads(student.requires_grad_(True), self.heads, student_paths)
         self._has_ranks = accelerator.num_processes > 1
         self._module = data_parallel(module) if self._has_ranks else module
         self._sgd = StudentSgd(module, student, config)
@@ -185,19 +182,15 @@ class Distiller:
 
     def _loss(self, batch: FeedBatch) -> DistillationLoss:
         config, rank = self.config, self.accelerator.process_index
-        images, stored = batch.images.float(), batch.teacher_logits
-        if stored is None:
+        images = batch.images.float()
+        if batch.teacher_logits is None:
             images = varied(images, config, lambda name: generator(self.seed, name, self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
-            teacher_logits, feature = (
-                self._teacher_outputs(images) if stored is None else (stored, batch.teacher_pooled)
-            )
-            size = None
-            if feature is not None and self.align is not None:
-                size = (feature.shape[2], feature.shape[3]) if feature.ndim == 4 else (1, 1)
+            teacher_logits, features = self._teacher_outputs(images, batch)
+            sizes = [(each.shape[2], each.shape[3]) if each.ndim == 4 else (1, 1) for each in features]
             with BatchNormOverRanks() if self._has_ranks else nullcontext():
-                student_logits, aligned = self._module(images, size)
+                student_logits, aligned = self._module(images, sizes)
         return distillation_loss(
             student_logits,
             teacher_logits,
@@ -212,17 +205,20 @@ class Distiller:
             w_feature=config.w_feature,
             agrees=batch.agrees if config.ce_on_agreement else None,
             relative_agreement=batch.relative_agreement,
-            features=None if aligned is None or feature is None else (aligned, feature),
+            features=list(zip(aligned, features, strict=True)),
         )
 
-    def _teacher_outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the teacher's logits, and its feature map or the mean of it if the student has a head."""
+    def _teacher_outputs(self, images: Tensor, batch: FeedBatch) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's logits and the feature of each head, stored ones if the batch has some."""
+        if batch.teacher_logits is not None:
+            pooled = batch.teacher_pooled
+            return batch.teacher_logits, [] if pooled is None or not self.heads else [pooled]
         with torch.no_grad():
             outputs = self._teacher_forward(images=images)
         features = [outputs[path] for path in self._teacher_paths]
         if self.config.feature == "pooled":
             features = [feature.float().mean((2, 3)) for feature in features]
-        return outputs["logits"], features[0] if features else None
+        return outputs["logits"], features
 
     def _log(
         self, window: Tensor, num_steps: int, on_log: Callable[[int, dict[str, float]], None] | None
@@ -240,10 +236,9 @@ class Distiller:
             )
 
     def set_training(self, training: bool) -> None:
-        """Put the student and the alignment head into train or eval mode."""
+        """Put the student and the alignment heads into train or eval mode."""
         self.student.train(training)
-        if self.align is not None:
-            self.align.train(training)
+        self.heads.train(training)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides the remaining steps except their batches: tensors and plain values only."""
@@ -253,7 +248,7 @@ class Distiller:
             "total_steps": self.total_steps,
             "seed": self.seed,
             "student": self.student.state_dict(),
-            "align": None if self.align is None else self.align.state_dict(),
+            "align": [head.state_dict() for head in self.heads],
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -268,8 +263,11 @@ class Distiller:
                 )
         self.step = state["step"]
         self.student.load_state_dict(state["student"])
-        if self.align is not None:
-            self.align.load_state_dict(state["align"])
+        stored = state["align"]
+        if not isinstance(stored, list):  # an earlier version stored one head, or None
+            stored = [] if stored is None else [stored]
+        for head, weights in zip(self.heads, stored, strict=True):
+            head.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,5 +1,6 @@
 """The distillation loss. It is computed in float32, or in float64 if the logits are float64."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,12 +38,13 @@ def distillation_loss(
     dist_weights: tuple[float, float] = (1.0, 1.0),
     agrees: Tensor | None = None,
     relative_agreement: float = 1.0,
-    features: tuple[Tensor, Tensor] | None = None,
+    features: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> DistillationLoss:
     """Return the student's loss.
 
-    It is w_kl · soft + w_ce · CE + w_feature · MSE(aligned student feature, teacher's). The soft term is
-    T² · KL(teacher ‖ student), as in DDA (arXiv 2410.17606), or `dkd` or `dist`.
+    It is w_kl · soft + w_ce · CE + w_feature · MSE(aligned student feature, teacher's), with the mean of the
+    errors if there are several features. The soft term is T² · KL(teacher ‖ student), as in DDA (arXiv
+    2410.17606), or `dkd` or `dist`.
 
     Args:
         student_logits: [B, C].
@@ -55,7 +57,7 @@ def distillation_loss(
         relative_agreement: if the rows are one of several equal parts of a batch, the share of agreeing rows
             in this part over their share in the batch. The mean loss of the parts is then the batch's loss,
             except that `dist` correlates over the rows of each part.
-        features: the aligned student feature and the teacher's, both [B, C_t, H, W] or [B, C_t].
+        features: pairs of an aligned student feature and the teacher's, both [B, C_t, H, W] or [B, C_t].
     """
     ce_share = 1.0
     if agrees is not None:
@@ -82,8 +84,8 @@ def distillation_loss(
         )
         total, soft = total + w_kl * soft, soft.detach()
     feature = total.new_zeros(())
-    if features is not None:
-        error = F.mse_loss(_wide(features[0]), _wide(features[1]))
+    if features:
+        error = torch.stack([F.mse_loss(_wide(ours), _wide(theirs)) for ours, theirs in features]).mean()
         total, feature = total + w_feature * error, error.detach()
     return DistillationLoss(total, soft, ce, feature)
 

@@ -78,6 +78,7 @@ def _conditions(recipe: Recipe, stage: str, weights: dict[str, dict[str, Any]]) 
         "runtime": [compute.runtime, compute.runtime_precision, compute.precision, compute.compile],
         "networks": {name: [fact["name"], fact["sha256"]] for name, fact in weights.items()},
         "image_size": recipe.teacher.size,
+        "maps": [recipe.distill.w_feature > 0, recipe.distill.teacher_taps],
         "most": _max_images(recipe),
         "augment": [config.variations, config.steps, config.strength, config.num_tokens],
         "guided": config.guidance_scale > 1,

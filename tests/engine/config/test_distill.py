@@ -51,6 +51,12 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
         DistillConfig(**{field: value})
 
 
+def test_the_order_of_taps_does_not_matter() -> None:
+    one, other = DistillConfig(taps={"b": "c", "a": "d"}), DistillConfig(taps={"a": "d", "b": "c"})
+    assert one.teacher_taps == other.teacher_taps == ["a", "b"]
+    assert one.student_taps == other.student_taps == ["d", "c"]
+
+
 @pytest.mark.parametrize(
     ("make", "field"),
     [
@@ -60,6 +66,11 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
         (lambda: DistillConfig(cutmix=0.5), "cutmix"),
         (lambda: DistillConfig(cutmix=0.5, views=1, w_ce=0, w_feature=0), "cutmix"),
         (lambda: DistillConfig(warp=0.5, views=1, w_feature=0), "warp"),
+        (
+            lambda: DistillConfig(taps={"a": "b"}, views=1, feature="pooled"),
+            r"taps .*set distill\.views to 0",
+        ),
+        (lambda: DistillConfig(taps={"a": "b"}, w_feature=0), r"taps .*set distill\.w_feature above 0"),
         (lambda: DistillConfig(loss="dist", standardize=True), "standardize"),
         (lambda: DistillConfig(loss="dkd", dkd_alpha=0, dkd_beta=0), "dkd_alpha"),
         (lambda: DistillConfig(loss="dist", dist_beta=0, dist_gamma=0), "dist_beta"),
@@ -71,6 +82,8 @@ def test_bad_settings_name_their_field(field: str, value: Any) -> None:
         "cutmix with labels",
         "cutmix with stored views",
         "warp with stored views",
+        "taps with stored views",
+        "taps without a weight",
         "standardized correlations",
         "dkd without weights",
         "dist without weights",

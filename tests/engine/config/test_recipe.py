@@ -155,6 +155,8 @@ def test_all_faults_are_told_at_once(write) -> None:
         ("schedule: {rounds: -1}", "schedule.rounds must be 0 or above"),
         ("synthesize: {class_weights: {bag: .nan}}", "synthesize.class_weights: 'bag' has nan"),
         ("synthesize: {class_weights: {3: 1}}", "synthesize.class_weights: 3 is not text"),
+        ("distill: {taps: {3: a}}", "distill.taps: 3 is not text"),
+        ("distill: {taps: {a: 3}}", "distill.taps must be a mapping of names to text, numbers in quotes"),
     ],
 )
 def test_consequences_of_a_fault_are_left_out(text: str, start: str, write) -> None:

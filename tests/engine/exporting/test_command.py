@@ -18,6 +18,7 @@ from engine.cli.main import main
 from engine.exporting import networks
 from engine.exporting.command import command
 from engine.hardware import native_precision
+from engine.recipes.load import load_recipe
 from export.onnx.statistics import narrow_weights
 from tests.tiny_recipe import write_recipe
 
@@ -39,6 +40,12 @@ def exported(
 
 def arguments(recipe: Path, out: Path, *more: str, runtime: str = "tensorrt") -> list[str]:
     return ["--recipe", str(recipe), "--out", str(out), "--runtime", runtime, *more]
+
+
+def test_the_exported_teacher_has_all_maps_that_distillation_aligns(recipe: Path) -> None:
+    settings = {"distill.taps": {"stages.0": "stages.1", "relu": "stages.1"}}
+    teacher = networks.Networks(load_recipe(str(recipe), settings), "onnxruntime", None).load("teacher")
+    assert teacher.outputs == ("logits", "network.relu", "network.stages.0")
 
 
 def report(out: Path) -> dict[str, Any]:

@@ -139,18 +139,19 @@ def test_similarities_equal_torchs(tmp_path: Path, store: Store, runtime: str) -
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_teacher_and_its_feature_map_equal_torchs(store: Store, runtime: str) -> None:
+def test_a_teacher_and_its_maps_equal_torchs(store: Store, runtime: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = wrn_16_1(10).eval().requires_grad_(False)
     teacher = Classifier(
         network, num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, feature_path="relu"
     ).eval()
-    spec = classifier_spec("teacher", teacher, ["network.relu"], image_size=(32, 32), batches=(1, 4, 8))
+    paths = ["network.relu", "network.stages.0", "network.conv1"]
+    spec = classifier_spec("teacher", teacher, paths, image_size=(32, 32), batches=(1, 4, 8))
     images = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     outputs = open_runtime(spec, torch_options(runtime=runtime, store=store))(images=images)
-    logits, feature = outputs["logits"], outputs["network.relu"]
     with torch.no_grad():
-        wanted, (wanted_feature,) = forward_with_features(teacher, images, ["network.relu"])
-    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(feature, wanted_feature.contiguous(), rtol=1e-4, atol=1e-4)
+        logits, maps = forward_with_features(teacher, images, paths)
+    torch.testing.assert_close(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
+    for path, wanted in zip(paths, maps, strict=True):
+        torch.testing.assert_close(outputs[path], wanted.contiguous(), rtol=1e-4, atol=1e-4)

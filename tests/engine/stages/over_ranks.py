@@ -47,8 +47,9 @@ class _Forward:
         self._teacher = teacher
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        logits, (feature,) = forward_with_features(self._teacher, inputs["images"], ["network.relu"])
-        return {"logits": logits, "network.relu": feature}
+        paths = ["network.relu", "network.stages.1"]
+        logits, features = forward_with_features(self._teacher, inputs["images"], paths)
+        return {"logits": logits, **dict(zip(paths, features, strict=True))}
 
 
 def normalized(name: str, mine: slice) -> dict[str, Tensor]:
@@ -78,7 +79,8 @@ def network(widen: int, seed: int) -> Classifier:
         torch.manual_seed(seed)
         net = WideResNet(10, widen, CLASSES, in_channels=1)
     nn.init.normal_(net.fc.weight, std=0.1, generator=generator(seed, "fc"))
-    return Classifier(net, num_classes=CLASSES, in_channels=1, mean=(0.5,), std=(0.5,), feature_path="relu")
+    shape = {"num_classes": CLASSES, "in_channels": 1}
+    return Classifier(net, **shape, mean=(0.5,), std=(0.5,), feature_path="relu", taps=["stages.1"])
 
 
 def batches(mine: slice) -> list[FeedBatch]:

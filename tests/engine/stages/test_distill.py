@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.stages.kd_loss import distillation_loss
 from kernels.backend import use_backend
 
 SIZE, CLASSES = 8, 4
+TAPS = {"stages.0": "stages.0", "stages.1": "stages.1"}
 
 
 def accelerator(mixed_precision: str = "no") -> Accelerator:
@@ -30,28 +32,43 @@ def accelerator(mixed_precision: str = "no") -> Accelerator:
 
 
 def classifier(
-    network: nn.Module, feature_path: str | None = "relu", num_classes: int = CLASSES
+    network: nn.Module,
+    feature_path: str | None = "relu",
+    num_classes: int = CLASSES,
+    taps: Collection[str] = (),
 ) -> Classifier:
     return Classifier(
-        network, num_classes=num_classes, in_channels=1, mean=(0.5,), std=(0.5,), feature_path=feature_path
+        network,
+        num_classes=num_classes,
+        in_channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+        feature_path=feature_path,
+        taps=taps,
     )
 
 
-def wide_resnet(widen: int, seed: int) -> Classifier:
+def wide_resnet(widen: int, seed: int, taps: Collection[str] = ()) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return classifier(WideResNet(10, widen, CLASSES, in_channels=1))
+        return classifier(WideResNet(10, widen, CLASSES, in_channels=1), taps=taps)
 
 
-def teacher() -> Classifier:
-    return wide_resnet(2, seed=1).eval().requires_grad_(False)
+def teacher(taps: Collection[str] = ()) -> Classifier:
+    return wide_resnet(2, seed=1, taps=taps).eval().requires_grad_(False)
 
 
 def distiller(total_steps: int = 6, precision: str = "no", **settings: Any) -> Distiller:
     config = DistillConfig(**{"batch_size": 8, "temperature": 4.0, **settings})
-    student = wide_resnet(1, seed=2)
+    student = wide_resnet(1, seed=2, taps=config.student_taps)
     return Distiller(
-        teacher(), student, config, total_steps, 3, accelerator(precision), image_size=(SIZE, SIZE)
+        teacher(config.teacher_taps),
+        student,
+        config,
+        total_steps,
+        3,
+        accelerator(precision),
+        image_size=(SIZE, SIZE),
     )
 
 
@@ -88,8 +105,8 @@ def test_one_step_is_the_written_out_sgd_step(
     """The expected step, in float64, is w - lr * (gradient + decay * w) of losses written out."""
     settings = {"w_kl": 0.7, "w_ce": 1.3, "w_feature": 5.0, "weight_decay": 0.01}
     ours = distiller(ce_on_agreement=ce_on_agreement, nesterov=nesterov, **settings)
-    assert ours.align is not None
-    student, align = copy.deepcopy(ours.student).double().train(), copy.deepcopy(ours.align).double()
+    (head,) = ours.heads
+    student, align = copy.deepcopy(ours.student).double().train(), copy.deepcopy(head).double()
     sample = batches[0]
     images = sample.images.double()
 
@@ -116,33 +133,85 @@ def test_one_step_is_the_written_out_sgd_step(
     assert logs[0]["ce"] == pytest.approx(ce.item(), rel=1e-5, abs=4e-6)
     assert logs[0]["feature"] == pytest.approx(mse.item(), rel=1e-5)
     assert logs[0]["label_agreement"] == pytest.approx(sample.agrees.float().mean().item())
-    for before, after in ((student, ours.student), (align, ours.align)):
+    for before, after in ((student, ours.student), (align, head)):
         for old, new in zip(before.parameters(), after.parameters(), strict=True):
             expected = old - 0.1 * (1.9 if nesterov else 1) * (old.grad + 0.01 * old)
             torch.testing.assert_close(new.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("w_feature", [30.0, 0.0], ids=["aligned", "logits-only"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"taps": TAPS}, {"w_feature": 0.0}], ids=["aligned", "taps", "logits-only"]
+)
 def test_resuming_from_a_file_ends_with_the_same_bits_as_never_stopping(
-    w_feature: float, batches: list[FeedBatch], tmp_path: Path
+    settings: dict[str, Any], batches: list[FeedBatch], tmp_path: Path
 ) -> None:
-    straight = distiller(w_feature=w_feature, warmup_steps=2)
+    straight = distiller(**settings, warmup_steps=2)
     train(straight, batches, 6)
 
-    first = distiller(w_feature=w_feature, warmup_steps=2)
+    first = distiller(**settings, warmup_steps=2)
     train(first, batches, 3)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     torch.rand(7)  # the global generator has another state when the run resumes
-    second = distiller(w_feature=w_feature, warmup_steps=2)
+    second = distiller(**settings, warmup_steps=2)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.step == 3
     train(second, batches, 3)
 
     assert second.step == straight.step == 6
     assert same(weights(second.student), weights(straight.student))
-    if straight.align is not None:
-        assert same(weights(second.align), weights(straight.align))
+    assert same(weights(second.heads), weights(straight.heads))
     assert not same(weights(first.student), weights(straight.student))
+
+
+@pytest.mark.parametrize("w_feature", [30.0, 0.0], ids=["aligned", "logits-only"])
+def test_a_state_of_an_earlier_version_is_read(w_feature: float, batches: list[FeedBatch]) -> None:
+    first = distiller(w_feature=w_feature)
+    train(first, batches, 3)
+    state = first.state_dict()
+    heads = state.pop("align")
+    second = distiller(w_feature=w_feature)
+    second.load_state_dict({**state, "align": heads[0] if heads else None})
+    assert len(second.heads) == len(heads) == (w_feature > 0)
+    assert same(weights(second.heads), weights(first.heads))
+
+
+def test_the_error_of_the_features_is_the_mean_over_the_map_and_the_taps(batches: list[FeedBatch]) -> None:
+    ours = distiller(taps=TAPS, w_feature=5.0)
+    student, heads = copy.deepcopy(ours.student).train(), copy.deepcopy(ours.heads).train()
+    ours.set_training(True)
+    loss = ours.train_step(batches[0])
+
+    def maps(model: Classifier) -> list[Tensor]:
+        network, found = model.network, [model.network.conv1(model.adapted(batches[0].images))]
+        for stage in network.stages:
+            found.append(stage(found[-1]))
+        return [F.relu(network.bn(found[3])), found[1], found[2]]
+
+    with torch.no_grad():
+        errors = [
+            F.mse_loss(head(mine, theirs.shape[2:]), theirs)
+            for head, mine, theirs in zip(heads, maps(student), maps(ours.teacher), strict=True)
+        ]
+    assert len({round(error.item(), 5) for error in errors}) == 3
+    torch.testing.assert_close(loss.feature, torch.stack(errors).mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        loss.total.detach(), loss.kl + loss.ce + 5 * loss.feature, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_every_head_learns(batches: list[FeedBatch]) -> None:
+    ours = distiller(taps=TAPS)
+    before = [weights(head) for head in ours.heads]
+    train(ours, batches, 1)
+    assert len(before) == 3
+    assert not any(same(old, weights(head)) for old, head in zip(before, ours.heads, strict=True))
+
+
+def test_a_map_may_be_aligned_with_several(batches: list[FeedBatch]) -> None:
+    ours = distiller(taps={"relu": "stages.1", "stages.0": "stages.1"})
+    train(ours, batches, 1)
+    widths = [(head.conv1.in_channels, head.conv3.out_channels) for head in ours.heads]
+    assert widths == [(64, 128), (32, 128), (32, 32)]  # the feature map, relu, stages.0
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -174,7 +243,7 @@ def test_without_a_feature_weight_there_is_no_head_and_no_path_is_needed(batches
     )
     before, logs = weights(student), []
     train(ours, batches, 2, on_log=lambda _, means: logs.append(means))
-    assert ours.align is None
+    assert len(ours.heads) == 0
     assert logs[0]["feature"] == 0
     assert not same(weights(student), before)
 
@@ -240,7 +309,7 @@ def test_dropout_in_the_student_is_a_function_of_the_seed(batches: list[FeedBatc
 def test_align_head_is_a_function_of_the_seed() -> None:
     first = distiller()
     torch.rand(9)
-    assert same(weights(first.align), weights(distiller().align))
+    assert same(weights(first.heads), weights(distiller().heads))
 
 
 def test_student_trains_in_train_mode_and_is_left_in_eval_mode(batches: list[FeedBatch]) -> None:
@@ -251,7 +320,7 @@ def test_student_trains_in_train_mode_and_is_left_in_eval_mode(batches: list[Fee
     assert modes == [True]
     assert not ours.teacher.training
     assert not ours.student.training
-    assert not ours.align.training
+    assert not ours.heads.training
     assert not torch.equal(ours.student.network.bn.running_mean, statistics)
 
 

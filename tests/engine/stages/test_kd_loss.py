@@ -146,7 +146,7 @@ def test_total_is_the_weighted_sum_of_its_parts(with_gate: bool) -> None:
         w_ce=2.0,
         w_feature=30.0,
         agrees=agrees if with_gate else None,
-        features=(aligned.view(4, 6, 2, 2), target.view(4, 6, 2, 2)),
+        features=[(aligned.view(4, 6, 2, 2), target.view(4, 6, 2, 2))],
     )
     rows = [i for i in range(4) if agrees[i] or not with_gate]
     ce = -sum(log_softmax_by_hand(student[i].tolist())[i] for i in rows) / len(rows)
@@ -174,7 +174,7 @@ def test_total_has_the_gradients_of_all_terms_and_the_parts_have_none() -> None:
             w_ce=1.0,
             w_feature=30.0,
             agrees=agrees,
-            features=(aligned, target),
+            features=[(aligned, target)],
         )
 
     assert torch.autograd.gradcheck(lambda s, a: loss(s, a).total, (student, aligned))

@@ -72,6 +72,18 @@ def test_settings_on_the_command_line_beat_the_bank(banks: tuple[Path, Path], tm
     assert checkpoint.load(tmp_path / "checkpoints")["training"]["step"] == 1
 
 
+def test_taps_are_aligned_too(
+    banks: tuple[Path, Path], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taps = "{stages.0: stages.0, stages.1: stages.2}"
+    assert distill([banks[0]], tmp_path / "run", "--distill.taps", taps) == 0
+    assert len(checkpoint.load(tmp_path / "run" / "checkpoints")["training"]["align"]) == 3
+    assert student(tmp_path / "run") != student(finished)
+    capsys.readouterr()
+    assert distill([banks[0]], tmp_path / "wrong", "--distill.taps", "{stages.0: stages.7}") == 2
+    assert "distill.taps: the student has no submodule 'stages.7'" in capsys.readouterr().err
+
+
 def test_both_feeds_give_the_same_student(finished: Path, banks: tuple[Path, Path], tmp_path: Path) -> None:
     for kind in ("dali", "torch"):
         assert distill([banks[0]], tmp_path / kind, "--feed.kind", kind) == 0

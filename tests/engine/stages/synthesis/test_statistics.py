@@ -108,7 +108,7 @@ def test_a_teacher_with_attention_is_held_to_its_patches_without_the_class_token
     teacher = classifier(timm.create_model("test_vit", num_classes=CLASSES))
     found = find_feature_map(teacher, (160, 160))
     assert found is not None
-    teacher.feature_path, teacher.feature_layout = found.path, found.layout
+    teacher.feature_path, teacher.layouts = found.path, {found.path: found.layout}
     images, outputs = torch.rand(2, 3, 160, 160, requires_grad=True), []
     measure = measuring(teacher, choose_statistics(teacher, None, (160, 160)))
     for block in teacher.network.blocks:
