@@ -187,7 +187,7 @@ class Distiller:
             images = varied(images, config, lambda name: generator(self.seed, name, self.step, rank))
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
-            teacher_logits, features = self._teacher_outputs(images, batch)
+            teacher_logits, features = self._targets(images, batch)
             sizes = [(each.shape[2], each.shape[3]) if each.ndim == 4 else (1, 1) for each in features]
             with BatchNormOverRanks() if self._has_ranks else nullcontext():
                 student_logits, aligned = self._module(images, sizes)
@@ -208,11 +208,14 @@ class Distiller:
             features=list(zip(aligned, features, strict=True)),
         )
 
-    def _teacher_outputs(self, images: Tensor, batch: FeedBatch) -> tuple[Tensor, list[Tensor]]:
-        """Return the teacher's logits and the feature of each head, stored ones if the batch has some."""
-        if batch.teacher_logits is not None:
-            pooled = batch.teacher_pooled
-            return batch.teacher_logits, [] if pooled is None or not self.heads else [pooled]
+    def _targets(self, images: Tensor, batch: FeedBatch) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's logits and the feature for each head, stored ones if the batch has some."""
+        if batch.teacher_logits is None:
+            return self._teacher_outputs(images)
+        pooled = batch.teacher_pooled
+        return batch.teacher_logits, [] if pooled is None or not self.heads else [pooled]
+
+    def _teacher_outputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
             outputs = self._teacher_forward(images=images)
         features = [outputs[path] for path in self._teacher_paths]

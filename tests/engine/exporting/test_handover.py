@@ -182,8 +182,8 @@ def test_a_wrong_mean_in_the_graph_is_caught(
 ) -> None:
     """The graph equals the network that it was exported from, but that network is not the run's."""
 
-    def with_another_mean(config: ClassifierConfig, section: str) -> Classifier:
-        return load_classifier(replace(config, mean=(0.219,)), section)
+    def with_another_mean(config: ClassifierConfig, section: str, **options: Any) -> Classifier:
+        return load_classifier(replace(config, mean=(0.219,)), section, **options)
 
     monkeypatch.setattr(networks, "load_classifier", with_another_mean)
     assert export(run, tmp_path) == 2
