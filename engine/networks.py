@@ -74,11 +74,10 @@ def load_pair(recipe: Recipe, device: torch.device, *, level: int = logging.INFO
     Raises UserError that names the setting and the file if a network does not load or fit.
     """
     logger.log(level, "loading the teacher, %s", recipe.teacher.name)
-    taps = recipe.distill.teacher_taps, recipe.distill.student_taps
-    teacher = load_classifier(recipe.teacher, "teacher", taps=taps[0]).place(device)
+    teacher = load_classifier(recipe.teacher, "teacher", taps=recipe.distill.teacher_taps).place(device)
     logger.log(level, "building the student, %s", recipe.student.name)
     with seeded(derive_seed(recipe.seed, "student"), torch.device("cpu")):
-        student = build_classifier(recipe.student, "student", taps=taps[1])
+        student = build_classifier(recipe.student, "student", taps=recipe.distill.student_taps)
     _log_feature(level, "teacher", teacher)
     _log_feature(level, "student", student)
     return LoadedPair(teacher=teacher, student=student.place(device))

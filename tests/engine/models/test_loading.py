@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.models.classifier import Classifier
 from engine.models.loading import (
-    aligned_paths,
     build_classifier,
     load_classifier,
     require_feature,
@@ -51,9 +50,6 @@ def segmenting(num_classes):
 
 def tiny(num_classes, in_channels):
     return Tiny(num_classes, in_channels)
-
-def wrapped(num_classes, in_channels):
-    return nn.DataParallel(Tiny(num_classes, in_channels))
 
 def off_by_one(num_classes, in_channels):
     return Tiny(num_classes + 1, in_channels)
@@ -356,34 +352,6 @@ def test_a_feature_that_is_no_tensor_is_named(factories: str) -> None:
     config = classifier_config(name=f"{factories}:nested_twice", feature="inner")
     with pytest.raises(UserError, match=r"^teacher\.feature: .*inner' .* returns a tuple, not a tensor"):
         build_classifier(config)
-
-
-@pytest.mark.parametrize(
-    ("tap", "message"),
-    [
-        ("conv9", r"^distill\.taps: the student has no submodule 'conv9'.* conv1, conv2, relu"),
-        ("fc3", r"^distill\.taps: 'fc3' of the student returns no feature map .*; name a submodule"),
-    ],
-)
-def test_a_bad_tap_is_named(tap: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        build_classifier(BASE, "student", taps=["conv1", tap])
-
-
-def test_taps_come_after_the_feature_map_and_tokens_become_maps() -> None:
-    config = classifier_config(name="timm:test_vit", image_size=160)
-    classifier = build_classifier(config, taps=["blocks.0", "patch_embed"])
-    first, *taps = paths = aligned_paths(classifier, "teacher")
-    assert first == classifier.feature_path
-    assert taps == ["network.blocks.0", "network.patch_embed"]
-    _, maps = classifier.eval().with_features(torch.rand(2, 3, 160, 160), paths)
-    assert [tuple(each.shape) for each in maps] == [(2, 64, 10, 10)] * 3
-
-
-def test_a_tap_is_found_in_a_wrapped_network(factories: str) -> None:
-    classifier = build_classifier(classifier_config(name=f"{factories}:wrapped"), taps=["module.conv"])
-    assert classifier.taps == ("network.conv",)
-    assert classifier.layouts["network.conv"].order == "nchw"
 
 
 def test_require_feature_names_the_field_to_set() -> None:
