@@ -19,7 +19,6 @@ from engine.models.classifier import Classifier
 from engine.models.wide_resnet import WideResNet
 from engine.seeding import generator
 from engine.stages.distill import DistillConfig, Distiller
-from engine.stages.kd_loss import distillation_loss
 from kernels.backend import use_backend
 
 SIZE, CLASSES = 8, 4
@@ -388,30 +387,3 @@ def test_new_views_are_a_function_of_seed_and_step(setting: str, batches: list[F
 
     assert same(trained(**{setting: 0.5}), trained(**{setting: 0.5}))
     assert not same(trained(**{setting: 0.5}), trained())
-
-
-@pytest.mark.parametrize(
-    ("settings", "weights"),
-    [
-        (
-            {"loss": "dkd", "standardize": True, "dkd_alpha": 2.0, "dkd_beta": 3.0},
-            {"dkd_weights": (2.0, 3.0)},
-        ),
-        ({"loss": "dist", "dist_beta": 2.0, "dist_gamma": 3.0}, {"dist_weights": (2.0, 3.0)}),
-    ],
-    ids=["dkd", "dist"],
-)
-def test_the_settings_of_the_soft_term_are_used(
-    settings: dict[str, Any], weights: dict[str, Any], batches: list[FeedBatch]
-) -> None:
-    ours = distiller(w_feature=0.0, w_ce=0.0, w_kl=0.5, **settings)
-    student = copy.deepcopy(ours.student).train()
-    ours.set_training(True)
-    loss = ours.train_step(batches[0])
-    terms = {"temperature": 4.0, "w_kl": 0.5, "w_ce": 0.0, "loss": settings["loss"], **weights}
-    with torch.no_grad():
-        logits = [model.with_features(batches[0].images, [])[0] for model in (student, ours.teacher)]
-        standardize = settings.get("standardize", False)
-        expected = distillation_loss(*logits, batches[0].labels, standardize=standardize, **terms)
-    torch.testing.assert_close(loss.kl, expected.kl, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(loss.total.detach(), expected.total, rtol=1e-3, atol=1e-6)

@@ -1,5 +1,6 @@
 """The soft terms dkd and dist, and standardized logits, against formulas written out in float64."""
 
+import copy
 import math
 from statistics import fmean
 from typing import Any
@@ -8,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.feed.feed import FeedBatch
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
+from tests.engine.stages.test_distill import batches, distiller
+
+__all__ = ["batches"]
 
 TEMPERATURES = [1.0, 4.0, 20.0]
 LOSSES = [{"loss": "dkd"}, {"loss": "dist"}, {"loss": "kl", "standardize": True}]
@@ -222,3 +227,30 @@ def test_total_weighs_the_soft_term_and_the_raw_cross_entropy(settings: dict[str
     torch.testing.assert_close(loss.kl, soft(student, teacher, **settings).kl)
     torch.testing.assert_close(loss.total, (0.5 * loss.kl + 2 * ce))
     assert not any(part.requires_grad for part in loss[1:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        (
+            {"loss": "dkd", "standardize": True, "dkd_alpha": 2.0, "dkd_beta": 3.0},
+            {"dkd_weights": (2.0, 3.0)},
+        ),
+        ({"loss": "dist", "dist_beta": 2.0, "dist_gamma": 3.0}, {"dist_weights": (2.0, 3.0)}),
+    ],
+    ids=["dkd", "dist"],
+)
+def test_the_settings_of_the_soft_term_are_used(
+    settings: dict[str, Any], weights: dict[str, Any], batches: list[FeedBatch]
+) -> None:
+    ours = distiller(w_feature=0.0, w_ce=0.0, w_kl=0.5, **settings)
+    student = copy.deepcopy(ours.student).train()
+    ours.set_training(True)
+    loss = ours.train_step(batches[0])
+    terms = {"temperature": 4.0, "w_kl": 0.5, "w_ce": 0.0, "loss": settings["loss"], **weights}
+    with torch.no_grad():
+        logits = [model.with_features(batches[0].images, [])[0] for model in (student, ours.teacher)]
+        standardize = settings.get("standardize", False)
+        expected = distillation_loss(*logits, batches[0].labels, standardize=standardize, **terms)
+    torch.testing.assert_close(loss.kl, expected.kl, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(loss.total.detach(), expected.total, rtol=1e-3, atol=1e-6)
