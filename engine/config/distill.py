@@ -79,6 +79,9 @@ class DistillConfig(Checked):
     """Share of the images of a step that get a rectangle of another one (CutMix, arXiv 1905.04899); they have
     no label, so distill.w_ce must be 0. If this and distill.mixup are above 1 together, some images are mixed
     both ways. Stored views have none, so distill.views must be 0."""
+    mix_until: float = 1.0
+    """Share of the steps in which distill.mixup and distill.cutmix apply; the steps after them see no mixed
+    image."""
     warp: float = 0.0
     """How strongly each image of a step is stretched, turned and shifted at random: at 0.4, each axis by a
     factor of 0.67 to 1.5, by up to 17 degrees, and by up to a tenth of the side. Worth trying if the bank has
@@ -99,6 +102,7 @@ class DistillConfig(Checked):
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
             "cutmix": (0 <= self.cutmix <= 1, "in [0, 1]"),
+            "mix_until": (0 < self.mix_until <= 1, "above 0 and at most 1"),
             "warp": (0 <= self.warp <= 1, "in [0, 1]"),
         }
         weights = ("w_kl", "w_ce", "w_feature", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
@@ -123,6 +127,11 @@ class DistillConfig(Checked):
                     f"distill.{name} makes new views at every step, but distill.views stores them; set one "
                     "of them to 0"
                 )
+        if self.mix_until < 1 and self.views and self.mixup == 1:
+            yield (
+                f"distill.mix_until is {self.mix_until}, but all stored views are mixed, since distill.mixup "
+                "is 1; set one of them to another value"
+            )
         if self.views and self.w_feature and self.feature == "map":
             yield (
                 "distill.views stores no feature map, which distill.w_feature needs; set distill.w_feature "
@@ -169,6 +178,10 @@ class DistillConfig(Checked):
         if not self.views:
             return Views(flip=flip, crop_padding=padding)
         return StoredViews(flip=flip, crop_padding=padding, count=self.views, mixup=self.mixup, seed=seed)
+
+    def mixed_steps(self, total_steps: int) -> int:
+        """Return the number of steps, from the first on, that may see mixed images."""
+        return round(self.mix_until * total_steps)
 
     def rate_at(self, step: int, total_steps: int) -> float:
         """Return the share of the peak learning rate at step 0..total_steps - 1.

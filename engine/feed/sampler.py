@@ -11,7 +11,7 @@ from engine.config.views import StoredViews, Views
 from engine.errors import UserError
 from engine.feed.index import Index, RowRanges
 from engine.feed.shuffle import UInt, crop_parameters, hash64, permute
-from engine.feed.views import Crops, crops, partners
+from engine.feed.views import Crops, crops, partners, unmixed_views
 
 _IMAGES_PER_BLOCK = 8192
 """Number of images sampled at once, to amortize numpy's overhead; the samples do not depend on it."""
@@ -63,6 +63,7 @@ class Sampler:
         rows: number of rows to sample from, e.g. as many as a resumed run had (default: all).
         views: how images are cropped and flipped. Stored views are drawn by their own seed; the views of an
             image follow each other from epoch to epoch, from a random one on.
+        unmixed_from: step from which stored views that are mixed are left out; None keeps them.
 
     Raises:
         UserError: if a bank with a share has no images.
@@ -83,11 +84,12 @@ class Sampler:
         world: int = 1,
         rows: int | None = None,
         views: Views | None = None,
+        unmixed_from: int | None = None,
     ) -> None:
         if batch_size % world or not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}: a batch of {batch_size} must divide among the ranks")
         self.index, self.batch_size, self.first_step = index, batch_size, first_step
-        self.views = views or Views()
+        self.views, self._unmixed_from = views or Views(), unmixed_from
         self.rows = len(index) if rows is None else rows
         part = batch_size // world
         self._rank_part = slice(rank * part, (rank + 1) * part)
@@ -122,18 +124,21 @@ class Sampler:
         if len(parts) > 1:
             mixed = np.lexsort((hash64(visits.bits), visits.steps))  # shuffle the streams within each step
             visits = visits.at(mixed)
-        for batch in np.arange(len(visits.rows)).reshape(-1, self.batch_size):
-            yield self._sample(visits.at(batch[self._rank_part]), visits.rows[batch])
+        batches = np.arange(len(visits.rows)).reshape(-1, self.batch_size)
+        for step, batch in enumerate(batches, self.first_step + first):
+            yield self._sample(step, visits.at(batch[self._rank_part]), visits.rows[batch])
 
-    def _sample(self, visits: "_Visited", global_rows: Int) -> BatchSample:
-        """Return the sample of the visits of this rank's part."""
+    def _sample(self, step: int, visits: "_Visited", global_rows: Int) -> BatchSample:
+        """Return the sample of the visits of this rank's part in a step."""
         if not isinstance(self.views, StoredViews):
             drawn = crop_parameters(visits.bits, pad=self.views.crop_padding, flip=self.views.flip)
             return BatchSample(visits.rows, Crops(*drawn), global_rows)
         index, keys = self.index, self.index.keys(visits.rows)
         seeds, (first, sizes) = index.view_seeds(visits.rows), index.shard_bounds(visits.rows)
-        start = hash64(self._key, index.shard_numbers(visits.rows), keys) % np.uint64(self.views.count)
-        numbers = (start.astype(np.int64) + visits.epochs) % self.views.count
+        is_unmixed = self._unmixed_from is not None and step >= self._unmixed_from
+        among = unmixed_views(self.views) if is_unmixed else np.arange(self.views.count)
+        start = hash64(self._key, index.shard_numbers(visits.rows), keys) % np.uint64(len(among))
+        numbers = among[(start.astype(np.int64) + visits.epochs) % len(among)]
         mixed, positions, weights = partners(self.views, seeds, keys, numbers, visits.rows - first, sizes)
         reads = np.concatenate([visits.rows, first[mixed] + positions])
         own = ViewSample(numbers, mixed, weights)

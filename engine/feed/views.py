@@ -57,12 +57,22 @@ def partners(config: StoredViews, seeds: UInt, keys: Int, views: Int, positions:
         positions: of the images among the kept images of their shards.
         sizes: number of kept images of their shards.
     """
-    before, after = (np.floor(config.mixup * number + 1e-9) for number in (views, views + 1))
-    mixed = np.flatnonzero(after > before)
+    mixed = np.flatnonzero(_is_mixed(config, views))
     bits, others = hash64(_PURPOSE, seeds[mixed], keys[mixed], views[mixed]), sizes[mixed]
     steps = 1 + (hash64(bits, 1) % np.maximum(others - 1, 1).astype(np.uint64)).astype(np.int64)
     weights = (hash64(bits, 2) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
     return Partners(mixed, (positions[mixed] + steps) % others, weights)
+
+
+def unmixed_views(config: StoredViews) -> Int:
+    """Return the numbers of the views that are not mixed, ascending."""
+    numbers = np.arange(config.count)
+    return numbers[~_is_mixed(config, numbers)]
+
+
+def _is_mixed(config: StoredViews, views: Int) -> npt.NDArray[np.bool_]:
+    before, after = (np.floor(config.mixup * number + 1e-9) for number in (views, views + 1))
+    return after > before
 
 
 def mix(images: Tensor, mixed: Int, weights: npt.NDArray[np.float32]) -> Tensor:

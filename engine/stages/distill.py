@@ -184,7 +184,10 @@ class Distiller:
         config, rank = self.config, self.accelerator.process_index
         images = batch.images.float()
         if batch.teacher_logits is None:
-            images = varied(images, config, lambda name: generator(self.seed, name, self.step, rank))
+            mixes = self.step < config.mixed_steps(self.total_steps)
+            images = varied(
+                images, config, lambda name: generator(self.seed, name, self.step, rank), mixes=mixes
+            )
         dropout = seeded(derive_seed(self.seed, "distill-forward", self.step, rank), images.device)
         with dropout, self.accelerator.autocast():
             teacher_logits, features = self._targets(images, batch)

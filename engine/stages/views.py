@@ -22,16 +22,20 @@ TURN, SHIFT = 0.75, 0.375
 """Largest turn of a warp in radians, and shift as a share of half the side, by its largest stretch."""
 
 
-def varied(images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator]) -> Tensor:
+def varied(
+    images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator], *, mixes: bool = True
+) -> Tensor:
     """Return new views of a batch [B, C, H, W] in [0, 1] for a teacher that labels them.
 
-    `draw` returns the generator, on the CPU, of each kind of view.
+    Args:
+        draw: returns the generator, on the CPU, of each kind of view.
+        mixes: whether images are mixed and pasted into each other.
     """
     if config.warp:
         images = warped(images, config.warp, draw("warp"))
-    if config.cutmix:
+    if config.cutmix and mixes:
         images = pasted(images, config.cutmix, draw("cutmix"))
-    if config.mixup:
+    if config.mixup and mixes:
         images = mixed(images, config.mixup, draw("mixup"))
     return images
 

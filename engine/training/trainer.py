@@ -146,6 +146,7 @@ class StudentTrainer:
             rank=self.rank,
             world=self.world,
             views=self.config.views_of(self.seed),
+            unmixed_from=self.config.mixed_steps(self.distiller.total_steps),
         )
         batch_size = self.config.batch_size
         with self.progress.stage("distill", total=count * batch_size, unit="images") as stage:

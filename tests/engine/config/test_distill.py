@@ -35,6 +35,7 @@ BAD: dict[str, list[Any]] = {
     "warmup_steps": [-1],
     "mixup": [-0.1, 1.5],
     "cutmix": [-0.1, 1.5],
+    "mix_until": [0.0, 1.5, math.nan],
     "warp": [-0.1, 1.5, math.nan],
     "dkd_alpha": [-1.0],
     "dkd_beta": [-0.5, math.nan],
@@ -66,6 +67,7 @@ def test_the_order_of_taps_does_not_matter() -> None:
         (lambda: DistillConfig(cutmix=0.5), "cutmix"),
         (lambda: DistillConfig(cutmix=0.5, views=1, w_ce=0, w_feature=0), "cutmix"),
         (lambda: DistillConfig(warp=0.5, views=1, w_feature=0), "warp"),
+        (lambda: DistillConfig(mixup=1.0, mix_until=0.8, views=2, w_ce=0, w_feature=0), "mix_until"),
         (
             lambda: DistillConfig(taps={"a": "b"}, views=1, feature="pooled"),
             r"taps .*set distill\.views to 0",
@@ -82,6 +84,7 @@ def test_the_order_of_taps_does_not_matter() -> None:
         "cutmix with labels",
         "cutmix with stored views",
         "warp with stored views",
+        "only mixed views are stored",
         "taps with stored views",
         "taps without a weight",
         "standardized correlations",

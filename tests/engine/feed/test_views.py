@@ -171,3 +171,30 @@ def test_an_image_shows_all_its_views_before_it_repeats_one(tmp_path: Path) -> N
         for row, view in zip(each.rows, each.views.numbers, strict=True)
     }
     assert len(views) == 40
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_the_last_steps_see_all_unmixed_views_and_no_others(share: float, tmp_path: Path) -> None:
+    bank = TinyBank.empty(tmp_path, "raw", 8, 3)
+    bank.add(10)
+    coded(bank, (10,))
+    config = replace(CONFIG, mixup=share)
+    settings = {"batch_size": 10, "seed": 1, "first_step": 2, "views": config}
+    always = list(Sampler(bank.index, **settings).samples(2, 14))
+    until = list(Sampler(bank.index, **settings, unmixed_from=6).samples(2, 14))
+    for one, other in zip(always, until, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+    for one, other in zip(always[:4], until[:4], strict=True):
+        np.testing.assert_array_equal(one.views.numbers, other.views.numbers)
+        np.testing.assert_array_equal(one.reads, other.reads)
+    unmixed = {
+        number for number in range(4) if not len(mixes(config, np.zeros(1, int), np.array([number]), 9).mixed)
+    }
+    assert not any(len(each.views.mixed) for each in until[4:])
+    assert all(len(each.reads) == 10 for each in until[4:])
+    seen = {
+        (int(row), int(view))
+        for each in until[4:]
+        for row, view in zip(each.rows, each.views.numbers, strict=True)
+    }
+    assert seen == {(row, view) for row in range(10) for view in unmixed}

@@ -1,5 +1,6 @@
 """New views of a batch, and the teacher's outputs on stored ones, in pieces of any size."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from engine.config.views import StoredViews
 from engine.errors import NonFiniteError
+from engine.feed.feed import FeedBatch
 from engine.runtime.micro_batch import MicroBatch
 from engine.stages.views import mixed, pasted, teacher_outputs, view_images, warped
+from tests.engine.stages.test_distill import batches, distiller, same, train, weights
 
+__all__ = ["batches"]
 CPU = torch.device("cpu")
 CONFIG = StoredViews(count=3, mixup=0.4, seed=5, crop_padding=2)
 KEYS = np.arange(7) * 13
@@ -147,3 +151,15 @@ def test_warp_turns_without_a_shear() -> None:
         slopes = (out * x * y).sum((1, 2)) / (out * x * x).sum((1, 2))
         steepest = torch.tan(torch.tensor(0.3)).item() * 2.25
         assert 0.3 < slopes.abs().max() < steepest, "a stretch makes it steeper by up to e^0.8"
+
+
+def test_the_last_steps_see_no_mixed_image(batches: list[FeedBatch]) -> None:
+    settings = {"w_ce": 0.0, "mixup": 0.5, "cutmix": 0.5}
+    ours, mixing, plain = distiller(**settings, mix_until=0.5), distiller(**settings), distiller(w_ce=0.0)
+    for each in (ours, mixing):
+        train(each, batches, 3)
+    plain.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for each in (ours, mixing, plain):
+        train(each, batches, 3)
+    assert same(weights(ours.student), weights(plain.student))
+    assert not same(weights(ours.student), weights(mixing.student))
