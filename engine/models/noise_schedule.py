@@ -65,7 +65,7 @@ def _unknown_key(config: Mapping[str, Any]) -> str | None:
 
 def _betas_fault(config: Mapping[str, Any]) -> str | None:
     steps = config.get("num_train_timesteps", 1000)
-    if not _is_unmixed(steps) or steps < 1:
+    if not _is_whole(steps) or steps < 1:
         return (
             f"num_train_timesteps is {steps!r}; set it to the number the prior was trained with, often 1000"
         )
@@ -116,5 +116,5 @@ def _variance_fault(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_unmixed(value: object) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ TURN, SHIFT = 0.75, 0.375
 
 
 def varied(
-    images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator], *, mixes: bool = True
+    images: Tensor, config: DistillConfig, draw: Callable[[str], torch.Generator], *, mixes: bool
 ) -> Tensor:
     """Return new views of a batch [B, C, H, W] in [0, 1] for a teacher that labels them.
 

@@ -158,7 +158,7 @@ def augment_sample() -> Any:
     return sample
 
 
-def test_closing_early_ends_the_threads_and_the_next_run_is_unmixed(recipe: Path) -> None:
+def test_closing_early_ends_the_threads_and_the_next_run_is_whole(recipe: Path) -> None:
     found = generation(recipe, synthesize__steps=4)
     expected = digests(found, range(3))
     before = threading.active_count()
