@@ -102,6 +102,8 @@ class CommandServer:
         """
         self._started += 1
         log = self._logs / str(self._started)
+        for stream in ("out", "err"):
+            log.with_suffix(f".{stream}").touch()  # a kill may come before the process opens them
         pid = self.ask(
             module=module,
             arguments=list(arguments),

@@ -37,6 +37,8 @@ def pair() -> PublishedPair:
         Classifier(wrn_16_1(3, 1), num_classes=3, in_channels=1, mean=[0.2], std=[0.3], feature_path="relu")
         for _ in range(2)
     )
+    with torch.no_grad():
+        teacher.network.fc.weight.mul_(30)  # logits as wide as a trained teacher's, so there is much to learn
     return PublishedPair.of(teacher, student, (16, 16))
 
 
