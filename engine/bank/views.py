@@ -56,8 +56,8 @@ class ViewsOwner:
 def pack(owner: ViewsOwner, outputs: TeacherOutputs) -> bytes:
     """Return the contents of a file of views: a function of its arguments."""
     tensors = {name: value for name, value in outputs._asdict().items() if value is not None}
-    facts = asdict(owner) | {"sha256": _digest(owner, tensors)}
-    return save(tensors, {_KEY: json.dumps(facts)})
+    facts = asdict(owner)
+    return save(tensors, {_KEY: json.dumps(facts | {"sha256": _digest(facts, tensors)})})
 
 
 class ViewsFile(NamedTuple):
@@ -91,7 +91,7 @@ def parse(data: npt.NDArray[np.uint8]) -> ViewsFile:
         outputs = TeacherOutputs(arrays["logits"], arrays.get("pooled"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ViewsError(f"is damaged ({error})") from None
-    if sha256 != _digest(owner, arrays):
+    if sha256 != _digest(facts, arrays):
         raise ViewsError("was altered (its SHA-256 differs)")
     return ViewsFile(owner, outputs)
 
@@ -118,8 +118,9 @@ def _array(data: npt.NDArray[np.uint8], fields: Mapping[str, Any]) -> Half:
     return data[begin:end].view(np.float16).reshape(fields["shape"])
 
 
-def _digest(owner: ViewsOwner, arrays: Mapping[str, Half]) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(owner), sort_keys=True).encode())
+def _digest(facts: Mapping[str, Any], arrays: Mapping[str, Half]) -> str:
+    """Return the hash of the facts as they were written, perhaps by an earlier version with fewer of them."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")

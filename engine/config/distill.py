@@ -72,6 +72,9 @@ class DistillConfig(Checked):
     """Draw a class first, then one of its images, so that rare classes count as much as frequent ones."""
     flip: bool = True
     """Mirror half of the images; set to false if left and right matter, as in digits and text."""
+    teacher_flip: bool = False
+    """Train on the mean of the teacher's outputs over each view and its mirror image: more accurate than the
+    teacher alone, at twice its cost."""
     mixup: float = 0.0
     """Share of the images of a step, or of the stored views of an image, that are mixed with another one
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
@@ -118,6 +121,11 @@ class DistillConfig(Checked):
     def contradictions(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
             yield "distill.nesterov is true, which needs distill.momentum above 0; set one of them"
+        if self.teacher_flip and not self.flip:
+            yield (
+                "distill.teacher_flip asks the teacher about mirror images, but distill.flip is false; set "
+                "them to the same value"
+            )
         for name in ("mixup", "cutmix"):
             if getattr(self, name) and self.w_ce:
                 yield f"distill.{name} mixes images, which then have no label; set distill.w_ce to 0"
@@ -177,7 +185,14 @@ class DistillConfig(Checked):
         flip, padding = self.flip, self.crop_padding
         if not self.views:
             return Views(flip=flip, crop_padding=padding)
-        return StoredViews(flip=flip, crop_padding=padding, count=self.views, mixup=self.mixup, seed=seed)
+        return StoredViews(
+            flip=flip,
+            crop_padding=padding,
+            count=self.views,
+            mixup=self.mixup,
+            seed=seed,
+            teacher_flip=self.teacher_flip,
+        )
 
     def mixed_steps(self, total_steps: int) -> int:
         """Return the number of steps, from the first on, that may see mixed images."""

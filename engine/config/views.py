@@ -23,6 +23,8 @@ class StoredViews(Views):
     """Share of the views that are mixed with another image of the shard."""
     seed: int = 0
     """Seed of all draws."""
+    teacher_flip: bool = False
+    """The outputs are means over each view and its mirror image."""
 
     def include(self, wanted: "StoredViews") -> bool:
         """Return whether the wanted views are among these."""

@@ -75,7 +75,8 @@ def _training(pair: LoadedPair, recipe: Recipe) -> float:
         with accelerator.autocast():
             if not recipe.distill.views:
                 with torch.no_grad():
-                    pair.teacher(images)
+                    for _ in range(1 + recipe.distill.teacher_flip):
+                        pair.teacher(images)
             logits = pair.student(images)
         logits.float().logsumexp(1).sum().backward()
 

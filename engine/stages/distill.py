@@ -22,7 +22,7 @@ from engine.seeding import derive_seed, generator, seeded
 from engine.stages.kd_loss import DistillationLoss, distillation_loss
 from engine.stages.optimizer import StudentSgd
 from engine.stages.sync_batch_norm import BatchNormOverRanks
-from engine.stages.views import varied
+from engine.stages.views import ask, varied
 
 
 class StudentWithHeads(nn.Module):
@@ -220,7 +220,7 @@ class Distiller:
 
     def _teacher_outputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
-            outputs = self._teacher_forward(images=images)
+            outputs = ask(self._teacher_forward, images, flip=self.config.teacher_flip)
         features = [outputs[path] for path in self._teacher_paths]
         if self.config.feature == "pooled":
             features = [feature.float().mean((2, 3)) for feature in features]

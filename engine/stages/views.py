@@ -86,6 +86,22 @@ def mixed(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
     return torch.cat([torch.lerp(images.roll(1, 0)[:count], images[:count], weight), images[count:]])
 
 
+def ask(teacher: Executable, images: Tensor, *, flip: bool) -> dict[str, Tensor]:
+    """Return the teacher's outputs on images [B, 3, H, W].
+
+    With `flip`, they are float32 means over the images and their mirror images, whose feature maps
+    [B, C, h, w] are mirrored back.
+    """
+    outputs = teacher(images=images)
+    if not flip:
+        return outputs
+    mirrored = teacher(images=images.flip(3).contiguous(memory_format=torch.channels_last))
+    return {
+        name: (value.float() + (mirrored[name].flip(3) if value.ndim == 4 else mirrored[name]).float()) / 2
+        for name, value in outputs.items()
+    }
+
+
 def teacher_outputs(
     images: Images,
     keys: Int,
@@ -113,7 +129,8 @@ def teacher_outputs(
 
     def outputs(piece: slice) -> list[Tensor]:
         rows, views = np.divmod(np.arange(piece.start, piece.stop), count)
-        found = teacher(images=view_images(pixels, keys, rows, views, config, device))
+        seen = view_images(pixels, keys, rows, views, config, device)
+        found = ask(teacher, seen, flip=config.teacher_flip)
         advance(len(rows))
         chosen = (
             [found["logits"]] if pooled is None else [found["logits"], found[pooled].float().mean((2, 3))]

@@ -1,5 +1,7 @@
 """The file of a shard's views: its format, its hash, and what the bank's commands make of it."""
 
+import hashlib
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,23 @@ def test_what_is_packed_is_read(images: int, pooled: bool, tmp_path: Path) -> No
 def test_the_bytes_are_a_function_of_the_contents() -> None:
     assert len({pack(OWNER, outputs()) for _ in range(20)}) == 1
     assert pack(replace(OWNER, teacher="c" * 64), outputs()) != pack(OWNER, outputs())
+
+
+def test_a_file_of_an_earlier_version_is_read() -> None:
+    """It names fewer settings, and its hash is over those."""
+    data = pack(OWNER, outputs())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    fields = json.loads(data[8:begin])
+    facts = json.loads(fields["__metadata__"]["views"])
+    del facts["sha256"], facts["views"]["teacher_flip"]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, values in sorted(outputs()._asdict().items()):
+        digest.update(f"{name} {values.shape}".encode() + values.tobytes())
+    fields["__metadata__"]["views"] = json.dumps(facts | {"sha256": digest.hexdigest()})
+    earlier = json.dumps(fields).encode()
+    found = parse(np.frombuffer(len(earlier).to_bytes(8, "little") + earlier + data[begin:], np.uint8))
+    assert found.owner == OWNER
+    np.testing.assert_array_equal(found.outputs.logits, outputs().logits)
 
 
 def test_any_damage_is_noticed(tmp_path: Path) -> None:

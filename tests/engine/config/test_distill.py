@@ -63,6 +63,7 @@ def test_the_order_of_taps_does_not_matter() -> None:
     [
         (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
         (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
+        (lambda: DistillConfig(teacher_flip=True, flip=False), "teacher_flip"),
         (lambda: DistillConfig(mixup=0.5), "mixup"),
         (lambda: DistillConfig(cutmix=0.5), "cutmix"),
         (lambda: DistillConfig(cutmix=0.5, views=1, w_ce=0, w_feature=0), "cutmix"),
@@ -80,6 +81,7 @@ def test_the_order_of_taps_does_not_matter() -> None:
     ids=[
         "no term at all",
         "nesterov without momentum",
+        "a mirrored teacher without mirror images",
         "mixup with labels",
         "cutmix with labels",
         "cutmix with stored views",

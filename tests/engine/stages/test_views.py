@@ -1,6 +1,7 @@
 """New views of a batch, and the teacher's outputs on stored ones, in pieces of any size."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from engine.config.views import StoredViews
 from engine.errors import NonFiniteError
 from engine.feed.feed import FeedBatch
 from engine.runtime.micro_batch import MicroBatch
-from engine.stages.views import mixed, pasted, teacher_outputs, view_images, warped
+from engine.stages.views import ask, mixed, pasted, teacher_outputs, view_images, warped
 from tests.engine.stages.test_distill import batches, distiller, same, train, weights
+from tests.engine.stages.test_distill import teacher as teacher_network
 
 __all__ = ["batches"]
 CPU = torch.device("cpu")
@@ -40,6 +42,24 @@ def test_outputs_are_the_teachers_on_each_view_of_each_image() -> None:
             expected = teacher(one)
             np.testing.assert_allclose(found.logits[row, view], expected["logits"][0], atol=1e-3)
             np.testing.assert_allclose(found.pooled[row, view], expected["map"][0].mean((1, 2)), atol=1e-3)
+
+
+def test_with_teacher_flip_outputs_are_means_over_mirror_images() -> None:
+    def lopsided(images: Tensor) -> dict[str, Tensor]:
+        """Return outputs that differ between an image and its mirror image."""
+        weights = torch.arange(8.0)
+        return {"logits": (images * weights).mean((2, 3)), "map": images * weights}
+
+    config, batch = replace(CONFIG, teacher_flip=True), MicroBatch("filter", 4)
+    found = teacher_outputs(IMAGES, KEYS, config, lopsided, batch, CPU, pooled="map")
+    rows, views = np.divmod(np.arange(21), 3)
+    images = view_images(torch.from_numpy(IMAGES), KEYS, rows, views, CONFIG, CPU).double()
+    expected = images.mean((2, 3)).unflatten(0, (7, 3)) * 3.5
+    for half in (found.logits, found.pooled):
+        np.testing.assert_allclose(half, expected, rtol=2e-3)
+    weights = torch.arange(8.0)
+    mean = ask(lopsided, images.float(), flip=True)["map"].double()
+    torch.testing.assert_close(mean, images * (weights + weights.flip(0)) / 2, rtol=1e-6, atol=1e-6)
 
 
 def test_a_mixed_view_lies_between_the_views_of_two_images() -> None:
@@ -151,6 +171,19 @@ def test_warp_turns_without_a_shear() -> None:
         slopes = (out * x * y).sum((1, 2)) / (out * x * x).sum((1, 2))
         steepest = torch.tan(torch.tensor(0.3)).item() * 2.25
         assert 0.3 < slopes.abs().max() < steepest, "a stretch makes it steeper by up to e^0.8"
+
+
+def test_new_views_with_teacher_flip_train_as_stored_means_do(batches: list[FeedBatch]) -> None:
+    asked, images = teacher_network(), batches[0].images
+    mean = (asked(images) + asked(images.flip(3))) / 2
+    with_means, students = batches[0]._replace(teacher_logits=mean), []
+    for flip, batch in ((True, batches[0]), (False, with_means), (False, batches[0])):
+        each = distiller(w_ce=0.0, w_feature=0.0, teacher_flip=flip)
+        train(each, [batch], 1)
+        students.append(torch.cat([value.flatten() for value in weights(each.student)]))
+    ours, stored, plain = students
+    torch.testing.assert_close(ours, stored, rtol=1e-5, atol=1e-6)
+    assert (ours - plain).abs().max() > 1e-4
 
 
 def test_the_last_steps_see_no_mixed_image(batches: list[FeedBatch]) -> None:

@@ -139,7 +139,13 @@ def test_fewer_views_are_taken_from_more(bank: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("distill.views", "3"), ("distill.mixup", "1.0"), ("distill.crop_padding", "1")]
+    ("setting", "value"),
+    [
+        ("distill.views", "3"),
+        ("distill.mixup", "1.0"),
+        ("distill.crop_padding", "1"),
+        ("distill.teacher_flip", "true"),
+    ],
 )
 def test_other_settings_make_other_views(
     setting: str, value: str, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
