@@ -22,7 +22,7 @@ run: $(STAMP) data  ## Run the whole loop into a new folder of runs/; ARGS="--se
 	$(BIN)/python -m engine.run $(if $(findstring --out,$(ARGS)),,--out $(OUT)) $(ARGS)
 
 test: $(STAMP) data  ## Run the tests; ARGS="tests/kernels -k native", JOBS=2 processes
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not ray" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 20 -m "not ray" $(ARGS)
 	$(BIN)/python -m pytest -m ray $(or $(ARGS),$(RAY_TESTS))
 
 chaos: $(STAMP)  ## Kill commands and workers KILLS=1000 times; CHAOS_SEED=N repeats a run
