@@ -73,8 +73,8 @@ class DistillConfig(Checked):
     flip: bool = True
     """Mirror half of the images; set to false if left and right matter, as in digits and text."""
     teacher_flip: bool = False
-    """Train on the mean of the teacher's outputs over each view and its mirror image: more accurate than the
-    teacher alone, at twice its cost."""
+    """Train on the mean of the teacher's outputs over each view and its mirror image, which is usually more
+    accurate, at twice the teacher's cost. Needs distill.flip, and distill.feature pooled."""
     mixup: float = 0.0
     """Share of the images of a step, or of the stored views of an image, that are mixed with another one
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
@@ -124,7 +124,12 @@ class DistillConfig(Checked):
         if self.teacher_flip and not self.flip:
             yield (
                 "distill.teacher_flip asks the teacher about mirror images, but distill.flip is false; set "
-                "them to the same value"
+                "distill.teacher_flip to false, or distill.flip to true"
+            )
+        if self.teacher_flip and self.w_feature and (self.taps or self.feature == "map"):
+            yield (
+                "distill.teacher_flip averages over mirror images, whose feature maps do not line up; set "
+                "distill.feature to pooled and distill.taps to null, or distill.w_feature to 0"
             )
         for name in ("mixup", "cutmix"):
             if getattr(self, name) and self.w_ce:

@@ -27,7 +27,7 @@ class FeedBatch(NamedTuple):
     """Share of agreeing images in this rank's part, divided by their share in the global batch; 1 if the
     global batch has none."""
     teacher_logits: Tensor | None = None
-    """float16 [B, C], stored outputs of the teacher on these images; None if it has to be asked."""
+    """float16 [B, C], the teacher's stored targets for these images; None if it has to be asked."""
     teacher_pooled: Tensor | None = None
     """float16 [B, D], its feature map, averaged over the positions; None if it is not stored."""
 

@@ -28,8 +28,8 @@ class PerImage:
     synthesis: float
     """Seconds of a synthesis step: the teacher, forward and backward."""
     training: float
-    """Seconds of a training step: the student forward and backward, and the teacher forward unless views are
-    stored."""
+    """Seconds of a training step: the student forward and backward, and the teacher forward, twice with
+    distill.teacher_flip, unless views are stored."""
     kept_bytes: int
     """Memory that the teacher keeps for the backward pass."""
 

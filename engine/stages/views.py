@@ -89,17 +89,14 @@ def mixed(images: Tensor, share: float, draw: torch.Generator) -> Tensor:
 def ask(teacher: Executable, images: Tensor, *, flip: bool) -> dict[str, Tensor]:
     """Return the teacher's outputs on images [B, 3, H, W].
 
-    With `flip`, they are float32 means over the images and their mirror images, whose feature maps
-    [B, C, h, w] are mirrored back.
+    With `flip`, they are float32 means over the images and their mirror images. Of a feature map, only the
+    mean over the positions then has a meaning.
     """
     outputs = teacher(images=images)
     if not flip:
         return outputs
     mirrored = teacher(images=images.flip(3).contiguous(memory_format=torch.channels_last))
-    return {
-        name: (value.float() + (mirrored[name].flip(3) if value.ndim == 4 else mirrored[name]).float()) / 2
-        for name, value in outputs.items()
-    }
+    return {name: (value.float() + mirrored[name].float()) / 2 for name, value in outputs.items()}
 
 
 def teacher_outputs(

@@ -63,7 +63,12 @@ def test_the_order_of_taps_does_not_matter() -> None:
     [
         (lambda: DistillConfig(w_kl=0, w_ce=0, w_feature=0), "w_kl"),
         (lambda: DistillConfig(nesterov=True, momentum=0), "nesterov"),
-        (lambda: DistillConfig(teacher_flip=True, flip=False), "teacher_flip"),
+        (lambda: DistillConfig(teacher_flip=True, flip=False, w_feature=0), r"teacher_flip .*distill\.flip"),
+        (lambda: DistillConfig(teacher_flip=True), r"teacher_flip .*set distill\.feature to pooled"),
+        (
+            lambda: DistillConfig(teacher_flip=True, feature="pooled", taps={"a": "b"}),
+            r"teacher_flip .*distill\.taps to null",
+        ),
         (lambda: DistillConfig(mixup=0.5), "mixup"),
         (lambda: DistillConfig(cutmix=0.5), "cutmix"),
         (lambda: DistillConfig(cutmix=0.5, views=1, w_ce=0, w_feature=0), "cutmix"),
@@ -82,6 +87,8 @@ def test_the_order_of_taps_does_not_matter() -> None:
         "no term at all",
         "nesterov without momentum",
         "a mirrored teacher without mirror images",
+        "maps of mirror images",
+        "taps of mirror images",
         "mixup with labels",
         "cutmix with labels",
         "cutmix with stored views",
