@@ -73,8 +73,8 @@ class DistillConfig(Checked):
     flip: bool = True
     """Mirror half of the images; set to false if left and right matter, as in digits and text."""
     teacher_flip: bool = False
-    """Train on the mean of the teacher's outputs over each view and its mirror image, which is usually more
-    accurate, at twice the teacher's cost. Needs distill.flip, and distill.feature pooled."""
+    """Train on the mean of the teacher's outputs over each view and its mirror image, at twice the
+    teacher's cost. Needs distill.flip, and distill.feature pooled."""
     mixup: float = 0.0
     """Share of the images of a step, or of the stored views of an image, that are mixed with another one
     (mixup, arXiv 1710.09412); they have no label, so distill.w_ce must be 0."""
